@@ -1,0 +1,50 @@
+"""How curved is what a network computes, around the inputs it will meet?
+
+``InputHessianMonitor`` is a Lightning callback that measures the Hessian of selected class outputs with
+respect to the *input* on held-out samples during training; ``input_gradient``, ``input_hvp``,
+``input_hessian`` and ``input_spectrum`` measure the same without a Trainer. Importing this package loads
+neither torch nor Lightning: each public name is loaded when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "InputHessianMonitor": "callback",
+    "input_gradient": "functional",
+    "input_hvp": "functional",
+    "input_hessian": "functional",
+    "input_spectrum": "functional",
+    "Spectrum": "curvature.spectrum",
+    "Record": "record",
+    "load_records": "record",
+}
+
+__all__ = [
+    "InputHessianMonitor",
+    "Record",
+    "Spectrum",
+    "input_gradient",
+    "input_hessian",
+    "input_hvp",
+    "input_spectrum",
+    "load_records",
+]
+
+if TYPE_CHECKING:
+    from lightning_hessian.callback import InputHessianMonitor
+    from lightning_hessian.curvature.spectrum import Spectrum
+    from lightning_hessian.functional import input_gradient, input_hessian, input_hvp, input_spectrum
+    from lightning_hessian.record import Record, load_records
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,290 @@
+"""The Lightning callback: hooks -> schedule -> probe -> measure -> publish. The only importer of Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lightning_hessian.curvature.dense import ChunkSize
+from lightning_hessian.errors import ConfigurationError, MeasurementError
+from lightning_hessian.functional import Target, make_options
+from lightning_hessian.isolation import frozen_random_streams
+from lightning_hessian.model_function import ForwardFunction, OutputFunction
+from lightning_hessian.monitor import Monitor, check_at_least, check_choice
+from lightning_hessian.probe import InputFunction, Probe, first_batch, probe_from_batch, probe_from_dataset
+from lightning_hessian.schedule import Schedule
+from lightning_hessian.writers.publish import publish, publish_failure, tensorboard_loggers
+
+SHARDED_STRATEGIES = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
+
+
+class InputHessianMonitor(Callback):
+    """Measures how curved chosen outputs are around held-out inputs while a network trains.
+
+    The Hessian of a class's target with respect to the *input* is measured sample by sample on a fixed
+    probe: before training, at the end of chosen epochs, and at the end of the fit; in eval mode, in
+    ``dtype``, without autocast, on the trainer's device. Training goes on bit for bit as without it.
+    Eigenvalues, trace, norms, heatmaps and a diagnosis in words go to TensorBoard; the scalars go to every
+    logger and into ``trainer.callback_metrics``; each measurement is saved under the log directory.
+
+    Args:
+        classes: which outputs: ``"label"`` (each sample's own), ``"predicted"``, ``"all"``, an int or ints.
+        target: ``"logit"``, ``"log_prob"``, ``"prob"``, ``"loss"``, ``"margin"``, or a callable
+            ``(outputs [N, C], classes [N, K]) -> [N, K]``. ``"auto"``: the output itself (``"logit"``), unless
+            the network is piecewise linear in its input and has several outputs: then ``"prob"``.
+        every_n_epochs: measure at the end of every n-th epoch; None: at none.
+        epochs: measure at the end of exactly these epochs (from 0), in place of ``every_n_epochs``.
+        every_n_train_steps: also measure after every n-th optimizer step.
+        probe: the samples: a tensor ``[N, *shape]``, ``(x, labels)``, a map-style dataset, or None for the
+            first validation batch.
+        sample_indices: which samples of the probe or of the first validation batch, in place of the first ones.
+        num_samples: how many samples.
+        heatmap_samples: for how many of them the whole matrix is drawn and kept.
+        method: ``"dense"`` or ``"auto"``: all eigenvalues, from whole matrices.
+        num_eigenvalues: eigenvectors kept per problem, those of largest magnitude.
+        dtype: ``"float32"`` or ``"float64"``.
+        input_fn: ``batch -> x`` or ``batch -> (x, labels)``, for batches that are not ``(x, labels)``.
+        forward_fn: ``(module, x) -> output``, in place of ``module(x)``.
+        output_fn: ``output -> [N, C]``, for modules that return something else.
+        chunk_size: Hessian columns computed at once; ``"auto"``: found while working.
+        max_memory: bytes a measurement may use; None: half of what is free.
+        keep_matrices: whether saved files hold the whole matrices of the ``heatmap_samples``.
+        class_names: names of all classes, for pictures.
+        on_error: ``"warn"``: a measurement that fails is told about and training goes on; ``"raise"``.
+        seed: of the monitor's own random directions.
+
+    Raises:
+        MisconfigurationException: at construction or setup, naming the argument and what is allowed.
+
+    Cost: see ``input_spectrum``; logged as ``hessian_cost/seconds``.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_hessian import InputHessianMonitor
+        >>> monitor = InputHessianMonitor(classes=[2, 3], every_n_epochs=1, num_samples=8)
+        >>> trainer = Trainer(callbacks=[monitor], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        classes: int | Sequence[int] | str = "label",
+        target: Target | Literal["auto"] = "auto",
+        *,
+        every_n_epochs: int | None = 1,
+        epochs: Collection[int] | None = None,
+        every_n_train_steps: int | None = None,
+        probe: Any = None,
+        sample_indices: Sequence[int] | None = None,
+        num_samples: int = 8,
+        heatmap_samples: int = 1,
+        method: Literal["auto", "dense"] = "auto",
+        num_eigenvalues: int = 10,
+        dtype: Literal["float32", "float64"] = "float32",
+        input_fn: InputFunction | None = None,
+        forward_fn: ForwardFunction | None = None,
+        output_fn: OutputFunction | None = None,
+        chunk_size: ChunkSize = "auto",
+        max_memory: int | None = None,
+        keep_matrices: bool = True,
+        class_names: Sequence[str] | None = None,
+        on_error: Literal["warn", "raise"] = "warn",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        with _misconfiguration():
+            check_choice("method", method, ("auto", "dense"))
+            check_choice("on_error", on_error, ("warn", "raise"))
+            check_at_least("num_samples", num_samples, 1)
+            self._schedule = Schedule(every_n_epochs, epochs, every_n_train_steps)
+            self._monitor = Monitor(
+                classes=classes,
+                target=target,
+                dtype=dtype,
+                options=make_options(num_eigenvalues, chunk_size=chunk_size, max_memory=max_memory, seed=seed),
+                heatmap_samples=heatmap_samples,
+                class_names=None if class_names is None else tuple(class_names),
+                forward_fn=forward_fn,
+                output_fn=output_fn,
+            )
+        self._given_probe = probe
+        self._how_to_probe = (num_samples, sample_indices, input_fn)
+        self._keep_matrices = keep_matrices
+        self._on_error = on_error
+        self._probe: Probe | None = None
+        self._last_epoch = 0
+        self._num_records = 0
+        self._warned: set[str] = set()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Checks what can be checked before training, and takes the probe where it was given."""
+        if stage != "fit":
+            return
+        with _misconfiguration():
+            if type(trainer.strategy).__name__ in SHARDED_STRATEGIES:
+                raise ConfigurationError(
+                    f"InputHessianMonitor cannot measure under {type(trainer.strategy).__name__}: parameters are "
+                    f"sharded over processes. Use a single device or DDP, or remove the callback."
+                )
+            if self._given_probe is not None:
+                self._take(self._given_probe)
+            elif not trainer.enable_validation:
+                raise ConfigurationError(
+                    "InputHessianMonitor has no samples to measure at: there is no validation loader (or "
+                    "limit_val_batches is 0) and no probe was given. Give probe=x, probe=(x, labels) or probe=dataset."
+                )
+        if trainer.fast_dev_run:  # type: ignore[attr-defined] # set by Lightning's debugging flags
+            self._warn("fast_dev_run: measurements are made to test them, but nothing is saved or drawn.")
+        elif not tensorboard_loggers(trainer.loggers):
+            self._warn(
+                "No TensorBoard logger: scalars go to the loggers there are and records to files, but there are "
+                "no pictures. Give Trainer(logger=TensorBoardLogger(...)) to see them."
+            )
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps the probe from the first validation batch of a fit that passes."""
+        if self._probe is None and trainer.state.fn == "fit" and dataloader_idx == 0:
+            with _misconfiguration():
+                self._take(batch)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measures before training; finds the first validation batch itself where no sanity check ran."""
+        if self._probe is None:
+            self._take_first_validation_batch(trainer, pl_module)
+        if self._probe is None:
+            self._warn(
+                "No measurement before training: no sanity check ran, and the validation loader's first batch "
+                "cannot be had without disturbing it. Give probe=... to measure before training too."
+            )
+        elif trainer.global_step == 0:
+            self._run(trainer, pl_module, trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measures after every n-th optimizer step, where asked to."""
+        self._last_epoch = trainer.current_epoch
+        if self._schedule.after_step(trainer.global_step):
+            self._run(trainer, pl_module, trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measures at the end of chosen epochs, before Lightning's own monitoring callbacks look."""
+        self._last_epoch = trainer.current_epoch
+        if self._schedule.at_epoch_end(trainer.current_epoch, trainer.global_step):
+            self._run(trainer, pl_module, _last_logged_step(trainer))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measures the final weights, if that was not done yet."""
+        if self._schedule.is_new(trainer.global_step):
+            self._run(trainer, pl_module, _last_logged_step(trainer))
+
+    def _take(self, source: Any) -> None:
+        is_dataset = not isinstance(source, (Tensor, list, tuple, dict)) and hasattr(source, "__getitem__")
+        take = probe_from_dataset if is_dataset else probe_from_batch
+        probe = take(source, *self._how_to_probe)
+        self._monitor.check(probe)
+        self._probe = probe
+
+    def _take_first_validation_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loader = trainer.val_dataloaders
+        while isinstance(loader, (list, tuple, dict)) and loader:
+            loader = next(iter(loader.values() if isinstance(loader, dict) else loader))
+        batch = first_batch(loader)
+        if batch is None:
+            return
+        # It goes the way of every validation batch; the user's hooks may look at the trainer's stage.
+        trainer.validating = True
+        try:
+            with frozen_random_streams(trainer.strategy.root_device):
+                batch = trainer.precision_plugin.convert_input(batch)
+                batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+                batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        finally:
+            trainer.training = True
+        with _misconfiguration():
+            self._take(batch)
+
+    def _run(self, trainer: Trainer, pl_module: LightningModule, logged_step: int) -> None:
+        """One measurement, on the first process; every process gets the scalars, or the failure."""
+        if self._probe is None:
+            return
+        self._schedule.done(trainer.global_step)
+        folder = _folder(trainer)
+        metrics: dict[str, float] = {}
+        failure: Exception | None = None
+        if trainer.is_global_zero:
+            try:
+                record = self._monitor.measure(
+                    pl_module,
+                    self._probe,
+                    step=trainer.global_step,
+                    logged_step=logged_step,
+                    epoch=self._last_epoch,
+                )
+                first, self._num_records = self._num_records == 0, self._num_records + 1
+                metrics = publish(record, trainer.loggers, folder, keep_matrices=self._keep_matrices, first=first)
+            except Exception as error:  # a user's model or logger may fail in any way; training goes on
+                failure = error
+        told = None if failure is None else (str(failure), isinstance(failure, ConfigurationError))
+        metrics, told = trainer.strategy.broadcast((metrics, told))
+        if told is not None:
+            self._fail(failure or MeasurementError(told[0]), trainer, logged_step, misconfigured=told[1])
+        device = trainer.strategy.root_device
+        trainer.callback_metrics.update({k: torch.tensor(v, device=device) for k, v in metrics.items()})
+
+    def _fail(self, error: Exception, trainer: Trainer, logged_step: int, *, misconfigured: bool) -> None:
+        """Raises what must be mended before training, and what ``on_error`` asks for; tells about the rest."""
+        if misconfigured and self._num_records == 0:
+            raise MisconfigurationException(f"InputHessianMonitor: {error}") from error
+        if self._on_error == "raise":
+            raise error
+        self._warn(
+            f"InputHessianMonitor: no measurement at step {trainer.global_step}, and training goes on. "
+            f"{type(error).__name__}: {error}",
+            key=str(error),
+        )
+        if trainer.is_global_zero:
+            with suppress(Exception):  # the logger itself may be what failed; the warning has told it
+                publish_failure(str(error), trainer.loggers, logged_step)
+
+    def _warn(self, message: str, key: str | None = None) -> None:
+        """Warns on the first process, once per cause."""
+        if (key or message) not in self._warned:
+            self._warned.add(key or message)
+            rank_zero_warn(message, category=UserWarning)
+
+
+def _folder(trainer: Trainer) -> str | None:
+    """Where records are saved: beside the event file if there is one; nowhere in a fast_dev_run."""
+    log_dir = trainer.log_dir  # collective: every process must ask
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return None
+    loggers = tensorboard_loggers(trainer.loggers)
+    return loggers[0].log_dir if loggers else log_dir
+
+
+def _last_logged_step(trainer: Trainer) -> int:
+    """The loggers' step of the batch that just ended, at which Lightning logs an epoch's own metrics."""
+    return max(0, trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
+
+
+@contextmanager
+def _misconfiguration() -> Iterator[None]:
+    """Raises configuration errors as Lightning's own kind."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise MisconfigurationException(f"InputHessianMonitor: {error}") from error

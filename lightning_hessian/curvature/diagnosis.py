@@ -1,0 +1,252 @@
+"""Why a Hessian is what it is: curved, zero for a reason, or not to be trusted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_hessian.curvature.derivatives import (
+    ForwardOverReverse,
+    ReverseOverReverse,
+    in_float64,
+    random_vectors,
+)
+from lightning_hessian.curvature.problems import Problems
+
+Kind = Literal["curved", "piecewise_linear", "linear", "disconnected", "inconsistent"]
+
+NUM_DRAWS = 3  # random directions that must all give exactly 0.0 before a Hessian is called zero
+WITNESS_SAMPLES = 5  # ReLU kinks spoil single samples: the median over a few decides
+WITNESS_STEP = 1e-7  # relative to 1 + ‖x‖; small, so that few of a large network's kinks are crossed
+WITNESS_NOISE = 1e-2  # relative to the spread of the input's entries
+WITNESS_TOLERANCE = 1e-2  # below what a wrong derivative shows, above what rounding does
+
+MESSAGES: dict[Kind, str] = {
+    "curved": "The target bends with the input: its Hessian is not zero.",
+    "piecewise_linear": (
+        "The target is piecewise linear in the input (as with ReLU, LeakyReLU or max-pooling), so its Hessian "
+        "is exactly zero almost everywhere. This is correct. For curvature, take a target that bends the "
+        "outputs: 'prob', 'log_prob' or 'loss', or a smooth activation such as GELU or softplus."
+    ),
+    "linear": (
+        "The target is a linear function of the input: its gradient is the same everywhere and its Hessian is "
+        "exactly zero. This is correct. For curvature, take a target that bends the outputs: 'prob', "
+        "'log_prob' or 'loss'."
+    ),
+    "disconnected": (
+        "The target does not depend on the input as far as autograd sees: gradient and Hessian are zero. Look "
+        "for torch.no_grad(), .detach(), argmax, rounding or integer arithmetic between input and output."
+    ),
+    "inconsistent": (
+        "Two ways of differentiating disagree: the Hessian by autograd is not the derivative of the gradient. "
+        "Look for .detach() or torch.no_grad() over part of the forward, and for a custom autograd.Function "
+        "whose backward is not itself differentiable."
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Why a Hessian is what it is.
+
+    Attributes:
+        kind: what the target is as a function of the input.
+        network: what the outputs themselves are as functions of the input. A target such as ``prob`` can be
+            curved over a piecewise linear network.
+        findings: what else was noticed, in sentences.
+        trusted: False where the numbers are not per-sample derivatives of a fixed function: two ways of
+            differentiating disagree, the forward is random, or samples influence each other.
+    """
+
+    kind: Kind
+    network: Kind
+    findings: tuple[str, ...] = ()
+    trusted: bool = True
+
+    @property
+    def message(self) -> str:
+        """The diagnosis in words: what it means and what to do."""
+        return " ".join((MESSAGES[self.kind], *self.findings))
+
+    @property
+    def zero(self) -> bool:
+        """Whether the Hessian of the target is exactly zero."""
+        return self.kind in ("piecewise_linear", "linear", "disconnected")
+
+
+def diagnose(problems: Problems, generator: torch.Generator) -> Diagnosis:
+    """Says what kind of function of its input every target is, from a few HVPs along random directions.
+
+    A Hessian is called zero only when the HVPs along ``NUM_DRAWS`` random directions are exactly 0.0 for
+    every problem, by both engines where both run. Whether the second derivatives are true is witnessed in
+    float64 by a central finite difference of the gradient. Cost: about 10 HVPs and 6 forward passes.
+    """
+    network = _kind(_outputs_as_problems(problems, generator), generator)
+    kind: Kind = network if network == "disconnected" else _kind(problems, generator)
+    result = Diagnosis(kind, network)
+    for check in (_random_forward, _coupled_samples):
+        finding = check(problems, generator)
+        if finding:
+            return replace(result, findings=(finding,), trusted=False)
+    return _with_witness(result, problems, generator)
+
+
+def _outputs_as_problems(problems: Problems, generator: torch.Generator) -> Problems:
+    """One random weighted sum of the outputs, the same for every sample, as the target."""
+    with torch.no_grad():
+        num_outputs = problems.network(problems.x).shape[1]
+    weights = torch.randn(num_outputs, generator=generator, dtype=torch.float64).to(problems.x)
+
+    def weighted_sum(outputs: Tensor, classes: Tensor) -> Tensor:
+        return (outputs @ weights.to(outputs)).unsqueeze(1)
+
+    return Problems(problems.network, weighted_sum, problems.x, problems.classes[:, :1])
+
+
+def _kind(problems: Problems, generator: torch.Generator) -> Kind:
+    x = problems.x.detach().clone().requires_grad_()
+    values = problems.values(x)
+    if not values.requires_grad or torch.autograd.grad(values.sum(), x, allow_unused=True)[0] is None:
+        return "disconnected"
+    reverse = ReverseOverReverse(problems)
+    for _ in range(NUM_DRAWS):
+        v = random_vectors(problems, generator)
+        if reverse.hvp(v).count_nonzero() or _forward_hvp(problems, v).count_nonzero():
+            return "curved"
+    return "linear" if _same_gradient_elsewhere(problems, reverse.gradient(), generator) else "piecewise_linear"
+
+
+def _forward_hvp(problems: Problems, v: Tensor) -> Tensor:
+    try:
+        return ForwardOverReverse(problems).hvp(v)
+    except Exception:  # this engine does not cover every module; the other one has spoken
+        return torch.zeros_like(v)
+
+
+def _same_gradient_elsewhere(problems: Problems, gradient: Tensor, generator: torch.Generator) -> bool:
+    """Whether the gradients far from the samples are the same, to rounding."""
+    x = problems.x
+    for scale in (1.0, 10.0):
+        noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+        there = replace(problems, x=x + scale * (x.std(correction=0) + 1) * noise)
+        other = ReverseOverReverse(there).gradient()
+        if not torch.allclose(gradient, other, rtol=1e-4, atol=1e-6 * float(gradient.abs().max())):
+            return False
+    return True
+
+
+def _random_forward(problems: Problems, generator: torch.Generator) -> str | None:
+    with torch.no_grad():
+        first, second = problems.network(problems.x), problems.network(problems.x)
+    if _close(first, second):
+        return None
+    return (
+        "Two forward passes on the same input differ: the forward is random (dropout that stays on, sampled "
+        "noise), and rows of one Hessian would come from different functions. Make it deterministic in eval mode."
+    )
+
+
+def _coupled_samples(problems: Problems, generator: torch.Generator) -> str | None:
+    """Compares the outputs of one sample in the company of two different others."""
+    x = problems.x[:1]
+    noise = torch.randn((2, *x.shape[1:]), generator=generator, dtype=torch.float64).to(x)
+    with torch.no_grad():
+        alone, accompanied = (problems.network(torch.cat([x, x + other[None]]))[0] for other in noise)
+    if _close(alone, accompanied):
+        return None
+    return (
+        "The output for one sample changes with the other samples in the batch (batch norm without running "
+        "statistics, or a mean over the batch): there is no Hessian per sample. Measure with a forward that "
+        "treats samples one by one."
+    )
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    """Equal up to what another order of summation may change; NaN counts as equal and is reported elsewhere."""
+    tolerance = torch.finfo(a.dtype).eps ** 0.5
+    scale = float(torch.nan_to_num(a).abs().max())
+    return torch.allclose(a, b, rtol=0, atol=tolerance * scale, equal_nan=True)
+
+
+def _with_witness(result: Diagnosis, problems: Problems, generator: torch.Generator) -> Diagnosis:
+    few = in_float64(problems.select(slice(0, WITNESS_SAMPLES)))
+    if few is None:
+        finding = "The model cannot be evaluated in float64, so finite differences could not confirm the numbers."
+        return replace(result, findings=(finding,))
+    for name, difference in _witness_differences(few, generator).items():
+        if difference > WITNESS_TOLERANCE:
+            finding = f"Finite differences contradict the {name} by {difference:.0%} along random directions."
+            kind: Kind = "disconnected" if result.kind == "disconnected" else "inconsistent"
+            return replace(result, kind=kind, findings=(finding,), trusted=False)
+    kinks = _samples_on_kinks(few, generator)
+    if not kinks:
+        return result
+    finding = (
+        f"The target has a kink exactly at {kinks} of the {few.num_samples} samples looked at: its slopes to both "
+        "sides differ, as where equal neighbours tie in max-pooling (the constant background of an image). "
+        "There, gradient and Hessian are those of the adjoining smooth piece that autograd picks."
+    )
+    return replace(result, findings=(finding,))
+
+
+def _witness_differences(problems: Problems, generator: torch.Generator) -> dict[str, float]:
+    """How far derivatives along random directions are from central finite differences, in float64.
+
+    The gradient is held against differences of the values, the HVP against differences of the gradient:
+    ``.detach()`` may spoil the one and leave the other whole. A difference quotient speaks only where it
+    stays the same at half the step: across the kinks of a ReLU network it does not. Median over samples,
+    each moved by a little noise: real images lie on kinks (see ``_samples_on_kinks``), their neighbours do not.
+    """
+    problems = problems.repeat(-(-WITNESS_SAMPLES // problems.num_samples))
+    noise = torch.randn(problems.x.shape, generator=generator, dtype=torch.float64).to(problems.x)
+    problems = replace(problems, x=problems.x + WITNESS_NOISE * (problems.x.std(correction=0) + 1e-3) * noise)
+    direction = random_vectors(problems, generator)[:, :1]  # one per sample, for all its classes
+    here = ReverseOverReverse(problems)
+    gradient, product = here.gradient(), here.hvp(direction.expand(problems.shape))
+    with torch.no_grad():
+        values = problems.values(problems.x).unsqueeze(-1)
+    step = WITNESS_STEP * (1 + problems.x.flatten(1).norm(dim=1)).reshape(-1, 1, 1)
+    wide, narrow = (_difference_quotients(problems, direction, h) for h in (step, step / 2))
+    slope = (gradient * direction).sum(-1, keepdim=True)
+    eps = torch.finfo(torch.float64).eps
+    noise = 1000 * eps / step.squeeze(-1)
+    return {
+        "gradient": _median_error(slope, wide[0], narrow[0], noise * values.norm(dim=-1)),
+        "Hessian": _median_error(product, wide[1], narrow[1], noise * gradient.norm(dim=-1)),
+    }
+
+
+def _samples_on_kinks(problems: Problems, generator: torch.Generator) -> int:
+    """At how many samples the slopes ahead and behind along a random direction differ (float64)."""
+    direction = random_vectors(problems, generator)[:, 0].reshape(problems.x.shape)
+    step = WITNESS_STEP * 10 * (1 + problems.x.flatten(1).norm(dim=1, keepdim=True))
+    shift = step.reshape(-1, *[1] * (problems.x.dim() - 1)) * direction
+    with torch.no_grad():
+        behind, here, ahead = (problems.values(problems.x + sign * shift) for sign in (-1, 0, 1))
+    left, right = (here - behind) / step, (ahead - here) / step
+    noise = 1000 * torch.finfo(torch.float64).eps / step * here.abs()
+    scale = torch.maximum(left.abs(), right.abs())
+    kinked = ((left - right).abs() > noise + WITNESS_TOLERANCE * scale).any(dim=1)
+    return int(kinked.sum())
+
+
+def _difference_quotients(problems: Problems, direction: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """Central differences of the values ``[N, K, 1]`` and of the gradients ``[N, K, D]``."""
+    shift = (step * direction)[:, 0].reshape(problems.x.shape)
+    ends = [replace(problems, x=problems.x + shift), replace(problems, x=problems.x - shift)]
+    with torch.no_grad():
+        above, below = (end.values(end.x).unsqueeze(-1) for end in ends)
+    ahead, behind = (ReverseOverReverse(end).gradient() for end in ends)
+    return (above - below) / (2 * step), (ahead - behind) / (2 * step)
+
+
+def _median_error(derivative: Tensor, wide: Tensor, narrow: Tensor, noise: Tensor) -> float:
+    """Median relative error over the samples where two quotients agree; 0 where none do or noise rules."""
+    size = torch.maximum(derivative.norm(dim=-1), narrow.norm(dim=-1)).clamp_min(1e-300)
+    unsteady = ((wide - narrow).norm(dim=-1) - noise).clamp_min(0) / size
+    error = ((derivative - narrow).norm(dim=-1) - noise).clamp_min(0) / size
+    speaks = (unsteady <= WITNESS_TOLERANCE / 10).all(dim=1)
+    return float(error.amax(dim=1)[speaks].median()) if speaks.any() else 0.0

@@ -1,0 +1,137 @@
+"""The result of a measurement: eigenvalues, how far they can be trusted, and what is derived from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_hessian.curvature.derivatives import EngineName
+from lightning_hessian.curvature.diagnosis import Diagnosis
+
+MethodName = Literal["dense"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a measurement cost: wall time in seconds, and HVPs per problem."""
+
+    seconds: float
+    num_hvps: int
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigenvalues of the input-Hessians of N samples and K classes, with what follows from them.
+
+    Units: one eigenvalue is target per squared input unit; a gradient is target per input unit.
+
+    Attributes:
+        eigenvalues: ``[N, K, M]``, descending and algebraic (negative ones last).
+        eigenvectors: ``[N, K, V, D]``, unit vectors of the V eigenvalues of largest magnitude, largest first,
+            or None where none were computed.
+        vector_index: ``[N, K, V]``, the positions of those V in ``eigenvalues``.
+        residuals: ``[N, K, M]``, ‖H v − λ v‖ of every pair: an eigenvalue of H lies within this of λ.
+        converged: ``[N, K, M]``, whether that residual is small against the norm of H.
+        complete: True if the D − M eigenvalues not listed are exactly zero.
+        gradient: ``[N, K, D]``.
+        trace: ``[N, K]``, Σ λ.
+        trace_error: ``[N, K]``, standard error of the trace; 0 where it is exact.
+        frobenius_norm: ``[N, K]``, √Σ λ².
+        gradient_curvature: ``[N, K]``, gᵀHg / gᵀg, the curvature along the gradient; NaN where g = 0.
+        asymmetry: ``[N, K]``, ‖H − Hᵀ‖ / ‖H‖ in the Frobenius norm before H was symmetrised.
+        method: how the eigenvalues were found.
+        engine: how the derivatives were taken.
+        target: name of the differentiated scalar.
+        diagnosis: why the Hessian is what it is.
+        cost: what it took.
+
+    Example:
+        >>> import torch
+        >>> from lightning_hessian import input_spectrum
+        >>> def quadratic(x): return 0.5 * (x * x * torch.tensor([3.0, -1.0])).sum(dim=1)
+        >>> spectrum = input_spectrum(quadratic, torch.tensor([[1.0, 1.0]]), classes=0)
+        >>> spectrum.eigenvalues
+        tensor([[[ 3., -1.]]])
+        >>> spectrum.trace
+        tensor([[2.]])
+    """
+
+    eigenvalues: Tensor
+    eigenvectors: Tensor | None
+    vector_index: Tensor | None
+    residuals: Tensor
+    converged: Tensor
+    complete: bool
+    gradient: Tensor
+    trace: Tensor
+    trace_error: Tensor
+    frobenius_norm: Tensor
+    gradient_curvature: Tensor
+    asymmetry: Tensor
+    method: MethodName
+    engine: EngineName
+    target: str
+    diagnosis: Diagnosis
+    cost: Cost
+
+    @property
+    def lambda_max(self) -> Tensor:
+        """Largest algebraic eigenvalue ``[N, K]``; never below zero if zeros are left out of the list."""
+        largest = self.eigenvalues[..., 0]
+        return largest.clamp_min(0) if self._zeros_left_out else largest
+
+    @property
+    def lambda_min(self) -> Tensor:
+        """Smallest algebraic eigenvalue ``[N, K]``; never above zero if zeros are left out of the list."""
+        smallest = self.eigenvalues[..., -1]
+        return smallest.clamp_max(0) if self._zeros_left_out else smallest
+
+    @property
+    def spectral_norm(self) -> Tensor:
+        """Largest magnitude of an eigenvalue, max |λ|, ``[N, K]``."""
+        return self.eigenvalues.abs().amax(dim=-1)
+
+    @property
+    def negative_share(self) -> Tensor:
+        """Σ_{λ<0} |λ| / Σ |λ|, ``[N, K]``; NaN for a zero Hessian."""
+        magnitudes = self.eigenvalues.abs()
+        return magnitudes.where(self.eigenvalues < 0, 0).sum(-1) / magnitudes.sum(-1)
+
+    @property
+    def effective_rank(self) -> Tensor:
+        """(Σ |λ|)² / Σ λ², ``[N, K]``: how many directions share the curvature; NaN for a zero Hessian."""
+        return self.eigenvalues.abs().sum(-1) ** 2 / self.eigenvalues.square().sum(-1)
+
+    @property
+    def gradient_norm(self) -> Tensor:
+        """‖g‖, ``[N, K]``."""
+        return self.gradient.norm(dim=-1)
+
+    @property
+    def normalized_curvature(self) -> Tensor:
+        """Max |λ| / ‖g‖, ``[N, K]``, per input unit; NaN where both are zero."""
+        return self.spectral_norm / self.gradient_norm
+
+    @property
+    def linear_radius(self) -> Tensor:
+        """2 ‖g‖ / max |λ|, ``[N, K]``, in input units.
+
+        The distance from the sample at which the second-order term ½ λ r² is as large as the first, ‖g‖ r.
+        Infinite for a zero Hessian.
+        """
+        return 2 * self.gradient_norm / self.spectral_norm
+
+    @property
+    def gradient_alignment(self) -> Tensor:
+        """|cos| between the gradient and the eigenvector of largest |λ|, ``[N, K]``; NaN without one."""
+        if self.eigenvectors is None:
+            return torch.full_like(self.trace, torch.nan)
+        top = self.eigenvectors[:, :, 0]
+        return (top * self.gradient).sum(-1).abs() / self.gradient_norm
+
+    @property
+    def _zeros_left_out(self) -> bool:
+        return self.complete and self.eigenvalues.shape[-1] < self.gradient.shape[-1]

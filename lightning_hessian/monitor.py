@@ -1,0 +1,152 @@
+"""What is measured at every visit: a model and a probe in, a record out. Knows no Trainer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+import lightning_hessian
+from lightning_hessian.curvature.measure import Options, diagnose_finite, measure
+from lightning_hessian.errors import ConfigurationError, MeasurementError
+from lightning_hessian.functional import Model, Target, Task, check_input, prepared
+from lightning_hessian.model_function import ForwardFunction, OutputFunction
+from lightning_hessian.probe import Probe
+from lightning_hessian.record import Record, make_record
+from lightning_hessian.targets import TARGET_NAMES
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+CLASS_CHOICES = ("label", "predicted", "all")
+
+
+@dataclass
+class Monitor:
+    """Measures the same problems again and again, as a network changes.
+
+    Args:
+        classes: ``"label"``, ``"predicted"``, ``"all"``, an int or ints.
+        target: a target, or ``"auto"``: chosen at the first measurement and kept.
+        dtype: ``"float32"`` or ``"float64"``.
+        options: how to measure.
+        heatmap_samples: for how many samples whole matrices are kept in the record.
+        class_names: names of all classes.
+        forward_fn: ``(model, x) -> output``.
+        output_fn: ``output -> [N, C]``.
+
+    Raises:
+        ConfigurationError: an argument is not one of those allowed.
+    """
+
+    classes: int | Sequence[int] | str
+    target: Target | Literal["auto"]
+    dtype: str
+    options: Options
+    heatmap_samples: int = 1
+    class_names: tuple[str, ...] | None = None
+    forward_fn: ForwardFunction | None = None
+    output_fn: OutputFunction | None = None
+    chosen_target: Target | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if not callable(self.target):
+            check_choice("target", self.target, ("auto", *TARGET_NAMES))
+        if isinstance(self.classes, str):
+            check_choice("classes", self.classes, CLASS_CHOICES)
+        check_choice("dtype", self.dtype, tuple(DTYPES))
+        check_at_least("heatmap_samples", self.heatmap_samples, 0)
+
+    def check(self, probe: Probe) -> None:
+        """Tells at once whether the probe has what is needed.
+
+        Raises:
+            ConfigurationError: labels are wanted and missing, or the input is not floating point.
+        """
+        check_input(probe.x)
+        if self.classes == "label" and probe.labels is None:
+            raise ConfigurationError(
+                "classes='label' needs integer labels [N], and the probe has none. Give classes as ints, "
+                "'predicted' or 'all', or an input_fn that gives (x, labels)."
+            )
+
+    def measure(self, model: Model, probe: Probe, *, step: int, logged_step: int, epoch: int) -> Record:
+        """One measurement of ``model`` as it is now.
+
+        Raises:
+            ConfigurationError: the options do not fit the model.
+            MeasurementError: no number was found that may be shown; the message says why.
+        """
+        self.chosen_target = self.chosen_target or self._choose_target(model, probe)
+        with self._prepared(model, probe, self.chosen_target) as task:
+            if self.class_names and len(self.class_names) != task.num_outputs:
+                raise ConfigurationError(
+                    f"class_names has {len(self.class_names)} names, and the model has {task.num_outputs} outputs."
+                )
+            num_matrices = min(self.heatmap_samples, len(probe.x))
+            measurement = measure(task.problems, task.target_name, self.options, num_matrices=num_matrices)
+        diagnosis = measurement.spectrum.diagnosis
+        if not diagnosis.trusted:
+            raise MeasurementError(f"The input-Hessian is not to be trusted. {diagnosis.message}")
+        return make_record(
+            measurement,
+            step=step,
+            logged_step=logged_step,
+            epoch=epoch,
+            x=probe.x.float() if probe.x.dtype in (torch.float16, torch.bfloat16) else probe.x,
+            labels=probe.labels,
+            predicted=task.predicted,
+            classes=task.problems.classes,
+            columns=self._columns(task),
+            class_names=self.class_names,
+            made_with=self._made_with(task),
+        )
+
+    def _prepared(self, model: Model, probe: Probe, target: Target) -> Any:
+        classes: Any = probe.labels if self.classes == "label" else self.classes
+        functions = {"forward_fn": self.forward_fn, "output_fn": self.output_fn}
+        return prepared(model, probe.x, classes, target, dtype=DTYPES[self.dtype], **functions)  # type: ignore[arg-type]
+
+    def _choose_target(self, model: Model, probe: Probe) -> Target:
+        """``"logit"``, unless the network is piecewise linear and has several outputs: then ``"prob"``."""
+        if self.target != "auto":
+            return self.target
+        with self._prepared(model, probe, "logit") as task:
+            network = diagnose_finite(task.problems, self.options).network
+        if network not in ("linear", "piecewise_linear") or task.num_outputs == 1:
+            return "logit"
+        warnings.warn(
+            f"The network is {network.replace('_', ' ')} in its input (as ReLU networks are), so the Hessian of "
+            f"its outputs is zero everywhere. target='auto' measures 'prob' instead; give target=... to choose.",
+            stacklevel=2,
+        )
+        return "prob"
+
+    def _columns(self, task: Task) -> tuple[str, ...]:
+        if self.classes in ("label", "predicted"):
+            return (str(self.classes),)
+        return tuple(f"class_{k}" for k in task.problems.classes[0].tolist())
+
+    def _made_with(self, task: Task) -> dict[str, Any]:
+        return {
+            "lightning_hessian": lightning_hessian.__version__,
+            "torch": torch.__version__,
+            "dtype": self.dtype,
+            "device": str(task.problems.x.device),
+            "seed": self.options.seed,
+            "chunk_size": self.options.chunk_size,
+            "max_memory": self.options.max_memory,
+        }
+
+
+def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Raises a sentence if ``value`` is not one of ``allowed``."""
+    if value not in allowed:
+        raise ConfigurationError(f"{name}={value!r} is not known. Choose one of {', '.join(map(repr, allowed))}.")
+
+
+def check_at_least(name: str, value: object, least: int) -> None:
+    """Raises a sentence if ``value`` is not a whole number of at least ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigurationError(f"{name}={value!r} must be a whole number of at least {least}.")

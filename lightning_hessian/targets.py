@@ -1,0 +1,106 @@
+"""From a model's outputs to the scalar that is differentiated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from lightning_hessian.errors import ConfigurationError
+
+TargetName = Literal["logit", "log_prob", "prob", "loss", "margin"]
+TargetFunction = Callable[[Tensor, Tensor], Tensor]
+
+TARGET_NAMES: tuple[str, ...] = get_args(TargetName)
+
+
+def logit(outputs: Tensor, classes: Tensor) -> Tensor:
+    """z_k, the output itself."""
+    return outputs.gather(1, classes)
+
+
+def log_prob(outputs: Tensor, classes: Tensor) -> Tensor:
+    """The logarithm of softmax(z)_k, written as z_k − z_top − softplus(log Σ_{j≠top} exp z_j − z_top), top = argmax z.
+
+    The same function as ``log_softmax``, whose second derivative holds 1 − p_top as a difference and loses
+    all its digits once p_top is near 1; here it is Σ_{j≠top} p_j. In float32 this keeps the curvature of a
+    confident network true. The argument of softplus is at most log(C − 1); the threshold keeps it smooth.
+    """
+    top = outputs.argmax(dim=1, keepdim=True)
+    best = outputs.gather(1, top)
+    others = _others(outputs, top).squeeze(1).logsumexp(dim=-1, keepdim=True)
+    return logit(outputs, classes) - best - softplus(others - best, threshold=40)
+
+
+def prob(outputs: Tensor, classes: Tensor) -> Tensor:
+    """p_k = softmax(z)_k, as exp of ``log_prob``."""
+    return log_prob(outputs, classes).exp()
+
+
+def loss(outputs: Tensor, classes: Tensor) -> Tensor:
+    """Cross-entropy against class k, −log softmax(z)_k."""
+    return -log_prob(outputs, classes)
+
+
+def margin(outputs: Tensor, classes: Tensor) -> Tensor:
+    """z_k − max_{j≠k} z_j."""
+    return logit(outputs, classes) - _others(outputs, classes).max(dim=-1).values
+
+
+TARGETS: dict[str, TargetFunction] = {
+    "logit": logit,
+    "log_prob": log_prob,
+    "prob": prob,
+    "loss": loss,
+    "margin": margin,
+}
+
+
+def _others(outputs: Tensor, classes: Tensor) -> Tensor:
+    """``[N, K, C]``: the outputs, with −inf in place of each problem's own."""
+    num_outputs = outputs.shape[1]
+    own = torch.nn.functional.one_hot(classes, num_outputs).bool()
+    return outputs.unsqueeze(1).masked_fill(own, -torch.inf)
+
+
+def target_name(target: str | TargetFunction) -> str:
+    """The name under which a target is shown."""
+    return target if isinstance(target, str) else getattr(target, "__name__", "target").strip("<>")
+
+
+def resolve_target(target: str | TargetFunction, num_outputs: int) -> TargetFunction:
+    """The function behind a target's name, or the given callable with its result checked.
+
+    Raises:
+        ConfigurationError: the name is unknown, or the target compares outputs and there is only one.
+    """
+    if callable(target):
+        return _checked(target)
+    if target not in TARGETS:
+        raise ConfigurationError(
+            f"target={target!r} is not known. Choose one of {', '.join(map(repr, TARGETS))}, or give a callable "
+            f"(outputs [N, C], classes [N, K]) -> [N, K]."
+        )
+    if num_outputs == 1 and target != "logit":
+        raise ConfigurationError(
+            f"target={target!r} compares outputs with each other, and this model has one output per sample. "
+            f"Use target='logit', or a callable such as lambda z, classes: z.sigmoid()."
+        )
+    return TARGETS[target]
+
+
+def _checked(target: TargetFunction) -> TargetFunction:
+    def checked(outputs: Tensor, classes: Tensor) -> Tensor:
+        values = target(outputs, classes)
+        if not isinstance(values, Tensor) or values.shape != classes.shape:
+            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ConfigurationError(
+                f"The target {target_name(target)!r} gave {got} for outputs {tuple(outputs.shape)} and classes "
+                f"{tuple(classes.shape)}; it must give one scalar per problem, of the shape of classes."
+            )
+        return values
+
+    return checked

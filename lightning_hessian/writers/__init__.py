@@ -1,0 +1,1 @@
+"""From a record to what loggers take: scalars for any logger, the rest for TensorBoard."""

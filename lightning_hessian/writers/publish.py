@@ -1,0 +1,46 @@
+"""A record to every logger of a Trainer, and to a file. Loggers are told by what they can do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from lightning_hessian.record import Record, save_record
+from lightning_hessian.writers.scalars import scalars
+from lightning_hessian.writers.tensorboard import write_layout, write_tensorboard
+
+
+def tensorboard_loggers(loggers: Sequence[Any]) -> list[Any]:
+    """The TensorBoard loggers, of ``lightning`` and ``pytorch_lightning`` alike (two class trees)."""
+    return [logger for logger in loggers if any(c.__name__ == "TensorBoardLogger" for c in type(logger).__mro__)]
+
+
+def publish(
+    record: Record, loggers: Sequence[Any], folder: str | None, *, keep_matrices: bool, first: bool
+) -> dict[str, float]:
+    """Saves, logs and draws ``record``; gives the scalars that were logged.
+
+    Args:
+        record: what was measured.
+        loggers: of the Trainer; all get the scalars, TensorBoard gets everything.
+        folder: where the record is saved, or None for nowhere.
+        keep_matrices: whether the saved file holds the whole matrices.
+        first: whether this is the run's first record, with which the charts are laid out.
+    """
+    metrics = scalars(record)
+    if folder is not None:
+        save_record(record if keep_matrices else replace(record, hessian=None), folder)
+    for logger in loggers:
+        logger.log_metrics(metrics, step=record.logged_step)
+    for logger in tensorboard_loggers(loggers):
+        if first:
+            write_layout(logger.experiment, record)
+        write_tensorboard(logger.experiment, record)
+    return metrics
+
+
+def publish_failure(message: str, loggers: Sequence[Any], logged_step: int) -> None:
+    """Tells TensorBoard in words why there is no measurement at this step."""
+    for logger in tensorboard_loggers(loggers):
+        logger.experiment.add_text("hessian_diagnosis", f"**No measurement here.** {message}", logged_step)

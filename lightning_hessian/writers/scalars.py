@@ -1,0 +1,49 @@
+"""The scalars of a record, for any logger: one tag per metric and class, never one per sample."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lightning_hessian.record import Array, Record
+
+METRICS = {
+    "lambda_max": "largest eigenvalue",
+    "lambda_min": "smallest eigenvalue",
+    "trace": "sum of all eigenvalues",
+    "frobenius_norm": "root of the sum of squared eigenvalues",
+    "gradient_norm": "length of the input gradient",
+    "normalized_curvature": "max |λ| / ‖gradient‖",
+    "linear_radius": "2 ‖gradient‖ / max |λ|, in input units",
+}
+PERCENTILES = (10, 90)
+
+
+def scalars(record: Record) -> dict[str, float]:
+    """Tags and values: per class the mean over samples, and percentiles in a group of their own.
+
+    ``hessian_<metric>/<target>_<class>`` is the mean and ``hessian_spread/<metric>_<target>_<class>_p10`` a
+    percentile. Samples where a metric is not finite (the linear radius of a zero Hessian) are left out, and
+    a metric that is finite for none is not logged.
+    """
+    values: dict[str, float] = {}
+    for column, name in enumerate(record.columns):
+        slot = f"{record.target}_{name}"
+        for metric in METRICS:
+            finite = finite_samples(record, metric, column)
+            if len(finite):
+                values[f"hessian_{metric}/{slot}"] = float(finite.mean())
+                for percentile in PERCENTILES:
+                    values[spread_tag(metric, slot, percentile)] = float(np.percentile(finite, percentile))
+    values["hessian_cost/seconds"] = record.seconds
+    return values
+
+
+def spread_tag(metric: str, slot: str, percentile: int) -> str:
+    """The tag of a percentile over samples."""
+    return f"hessian_spread/{metric}_{slot}_p{percentile}"
+
+
+def finite_samples(record: Record, metric: str, column: int) -> Array:
+    """A metric's values over the samples of one class column, without those that are not finite."""
+    over_samples = getattr(record, metric)[:, column].astype(np.float64)
+    return over_samples[np.isfinite(over_samples)]

@@ -1,0 +1,101 @@
+"""What TensorBoard shows of a record besides scalars: histograms, pictures, words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lightning_hessian.record import Array, Record
+from lightning_hessian.render.composite import composite
+from lightning_hessian.render.sheet import to_image
+from lightning_hessian.writers.scalars import METRICS, PERCENTILES, finite_samples, spread_tag
+
+SMALLEST_DECADE = -12  # |λ| at or below 1e-12 is drawn at 0
+NUM_BINS = 64
+BIN_EDGES = np.linspace(-20, 20, NUM_BINS + 1)  # |λ| up to 1e8
+
+
+def write_tensorboard(writer: Any, record: Record) -> None:
+    """Writes histograms, composite pictures and the text of ``record`` through a ``SummaryWriter``."""
+    for column, name in enumerate(record.columns):
+        slot = f"{record.target}_{name}"
+        _write_histogram(writer, f"hessian_spectrum/{slot}", record, column)
+        if record.hessian is not None and len(record.hessian):
+            image = to_image(composite(record, column))
+            writer.add_image(f"hessian/{slot}", image, record.logged_step, dataformats="HWC")
+    writer.add_text("hessian_diagnosis", diagnosis_text(record), record.logged_step)
+
+
+def write_layout(writer: Any, record: Record) -> None:
+    """Lays out a margin chart (mean, 10th to 90th percentile over samples) per metric and class; once a run."""
+    layout = {}
+    for metric in reversed(METRICS):  # TensorBoard shows a layout's charts last one first
+        for name in reversed(record.columns):
+            slot = f"{record.target}_{name}"
+            tags = [f"hessian_{metric}/{slot}", *(spread_tag(metric, slot, p) for p in PERCENTILES)]
+            layout[f"{metric}, {slot}"] = ["Margin", tags]
+    writer.add_custom_scalars({"Input-Hessian: mean and 10th to 90th percentile over samples": layout})
+
+
+def signed_log10(eigenvalues: Array) -> Array:
+    """sign(λ) · max(0, log10 |λ| + 12): ±9 means λ = ±1e-3, ±12 means ±1, and 0 means |λ| ≤ 1e-12."""
+    with np.errstate(divide="ignore"):
+        decades = np.log10(np.abs(eigenvalues)) - SMALLEST_DECADE
+    return np.sign(eigenvalues) * np.maximum(decades, 0)
+
+
+def shown_eigenvalues(record: Record, column: int) -> Array:
+    """All eigenvalues of one class column; those below their own residual, and those left out, as zeros."""
+    listed, residuals = record.eigenvalues[:, column], record.residuals[:, column]
+    certain = np.where(np.abs(listed) > residuals, listed, 0.0)
+    num_inputs = record.gradient.shape[-1]
+    missing = num_inputs - listed.shape[-1] if record.complete else 0
+    return np.concatenate([certain, np.zeros((len(certain), missing))], axis=1).ravel()
+
+
+def _write_histogram(writer: Any, tag: str, record: Record, column: int) -> None:
+    values = np.clip(signed_log10(shown_eigenvalues(record, column)), BIN_EDGES[0], BIN_EDGES[-1])
+    counts, _ = np.histogram(values, BIN_EDGES)
+    writer.add_histogram_raw(
+        tag,
+        min=float(values.min()),
+        max=float(values.max()),
+        num=len(values),
+        sum=float(values.sum()),
+        sum_squares=float(np.square(values).sum()),
+        bucket_limits=BIN_EDGES[1:].tolist(),
+        bucket_counts=counts.tolist(),
+        global_step=record.logged_step,
+    )
+
+
+def diagnosis_text(record: Record) -> str:
+    """The diagnosis in words and a table of the last measurement, in markdown."""
+    num_samples, _, num_inputs = record.gradient.shape
+    header = "| class | " + " | ".join(METRICS) + " |\n|" + "---|" * (len(METRICS) + 1)
+    rows = [
+        "| " + " | ".join([name, *(_cell(record, metric, c) for metric in METRICS)]) + " |"
+        for c, name in enumerate(record.columns)
+    ]
+    meaning = "\n".join(f"- **{name}**: {words}" for name, words in METRICS.items())
+    return "\n\n".join(
+        [
+            f"**Input-Hessian of `{record.target}`, {record.moment}: {record.diagnosis}.** {record.message}",
+            f"{num_samples} samples of {num_inputs} inputs; mean over samples (10th to 90th percentile).",
+            "\n".join([header, *rows]),
+            meaning,
+            f"Method {record.method}, engine {record.engine}, {record.seconds:.2f} s, {record.num_hvps} HVPs per "
+            f"problem. In the histogram of the spectrum, x = ±(12 + log10 |λ|): ±9 is λ = ±1e-3, ±12 is λ = ±1.",
+        ]
+    )
+
+
+def _cell(record: Record, metric: str, column: int) -> str:
+    finite = finite_samples(record, metric, column)
+    num_samples = len(record.x)
+    if not len(finite):
+        return "∞" if np.isinf(getattr(record, metric)[:, column]).any() else "undefined"
+    low, high = np.percentile(finite, PERCENTILES)
+    left_out = "" if len(finite) == num_samples else f", {num_samples - len(finite)} of {num_samples} not finite"
+    return f"{finite.mean():.3g} ({low:.3g} to {high:.3g}{left_out})"

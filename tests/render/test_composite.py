@@ -1,0 +1,65 @@
+"""Pictures of every kind of input, with the right numbers in their words."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lightning_hessian.curvature.measure import Options
+from lightning_hessian.monitor import Monitor
+from lightning_hessian.probe import Probe
+from lightning_hessian.render.composite import composite
+from lightning_hessian.render.sheet import as_image, to_image
+
+
+def record_of(*shape: int, labels=True):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 5), nn.Tanh(), nn.Linear(5, 3))
+    probe = Probe(torch.rand(2, *shape), torch.tensor([0, 2]) if labels else None)
+    monitor = Monitor([1, 2], "logit", "float32", Options(), heatmap_samples=2)
+    return monitor.measure(net, probe, step=12, logged_step=11, epoch=3)
+
+
+def words(figure) -> str:
+    return "\n".join(text.get_text() for axes in figure.axes for text in axes.texts)
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 6), (3, 4, 4), (2, 3, 3), (5, 4), (8,), (1,)])
+def test_every_input_shape_is_drawn(shape):
+    record = record_of(*shape, labels=len(shape) > 1)
+    image = to_image(composite(record, 1))
+    assert image.dtype == np.uint8
+    assert image.std() > 0
+
+
+def test_the_words_are_the_records_numbers():
+    record = record_of(1, 6, 6)
+    told = words(composite(record, 1))
+    assert "Input-Hessian of logit, class 2: epoch 3, after 12 optimizer steps" in told
+    assert "Hessian 36×36, logit per input unit²" in told
+    assert "sample 1, looked at class 2\nlabel 2" in told
+    value = record.eigenvalues[0, 1, record.vector_index[0, 1, 0]]
+    assert f"λ = {value:.3g}".replace("-", "−") in told
+    assert "not converged" not in told
+
+
+def test_what_did_not_converge_is_marked():
+    record = record_of(1, 6, 6)
+    doubtful = dataclasses.replace(record, converged=np.zeros_like(record.converged))
+    assert "(not converged)" in words(composite(doubtful, 0))
+
+
+def test_a_zero_hessian_can_be_drawn():
+    record = record_of(1, 6, 6)
+    to_image(composite(dataclasses.replace(record, hessian=np.zeros_like(record.hessian)), 0))
+
+
+def test_no_matrices_no_picture():
+    with pytest.raises(ValueError, match="step 12 holds no whole Hessians"):
+        composite(dataclasses.replace(record_of(8), hessian=None), 0)
+
+
+def test_channels_stand_side_by_side():
+    values = np.arange(2 * 3 * 4).reshape(2, 3, 4)
+    assert np.array_equal(as_image(values), np.concatenate([values[0], values[1]], axis=1))

@@ -1,0 +1,41 @@
+"""What the documentation shows runs: docstring examples, the README's code, every example."""
+
+import doctest
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted(p for p in (ROOT / "lightning_hessian").rglob("*.py") if ">>>" in p.read_text())
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTION_DETAIL
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_docstring_examples(path):
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    result = doctest.testmod(import_module(name), optionflags=FLAGS)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_the_readmes_python_runs(tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    monkeypatch.chdir(tmp_path)
+    setting = (ROOT / "tests" / "readme_setting.py").read_text()
+    program = "\n".join([setting, *blocks])
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
+def test_every_example_runs(path, tmp_path):
+    command = [sys.executable, path, "--epochs", "1", "--classes", "3", "--log-dir", tmp_path]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    accuracy = float(re.search(r"Held-out accuracy: ([\d.]+)%", told).group(1))
+    assert accuracy > 80
+    assert f"tensorboard --logdir {tmp_path}" in told
+    assert len(list(tmp_path.rglob("step_*.safetensors"))) == 2

@@ -1,0 +1,78 @@
+"""Bad input gets a sentence that says what was given and what to do."""
+
+import pytest
+import torch
+from conftest import mlp
+from torch import nn
+
+from lightning_hessian import input_gradient, input_hessian, input_hvp, input_spectrum
+from lightning_hessian.errors import ConfigurationError, MeasurementError
+
+X = torch.zeros(2, 6, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"classes": 3}, r"classes=3 is out of range: the model has 3 outputs .* from 0 to 2"),
+        ({"classes": -1}, "out of range"),
+        ({"classes": "some"}, "classes='some' is not known"),
+        ({"classes": 0.5}, "must be integers"),
+        ({"classes": []}, "at least one"),
+        ({"classes": torch.tensor([0, 1, 2])}, r"with N = 2; got \(3,\).*list of ints"),
+        ({"target": "logits"}, "target='logits' is not known.*'logit'"),
+        ({"target": lambda z, c: z}, r"gave \(2, 3\).*must give one scalar per problem"),
+        ({"x": torch.zeros(6)}, r"got shape \(6,\).*unsqueeze"),
+        ({"x": torch.zeros(2, 6, dtype=torch.long)}, "torch.int64.*floating point"),
+        ({"dtype": torch.float16}, "torch.float32 or torch.float64"),
+        ({"chunk_size": 0}, "chunk_size=0 must be a whole number of at least 1"),
+        ({"max_memory": 100}, "more than the 100 bytes.*max_memory"),
+    ],
+)
+def test_input_hessian_tells(arguments, sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
+        input_hessian(mlp(), **{"x": X, "classes": 0, **arguments})
+
+
+def test_outputs_of_another_shape():
+    with pytest.raises(ConfigurationError, match=r"shape \(2, 3, 1\).*output_fn"):
+        input_gradient(lambda x: mlp()(x).unsqueeze(-1), X, 0)
+    with pytest.raises(ConfigurationError, match=r"gave dict.*output_fn"):
+        input_gradient(lambda x: {"logits": mlp()(x)}, X, 0)
+
+
+def test_output_fn_and_forward_fn_mend_it():
+    net = mlp()
+    expected = input_gradient(net, X, 1)
+    assert torch.equal(input_gradient(lambda x: {"y": net(x)}, X, 1, output_fn=lambda o: o["y"]), expected)
+    assert torch.equal(input_gradient(net, X, 1, forward_fn=lambda module, x: module(x)), expected)
+
+
+@pytest.mark.parametrize("target", ["prob", "log_prob", "loss", "margin"])
+def test_one_output_has_no_others_to_compare_with(target):
+    with pytest.raises(ConfigurationError, match=r"one output per sample.*'logit'"):
+        input_hessian(lambda x: x.sum(1), X, 0, target)
+
+
+def test_a_vector_of_the_wrong_shape():
+    with pytest.raises(ConfigurationError, match=r"v has shape \(5,\).*\(2, 1, 6\)"):
+        input_hvp(mlp(), X, torch.zeros(5), 0)
+
+
+def test_too_little_memory_for_one_sample():
+    with pytest.raises(MeasurementError, match=r"whole Hessians of one sample.*D = 6.*100 bytes"):
+        input_spectrum(mlp(), X, 0, max_memory=100)
+
+
+def test_nan_is_not_a_number():
+    net = mlp()
+    nn.init.constant_(net[0].weight, float("nan"))
+    with pytest.raises(MeasurementError, match=r"values of the target are not finite.*samples \[0, 1\]"):
+        input_hessian(net, X, 0)
+    with pytest.raises(MeasurementError, match=r"inputs are not finite.*samples \[1\]"):
+        input_hessian(mlp(), torch.stack([X[0], X[1] / 0]), 0)
+
+
+def test_an_unknown_method():
+    with pytest.raises(ConfigurationError, match="method='magic' is not known"):
+        input_spectrum(mlp(), X, 0, method="magic")

@@ -1,0 +1,104 @@
+"""The probe is had without disturbing anybody's loader, dataset or random stream."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from lightning_hessian.errors import ConfigurationError
+from lightning_hessian.probe import first_batch, probe_from_batch, probe_from_dataset
+
+X, Y = torch.rand(10, 1, 4, 4), torch.arange(10)
+
+
+class Stateful(Dataset):
+    """Counts its reads and draws from streams of its own and from the global ones."""
+
+    def __init__(self):
+        self.data = X
+        self.reads = 0
+        self.generator = torch.Generator().manual_seed(3)
+        self.random = random.Random(3)
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, i):
+        self.reads += 1
+        noise = torch.rand(1, generator=self.generator) + self.random.random() + random.random() + torch.rand(1)
+        return self.data[i] + noise + np.random.rand(), i  # noqa: NPY002
+
+    def state(self):
+        return self.reads, self.generator.get_state().tolist(), self.random.getstate()
+
+
+def global_streams():
+    return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_the_first_batch_leaves_no_trace(shuffle):
+    dataset, generator = Stateful(), torch.Generator().manual_seed(5)
+    loader = DataLoader(dataset, batch_size=4, shuffle=shuffle, generator=generator)
+    before = dataset.state(), generator.get_state().tolist(), global_streams()
+    batch = first_batch(loader)
+    assert (dataset.state(), generator.get_state().tolist(), global_streams()) == before
+    assert len(batch[0]) == 4
+    if not shuffle:
+        assert batch[1].tolist() == [0, 1, 2, 3]
+
+
+def test_a_copy_shares_the_arrays():
+    dataset = TensorDataset(X, Y)
+    sharing = []
+
+    def collate(items):
+        sharing.append(items[0][0].untyped_storage().data_ptr() == X.untyped_storage().data_ptr())
+        return items
+
+    first_batch(DataLoader(dataset, batch_size=2, collate_fn=collate))
+    assert sharing == [True]
+
+
+def test_a_dataset_that_cannot_be_copied_is_left_alone():
+    dataset = Stateful()
+    dataset.file = open(__file__)  # noqa: SIM115 - an open file cannot be copied
+    assert first_batch(DataLoader(dataset, batch_size=4)) is None
+    assert dataset.reads == 0
+    dataset.file.close()
+
+
+def test_a_given_dataset_draws_from_no_global_stream():
+    before = global_streams()
+    probe = probe_from_dataset(TensorDataset(X, Y), 3)
+    probe_from_dataset(Stateful(), 3)
+    assert global_streams() == before
+    assert torch.equal(probe.x, X[:3])
+    assert probe.labels.tolist() == [0, 1, 2]
+
+
+def test_the_probe_is_a_copy():
+    x = X.clone()
+    probe = probe_from_batch((x, Y), 4)
+    x.zero_()
+    assert torch.equal(probe.x, X[:4])
+
+
+def test_labels_are_integers_one_per_sample():
+    assert probe_from_batch((X, Y), 2).labels.tolist() == [0, 1]
+    assert probe_from_batch((X, Y.float()), 2).labels is None
+    assert probe_from_batch((X, X), 2).labels is None
+    assert probe_from_batch(X, 2).labels is None
+
+
+@pytest.mark.parametrize("batch", [{"x": X}, (), [Y], "text", (Y, X)])
+def test_a_batch_that_nobody_can_guess(batch):
+    with pytest.raises(ConfigurationError, match=r"input was not found in .* Give input_fn"):
+        probe_from_batch(batch, 2)
+
+
+def test_input_fn_must_give_a_batch():
+    with pytest.raises(ConfigurationError, match=r"\(from input_fn\)"):
+        probe_from_batch({"x": X}, 2, input_fn=lambda batch: "x")

@@ -1,0 +1,78 @@
+"""Imports run one way: a fresh process imports each room, and tells what came along."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"torch", "lightning", "pytorch_lightning", "tensorboard", "matplotlib", "safetensors"}
+
+ALLOWED = {
+    "lightning_hessian": set(),
+    "lightning_hessian.errors": set(),
+    "lightning_hessian.schedule": set(),
+    "lightning_hessian.record": {"safetensors"},
+    "lightning_hessian.render.composite": {"safetensors", "matplotlib"},
+    "lightning_hessian.writers.scalars": {"safetensors"},
+    "lightning_hessian.writers.publish": {"safetensors", "matplotlib"},
+    "lightning_hessian.curvature.measure": {"torch"},
+    "lightning_hessian.curvature.diagnosis": {"torch"},
+    "lightning_hessian.targets": {"torch"},
+    "lightning_hessian.model_function": {"torch"},
+    "lightning_hessian.isolation": {"torch"},
+    "lightning_hessian.probe": {"torch"},
+    "lightning_hessian.functional": {"torch"},
+    "lightning_hessian.monitor": {"torch", "safetensors"},
+}
+
+# What a room may know of its own house, besides itself and errors.
+NEIGHBOURS = {
+    "lightning_hessian.curvature.measure": {"curvature"},
+    "lightning_hessian.targets": set(),
+    "lightning_hessian.model_function": set(),
+    "lightning_hessian.isolation": set(),
+    "lightning_hessian.record": set(),
+    "lightning_hessian.render.composite": {"record"},
+    "lightning_hessian.writers.publish": {"record", "render"},
+    "lightning_hessian.functional": {"curvature", "targets", "model_function", "isolation"},
+}
+
+
+def modules_after(statement: str) -> set[str]:
+    """The names of all modules loaded in a fresh process after ``statement``."""
+    code = f"{statement}\nimport sys; print('\\n'.join(sys.modules))"
+    return set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
+
+
+def loaded_heavy(statement: str) -> set[str]:
+    return modules_after(statement) & HEAVY
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_a_room_loads_only_what_it_may(room):
+    assert loaded_heavy(f"import {room}") <= ALLOWED[room]
+
+
+@pytest.mark.parametrize("room", NEIGHBOURS)
+def test_a_room_knows_only_its_neighbours(room):
+    own = room.split(".")[1]
+    inside = {m.split(".")[1] for m in modules_after(f"import {room}") if m.startswith("lightning_hessian.")}
+    assert inside <= NEIGHBOURS[room] | {own, "errors"}
+
+
+@pytest.mark.parametrize("culprit", ["torch", "lightning"])
+def test_the_check_can_fail(culprit):
+    assert culprit in loaded_heavy(f"import lightning_hessian, {culprit}")
+
+
+def test_the_callback_is_imported_by_nothing_but_its_name():
+    assert "lightning_hessian.callback" not in modules_after("import lightning_hessian.monitor")
+    assert "lightning" in loaded_heavy("from lightning_hessian import InputHessianMonitor")
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    import lightning_hessian
+
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = lightning_hessian.nothing
+    assert set(lightning_hessian.__all__) <= set(dir(lightning_hessian))

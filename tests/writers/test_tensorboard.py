@@ -1,0 +1,43 @@
+"""The numbers behind histograms and tables."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import mlp
+
+from lightning_hessian.curvature.measure import Options
+from lightning_hessian.monitor import Monitor
+from lightning_hessian.probe import Probe
+from lightning_hessian.writers.scalars import scalars
+from lightning_hessian.writers.tensorboard import diagnosis_text, shown_eigenvalues, signed_log10
+
+
+def record_of(target="prob", activation=torch.nn.GELU):
+    monitor = Monitor([0, 2], target, "float64", Options(num_eigenvalues=2), heatmap_samples=0)
+    return monitor.measure(mlp(activation), Probe(torch.randn(4, 6), None), step=0, logged_step=0, epoch=0)
+
+
+def test_signed_log10():
+    values = np.array([1.0, -1e-3, 1e2, 0.0, 1e-13, -1e-20])
+    np.testing.assert_allclose(signed_log10(values), [12, -9, 14, 0, 0, 0], atol=1e-12)
+
+
+def test_left_out_zeros_are_counted():
+    record = record_of("logit", torch.nn.ReLU)
+    assert record.eigenvalues.shape[-1] == 2
+    assert shown_eigenvalues(record, 0).tolist() == [0.0] * 4 * 6
+
+
+def test_scalars_are_means_and_percentiles_over_samples():
+    record = record_of()
+    values = scalars(record)
+    assert values["hessian_trace/prob_class_2"] == pytest.approx(record.trace[:, 1].mean())
+    assert values["hessian_spread/trace_prob_class_2_p90"] == pytest.approx(np.percentile(record.trace[:, 1], 90))
+
+
+def test_infinite_is_not_logged_and_said_in_words():
+    record = record_of("logit", torch.nn.ReLU)
+    assert np.isinf(record.linear_radius).all()
+    assert "hessian_linear_radius/logit_class_0" not in scalars(record)
+    assert "| ∞ |" in diagnosis_text(record)
+    assert "exactly zero almost everywhere" in diagnosis_text(record)
