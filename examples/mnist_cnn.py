@@ -104,7 +104,8 @@ def main() -> None:
         DataLoader(held_out, batch_size=250),
     )
     print(f"Held-out accuracy: {trainer.callback_metrics['val_accuracy']:.1%}")
-    print(f"Look at the curvature: .venv/bin/tensorboard --logdir {shlex.quote(args.log_dir)}")
+    logdir = shlex.quote(args.log_dir)
+    print(f"Look: .venv/bin/tensorboard --logdir {logdir}, then open the address that it prints")
 
 
 if __name__ == "__main__":

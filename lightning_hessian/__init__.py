@@ -17,13 +17,17 @@ _HOME = {
     "input_hvp": "functional",
     "input_hessian": "functional",
     "input_spectrum": "functional",
+    "ConfigurationError": "errors",
+    "MeasurementError": "errors",
     "Spectrum": "curvature.spectrum",
     "Record": "record",
     "load_records": "record",
 }
 
 __all__ = [
+    "ConfigurationError",
     "InputHessianMonitor",
+    "MeasurementError",
     "Record",
     "Spectrum",
     "input_gradient",
@@ -36,6 +40,7 @@ __all__ = [
 if TYPE_CHECKING:
     from lightning_hessian.callback import InputHessianMonitor
     from lightning_hessian.curvature.spectrum import Spectrum
+    from lightning_hessian.errors import ConfigurationError, MeasurementError
     from lightning_hessian.functional import input_gradient, input_hessian, input_hvp, input_spectrum
     from lightning_hessian.record import Record, load_records
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_hessian.curvature.dense import ChunkSize
@@ -21,6 +21,7 @@ from lightning_hessian.monitor import Monitor, check_at_least, check_choice
 from lightning_hessian.probe import InputFunction, Probe, first_batch, probe_from_batch, probe_from_dataset
 from lightning_hessian.schedule import Schedule
 from lightning_hessian.writers.publish import publish, publish_failure, tensorboard_loggers
+from lightning_hessian.writers.scalars import SPREAD
 
 SHARDED_STRATEGIES = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
@@ -129,14 +130,14 @@ class InputHessianMonitor(Callback):
         with _misconfiguration():
             if type(trainer.strategy).__name__ in SHARDED_STRATEGIES:
                 raise ConfigurationError(
-                    f"InputHessianMonitor cannot measure under {type(trainer.strategy).__name__}: parameters are "
+                    f"Measuring under {type(trainer.strategy).__name__} is not possible: parameters are "
                     f"sharded over processes. Use a single device or DDP, or remove the callback."
                 )
             if self._given_probe is not None:
                 self._take(self._given_probe)
             elif not trainer.enable_validation:
                 raise ConfigurationError(
-                    "InputHessianMonitor has no samples to measure at: there is no validation loader (or "
+                    "There are no samples to measure at: there is no validation loader (or "
                     "limit_val_batches is 0) and no probe was given. Give probe=x, probe=(x, labels) or probe=dataset."
                 )
         if trainer.fast_dev_run:  # type: ignore[attr-defined] # set by Lightning's debugging flags
@@ -197,6 +198,12 @@ class InputHessianMonitor(Callback):
         probe = take(source, *self._how_to_probe)
         self._monitor.check(probe)
         self._probe = probe
+        num_samples, indices, _ = self._how_to_probe
+        if indices is None and len(probe.x) < num_samples:
+            self._warn(
+                f"num_samples={num_samples}, but the batch or dataset has {len(probe.x)}: those are measured. Give "
+                f"probe=... for more."
+            )
 
     def _take_first_validation_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loader = trainer.val_dataloaders
@@ -227,6 +234,11 @@ class InputHessianMonitor(Callback):
         failure: Exception | None = None
         if trainer.is_global_zero:
             try:
+                if self._num_records == 0:
+                    rank_zero_info(
+                        f"InputHessianMonitor: measuring {len(self._probe.x)} samples of "
+                        f"{self._probe.x[0].numel()} inputs, now and then during training."
+                    )
                 record = self._monitor.measure(
                     pl_module,
                     self._probe,
@@ -243,7 +255,8 @@ class InputHessianMonitor(Callback):
         if told is not None:
             self._fail(failure or MeasurementError(told[0]), trainer, logged_step, misconfigured=told[1])
         device = trainer.strategy.root_device
-        trainer.callback_metrics.update({k: torch.tensor(v, device=device) for k, v in metrics.items()})
+        watched = {k: torch.tensor(v, device=device) for k, v in metrics.items() if not k.startswith(SPREAD)}
+        trainer.callback_metrics.update(watched)
 
     def _fail(self, error: Exception, trainer: Trainer, logged_step: int, *, misconfigured: bool) -> None:
         """Raises what must be mended before training, and what ``on_error`` asks for; tells about the rest."""

@@ -88,7 +88,7 @@ def input_hvp(
     Args:
         model: as for ``input_gradient``.
         x: samples ``[N, *shape]``.
-        v: one vector for all problems ``[D]``, one per sample ``[N, D]``, or one per problem ``[N, K, D]``.
+        v: one vector for all problems ``[D]``, one per sample (``[N, D]`` or the shape of x), or one per problem ``[N, K, D]``.
         classes: as for ``input_gradient``.
         target: as for ``input_gradient``.
         dtype: float32 or float64; by default that of x.
@@ -173,9 +173,12 @@ def input_hessian(
         result_bytes = torch.Size(shape).numel() * problems.x.element_size()
         memory = options.memory(problems.x.device)
         if result_bytes > memory:
+            fewer = (
+                "Ask for fewer samples or classes" if len(problems.x) * problems.num_classes > 1 else "Use input_hvp"
+            )
             raise ConfigurationError(
                 f"The Hessians {list(shape)} take {readable(result_bytes)}, more than the {readable(memory)} that "
-                f"may be used. Ask for fewer samples or classes, or raise max_memory (in bytes)."
+                f"may be used. {fewer}, or raise max_memory (in bytes)."
             )
         diagnosis = diagnose_finite(problems, options)
         _warn_if_untrusted(diagnosis)
@@ -373,12 +376,12 @@ def _per_problem(v: Tensor, problems: Problems) -> Tensor:
     v = v.to(problems.x)
     if v.shape == (num_inputs,):
         v = v.expand(problems.shape)
-    elif v.shape == (num_samples, num_inputs):
-        v = v.unsqueeze(1).expand(problems.shape)
+    elif v.shape in ((num_samples, num_inputs), problems.x.shape):
+        v = v.reshape(num_samples, 1, num_inputs).expand(problems.shape)
     if v.shape != problems.shape:
         raise ConfigurationError(
-            f"v has shape {tuple(v.shape)}; it must be [D], [N, D] or [N, K, D] with (N, K, D) = {problems.shape}. "
-            f"A vector of the input's shape is flattened first: v.flatten()."
+            f"v has shape {tuple(v.shape)}; it must be [D], [N, D], [N, K, D] or the shape of x, with (N, K, D) = "
+            f"{problems.shape}."
         )
     return v
 

@@ -23,7 +23,7 @@ FOLDER = "input_hessian"
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Record:
     """One measurement. Arrays are numpy; N samples, K classes, M eigenvalues, V eigenvectors, D inputs.
 
@@ -88,6 +88,9 @@ class Record:
     seconds: float
     num_hvps: int
     made_with: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Record({self.target}, {self.moment}, classes {list(self.columns)}, x {self.x.shape}, {self.diagnosis})"
 
     @property
     def moment(self) -> str:

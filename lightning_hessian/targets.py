@@ -25,14 +25,16 @@ def logit(outputs: Tensor, classes: Tensor) -> Tensor:
 def log_prob(outputs: Tensor, classes: Tensor) -> Tensor:
     """The logarithm of softmax(z)_k, written as z_k − z_top − softplus(log Σ_{j≠top} exp z_j − z_top), top = argmax z.
 
-    The same function as ``log_softmax``, whose second derivative holds 1 − p_top as a difference and loses
-    all its digits once p_top is near 1; here it is Σ_{j≠top} p_j. In float32 this keeps the curvature of a
-    confident network true. The argument of softplus is at most log(C − 1); the threshold keeps it smooth.
+    The same function as ``log_softmax``, whose derivatives hold 1 − p_top as a difference and lose all their
+    digits once p_top is near 1; here it is Σ_{j≠top} p_j, and for k = top the difference z_k − z_top is left
+    out, not formed. In float32 this keeps the derivatives of a confident network true. The argument of
+    softplus is at most log(C − 1); the threshold keeps it smooth.
     """
     top = outputs.argmax(dim=1, keepdim=True)
     best = outputs.gather(1, top)
     others = _others(outputs, top).squeeze(1).logsumexp(dim=-1, keepdim=True)
-    return logit(outputs, classes) - best - softplus(others - best, threshold=40)
+    behind = (logit(outputs, classes) - best).where(classes != top, 0)
+    return behind - softplus(others - best, threshold=40)
 
 
 def prob(outputs: Tensor, classes: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def test_everything_is_in_the_event_file(tmp_path):
             assert f"hessian_spread/{metric}_{slot}_p90" in tags["scalars"]
             assert f"hessian_{metric}/{slot}" in trainer.callback_metrics
     assert set(tags["images"]) == {f"hessian/{slot}" for slot in SLOTS}
-    assert set(tags["histograms"]) == {f"hessian_spectrum/{slot}" for slot in SLOTS}
+    assert set(tags["histograms"]) == {f"hessian_spectrum_signed_log10/{slot}" for slot in SLOTS}
     assert "hessian_diagnosis/text_summary" in tags["tensors"]
     assert "hessian_cost/seconds" in tags["scalars"]
 
@@ -62,7 +62,7 @@ def test_the_numbers_are_those_of_the_function(tmp_path):
 
 def test_histogram_counts_every_eigenvalue(tmp_path):
     fit(tmp_path, small_monitor())
-    histogram = events(tmp_path).Histograms("hessian_spectrum/logit_class_2")[-1].histogram_value
+    histogram = events(tmp_path).Histograms("hessian_spectrum_signed_log10/logit_class_2")[-1].histogram_value
     assert histogram.num == 2 * 64
     assert sum(histogram.bucket) == 2 * 64
 

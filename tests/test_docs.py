@@ -37,5 +37,5 @@ def test_every_example_runs(path, tmp_path):
     told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     accuracy = float(re.search(r"Held-out accuracy: ([\d.]+)%", told).group(1))
     assert accuracy > 80
-    assert f"tensorboard --logdir {tmp_path}" in told
+    assert f"tensorboard --logdir {tmp_path}, then open" in told
     assert len(list(tmp_path.rglob("step_*.safetensors"))) == 2

@@ -81,8 +81,8 @@ def hessians(
         free = max_memory - _matrix_bytes(group)
         fitting = max(1, free // (per_column * group.num_samples))
         block = BlockSize(fitting) if chunk_size == "auto" else BlockSize(chunk_size, search=False)
-        matrices = _columns_in_blocks(group, engine, block)
-        if engine == "forward_over_reverse" and not _confirmed(group, matrices, generator):
+        matrices = _columns_if_true(group, engine, block, generator)
+        if matrices is None:
             engine = "reverse_over_reverse"
             matrices = _columns_in_blocks(group, engine, block)
         yield samples, matrices, engine
@@ -134,6 +134,21 @@ def _columns_in_blocks(problems: Problems, engine_name: EngineName, block: Block
         block.report(len(columns), time.perf_counter() - begin)
         done += len(columns)
     return matrices
+
+
+def _columns_if_true(
+    problems: Problems, engine: EngineName, block: BlockSize, generator: torch.Generator
+) -> Tensor | None:
+    """The columns, or None where the fast engine fails or is contradicted by the other one."""
+    if engine == "reverse_over_reverse":
+        return _columns_in_blocks(problems, engine, block)
+    try:
+        matrices = _columns_in_blocks(problems, engine, block)
+    except Exception as error:  # a kernel without a forward-mode rule that the check in float64 did not meet
+        if out_of_memory(error):
+            raise
+        return None
+    return matrices if _confirmed(problems, matrices, generator) else None
 
 
 def _wait_for(tensor: Tensor) -> None:
@@ -189,7 +204,7 @@ def decompose(matrices: Tensor, gradient: Tensor, num_vectors: int) -> dict[str,
 
 
 def zero_parts(gradient: Tensor, num_eigenvalues: int, num_vectors: int) -> dict[str, Tensor]:
-    """What ``decompose`` gives for zero matrices, without forming them: any unit vectors are eigenvectors."""
+    """What ``decompose`` gives for zero matrices, without forming them: the unit vectors, as good as any others."""
     zeros = gradient.new_zeros(gradient.shape[:2])
     num_vectors = min(num_vectors, num_eigenvalues)
     listed = zeros.unsqueeze(-1).repeat(1, 1, num_eigenvalues)

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_hessian.curvature.derivatives import (
     ForwardOverReverse,
     ReverseOverReverse,
+    gradients,
     in_float64,
     random_vectors,
 )
@@ -19,6 +20,7 @@ from lightning_hessian.curvature.problems import Problems
 Kind = Literal["curved", "piecewise_linear", "linear", "disconnected", "inconsistent"]
 
 NUM_DRAWS = 3  # random directions that must all give exactly 0.0 before a Hessian is called zero
+GROUP = 16  # samples looked at together
 WITNESS_SAMPLES = 5  # ReLU kinks spoil single samples: the median over a few decides
 WITNESS_STEP = 1e-7  # relative to 1 + ‖x‖; small, so that few of a large network's kinks are crossed
 WITNESS_NOISE = 1e-2  # relative to the spread of the input's entries
@@ -81,42 +83,67 @@ def diagnose(problems: Problems, generator: torch.Generator) -> Diagnosis:
     """Says what kind of function of its input every target is, from a few HVPs along random directions.
 
     A Hessian is called zero only when the HVPs along ``NUM_DRAWS`` random directions are exactly 0.0 for
-    every problem, by both engines where both run. Whether the second derivatives are true is witnessed in
-    float64 by a central finite difference of the gradient. Cost: about 10 HVPs and 6 forward passes.
+    every sample and a random mixture of its classes, in float64 where the model can be evaluated in it, by
+    both engines where both run. Whether derivatives are true is witnessed in float64 by central finite
+    differences. Cost: about 15 HVPs and 10 forward passes, ``GROUP`` samples at a time.
     """
-    network = _kind(_outputs_as_problems(problems, generator), generator)
-    kind: Kind = network if network == "disconnected" else _kind(problems, generator)
-    result = Diagnosis(kind, network)
     for check in (_random_forward, _coupled_samples):
         finding = check(problems, generator)
         if finding:
-            return replace(result, findings=(finding,), trusted=False)
-    return _with_witness(result, problems, generator)
+            return Diagnosis("curved", "curved", (finding,), trusted=False)
+    exact = in_float64(problems)
+    network = _kind(_mixture(_outputs(exact or problems), generator), generator)
+    result = Diagnosis(_kind(_mixture(exact or problems, generator), generator), network)
+    if exact is None:
+        finding = "The model cannot be evaluated in float64, so finite differences could not confirm the numbers."
+        return replace(result, findings=(finding,))
+    if result.kind == "curved" and _lost(problems, exact, generator):
+        finding = f"It is so flat that it underflows in {str(problems.x.dtype).removeprefix('torch.')}: use float64."
+        return replace(result, findings=(finding,), trusted=False)
+    return _with_witness(result, exact.select(slice(0, WITNESS_SAMPLES)), generator)
 
 
-def _outputs_as_problems(problems: Problems, generator: torch.Generator) -> Problems:
-    """One random weighted sum of the outputs, the same for every sample, as the target."""
+def _mixture(problems: Problems, generator: torch.Generator) -> Problems:
+    """One random weighted sum of each sample's targets: flat only if all of them are."""
     with torch.no_grad():
-        num_outputs = problems.network(problems.x).shape[1]
-    weights = torch.randn(num_outputs, generator=generator, dtype=torch.float64).to(problems.x)
-
-    def weighted_sum(outputs: Tensor, classes: Tensor) -> Tensor:
-        return (outputs @ weights.to(outputs)).unsqueeze(1)
-
-    return Problems(problems.network, weighted_sum, problems.x, problems.classes[:, :1])
+        num_terms = problems.values(problems.x).shape[1]
+    return replace(problems, mixture=torch.randn(num_terms, generator=generator, dtype=torch.float64))
 
 
-def _kind(problems: Problems, generator: torch.Generator) -> Kind:
-    x = problems.x.detach().clone().requires_grad_()
-    values = problems.values(x)
+def _outputs(problems: Problems) -> Problems:
+    """The outputs themselves as targets."""
+    return replace(problems, target=lambda z, classes: z)
+
+
+def _kind(mixture: Problems, generator: torch.Generator) -> Kind:
+    kinds = {
+        _kind_of_group(mixture.select(slice(start, start + GROUP)), generator)
+        for start in range(0, mixture.num_samples, GROUP)
+    }
+    order: tuple[Kind, ...] = ("curved", "piecewise_linear", "linear", "disconnected")
+    return next(kind for kind in order if kind in kinds)
+
+
+def _kind_of_group(mixture: Problems, generator: torch.Generator) -> Kind:
+    x = mixture.x.detach().clone().requires_grad_()
+    values = mixture.values(x)
     if not values.requires_grad or torch.autograd.grad(values.sum(), x, allow_unused=True)[0] is None:
         return "disconnected"
-    reverse = ReverseOverReverse(problems)
+    reverse = ReverseOverReverse(mixture)
     for _ in range(NUM_DRAWS):
-        v = random_vectors(problems, generator)
-        if reverse.hvp(v).count_nonzero() or _forward_hvp(problems, v).count_nonzero():
+        v = random_vectors(mixture, generator)
+        if reverse.hvp(v).count_nonzero() or _forward_hvp(mixture, v).count_nonzero():
             return "curved"
-    return "linear" if _same_gradient_elsewhere(problems, reverse.gradient(), generator) else "piecewise_linear"
+    gradient = reverse.gradient()
+    places = [_elsewhere(mixture, scale, generator) for scale in (1.0, 10.0)]
+    others = [gradients(there) for there in places]
+    if not gradient.any() and not any(other.any() for other in others):
+        with torch.no_grad():
+            moved = any(not torch.equal(there.values(there.x), values) for there in places)
+        return "disconnected" if moved else "linear"
+    scale = float(gradient.abs().max())
+    same = all(torch.allclose(gradient, other, rtol=1e-4, atol=1e-6 * scale) for other in others)
+    return "linear" if same else "piecewise_linear"
 
 
 def _forward_hvp(problems: Problems, v: Tensor) -> Tensor:
@@ -126,16 +153,19 @@ def _forward_hvp(problems: Problems, v: Tensor) -> Tensor:
         return torch.zeros_like(v)
 
 
-def _same_gradient_elsewhere(problems: Problems, gradient: Tensor, generator: torch.Generator) -> bool:
-    """Whether the gradients far from the samples are the same, to rounding."""
+def _elsewhere(problems: Problems, scale: float, generator: torch.Generator) -> Problems:
+    """The same problems at inputs moved by noise of ``scale`` times their spread."""
     x = problems.x
-    for scale in (1.0, 10.0):
-        noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
-        there = replace(problems, x=x + scale * (x.std(correction=0) + 1) * noise)
-        other = ReverseOverReverse(there).gradient()
-        if not torch.allclose(gradient, other, rtol=1e-4, atol=1e-6 * float(gradient.abs().max())):
-            return False
-    return True
+    noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+    return replace(problems, x=x + scale * (x.std(correction=0) + 1) * noise)
+
+
+def _lost(problems: Problems, exact: Problems, generator: torch.Generator) -> bool:
+    """Whether HVPs are exactly zero in the dtype of x and not in float64, for some problem."""
+    few, exact = problems.select(slice(0, GROUP)), exact.select(slice(0, GROUP))
+    v = random_vectors(exact, generator)
+    truth = ReverseOverReverse(exact).hvp(v).norm(dim=-1) > 0
+    return bool((truth & (ReverseOverReverse(few).hvp(v.to(few.x)).norm(dim=-1) == 0)).any())
 
 
 def _random_forward(problems: Problems, generator: torch.Generator) -> str | None:
@@ -171,11 +201,7 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=0, atol=tolerance * scale, equal_nan=True)
 
 
-def _with_witness(result: Diagnosis, problems: Problems, generator: torch.Generator) -> Diagnosis:
-    few = in_float64(problems.select(slice(0, WITNESS_SAMPLES)))
-    if few is None:
-        finding = "The model cannot be evaluated in float64, so finite differences could not confirm the numbers."
-        return replace(result, findings=(finding,))
+def _with_witness(result: Diagnosis, few: Problems, generator: torch.Generator) -> Diagnosis:
     for name, difference in _witness_differences(few, generator).items():
         if difference > WITNESS_TOLERANCE:
             finding = f"Finite differences contradict the {name} by {difference:.0%} along random directions."
@@ -239,7 +265,7 @@ def _difference_quotients(problems: Problems, direction: Tensor, step: Tensor) -
     ends = [replace(problems, x=problems.x + shift), replace(problems, x=problems.x - shift)]
     with torch.no_grad():
         above, below = (end.values(end.x).unsqueeze(-1) for end in ends)
-    ahead, behind = (ReverseOverReverse(end).gradient() for end in ends)
+    ahead, behind = (gradients(end) for end in ends)
     return (above - below) / (2 * step), (ahead - behind) / (2 * step)
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.dense import ChunkSize, decompose, hessians, zero_parts
-from lightning_hessian.curvature.derivatives import EngineName, ReverseOverReverse, engines_agree
+from lightning_hessian.curvature.dense import ChunkSize, decompose, hessians, symmetric_part, zero_parts
+from lightning_hessian.curvature.derivatives import EngineName, engines_agree, gradients
 from lightning_hessian.curvature.diagnosis import Diagnosis, diagnose
 from lightning_hessian.curvature.memory import available_memory
 from lightning_hessian.curvature.problems import Problems
@@ -76,7 +76,7 @@ def measure(
     """
     begin = time.perf_counter()
     diagnosis = diagnosis or diagnose_finite(problems, options)
-    gradient = ReverseOverReverse(problems).gradient()
+    gradient = gradients(problems)
     engine: EngineName = "reverse_over_reverse"
     parts, kept, num_hvps = [], [], 0
     if diagnosis.zero:
@@ -88,7 +88,7 @@ def measure(
         for samples, matrices, used in whole_hessians(problems, options):
             engine = used
             parts.append(decompose(matrices, gradient[samples], options.num_eigenvalues))
-            kept.append(matrices[: max(0, num_matrices - samples.start)].clone())
+            kept.append(symmetric_part(matrices[: max(0, num_matrices - samples.start)])[0])
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     spectrum = Spectrum(
         **joined,
@@ -110,10 +110,9 @@ def diagnose_finite(problems: Problems, options: Options) -> Diagnosis:
     Raises:
         MeasurementError: they are not.
     """
-    engine = ReverseOverReverse(problems)
     with torch.no_grad():
         quantities = {"inputs": problems.x, "values of the target": problems.values(problems.x)}
-    for name, numbers in {**quantities, "gradients": engine.gradient()}.items():
+    for name, numbers in {**quantities, "gradients": gradients(problems)}.items():
         bad = (~numbers.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
         if bad:
             raise MeasurementError(

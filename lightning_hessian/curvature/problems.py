@@ -18,12 +18,14 @@ class Problems:
         target: τ, from outputs ``[N, C]`` and classes ``[N, K]`` to one scalar per problem, ``[N, K]``.
         x: the samples, ``[N, *shape]``, floating point.
         classes: the outputs looked at, integer ``[N, K]``.
+        mixture: weights ``[K]``; given, the scalars of a sample's classes are summed with them into a single one.
     """
 
     network: Callable[[Tensor], Tensor]
     target: Callable[[Tensor, Tensor], Tensor]
     x: Tensor
     classes: Tensor
+    mixture: Tensor | None = None
 
     @property
     def num_samples(self) -> int:
@@ -33,7 +35,7 @@ class Problems:
     @property
     def num_classes(self) -> int:
         """K, the number of classes looked at per sample."""
-        return self.classes.shape[1]
+        return self.classes.shape[1] if self.mixture is None else 1
 
     @property
     def num_inputs(self) -> int:
@@ -47,11 +49,17 @@ class Problems:
 
     def values(self, x: Tensor) -> Tensor:
         """The targets ``[N, K]`` at ``x``, which has the shape of ``self.x``."""
-        return self.target(self.network(x), self.classes)
+        values = self.target(self.network(x), self.classes)
+        return values if self.mixture is None else (values @ self.mixture.to(values)).unsqueeze(1)
 
-    def select(self, samples: slice) -> Problems:
+    def select(self, samples: slice | Tensor) -> Problems:
         """The problems of some samples."""
         return replace(self, x=self.x[samples], classes=self.classes[samples])
+
+    def flatten(self) -> Problems:
+        """The same problems as P = N·K samples with one class each, in the order (sample, class)."""
+        x = self.x.repeat_interleave(self.num_classes, dim=0)
+        return replace(self, x=x, classes=self.classes.reshape(-1, 1))
 
     def repeat(self, times: int) -> Problems:
         """The same problems ``times`` times over, the copies one after another: ``[times·N, ...]``."""

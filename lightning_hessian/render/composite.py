@@ -36,6 +36,8 @@ def composite(record: Record, column: int) -> Figure:
     row_height = TITLE + MATRIX + FOOT
     sheet = Sheet(width, HEADING + len(record.hessian) * row_height)
     heading = f"Input-Hessian of {record.target}, {record.columns[column].replace('_', ' ')}: {record.moment}"
+    if record.diagnosis != "curved":
+        heading += f" ({record.diagnosis.replace('_', ' ')}: exactly zero)"
     sheet.text(width / 2, HEADING - 0.1, heading, 13, fontweight="bold")
     for sample in range(len(record.hessian)):
         top = HEADING + sample * row_height + TITLE
@@ -82,6 +84,9 @@ def _draw_eigenvector(sheet: Sheet, x: float, y: float, record: Record, sample: 
     assert record.vector_index is not None
     place = record.vector_index[sample, column, rank]
     value, residual = (a[sample, column, place] for a in (record.eigenvalues, record.residuals))
+    if value == 0:  # any vector is as good an eigenvector as another: there is no direction to show
+        sheet.text(x + MAP / 2, y + MAP / 2, "no direction:\nλ = 0")
+        return
     mark = "" if record.converged[sample, column, place] else " (not converged)"
     title = f"eigenvector {rank + 1} by |λ|\nλ = {short(value)} ± {residual:.0e}{mark}"
     _draw_map(sheet, x, y, record.eigenvectors[sample, column, rank], record, title)

@@ -6,16 +6,18 @@ import numpy as np
 
 from lightning_hessian.record import Array, Record
 
-METRICS = {
-    "lambda_max": "largest eigenvalue",
-    "lambda_min": "smallest eigenvalue",
-    "trace": "sum of all eigenvalues",
-    "frobenius_norm": "root of the sum of squared eigenvalues",
-    "gradient_norm": "length of the input gradient",
-    "normalized_curvature": "max |λ| / ‖gradient‖",
-    "linear_radius": "2 ‖gradient‖ / max |λ|, in input units",
+TITLES = {
+    "lambda_max": "largest λ",
+    "lambda_min": "smallest λ",
+    "trace": "trace",
+    "frobenius_norm": "Frobenius norm",
+    "gradient_norm": "gradient norm",
+    "normalized_curvature": "normalized curvature",
+    "linear_radius": "linear radius",
 }
+METRICS = tuple(TITLES)
 PERCENTILES = (10, 90)
+SPREAD = "hessian_spread/"
 
 
 def scalars(record: Record) -> dict[str, float]:
@@ -40,7 +42,7 @@ def scalars(record: Record) -> dict[str, float]:
 
 def spread_tag(metric: str, slot: str, percentile: int) -> str:
     """The tag of a percentile over samples."""
-    return f"hessian_spread/{metric}_{slot}_p{percentile}"
+    return f"{SPREAD}{metric}_{slot}_p{percentile}"
 
 
 def finite_samples(record: Record, metric: str, column: int) -> Array:

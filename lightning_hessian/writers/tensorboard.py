@@ -9,7 +9,7 @@ import numpy as np
 from lightning_hessian.record import Array, Record
 from lightning_hessian.render.composite import composite
 from lightning_hessian.render.sheet import to_image
-from lightning_hessian.writers.scalars import METRICS, PERCENTILES, finite_samples, spread_tag
+from lightning_hessian.writers.scalars import METRICS, PERCENTILES, TITLES, finite_samples, spread_tag
 
 SMALLEST_DECADE = -12  # |λ| at or below 1e-12 is drawn at 0
 NUM_BINS = 64
@@ -20,7 +20,7 @@ def write_tensorboard(writer: Any, record: Record) -> None:
     """Writes histograms, composite pictures and the text of ``record`` through a ``SummaryWriter``."""
     for column, name in enumerate(record.columns):
         slot = f"{record.target}_{name}"
-        _write_histogram(writer, f"hessian_spectrum/{slot}", record, column)
+        _write_histogram(writer, f"hessian_spectrum_signed_log10/{slot}", record, column)
         if record.hessian is not None and len(record.hessian):
             image = to_image(composite(record, column))
             writer.add_image(f"hessian/{slot}", image, record.logged_step, dataformats="HWC")
@@ -34,7 +34,7 @@ def write_layout(writer: Any, record: Record) -> None:
         for name in reversed(record.columns):
             slot = f"{record.target}_{name}"
             tags = [f"hessian_{metric}/{slot}", *(spread_tag(metric, slot, p) for p in PERCENTILES)]
-            layout[f"{metric}, {slot}"] = ["Margin", tags]
+            layout[f"{TITLES[metric]}, {slot.replace('_', ' ')}"] = ["Margin", tags]
     writer.add_custom_scalars({"Input-Hessian: mean and 10th to 90th percentile over samples": layout})
 
 
@@ -46,10 +46,11 @@ def signed_log10(eigenvalues: Array) -> Array:
 
 
 def shown_eigenvalues(record: Record, column: int) -> Array:
-    """All eigenvalues of one class column; those below their own residual, and those left out, as zeros."""
+    """All eigenvalues of one class column; those that rounding or the residual may have made, as zeros."""
     listed, residuals = record.eigenvalues[:, column], record.residuals[:, column]
-    certain = np.where(np.abs(listed) > residuals, listed, 0.0)
     num_inputs = record.gradient.shape[-1]
+    rounding = np.finfo(listed.dtype).eps * num_inputs * np.abs(listed).max(axis=-1, keepdims=True)
+    certain = np.where(np.abs(listed) > np.maximum(residuals, rounding), listed, 0.0)
     missing = num_inputs - listed.shape[-1] if record.complete else 0
     return np.concatenate([certain, np.zeros((len(certain), missing))], axis=1).ravel()
 
@@ -73,20 +74,22 @@ def _write_histogram(writer: Any, tag: str, record: Record, column: int) -> None
 def diagnosis_text(record: Record) -> str:
     """The diagnosis in words and a table of the last measurement, in markdown."""
     num_samples, _, num_inputs = record.gradient.shape
-    header = "| class | " + " | ".join(METRICS) + " |\n|" + "---|" * (len(METRICS) + 1)
+    header = "| | " + " | ".join(TITLES.values()) + " |\n|" + "---|" * (len(METRICS) + 1)
     rows = [
-        "| " + " | ".join([name, *(_cell(record, metric, c) for metric in METRICS)]) + " |"
+        "| " + " | ".join([name.replace("_", " "), *(_cell(record, metric, c) for metric in METRICS)]) + " |"
         for c, name in enumerate(record.columns)
     ]
-    meaning = "\n".join(f"- **{name}**: {words}" for name, words in METRICS.items())
     return "\n\n".join(
         [
             f"**Input-Hessian of `{record.target}`, {record.moment}: {record.diagnosis}.** {record.message}",
             f"{num_samples} samples of {num_inputs} inputs; mean over samples (10th to 90th percentile).",
             "\n".join([header, *rows]),
-            meaning,
-            f"Method {record.method}, engine {record.engine}, {record.seconds:.2f} s, {record.num_hvps} HVPs per "
-            f"problem. In the histogram of the spectrum, x = ±(12 + log10 |λ|): ±9 is λ = ±1e-3, ±12 is λ = ±1.",
+            "Normalized curvature is max |λ| / ‖gradient‖. Linear radius is 2 ‖gradient‖ / max |λ|: the distance, in "
+            "input units, within which the linear picture may be believed. In the histogram of the spectrum, "
+            "x = ±(12 + log10 |λ|): ±9 is λ = ±1e-3, ±12 is λ = ±1. For readable pictures tick *Show actual image "
+            "size* in the Images tab.",
+            f"{record.seconds:.2f} s, {record.num_hvps} Hessian-vector products for each sample and class (method "
+            f"{record.method}, engine {record.engine}).",
         ]
     )
 

@@ -50,18 +50,30 @@ def test_almost_zero_is_not_zero():
 
 
 @pytest.mark.parametrize(
-    "model",
-    [lambda x: x.detach() ** 2, lambda x: x.round(), lambda x: torch.ones_like(x)],
-    ids=["detached", "rounded", "constant"],
+    ("model", "kind"),
+    [
+        (lambda x: x.detach() ** 2, "disconnected"),
+        (lambda x: x.round(), "disconnected"),
+        (lambda x: x.sign() * 3, "disconnected"),
+        (lambda x: x.argmax(1, keepdim=True).to(x), "disconnected"),
+        (lambda x: 0 * x + 1, "linear"),
+    ],
+    ids=["detached", "rounded", "sign", "argmax", "constant"],
 )
-def test_disconnected_or_flat_is_zero_without_an_exception(model):
-    spectrum = None
+def test_no_gradient_is_zero_without_an_exception(model, kind):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         spectrum = input_spectrum(model, X, 0)
     assert not spectrum.gradient.any()
     assert not spectrum.eigenvalues.any()
-    assert spectrum.diagnosis.kind in ("disconnected", "linear")
+    assert spectrum.diagnosis.kind == kind
+
+
+def test_underflow_is_not_called_linear():
+    diagnosis = diagnosis_of(lambda x: torch.sigmoid(-120 - x.sum(1)), x=X.float())  # 1e-52: zero in float32
+    assert diagnosis.kind == "curved"
+    assert not diagnosis.trusted
+    assert "underflows in float32: use float64" in diagnosis.message
 
 
 def test_a_detached_function_that_does_depend_on_its_input_is_not_trusted():

@@ -1,0 +1,94 @@
+"""The exact spectrum of JᵀAJ from C gradients: the whole Hessian where the network is piecewise linear."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.func import vjp, vmap
+
+from lightning_hessian.curvature.derivatives import ReverseOverReverse, relative_difference
+from lightning_hessian.curvature.problems import Problems
+
+
+def jacobian(problems: Problems) -> Tensor:
+    """Gradients of all C outputs with respect to the input, ``[N, C, D]``, from one forward pass.
+
+    The backward passes are ``vmap``-batched where that gives what a plain backward pass gives along a random
+    weighting of the outputs, and done one after another elsewhere. Cost: at most C gradients.
+    """
+    x = problems.x.detach().clone().requires_grad_()
+    outputs = problems.network(x)
+    num_outputs = outputs.shape[1]
+    if not outputs.requires_grad:
+        return x.new_zeros(len(x), num_outputs, problems.num_inputs)
+
+    def row(weights: Tensor) -> Tensor:
+        (gradient,) = torch.autograd.grad(outputs, x, weights, retain_graph=True, materialize_grads=True)
+        return gradient.flatten(1)
+
+    one_hot = torch.eye(num_outputs, dtype=x.dtype, device=x.device)
+    try:
+        pull_back = vjp(problems.network, x.detach())[1]
+        batched = vmap(lambda c: pull_back(c.expand(len(x), -1))[0])(one_hot).flatten(2).transpose(0, 1)
+    except Exception:  # every kind of module that lacks a vmap rule
+        batched = None
+    weights = torch.linspace(1, 2, num_outputs, dtype=x.dtype, device=x.device)
+    expected = row(weights.expand(len(x), -1))
+    tolerance = torch.finfo(x.dtype).eps ** 0.5
+    if batched is not None and relative_difference(weights @ batched, expected) <= tolerance:
+        return batched
+    return torch.stack([row(weights.expand(len(x), -1)) for weights in one_hot], dim=1)
+
+
+def head_hessian(problems: Problems) -> Tensor:
+    """A = ∂²τ/∂z² of every problem, ``[N, K, C, C]``; exactly zero for a target linear in the outputs."""
+    with torch.no_grad():
+        outputs = problems.network(problems.x)
+    on_outputs = Problems(lambda z: z, problems.target, outputs, problems.classes)
+    return ReverseOverReverse(on_outputs).columns(torch.eye(outputs.shape[1]).to(outputs))
+
+
+def low_rank_parts(problems: Problems, num_vectors: int) -> dict[str, Tensor]:
+    """The complete eigendecomposition of JᵀAJ, as the parts of a ``Spectrum`` by name.
+
+    With Jᵀ = Q R reduced, H = JᵀAJ = Q (R A Rᵀ) Qᵀ: the eigenvalues are those of the small matrix R A Rᵀ, the
+    eigenvectors Q times its own, and the D − min(C, D) eigenvalues not listed are zero. Nothing is
+    approximated. Residuals are those of the small problem: Q is orthonormal.
+
+    Cost: C gradients and a QR decomposition of D×C per sample.
+    """
+    rows, bend = jacobian(problems), head_hessian(problems)
+    q, r = torch.linalg.qr(rows.mT)
+    small = r.unsqueeze(1) @ bend @ r.mT.unsqueeze(1)
+    small = (small + small.mT) / 2
+    eigenvalues, vectors = torch.linalg.eigh(small)
+    residuals = (small @ vectors - vectors * eigenvalues.unsqueeze(-2)).norm(dim=-2)
+    eigenvalues, residuals, vectors = eigenvalues.flip(-1), residuals.flip(-1), vectors.flip(-1)
+    index = eigenvalues.abs().topk(min(num_vectors, eigenvalues.shape[-1]), dim=-1).indices
+    chosen = vectors.gather(-1, index.unsqueeze(-2).expand(*vectors.shape[:-1], -1))
+    gradient = ReverseOverReverse(problems).gradient()
+    inside = (
+        (gradient @ q) @ vectors
+        if problems.num_classes == 1
+        else torch.einsum("nkd,ndr,nkrm->nkm", gradient, q, vectors)
+    )
+    inside = inside if inside.dim() == 3 else inside[:, 0]
+    rounding = torch.finfo(q.dtype).eps * problems.num_inputs**0.5 * eigenvalues.abs().amax(-1, keepdim=True)
+    zeros = torch.zeros_like(eigenvalues[..., 0])
+    return {
+        "eigenvalues": eigenvalues,
+        "eigenvectors": (q.unsqueeze(1) @ chosen).mT,
+        "vector_index": index,
+        "residuals": residuals,
+        "converged": residuals <= rounding,
+        "trace": eigenvalues.sum(-1),
+        "frobenius_norm": eigenvalues.square().sum(-1).sqrt(),
+        "gradient_curvature": (eigenvalues * inside.square()).sum(-1) / gradient.square().sum(-1),
+        "asymmetry": zeros,
+    }
+
+
+def low_rank_hessians(problems: Problems) -> Tensor:
+    """JᵀAJ of every problem, ``[N, K, D, D]``."""
+    rows, bend = jacobian(problems), head_hessian(problems)
+    return rows.mT.unsqueeze(1) @ bend @ rows.unsqueeze(1)

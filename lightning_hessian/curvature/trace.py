@@ -1,0 +1,88 @@
+"""Trace, Frobenius norm and diagonal from random products, with standard errors; valid for indefinite matrices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_hessian.curvature.lanczos import EigenPairs
+from lightning_hessian.curvature.operator import Operator
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Means over random vectors, and the standard errors of those means.
+
+    Attributes:
+        trace: ``[P]``.
+        trace_error: ``[P]``, one standard error.
+        frobenius_norm: ``[P]``.
+        frobenius_error: ``[P]``, one standard error, to first order.
+        diagonal: ``[P, D]``.
+        diagonal_error: ``[P, D]``, one standard error plus what the residuals of deflated pairs allow.
+        num_products: products with a vector that were made for each operator.
+    """
+
+    trace: Tensor
+    trace_error: Tensor
+    frobenius_norm: Tensor
+    frobenius_error: Tensor
+    diagonal: Tensor
+    diagonal_error: Tensor
+    num_products: int
+
+
+def estimate(operator: Operator, known: EigenPairs, num_vectors: int, *, generator: torch.Generator) -> Estimates:
+    """Hutchinson's estimators outside of the space spanned by eigenvectors already known.
+
+    With Q the known Ritz vectors, Θ their Rayleigh quotients and R their residual vectors, P = I − QQᵀ and
+    random signs z (the same for every operator):
+
+        tr A = Σ θ_i + E[(Pz)ᵀ A Pz],   ‖A‖² = Σ (θ_i² + ‖r_i‖²) + E ‖A Pz‖²,
+        diag A = Σ (θ_i q_i + r_i) ∘ q_i + E[z ∘ A Pz].
+
+    Unbiased for any symmetric matrix, the diagonal up to the r_i (whose bound is added to its error).
+    Unlike Hutch++ or Nyström estimators this asks for no positive eigenvalues.
+
+    Args:
+        operator: P symmetric operators.
+        known: Ritz pairs of them, with residuals.
+        num_vectors: random vectors, at least 2.
+        generator: of their signs.
+
+    Cost: one product for each random vector, which serves all three estimates.
+
+    Source: Hutchinson (1989); Bekas, Kokiopoulou and Saad (2007) for the diagonal; deflation as in Gambhir,
+    Stathopoulos and Orginos (2017).
+    """
+    q = known.eigenvectors
+    traces, squares, diagonals = [], [], []
+    for _ in range(num_vectors):
+        signs = torch.randint(2, (q.shape[-1],), generator=generator).to(q) * 2 - 1
+        outside = signs - ((q @ signs).unsqueeze(1) @ q).squeeze(1)
+        outside = outside - ((q @ outside.unsqueeze(-1)).mT @ q).squeeze(1)
+        product = operator(outside)
+        traces.append((outside * product).sum(dim=1))
+        squares.append(product.square().sum(dim=1))
+        diagonals.append(signs * product)
+    trace, trace_error = _mean(torch.stack(traces))
+    square, square_error = _mean(torch.stack(squares))
+    diagonal, diagonal_error = _mean(torch.stack(diagonals))
+    known_square = (known.eigenvalues.square() + known.residuals.square()).sum(dim=1)
+    norm = (square + known_square).sqrt()
+    return Estimates(
+        trace=trace + known.eigenvalues.sum(dim=1),
+        trace_error=trace_error,
+        frobenius_norm=norm,
+        frobenius_error=square_error / (2 * norm.where(norm > 0, 1)),
+        diagonal=diagonal + (known.eigenvalues.unsqueeze(-1) * q.square()).sum(dim=1),
+        diagonal_error=diagonal_error + (known.residuals.unsqueeze(-1) * q.abs()).sum(dim=1),
+        num_products=num_vectors,
+    )
+
+
+def _mean(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over the first axis and its standard error."""
+    return values.mean(dim=0), values.std(dim=0) / len(values) ** 0.5

@@ -1,0 +1,86 @@
+"""Estimators are unbiased, know their error, and are exact where nothing is left to estimate."""
+
+import pytest
+import torch
+from test_lanczos import FLAT, SPREAD, prescribed, run
+
+from lightning_hessian.curvature.density import Density, density
+from lightning_hessian.curvature.trace import estimate
+
+F64 = torch.float64
+
+
+def estimates(operator, known, num_vectors, seed):
+    return estimate(operator, known, num_vectors, generator=torch.Generator().manual_seed(seed))
+
+
+def test_errors_hold_as_often_as_they_say():
+    """Over 200 seeds the truth lies within two standard errors (Student's t, 29 degrees: 94.5 %) of the mean."""
+    operator = prescribed(FLAT, SPREAD)
+    known = run(operator, 4, tolerance=1e-6)
+    truth = operator.matrices.diagonal(dim1=1, dim2=2).sum(1)
+    norm = torch.linalg.matrix_norm(operator.matrices)
+    inside = torch.zeros(2, 2)
+    for seed in range(200):
+        found = estimates(operator, known, 30, seed)
+        inside[0] += (found.trace - truth).abs() <= 2 * found.trace_error
+        inside[1] += (found.frobenius_norm - norm).abs() <= 2 * found.frobenius_error
+    share = inside / 200
+    assert (share > 0.89).all()
+    assert (share < 0.99).all()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_diagonal(seed):
+    operator = prescribed(SPREAD)
+    found = estimates(operator, run(operator, 10, tolerance=1e-8), 200, seed)
+    truth = operator.matrices.diagonal(dim1=1, dim2=2)
+    within = ((found.diagonal - truth).abs() <= 3 * found.diagonal_error).double().mean()
+    assert within > 0.95
+    assert found.diagonal_error.max() < 0.1
+
+
+def test_exact_when_all_is_known():
+    operator = prescribed([3.0, -2.0, 1.0] + [0.0] * 20)
+    found = estimates(operator, run(operator, 3, which="largest_magnitude", tolerance=1e-12), 2, 0)
+    assert float(found.trace[0]) == pytest.approx(2.0)
+    assert float(found.trace_error[0]) < 1e-12
+    assert float(found.frobenius_norm[0]) == pytest.approx(14**0.5)
+    torch.testing.assert_close(found.diagonal, operator.matrices.diagonal(dim1=1, dim2=2), rtol=0, atol=1e-10)
+
+
+def test_quadrature_is_exact_to_degree_2m_minus_1():
+    operator = prescribed(FLAT, SPREAD)
+    steps, num_vectors = 5, 3
+    rule = density(operator, steps, num_vectors, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(rule.weights.sum(-1), torch.ones(2, num_vectors, dtype=F64))
+    starts = torch.Generator().manual_seed(0)
+    for s in range(num_vectors):
+        v = torch.randn(60, generator=starts, dtype=F64)
+        v /= v.norm()
+        for degree in range(2 * steps):
+            power = torch.linalg.matrix_power(operator.matrices, degree)
+            torch.testing.assert_close(rule.moment(degree)[:, s], v @ power @ v, rtol=1e-9, atol=1e-12)
+    power = torch.linalg.matrix_power(operator.matrices, 2 * steps)
+    assert not torch.allclose(rule.moment(2 * steps)[:, 2], v @ power @ v, rtol=1e-9)
+
+
+def test_bands_cover_the_true_density_as_often_as_they_say():
+    operator = prescribed(FLAT)
+    at = torch.tensor([-0.1, 0.2, 0.5], dtype=F64)
+    truth = (torch.tensor(FLAT, dtype=F64).unsqueeze(1) <= at).double().mean(0)
+    bumps = torch.exp(-((torch.tensor(FLAT, dtype=F64).unsqueeze(1) - at) ** 2) / 2 / 0.01)
+    smooth_truth = bumps.mean(0) / (0.1 * (2 * torch.pi) ** 0.5)
+    rule = density(operator, 25, 400, generator=torch.Generator().manual_seed(0))
+    covered = torch.zeros(2)
+    for nodes, weights in zip(rule.nodes.split(20, dim=1), rule.weights.split(20, dim=1), strict=True):
+        part = Density(nodes, weights, 0)
+        for i, (found, right) in enumerate([(part.cumulative(at), truth), (part.smoothed(at, 0.1), smooth_truth)]):
+            covered[i] += ((found[0][0] - right).abs() <= 2 * found[1][0]).double().mean() / 20
+    assert (covered > 0.85).all()
+
+
+def test_density_of_a_rank_deficient_operator():
+    rule = density(prescribed([1.0] + [0.0] * 9), 10, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(rule.weights.sum(-1), torch.ones(1, 4, dtype=F64))
+    torch.testing.assert_close(rule.moment(1), rule.moment(2))
