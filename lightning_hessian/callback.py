@@ -127,7 +127,14 @@ class InputHessianMonitor(Callback):
         """Checks what can be checked before training, and takes the probe where it was given."""
         if stage != "fit":
             return
+        self._probe, self._num_records, self._last_epoch = None, 0, 0  # a monitor may serve several runs
+        self._schedule.last_step = self._monitor.chosen_target = None
         with _misconfiguration():
+            if sum(isinstance(callback, type(self)) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
+                raise ConfigurationError(
+                    "A Trainer can hold one InputHessianMonitor: two would write to the same files. Give one monitor "
+                    "all the classes, or train twice."
+                )
             if type(trainer.strategy).__name__ in SHARDED_STRATEGIES:
                 raise ConfigurationError(
                     f"Measuring under {type(trainer.strategy).__name__} is not possible: parameters are "
@@ -137,8 +144,8 @@ class InputHessianMonitor(Callback):
                 self._take(self._given_probe)
             elif not trainer.enable_validation:
                 raise ConfigurationError(
-                    "There are no samples to measure at: there is no validation loader (or "
-                    "limit_val_batches is 0) and no probe was given. Give probe=x, probe=(x, labels) or probe=dataset."
+                    "There are no samples to measure at: there is no validation loader with a validation_step (or "
+                    "limit_val_batches is 0), and no probe was given. Give probe=x, probe=(x, labels) or probe=dataset."
                 )
         if trainer.fast_dev_run:  # type: ignore[attr-defined] # set by Lightning's debugging flags
             self._warn("fast_dev_run: measurements are made to test them, but nothing is saved or drawn.")
@@ -167,10 +174,10 @@ class InputHessianMonitor(Callback):
             self._take_first_validation_batch(trainer, pl_module)
         if self._probe is None:
             self._warn(
-                "No measurement before training: no sanity check ran, and the validation loader's first batch "
-                "cannot be had without disturbing it. Give probe=... to measure before training too."
+                "No measurement before training: no validation batch has passed yet, and the first one cannot be had "
+                "without disturbing its loader. Give probe=... to measure before training too."
             )
-        elif trainer.global_step == 0:
+        elif _steps(trainer) == 0:
             self._run(trainer, pl_module, trainer.fit_loop.epoch_loop._batches_that_stepped)
 
     def on_train_batch_end(
@@ -178,18 +185,18 @@ class InputHessianMonitor(Callback):
     ) -> None:
         """Measures after every n-th optimizer step, where asked to."""
         self._last_epoch = trainer.current_epoch
-        if self._schedule.after_step(trainer.global_step):
+        if self._schedule.after_step(_steps(trainer)):
             self._run(trainer, pl_module, trainer.fit_loop.epoch_loop._batches_that_stepped)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures at the end of chosen epochs, before Lightning's own monitoring callbacks look."""
         self._last_epoch = trainer.current_epoch
-        if self._schedule.at_epoch_end(trainer.current_epoch, trainer.global_step):
+        if self._schedule.at_epoch_end(trainer.current_epoch, _steps(trainer)):
             self._run(trainer, pl_module, _last_logged_step(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures the final weights, if that was not done yet."""
-        if self._schedule.is_new(trainer.global_step):
+        if self._schedule.is_new(_steps(trainer)):
             self._run(trainer, pl_module, _last_logged_step(trainer))
 
     def _take(self, source: Any) -> None:
@@ -228,7 +235,7 @@ class InputHessianMonitor(Callback):
         """One measurement, on the first process; every process gets the scalars, or the failure."""
         if self._probe is None:
             return
-        self._schedule.done(trainer.global_step)
+        self._schedule.done(_steps(trainer))
         folder = _folder(trainer)
         metrics: dict[str, float] = {}
         failure: Exception | None = None
@@ -242,7 +249,7 @@ class InputHessianMonitor(Callback):
                 record = self._monitor.measure(
                     pl_module,
                     self._probe,
-                    step=trainer.global_step,
+                    step=_steps(trainer),
                     logged_step=logged_step,
                     epoch=self._last_epoch,
                 )
@@ -260,12 +267,12 @@ class InputHessianMonitor(Callback):
 
     def _fail(self, error: Exception, trainer: Trainer, logged_step: int, *, misconfigured: bool) -> None:
         """Raises what must be mended before training, and what ``on_error`` asks for; tells about the rest."""
-        if misconfigured and self._num_records == 0:
+        if misconfigured and _steps(trainer) == 0:
             raise MisconfigurationException(f"InputHessianMonitor: {error}") from error
         if self._on_error == "raise":
             raise error
         self._warn(
-            f"InputHessianMonitor: no measurement at step {trainer.global_step}, and training goes on. "
+            f"InputHessianMonitor: no measurement at step {_steps(trainer)}, and training goes on. "
             f"{type(error).__name__}: {error}",
             key=str(error),
         )
@@ -287,6 +294,11 @@ def _folder(trainer: Trainer) -> str | None:
         return None
     loggers = tensorboard_loggers(trainer.loggers)
     return loggers[0].log_dir if loggers else log_dir
+
+
+def _steps(trainer: Trainer) -> int:
+    """Optimizer steps so far; batches so far where the user steps raw optimizers, which Lightning does not count."""
+    return trainer.global_step or trainer.fit_loop.epoch_loop.batch_progress.total.ready
 
 
 def _last_logged_step(trainer: Trainer) -> int:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lightning_hessian.curvature.dense import ChunkSize, symmetric_part
-from lightning_hessian.curvature.derivatives import ReverseOverReverse
+from lightning_hessian.curvature.derivatives import ReverseOverReverse, gradients
 from lightning_hessian.curvature.diagnosis import Diagnosis
 from lightning_hessian.curvature.measure import Options, diagnose_finite, measure, whole_hessians
 from lightning_hessian.curvature.memory import readable
@@ -69,7 +69,7 @@ def input_gradient(
         tensor([[[0., 0., 8., 0.]]])
     """
     with prepared(model, x, classes, target, dtype=dtype, forward_fn=forward_fn, output_fn=output_fn) as task:
-        return ReverseOverReverse(task.problems).gradient()
+        return gradients(task.problems)
 
 
 def input_hvp(
@@ -88,7 +88,8 @@ def input_hvp(
     Args:
         model: as for ``input_gradient``.
         x: samples ``[N, *shape]``.
-        v: one vector for all problems ``[D]``, one per sample (``[N, D]`` or the shape of x), or one per problem ``[N, K, D]``.
+        v: one vector for all problems ``[D]``, one per sample (``[N, D]`` or the shape of x), or one per problem
+            ``[N, K, D]``.
         classes: as for ``input_gradient``.
         target: as for ``input_gradient``.
         dtype: float32 or float64; by default that of x.
@@ -184,8 +185,11 @@ def input_hessian(
         _warn_if_untrusted(diagnosis)
         if diagnosis.zero:
             return problems.x.new_zeros(shape)
-        parts = [symmetric_part(matrices)[0] for _, matrices, _ in whole_hessians(problems, options)]
-        return torch.cat(parts)
+        result = problems.x.new_empty(shape)
+        left = replace(options, max_memory=memory - result_bytes)
+        for samples, matrices, _ in whole_hessians(problems, left):
+            result[samples] = symmetric_part(matrices)[0]
+        return result
 
 
 def input_spectrum(
@@ -276,8 +280,8 @@ def prepared(
     """
     network = ModelFunction(model, forward_fn, output_fn)
     check_input(x)
-    dtype = _resolve_dtype(dtype, x)
     device = network.device or x.device
+    dtype = _possible_dtype(_resolve_dtype(dtype, x), model, network, x, device)
     with isolated(model, device, dtype):
         x = x.detach().to(device, dtype, copy=True)
         with torch.no_grad():
@@ -338,6 +342,25 @@ def _resolve_dtype(dtype: torch.dtype | None, x: Tensor) -> torch.dtype:
     if dtype not in (torch.float32, torch.float64):
         raise ConfigurationError(f"dtype={dtype} is not possible. Choose torch.float32 or torch.float64.")
     return dtype
+
+
+def _possible_dtype(
+    dtype: torch.dtype, model: Model, network: ModelFunction, x: Tensor, device: torch.device
+) -> torch.dtype:
+    """float64 where the model can be evaluated in it, and float32, with a warning, where it cannot."""
+    if dtype == torch.float32:
+        return dtype
+    try:
+        with isolated(model, device, dtype), torch.no_grad():
+            if network(x[:2].detach().to(device, dtype)).dtype == dtype:
+                return dtype
+        reason = "its outputs are not float64"
+    except ConfigurationError:
+        raise
+    except Exception as error:  # x.float() in a forward, a device without float64
+        reason = str(error).splitlines()[0]
+    warnings.warn(f"The model cannot be evaluated in float64 ({reason}): measured in float32.", stacklevel=4)
+    return torch.float32
 
 
 def _resolve_classes(classes: Classes, predicted: Tensor, num_outputs: int) -> Tensor:

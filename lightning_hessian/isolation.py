@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+import torch.utils.checkpoint
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-RECURRENT = (nn.RNNBase,)
+from lightning_hessian.keeper import Keeper
 
 
 @contextmanager
@@ -23,7 +25,9 @@ def isolated(model: object, device: torch.device, dtype: torch.dtype) -> Iterato
     ``dtype``, attention on the math kernel, compiled code run eagerly, cuDNN off if the model holds RNNs
     (cuDNN's have no second derivative), ``self.log`` silent. Restored, also on an exception: all of these,
     the random streams of Python, NumPy and torch (CPU and ``device``), every module's ``training`` flag,
-    attributes and containers that a forward wrote to, ``.grad`` and ``requires_grad``.
+    attributes, containers and generators that a forward wrote to, ``.grad`` and ``requires_grad``.
+
+    ``model`` is a module, or a function: then the modules that it names or is bound to are isolated.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -36,12 +40,26 @@ def isolated(model: object, device: torch.device, dtype: torch.dtype) -> Iterato
         stack.enter_context(_default_dtype(dtype))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(_eager())
-        if isinstance(model, nn.Module):
-            if any(isinstance(module, RECURRENT) for module in model.modules()):
+        stack.enter_context(_without_checkpointing())
+        for module in modules_behind(model):
+            if any(isinstance(inner, nn.RNNBase) for inner in module.modules()):
                 stack.enter_context(_without_cudnn())
-            stack.enter_context(_preserved(model))
-            stack.enter_context(_eval_mode(model))
+            stack.enter_context(_preserved(module))
+            stack.enter_context(_eval_mode(module))
         yield
+
+
+def modules_behind(model: object) -> list[nn.Module]:
+    """The modules that a model is made of: itself, the one a method is bound to, or those a function refers to."""
+    if isinstance(model, nn.Module):
+        return [model]
+    owner = getattr(model, "__self__", None)
+    if isinstance(owner, nn.Module):
+        return [owner]
+    if not inspect.isfunction(model):
+        return []
+    names = inspect.getclosurevars(model)
+    return [v for v in (*names.nonlocals.values(), *names.globals.values()) if isinstance(v, nn.Module)]
 
 
 @contextmanager
@@ -137,17 +155,20 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _preserved(model: nn.Module) -> Iterator[None]:
-    """Puts back what a forward may write: attributes, by reference and by value, of every module."""
-    saved = [(module, _state_of(module)) for module in model.modules()]
+    """Puts back what a forward may write: attributes of every module, by reference and by value."""
+    keeper = Keeper()
+    for module in model.modules():
+        keeper.keep_attributes(module)
     flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     for name in ("log", "log_dict"):
         if callable(getattr(model, name, None)) and hasattr(type(model), "trainer"):
             model.__dict__[name] = _silent
     try:
+        for parameter, _, _ in flags:
+            parameter.requires_grad_(False)  # no graph is to reach the parameters
         yield
     finally:
-        for module, state in saved:
-            _restore(module, state)
+        keeper.restore()
         for parameter, requires_grad, grad in flags:
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
@@ -157,28 +178,19 @@ def _silent(*args: object, **kwargs: object) -> None:
     """Stands in for ``self.log`` while a LightningModule's forward is measured."""
 
 
-def _state_of(module: nn.Module) -> dict[str, tuple[Any, Any]]:
-    """Every attribute with a copy of its value: tensors cloned, containers copied one level deep."""
-    return {name: (value, _copy(value)) for name, value in vars(module).items()}
+@contextmanager
+def _without_checkpointing() -> Iterator[None]:
+    """Activation checkpointing passed through: recomputation inside a double backward fails in both its modes."""
+    module: Any = torch.utils.checkpoint
+    generator = module._checkpoint_without_reentrant_generator
 
+    def nothing(*args: object, **kwargs: object) -> Iterator[None]:
+        yield
 
-def _copy(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    return value.copy() if isinstance(value, (dict, list, set)) else None
-
-
-def _restore(module: nn.Module, state: dict[str, tuple[Any, Any]]) -> None:
-    for name in set(vars(module)) - set(state):
-        del vars(module)[name]
-    for name, (value, copy) in state.items():
-        vars(module)[name] = value
-        if isinstance(value, Tensor):
-            if not torch.equal(value, copy):
-                with torch.no_grad():
-                    value.copy_(copy)
-        elif isinstance(value, list):
-            value[:] = copy
-        elif isinstance(value, (dict, set)):
-            value.clear()
-            value.update(copy)
+    module.CheckpointFunction.apply = lambda run, preserve, *args: run(*args)
+    module._checkpoint_without_reentrant_generator = nothing
+    try:
+        yield
+    finally:
+        del module.CheckpointFunction.apply  # it was inherited
+        module._checkpoint_without_reentrant_generator = generator

@@ -134,9 +134,7 @@ class Monitor:
             "torch": torch.__version__,
             "dtype": self.dtype,
             "device": str(task.problems.x.device),
-            "seed": self.options.seed,
-            "chunk_size": self.options.chunk_size,
-            "max_memory": self.options.max_memory,
+            **vars(self.options),
         }
 
 

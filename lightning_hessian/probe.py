@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.isolation import frozen_random_streams
 
+LARGEST_COPY = 2**30  # bytes of a dataset held in memory that may be copied for a moment
+
 InputFunction = Callable[[Any], Any]
 
 
@@ -47,6 +49,8 @@ def probe_from_batch(
         raise ConfigurationError(
             f"sample_indices={list(sample_indices)} is out of range: there are {len(x)} samples to choose from."
         )
+    if sample_indices is not None and len(sample_indices) == 0:
+        raise ConfigurationError("sample_indices=[] chooses no sample: give at least one, or None for the first ones.")
     chosen = list(range(min(num_samples, len(x)))) if sample_indices is None else list(sample_indices)
     return Probe(_keep(x, chosen), None if labels is None else _keep(labels, chosen))
 
@@ -58,7 +62,9 @@ def probe_from_dataset(
     input_fn: InputFunction | None = None,
 ) -> Probe:
     """The first samples of a map-style dataset, or those at ``sample_indices``; no random stream is drawn from."""
-    size = len(dataset)  # type: ignore[arg-type] # map-style datasets are sized
+    if not hasattr(dataset, "__len__"):
+        raise ConfigurationError("The probe must be a map-style dataset with a length; give a tensor or (x, labels).")
+    size = len(dataset)
     chosen = list(range(min(num_samples, size))) if sample_indices is None else list(sample_indices)
     if not all(0 <= i < size for i in chosen):
         raise ConfigurationError(f"sample_indices={chosen} is out of range: the dataset has {size} samples.")
@@ -71,16 +77,18 @@ def first_batch(loader: Any) -> Any | None:
     """A loader's first batch, made from copies of its dataset and sampler so that both stay as they are.
 
     Returns None where that is not possible: an iterable dataset, which cannot be read without using it up,
-    a dataset that cannot be copied, or something that is not a ``DataLoader``.
+    a dataset that cannot be copied or is larger than ``LARGEST_COPY``, or something that is not a
+    ``DataLoader``.
     """
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return None
     if loader.batch_sampler is None:
         return None
-    shared = {id(array): array for array in _arrays(loader.dataset)}
+    if sum(array.nbytes for array in _arrays(loader.dataset)) > LARGEST_COPY:
+        return None
     with frozen_random_streams():
         try:
-            dataset, sampler = copy.deepcopy((loader.dataset, loader.batch_sampler), shared)
+            dataset, sampler = copy.deepcopy((loader.dataset, loader.batch_sampler))
         except Exception:  # whatever a user's dataset refuses a copy with; the first real batch will do
             return None
         indices = next(iter(sampler), None)
@@ -88,7 +96,7 @@ def first_batch(loader: Any) -> Any | None:
 
 
 def _arrays(value: object, depth: int = 4) -> Iterable[Tensor | np.ndarray[Any, Any]]:
-    """The arrays inside a dataset, which its copy may share: only its own counters and streams are copied."""
+    """The arrays inside a dataset."""
     if isinstance(value, (Tensor, np.ndarray)):
         yield value
     elif depth:

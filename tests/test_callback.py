@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -297,3 +298,55 @@ def test_a_dataset_index_out_of_range(tmp_path):
 def test_the_probe_is_kept_for_the_whole_run(tmp_path):
     fit(tmp_path, small_monitor(), val_check_interval=0.5)
     assert len({r.x.tobytes() for r in load_records(tmp_path)}) == 1
+
+
+def test_two_monitors_would_overwrite_each_other(tmp_path):
+    with pytest.raises(MisconfigurationException, match="one InputHessianMonitor"):
+        fit(tmp_path, small_monitor(), small_monitor(target="prob"))
+
+
+def test_a_monitor_can_serve_a_second_run(tmp_path):
+    monitor = small_monitor()
+    fit(tmp_path / "first", monitor)
+    fit(tmp_path / "second", monitor, held_out=digits(300, 332))
+    x, _ = digits(300, 302).tensors
+    assert [r.step for r in load_records(tmp_path / "second")] == [0, 4, 8]
+    assert np.array_equal(load_records(tmp_path / "second")[0].x, x.numpy())
+    assert any("custom_scalars" in tag for tag in events(tmp_path / "second").Tags()["tensors"])
+
+
+class RawOptimizer(Classifier):
+    """Steps an optimizer that Lightning does not count."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        optimizer.zero_grad()
+        super().training_step(batch, batch_idx).backward()
+        optimizer.step()
+
+
+def test_raw_optimizers_are_measured_too(tmp_path):
+    fit(tmp_path, small_monitor(), model=RawOptimizer())
+    assert [r.step for r in load_records(tmp_path)] == [0, 4, 8]
+
+
+class Logging(Classifier):
+    """Logs inside its forward."""
+
+    def forward(self, x):
+        self.log("inside", x.mean())
+        return super().forward(x)
+
+
+def test_a_log_in_the_forward_is_silent_while_measuring(tmp_path):
+    with_monitor = fit(tmp_path / "a", small_monitor(), model=Logging()).callback_metrics["inside"]
+    assert torch.equal(with_monitor, fit(tmp_path / "b", model=Logging()).callback_metrics["inside"])
+
+
+def test_few_samples_are_told(tmp_path):
+    with pytest.warns(UserWarning, match="num_samples=100, but the batch or dataset has 16"):
+        fit(tmp_path, small_monitor(num_samples=100), max_epochs=1)

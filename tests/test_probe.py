@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from lightning_hessian import probe
 from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.probe import first_batch, probe_from_batch, probe_from_dataset
 
@@ -50,16 +51,26 @@ def test_the_first_batch_leaves_no_trace(shuffle):
         assert batch[1].tolist() == [0, 1, 2, 3]
 
 
-def test_a_copy_shares_the_arrays():
-    dataset = TensorDataset(X, Y)
-    sharing = []
+def test_what_a_dataset_writes_is_written_to_the_copy():
+    class Writing(Dataset):
+        def __init__(self):
+            self.own = X.clone()
 
-    def collate(items):
-        sharing.append(items[0][0].untyped_storage().data_ptr() == X.untyped_storage().data_ptr())
-        return items
+        def __len__(self):
+            return 10
 
-    first_batch(DataLoader(dataset, batch_size=2, collate_fn=collate))
-    assert sharing == [True]
+        def __getitem__(self, i):
+            return self.own[i].mul_(2)
+
+    dataset = Writing()
+    batch = first_batch(DataLoader(dataset, batch_size=4))
+    assert torch.equal(dataset.own, X)
+    assert torch.equal(batch, 2 * X[:4])
+
+
+def test_a_large_dataset_is_not_copied(monkeypatch):
+    monkeypatch.setattr(probe, "LARGEST_COPY", X.nbytes - 1)
+    assert first_batch(DataLoader(TensorDataset(X), batch_size=4)) is None
 
 
 def test_a_dataset_that_cannot_be_copied_is_left_alone():
@@ -72,18 +83,18 @@ def test_a_dataset_that_cannot_be_copied_is_left_alone():
 
 def test_a_given_dataset_draws_from_no_global_stream():
     before = global_streams()
-    probe = probe_from_dataset(TensorDataset(X, Y), 3)
+    found = probe_from_dataset(TensorDataset(X, Y), 3)
     probe_from_dataset(Stateful(), 3)
     assert global_streams() == before
-    assert torch.equal(probe.x, X[:3])
-    assert probe.labels.tolist() == [0, 1, 2]
+    assert torch.equal(found.x, X[:3])
+    assert found.labels.tolist() == [0, 1, 2]
 
 
 def test_the_probe_is_a_copy():
     x = X.clone()
-    probe = probe_from_batch((x, Y), 4)
+    found = probe_from_batch((x, Y), 4)
     x.zero_()
-    assert torch.equal(probe.x, X[:4])
+    assert torch.equal(found.x, X[:4])
 
 
 def test_labels_are_integers_one_per_sample():

@@ -30,11 +30,11 @@ NEIGHBOURS = {
     "lightning_hessian.curvature.measure": {"curvature"},
     "lightning_hessian.targets": set(),
     "lightning_hessian.model_function": set(),
-    "lightning_hessian.isolation": set(),
+    "lightning_hessian.isolation": {"keeper"},
     "lightning_hessian.record": set(),
     "lightning_hessian.render.composite": {"record"},
     "lightning_hessian.writers.publish": {"record", "render"},
-    "lightning_hessian.functional": {"curvature", "targets", "model_function", "isolation"},
+    "lightning_hessian.functional": {"curvature", "targets", "model_function", "isolation", "keeper"},
 }
 
 
@@ -53,11 +53,18 @@ def test_a_room_loads_only_what_it_may(room):
     assert loaded_heavy(f"import {room}") <= ALLOWED[room]
 
 
+def rooms_after(statement: str) -> set[str]:
+    return {m.split(".")[1] for m in modules_after(statement) if m.startswith("lightning_hessian.")}
+
+
 @pytest.mark.parametrize("room", NEIGHBOURS)
 def test_a_room_knows_only_its_neighbours(room):
     own = room.split(".")[1]
-    inside = {m.split(".")[1] for m in modules_after(f"import {room}") if m.startswith("lightning_hessian.")}
-    assert inside <= NEIGHBOURS[room] | {own, "errors"}
+    assert rooms_after(f"import {room}") <= NEIGHBOURS[room] | {own, "errors"}
+
+
+def test_the_check_of_neighbours_can_fail():
+    assert "record" in rooms_after("import lightning_hessian.curvature.measure, lightning_hessian.record")
 
 
 @pytest.mark.parametrize("culprit", ["torch", "lightning"])

@@ -109,7 +109,7 @@ class ForwardOverReverse:
 
     def gradient(self) -> Tensor:
         """The gradients ``[N, K, D]``."""
-        return self._gradients(self._x).flatten(2).transpose(0, 1)
+        return self._gradients(self._x).flatten(2).transpose(0, 1).detach()
 
     def hvp(self, v: Tensor) -> Tensor:
         """Each problem's Hessian times its own vector, ``[N, K, D]`` to ``[N, K, D]``."""
@@ -118,7 +118,7 @@ class ForwardOverReverse:
             return self._tangent(lambda x: vjp(self.problems.values, x)[1](cotangent)[0], vector)
 
         vectors = v.transpose(0, 1).reshape(self.problems.num_classes, *self._x.shape)
-        return vmap(product)(self._cotangents, vectors).flatten(2).transpose(0, 1)
+        return vmap(product)(self._cotangents, vectors).flatten(2).transpose(0, 1).detach()
 
     def columns(self, basis: Tensor) -> Tensor:
         """Every Hessian times the M rows of ``basis [M, D]``: ``[N, K, D, M]``."""
@@ -126,7 +126,7 @@ class ForwardOverReverse:
         def column(vector: Tensor) -> Tensor:
             return self._tangent(self._gradients, vector.reshape(self._x[0].shape).expand_as(self._x))
 
-        return vmap(column)(basis).flatten(3).permute(2, 1, 3, 0)
+        return vmap(column)(basis).flatten(3).permute(2, 1, 3, 0).detach()
 
     def _tangent(self, function: Callable[[Tensor], Tensor], vector: Tensor) -> Tensor:
         tangent: Tensor = jvp(function, (self._x,), (vector,))[1]
