@@ -13,11 +13,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_hessian.curvature.dense import ChunkSize
+from lightning_hessian.curvature.measure import MethodChoice
 from lightning_hessian.errors import ConfigurationError, MeasurementError
-from lightning_hessian.functional import Target, make_options
 from lightning_hessian.isolation import frozen_random_streams
 from lightning_hessian.model_function import ForwardFunction, OutputFunction
 from lightning_hessian.monitor import Monitor, check_at_least, check_choice
+from lightning_hessian.preparation import Target, make_options
 from lightning_hessian.probe import InputFunction, Probe, first_batch, probe_from_batch, probe_from_dataset
 from lightning_hessian.schedule import Schedule
 from lightning_hessian.writers.publish import publish, publish_failure, tensorboard_loggers
@@ -48,9 +49,10 @@ class InputHessianMonitor(Callback):
         sample_indices: which samples of the probe or of the first validation batch, in place of the first ones.
         num_samples: how many samples.
         heatmap_samples: for how many of them the whole matrix is drawn and kept.
-        method: ``"dense"`` or ``"auto"``: all eigenvalues, from whole matrices.
-        num_eigenvalues: eigenvectors kept per problem, those of largest magnitude.
+        method: ``"auto"``, ``"dense"``, ``"low_rank"`` or ``"lanczos"``, as for ``input_spectrum``.
+        num_eigenvalues: eigenvectors kept per problem; with ``"lanczos"`` the number of eigenvalues.
         dtype: ``"float32"`` or ``"float64"``.
+        wrt: name of the submodule whose output is the variable, in place of the input (``"embedding"`` for tokens).
         input_fn: ``batch -> x`` or ``batch -> (x, labels)``, for batches that are not ``(x, labels)``.
         forward_fn: ``(module, x) -> output``, in place of ``module(x)``.
         output_fn: ``output -> [N, C]``, for modules that return something else.
@@ -85,9 +87,10 @@ class InputHessianMonitor(Callback):
         sample_indices: Sequence[int] | None = None,
         num_samples: int = 8,
         heatmap_samples: int = 1,
-        method: Literal["auto", "dense"] = "auto",
+        method: MethodChoice = "auto",
         num_eigenvalues: int = 10,
         dtype: Literal["float32", "float64"] = "float32",
+        wrt: str | None = None,
         input_fn: InputFunction | None = None,
         forward_fn: ForwardFunction | None = None,
         output_fn: OutputFunction | None = None,
@@ -100,7 +103,6 @@ class InputHessianMonitor(Callback):
     ) -> None:
         super().__init__()
         with _misconfiguration():
-            check_choice("method", method, ("auto", "dense"))
             check_choice("on_error", on_error, ("warn", "raise"))
             check_at_least("num_samples", num_samples, 1)
             self._schedule = Schedule(every_n_epochs, epochs, every_n_train_steps)
@@ -108,11 +110,14 @@ class InputHessianMonitor(Callback):
                 classes=classes,
                 target=target,
                 dtype=dtype,
-                options=make_options(num_eigenvalues, chunk_size=chunk_size, max_memory=max_memory, seed=seed),
+                options=make_options(
+                    num_eigenvalues, method=method, chunk_size=chunk_size, max_memory=max_memory, seed=seed
+                ),
                 heatmap_samples=heatmap_samples,
                 class_names=None if class_names is None else tuple(class_names),
                 forward_fn=forward_fn,
                 output_fn=output_fn,
+                wrt=wrt,
             )
         self._given_probe = probe
         self._how_to_probe = (num_samples, sample_indices, input_fn)

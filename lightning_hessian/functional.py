@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,27 +11,23 @@ from torch import Tensor
 from lightning_hessian.curvature.dense import ChunkSize, symmetric_part
 from lightning_hessian.curvature.derivatives import ReverseOverReverse, gradients
 from lightning_hessian.curvature.diagnosis import Diagnosis
-from lightning_hessian.curvature.measure import Options, diagnose_finite, measure, whole_hessians
+from lightning_hessian.curvature.measure import MethodChoice, diagnose_finite, measure, whole_hessians
 from lightning_hessian.curvature.memory import readable
 from lightning_hessian.curvature.problems import Problems
-from lightning_hessian.curvature.spectrum import MethodName, Spectrum
+from lightning_hessian.curvature.spectrum import Spectrum
 from lightning_hessian.errors import ConfigurationError
-from lightning_hessian.isolation import isolated
-from lightning_hessian.model_function import ForwardFunction, ModelFunction, OutputFunction
-from lightning_hessian.targets import TargetFunction, TargetName, resolve_target, target_name
-
-Classes = int | Sequence[int] | Tensor | Literal["predicted", "all"]
-Target = TargetName | TargetFunction
-Model = Callable[[Tensor], Any]
+from lightning_hessian.model_function import ForwardFunction, Inputs, OutputFunction
+from lightning_hessian.preparation import Classes, Model, Target, make_options, prepared
 
 
 def input_gradient(
     model: Model,
-    x: Tensor,
+    x: Inputs,
     classes: Classes,
     target: Target = "logit",
     *,
     dtype: torch.dtype | None = None,
+    wrt: str | int | None = None,
     forward_fn: ForwardFunction | None = None,
     output_fn: OutputFunction | None = None,
 ) -> Tensor:
@@ -45,11 +38,14 @@ def input_gradient(
 
     Args:
         model: an ``nn.Module``, a ``LightningModule`` or a callable, from ``[N, *shape]`` to ``[N, C]`` or ``[N]``.
-        x: floating-point samples ``[N, *shape]``; D is the number of entries of one.
+        x: floating-point samples ``[N, *shape]``; D is the number of entries of one. For several inputs a dict
+            (``model(**x)``) or a tuple (``model(*x)``).
         classes: which outputs: an int, K ints, a tensor ``[N]`` or ``[N, K]``, ``"predicted"`` or ``"all"``.
         target: ``"logit"``, ``"log_prob"``, ``"prob"``, ``"loss"``, ``"margin"``, or a callable
             ``(outputs [N, C], classes [N, K]) -> [N, K]``.
         dtype: float32 or float64; by default that of x. Parameters are cast to it, not the model's own.
+        wrt: what is differentiated: a key or position of ``x``, or the name of a submodule, whose output then
+            is the variable (``wrt="embedding"`` for tokens); the rest is held.
         forward_fn: ``(model, x) -> output``, in place of ``model(x)``.
         output_fn: ``output -> [N, C]``, where the model returns something else.
 
@@ -68,18 +64,19 @@ def input_gradient(
         >>> input_gradient(model, torch.full((1, 4), 2.0), classes=2)
         tensor([[[0., 0., 8., 0.]]])
     """
-    with prepared(model, x, classes, target, dtype=dtype, forward_fn=forward_fn, output_fn=output_fn) as task:
+    with prepared(model, x, classes, target, dtype=dtype, wrt=wrt, forward_fn=forward_fn, output_fn=output_fn) as task:
         return gradients(task.problems)
 
 
 def input_hvp(
     model: Model,
-    x: Tensor,
+    x: Inputs,
     v: Tensor,
     classes: Classes,
     target: Target = "logit",
     *,
     dtype: torch.dtype | None = None,
+    wrt: str | int | None = None,
     forward_fn: ForwardFunction | None = None,
     output_fn: OutputFunction | None = None,
 ) -> Tensor:
@@ -93,6 +90,7 @@ def input_hvp(
         classes: as for ``input_gradient``.
         target: as for ``input_gradient``.
         dtype: float32 or float64; by default that of x.
+        wrt: as for ``input_gradient``.
         forward_fn: as for ``input_gradient``.
         output_fn: as for ``input_gradient``.
 
@@ -111,17 +109,18 @@ def input_hvp(
         >>> input_hvp(model, torch.full((1, 4), 2.0), torch.ones(4), classes=2)
         tensor([[[0., 0., 4., 0.]]])
     """
-    with prepared(model, x, classes, target, dtype=dtype, forward_fn=forward_fn, output_fn=output_fn) as task:
+    with prepared(model, x, classes, target, dtype=dtype, wrt=wrt, forward_fn=forward_fn, output_fn=output_fn) as task:
         return ReverseOverReverse(task.problems).hvp(_per_problem(v, task.problems))
 
 
 def input_hessian(
     model: Model,
-    x: Tensor,
+    x: Inputs,
     classes: Classes,
     target: Target = "logit",
     *,
     dtype: torch.dtype | None = None,
+    wrt: str | int | None = None,
     chunk_size: ChunkSize = "auto",
     max_memory: int | None = None,
     seed: int = 0,
@@ -131,8 +130,9 @@ def input_hessian(
     """Whole Hessian of each sample's target with respect to that sample: H[n, k] = ∇²ₓ t(x[n], k).
 
     Computed in blocks of columns by ``vmap``-batched forward-over-reverse differentiation, shared by all
-    classes, where that engine agrees with double backward on this model, and by double backward elsewhere.
-    A target that does not depend on x, or only linearly, gives exact zeros.
+    classes, where that engine agrees with double backward on this model, and by double backward elsewhere;
+    for a network that is piecewise linear in its input, as JᵀAJ from the gradients of its C outputs. A target
+    that does not depend on x, or only linearly, gives exact zeros.
 
     Args:
         model: as for ``input_gradient``.
@@ -140,6 +140,7 @@ def input_hessian(
         classes: as for ``input_gradient``.
         target: as for ``input_gradient``.
         dtype: float32 or float64; by default that of x.
+        wrt: as for ``input_gradient``.
         chunk_size: columns computed at once; by default the fastest number, found while working.
         max_memory: bytes that may be used; by default half of what is free on the device.
         seed: of the random directions along which the engines are compared.
@@ -168,7 +169,7 @@ def input_hessian(
                   [0., 0., 4.]]]])
     """
     options = make_options(chunk_size=chunk_size, max_memory=max_memory, seed=seed)
-    with prepared(model, x, classes, target, dtype=dtype, forward_fn=forward_fn, output_fn=output_fn) as task:
+    with prepared(model, x, classes, target, dtype=dtype, wrt=wrt, forward_fn=forward_fn, output_fn=output_fn) as task:
         problems = task.problems
         shape = (*problems.shape, problems.num_inputs)
         result_bytes = torch.Size(shape).numel() * problems.x.element_size()
@@ -187,20 +188,21 @@ def input_hessian(
             return problems.x.new_zeros(shape)
         result = problems.x.new_empty(shape)
         left = replace(options, max_memory=memory - result_bytes)
-        for samples, matrices, _ in whole_hessians(problems, left):
+        for samples, matrices, _ in whole_hessians(problems, left, diagnosis):
             result[samples] = symmetric_part(matrices)[0]
         return result
 
 
 def input_spectrum(
     model: Model,
-    x: Tensor,
+    x: Inputs,
     classes: Classes,
     target: Target = "logit",
     *,
-    method: Literal["auto"] | MethodName = "auto",
+    method: MethodChoice = "auto",
     num_eigenvalues: int = 10,
     dtype: torch.dtype | None = None,
+    wrt: str | int | None = None,
     chunk_size: ChunkSize = "auto",
     max_memory: int | None = None,
     seed: int = 0,
@@ -214,9 +216,13 @@ def input_spectrum(
         x: samples ``[N, *shape]``.
         classes: as for ``input_gradient``.
         target: as for ``input_gradient``.
-        method: ``"dense"`` (or ``"auto"``): all D eigenvalues from the whole matrix.
-        num_eigenvalues: for how many eigenvalues, those of largest magnitude, eigenvectors are kept.
+        method: ``"dense"``: all D eigenvalues, from the whole matrix. ``"low_rank"``: the complete spectrum of a
+            piecewise linear network, from C gradients. ``"lanczos"``: the ends of the spectrum, with residuals.
+            ``"auto"``: the cheapest of these that is exact or knows its error.
+        num_eigenvalues: how many eigenvectors are kept, those of largest magnitude; with ``"lanczos"`` how many
+            eigenvalues are found, half of them at each end.
         dtype: float32 or float64; by default that of x.
+        wrt: as for ``input_gradient``.
         chunk_size: as for ``input_hessian``.
         max_memory: as for ``input_hessian``.
         seed: as for ``input_hessian``.
@@ -233,8 +239,9 @@ def input_spectrum(
         ConfigurationError: an argument does not fit the model.
         MeasurementError: numbers are not finite, or one sample's matrices do not fit ``max_memory``.
 
-    Cost: as ``input_hessian``, and D³ per problem for the eigenvalues; whole matrices are held for as many
-    samples at a time as fit ``max_memory``.
+    Cost: ``dense`` as ``input_hessian``, and D³ per problem for the eigenvalues; ``low_rank`` C gradients;
+    ``lanczos`` some ten products per eigenvalue, and 20 for trace and Frobenius norm. As many samples are
+    worked on at a time as fit ``max_memory``.
 
     Example:
         >>> import torch
@@ -243,155 +250,11 @@ def input_spectrum(
         >>> spectrum.diagnosis.kind
         'linear'
     """
-    if method not in ("auto", "dense"):
-        raise ConfigurationError(f"method={method!r} is not known. Choose 'auto' or 'dense'.")
-    options = make_options(num_eigenvalues, chunk_size=chunk_size, max_memory=max_memory, seed=seed)
-    with prepared(model, x, classes, target, dtype=dtype, forward_fn=forward_fn, output_fn=output_fn) as task:
+    options = make_options(num_eigenvalues, method=method, chunk_size=chunk_size, max_memory=max_memory, seed=seed)
+    with prepared(model, x, classes, target, dtype=dtype, wrt=wrt, forward_fn=forward_fn, output_fn=output_fn) as task:
         spectrum = measure(task.problems, task.target_name, options).spectrum
     _warn_if_untrusted(spectrum.diagnosis)
     return spectrum
-
-
-@dataclass(frozen=True)
-class Task:
-    """Problems made of a model and arguments, with what was found on the way."""
-
-    problems: Problems
-    target_name: str
-    predicted: Tensor
-    num_outputs: int
-
-
-@contextmanager
-def prepared(
-    model: Model,
-    x: Tensor,
-    classes: Classes,
-    target: Target,
-    *,
-    dtype: torch.dtype | None = None,
-    forward_fn: ForwardFunction | None = None,
-    output_fn: OutputFunction | None = None,
-) -> Iterator[Task]:
-    """The problems of a model, inside the isolation in which they may be differentiated.
-
-    Raises:
-        ConfigurationError: an argument does not fit the model.
-    """
-    network = ModelFunction(model, forward_fn, output_fn)
-    check_input(x)
-    device = network.device or x.device
-    dtype = _possible_dtype(_resolve_dtype(dtype, x), model, network, x, device)
-    with isolated(model, device, dtype):
-        x = x.detach().to(device, dtype, copy=True)
-        with torch.no_grad():
-            outputs = network(x)
-        predicted = outputs.argmax(dim=1)
-        resolved = _resolve_classes(classes, predicted, outputs.shape[1])
-        function = resolve_target(target, outputs.shape[1])
-        problems = Problems(network, function, x, resolved)
-        with torch.no_grad():
-            function(outputs, resolved)  # a callable target that gives another shape is told about here
-        yield Task(problems, target_name(target), predicted, outputs.shape[1])
-
-
-def make_options(
-    num_eigenvalues: int = 10,
-    *,
-    chunk_size: ChunkSize = "auto",
-    max_memory: int | None = None,
-    seed: int = 0,
-) -> Options:
-    """Checked options of a measurement.
-
-    Raises:
-        ConfigurationError: a number is not positive.
-    """
-    for name, value in {
-        "num_eigenvalues": num_eigenvalues,
-        "chunk_size": chunk_size,
-        "max_memory": max_memory,
-    }.items():
-        if value not in (None, "auto") and (not isinstance(value, int) or value < 1):
-            raise ConfigurationError(f"{name}={value!r} must be a whole number of at least 1.")
-    return Options(num_eigenvalues, chunk_size, max_memory, seed)
-
-
-def check_input(x: Tensor) -> None:
-    """Tells whether ``x`` is a batch of samples that can be differentiated.
-
-    Raises:
-        ConfigurationError: it is not.
-    """
-    if not isinstance(x, Tensor) or x.dim() < 2 or len(x) == 0:
-        got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ConfigurationError(
-            f"The input must be a tensor of samples [N, *shape] with N of at least 1; got {got}. "
-            f"For a single sample, give x.unsqueeze(0)."
-        )
-    if not x.is_floating_point():
-        raise ConfigurationError(
-            f"The input has dtype {x.dtype}, and a derivative needs floating point. Scale images to float "
-            f"first (x.float() / 255), or, for tokens, measure a function of their embeddings."
-        )
-
-
-def _resolve_dtype(dtype: torch.dtype | None, x: Tensor) -> torch.dtype:
-    if dtype is None:
-        return x.dtype if x.dtype == torch.float64 else torch.float32
-    if dtype not in (torch.float32, torch.float64):
-        raise ConfigurationError(f"dtype={dtype} is not possible. Choose torch.float32 or torch.float64.")
-    return dtype
-
-
-def _possible_dtype(
-    dtype: torch.dtype, model: Model, network: ModelFunction, x: Tensor, device: torch.device
-) -> torch.dtype:
-    """float64 where the model can be evaluated in it, and float32, with a warning, where it cannot."""
-    if dtype == torch.float32:
-        return dtype
-    try:
-        with isolated(model, device, dtype), torch.no_grad():
-            if network(x[:2].detach().to(device, dtype)).dtype == dtype:
-                return dtype
-        reason = "its outputs are not float64"
-    except ConfigurationError:
-        raise
-    except Exception as error:  # x.float() in a forward, a device without float64
-        reason = str(error).splitlines()[0]
-    warnings.warn(f"The model cannot be evaluated in float64 ({reason}): measured in float32.", stacklevel=4)
-    return torch.float32
-
-
-def _resolve_classes(classes: Classes, predicted: Tensor, num_outputs: int) -> Tensor:
-    """Integer ``[N, K]`` on the outputs' device."""
-    num_samples = len(predicted)
-    if isinstance(classes, str):
-        if classes == "predicted":
-            return predicted.unsqueeze(1)
-        if classes == "all":
-            return torch.arange(num_outputs, device=predicted.device).expand(num_samples, -1)
-        raise ConfigurationError(
-            f"classes={classes!r} is not known. Give an int, ints, a tensor [N] or [N, K], 'predicted' or 'all'."
-        )
-    wanted = torch.as_tensor(classes, device=predicted.device)
-    if wanted.is_floating_point() or wanted.is_complex() or wanted.dtype == torch.bool or wanted.numel() == 0:
-        raise ConfigurationError(f"classes={classes!r} must be integers, at least one of them.")
-    if isinstance(classes, Tensor) and wanted.dim() > 0:
-        wanted = wanted.unsqueeze(1) if wanted.dim() == 1 else wanted
-        if wanted.dim() != 2 or len(wanted) != num_samples:
-            raise ConfigurationError(
-                f"A tensor of classes must be [N] or [N, K] with N = {num_samples}; got {tuple(classes.shape)}. "
-                f"For the same classes at every sample, give a list of ints."
-            )
-    else:
-        wanted = wanted.reshape(1, -1).expand(num_samples, -1)
-    if wanted.min() < 0 or wanted.max() >= num_outputs:
-        raise ConfigurationError(
-            f"classes={classes!r} is out of range: the model has {num_outputs} outputs per sample, so classes go "
-            f"from 0 to {num_outputs - 1}."
-        )
-    return wanted.long()
 
 
 def _per_problem(v: Tensor, problems: Problems) -> Tensor:

@@ -1,8 +1,9 @@
-"""A model as a pure function of its input: parameters cast and detached, buffers cloned on every call."""
+"""A model as a pure function of one input: parameters cast and detached, buffers cloned on every call."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torch.func import functional_call
 
 from lightning_hessian.errors import ConfigurationError
 
-ForwardFunction = Callable[[Any, Tensor], Any]
+ForwardFunction = Callable[[Any, Any], Any]
 OutputFunction = Callable[[Any], Tensor]
+Inputs = Tensor | dict[str, Any] | tuple[Any, ...]
 
 
 class ModelFunction:
@@ -25,19 +27,25 @@ class ModelFunction:
 
     Args:
         model: an ``nn.Module`` (a ``LightningModule`` is one) or a callable.
-        forward_fn: ``(model, x) -> output``, in place of ``model(x)``.
+        forward_fn: ``(model, inputs) -> output``, in place of ``model(inputs)``, ``model(*inputs)`` for a tuple
+            and ``model(**inputs)`` for a dict.
         output_fn: ``output -> [N, C]``, for models that do not give that themselves.
+        wrt: what is x. None: the only input. A key or position: that one of several inputs. The name of a
+            submodule: its output, in whose place x is put.
     """
 
     def __init__(
         self,
-        model: Callable[[Tensor], Any],
+        model: Callable[..., Any],
         forward_fn: ForwardFunction | None = None,
         output_fn: OutputFunction | None = None,
+        wrt: str | int | None = None,
     ) -> None:
-        self._forward_fn = forward_fn or (lambda model, x: model(x))
+        self._forward_fn = forward_fn or _call
         self._output_fn = output_fn
         self._model = model
+        self._wrt = wrt
+        self._layer: nn.Module | None = None
         self._caller = _Caller(model, self._forward_fn) if isinstance(model, nn.Module) else None
         self._tensors: dict[torch.dtype, dict[str, Tensor]] = {}
 
@@ -47,15 +55,50 @@ class ModelFunction:
         tensors = [] if self._caller is None else [*self._caller.parameters(), *self._caller.buffers()]
         return tensors[0].device if tensors else None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """The outputs ``[N, C]`` at ``x``."""
-        if self._caller is None:
-            output = self._forward_fn(self._model, x)
+    def split(self, inputs: Inputs, dtype: torch.dtype) -> tuple[Tensor, Any]:
+        """x, the variable, and what is held beside it: the other inputs, or all of them for a hidden layer.
+
+        Raises:
+            ConfigurationError: ``wrt`` names neither an input nor a layer, or is needed and missing.
+        """
+        if self._wrt is None:
+            if not isinstance(inputs, Tensor):
+                raise ConfigurationError(
+                    f"There are several inputs ({_names(inputs)}): say with wrt which one is differentiated."
+                )
+            return inputs, None
+        if not isinstance(inputs, Tensor) and self._wrt in _keys(inputs):
+            held: dict[Any, Any] = dict(inputs) if isinstance(inputs, dict) else dict(enumerate(inputs))
+            return held.pop(self._wrt), held
+        layers = dict(self._model.named_modules()) if isinstance(self._model, nn.Module) else {}
+        if self._wrt not in layers:
+            known = f"inputs: {_names(inputs)}; layers: {', '.join(list(layers)[1:12]) or 'none'}"
+            raise ConfigurationError(f"wrt={self._wrt!r} is neither an input nor a layer of the model ({known}).")
+        self._layer = layers[str(self._wrt)]
+        with _hooked(self._layer, lambda output: output) as seen, torch.no_grad():
+            self._run(inputs, dtype)
+        if len(seen) != 1 or not isinstance(seen[0], Tensor):
+            raise ConfigurationError(
+                f"The layer wrt={self._wrt!r} must run once and give a tensor; it ran {len(seen)} times"
+                f"{'' if not seen else f' and gave {type(seen[0]).__name__}'}. Name a layer inside or around it."
+            )
+        return seen[0], inputs
+
+    def __call__(self, x: Tensor, held: Any = None) -> Tensor:
+        """The outputs ``[N, C]`` at ``x``, with ``held`` as ``split`` gave it."""
+        if self._layer is not None:
+            with _hooked(self._layer, lambda output: x):
+                output = self._run(held, x.dtype)
         else:
-            output = functional_call(self._caller, self._cast_tensors(x.dtype), (x,))
+            output = self._run(x if held is None else _assembled(held, self._wrt, x), x.dtype)
         if self._output_fn is not None:
             output = self._output_fn(output)
         return _as_matrix(output, len(x))
+
+    def _run(self, inputs: Inputs, dtype: torch.dtype) -> Any:
+        if self._caller is None:
+            return self._forward_fn(self._model, inputs)
+        return functional_call(self._caller, self._cast_tensors(dtype), (inputs,))
 
     def _cast_tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
         assert self._caller is not None
@@ -73,8 +116,44 @@ class _Caller(nn.Module):
         self.module = module
         self.call = call
 
-    def forward(self, x: Tensor) -> Any:
-        return self.call(self.module, x)
+    def forward(self, inputs: Inputs) -> Any:
+        return self.call(self.module, inputs)
+
+
+def _call(model: Any, inputs: Inputs) -> Any:
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+@contextmanager
+def _hooked(layer: nn.Module, change: Callable[[Any], Any]) -> Iterator[list[Any]]:
+    """Puts something else in the place of a layer's output, and tells what it was."""
+    seen: list[Any] = []
+
+    def hook(module: nn.Module, arguments: Any, output: Any) -> Any:
+        seen.append(output)
+        return change(output)
+
+    handle = layer.register_forward_hook(hook)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _keys(inputs: Inputs) -> list[Any]:
+    return list(inputs) if isinstance(inputs, dict) else list(range(len(inputs)))
+
+
+def _names(inputs: Inputs) -> str:
+    return "one tensor" if isinstance(inputs, Tensor) else ", ".join(map(repr, _keys(inputs)))
+
+
+def _assembled(held: dict[Any, Any], wrt: Any, x: Tensor) -> Inputs:
+    """All inputs again, x in its place: a dict by name, a tuple by position."""
+    every = {**held, wrt: x}
+    return every if isinstance(wrt, str) else tuple(every[i] for i in sorted(every))
 
 
 def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:

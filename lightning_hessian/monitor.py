@@ -12,8 +12,8 @@ import torch
 import lightning_hessian
 from lightning_hessian.curvature.measure import Options, diagnose_finite, measure
 from lightning_hessian.errors import ConfigurationError, MeasurementError
-from lightning_hessian.functional import Model, Target, Task, check_input, prepared
 from lightning_hessian.model_function import ForwardFunction, OutputFunction
+from lightning_hessian.preparation import Model, Target, Task, check_input, prepared
 from lightning_hessian.probe import Probe
 from lightning_hessian.record import Record, make_record
 from lightning_hessian.targets import TARGET_NAMES
@@ -35,6 +35,7 @@ class Monitor:
         class_names: names of all classes.
         forward_fn: ``(model, x) -> output``.
         output_fn: ``output -> [N, C]``.
+        wrt: name of the submodule whose output is the variable, in place of the input.
 
     Raises:
         ConfigurationError: an argument is not one of those allowed.
@@ -48,6 +49,7 @@ class Monitor:
     class_names: tuple[str, ...] | None = None
     forward_fn: ForwardFunction | None = None
     output_fn: OutputFunction | None = None
+    wrt: str | None = None
     chosen_target: Target | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -64,7 +66,8 @@ class Monitor:
         Raises:
             ConfigurationError: labels are wanted and missing, or the input is not floating point.
         """
-        check_input(probe.x)
+        if self.wrt is None:
+            check_input(probe.x)
         if self.classes == "label" and probe.labels is None:
             raise ConfigurationError(
                 "classes='label' needs integer labels [N], and the probe has none. Give classes as ints, "
@@ -94,7 +97,7 @@ class Monitor:
             step=step,
             logged_step=logged_step,
             epoch=epoch,
-            x=probe.x.float() if probe.x.dtype in (torch.float16, torch.bfloat16) else probe.x,
+            x=task.problems.x,
             labels=probe.labels,
             predicted=task.predicted,
             classes=task.problems.classes,
@@ -105,7 +108,7 @@ class Monitor:
 
     def _prepared(self, model: Model, probe: Probe, target: Target) -> Any:
         classes: Any = probe.labels if self.classes == "label" else self.classes
-        functions = {"forward_fn": self.forward_fn, "output_fn": self.output_fn}
+        functions = {"forward_fn": self.forward_fn, "output_fn": self.output_fn, "wrt": self.wrt}
         return prepared(model, probe.x, classes, target, dtype=DTYPES[self.dtype], **functions)  # type: ignore[arg-type]
 
     def _choose_target(self, model: Model, probe: Probe) -> Target:

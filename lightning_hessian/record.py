@@ -71,6 +71,9 @@ class Record:
     trace: Array
     trace_error: Array
     frobenius_norm: Array
+    frobenius_norm_error: Array
+    diagonal: Array
+    diagonal_error: Array
     negative_share: Array
     effective_rank: Array
     normalized_curvature: Array
@@ -81,6 +84,7 @@ class Record:
     hessian: Array | None
     target: str
     method: str
+    reason: str
     engine: str
     diagnosis: str
     network: str

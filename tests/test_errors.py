@@ -60,7 +60,7 @@ def test_a_vector_of_the_wrong_shape():
 
 
 def test_too_little_memory_for_one_sample():
-    with pytest.raises(MeasurementError, match=r"whole Hessians of one sample.*D = 6.*100 bytes"):
+    with pytest.raises(MeasurementError, match=r"whole Hessians.*D = 6.*of one sample takes.*100 bytes"):
         input_spectrum(mlp(), X, 0, max_memory=100)
 
 

@@ -15,7 +15,7 @@ from lightning_hessian.curvature.derivatives import (
     random_vectors,
     relative_difference,
 )
-from lightning_hessian.curvature.memory import AllocatedBytes, out_of_memory, readable
+from lightning_hessian.curvature.memory import group_size, out_of_memory, product_bytes
 from lightning_hessian.curvature.problems import Problems
 from lightning_hessian.errors import MeasurementError
 
@@ -72,9 +72,10 @@ def hessians(
     Raises:
         MeasurementError: the matrices of a single sample do not fit ``max_memory``.
     """
-    few = problems.select(slice(0, 2))
-    per_column = -(-_column_bytes(few) // few.num_samples)  # of one sample
-    size = _group_size(problems, per_column, max_memory)
+    per_column = product_bytes(problems)
+    per_sample = per_column + _matrix_bytes(problems.select(slice(0, 1)))
+    what = f"The whole Hessians ({problems.num_classes} classes, D = {problems.num_inputs})"
+    size = group_size(problems.num_samples, per_sample, max_memory, what)
     for start in range(0, problems.num_samples, size):
         samples = slice(start, min(start + size, problems.num_samples))
         group = problems.select(samples)
@@ -92,25 +93,6 @@ def _matrix_bytes(problems: Problems) -> int:
     """Memory for the matrices of all problems and for their eigendecomposition (three more of the same)."""
     num_samples, num_classes, num_inputs = problems.shape
     return 4 * num_samples * num_classes * num_inputs**2 * problems.x.element_size()
-
-
-def _column_bytes(problems: Problems) -> int:
-    """Upper bound of what one column of every problem takes beside its result."""
-    with AllocatedBytes() as allocated:
-        engine = ENGINES["reverse_over_reverse"](problems)
-        engine.hvp(engine.gradient())
-    return max(1, allocated.total)
-
-
-def _group_size(problems: Problems, per_column: int, max_memory: int) -> int:
-    per_sample = per_column + _matrix_bytes(problems.select(slice(0, 1)))
-    if per_sample > max_memory:
-        raise MeasurementError(
-            f"The whole Hessians of one sample ({problems.num_classes} classes, D = {problems.num_inputs}) take "
-            f"{readable(per_sample)}, and {readable(max_memory)} may be used (max_memory). Look at fewer "
-            f"classes, allow more memory, or ask for single products with input_hvp."
-        )
-    return min(problems.num_samples, max_memory // per_sample)
 
 
 def _columns_in_blocks(problems: Problems, engine_name: EngineName, block: BlockSize) -> Tensor:
@@ -198,6 +180,7 @@ def decompose(matrices: Tensor, gradient: Tensor, num_vectors: int) -> dict[str,
         "converged": residuals <= rounding,
         "trace": matrices.diagonal(dim1=-2, dim2=-1).sum(-1),
         "frobenius_norm": torch.linalg.matrix_norm(matrices),
+        "diagonal": matrices.diagonal(dim1=-2, dim2=-1),
         "gradient_curvature": _curvature_along(gradient, matrices),
         "asymmetry": asymmetry,
     }
@@ -218,6 +201,7 @@ def zero_parts(gradient: Tensor, num_eigenvalues: int, num_vectors: int) -> dict
         "converged": torch.ones_like(listed, dtype=torch.bool),
         "trace": zeros,
         "frobenius_norm": zeros.clone(),
+        "diagonal": torch.zeros_like(gradient),
         "gradient_curvature": zeros.where(gradient.norm(dim=-1) > 0, torch.nan),
         "asymmetry": zeros.clone(),
     }

@@ -20,7 +20,8 @@ from lightning_hessian.curvature.problems import Problems
 Kind = Literal["curved", "piecewise_linear", "linear", "disconnected", "inconsistent"]
 
 NUM_DRAWS = 3  # random directions that must all give exactly 0.0 before a Hessian is called zero
-GROUP = 16  # samples looked at together
+GROUP = 16  # samples looked at together, at least
+GROUP_ENTRIES = 2**14  # input entries looked at together where samples are small
 WITNESS_SAMPLES = 5  # ReLU kinks spoil single samples: the median over a few decides
 WITNESS_STEP = 1e-7  # relative to 1 + ‖x‖; small, so that few of a large network's kinks are crossed
 WITNESS_NOISE = 1e-2  # relative to the spread of the input's entries
@@ -116,9 +117,10 @@ def _outputs(problems: Problems) -> Problems:
 
 
 def _kind(mixture: Problems, generator: torch.Generator) -> Kind:
+    size = max(GROUP, GROUP_ENTRIES // mixture.num_inputs)
     kinds = {
-        _kind_of_group(mixture.select(slice(start, start + GROUP)), generator)
-        for start in range(0, mixture.num_samples, GROUP)
+        _kind_of_group(mixture.select(slice(start, start + size)), generator)
+        for start in range(0, mixture.num_samples, size)
     }
     order: tuple[Kind, ...] = ("curved", "piecewise_linear", "linear", "disconnected")
     return next(kind for kind in order if kind in kinds)
@@ -170,7 +172,7 @@ def _lost(problems: Problems, exact: Problems, generator: torch.Generator) -> bo
 
 def _random_forward(problems: Problems, generator: torch.Generator) -> str | None:
     with torch.no_grad():
-        first, second = problems.network(problems.x), problems.network(problems.x)
+        first, second = problems.outputs(problems.x), problems.outputs(problems.x)
     if _close(first, second):
         return None
     return (
@@ -181,10 +183,10 @@ def _random_forward(problems: Problems, generator: torch.Generator) -> str | Non
 
 def _coupled_samples(problems: Problems, generator: torch.Generator) -> str | None:
     """Compares the outputs of one sample in the company of two different others."""
-    x = problems.x[:1]
-    noise = torch.randn((2, *x.shape[1:]), generator=generator, dtype=torch.float64).to(x)
+    pair = problems.select(slice(0, 1)).repeat(2)
+    noise = torch.randn((2, *pair.x.shape[1:]), generator=generator, dtype=torch.float64).to(pair.x)
     with torch.no_grad():
-        alone, accompanied = (problems.network(torch.cat([x, x + other[None]]))[0] for other in noise)
+        alone, accompanied = (pair.outputs(torch.stack([pair.x[0], pair.x[1] + other]))[0] for other in noise)
     if _close(alone, accompanied):
         return None
     return (

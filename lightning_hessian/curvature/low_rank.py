@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from lightning_hessian.curvature.derivatives import ReverseOverReverse, relative_difference
+from lightning_hessian.curvature.derivatives import ReverseOverReverse, gradients, relative_difference
 from lightning_hessian.curvature.problems import Problems
 
 
@@ -17,7 +17,7 @@ def jacobian(problems: Problems) -> Tensor:
     weighting of the outputs, and done one after another elsewhere. Cost: at most C gradients.
     """
     x = problems.x.detach().clone().requires_grad_()
-    outputs = problems.network(x)
+    outputs = problems.outputs(x)
     num_outputs = outputs.shape[1]
     if not outputs.requires_grad:
         return x.new_zeros(len(x), num_outputs, problems.num_inputs)
@@ -28,7 +28,7 @@ def jacobian(problems: Problems) -> Tensor:
 
     one_hot = torch.eye(num_outputs, dtype=x.dtype, device=x.device)
     try:
-        pull_back = vjp(problems.network, x.detach())[1]
+        pull_back = vjp(problems.outputs, x.detach())[1]
         batched = vmap(lambda c: pull_back(c.expand(len(x), -1))[0])(one_hot).flatten(2).transpose(0, 1)
     except Exception:  # every kind of module that lacks a vmap rule
         batched = None
@@ -43,7 +43,7 @@ def jacobian(problems: Problems) -> Tensor:
 def head_hessian(problems: Problems) -> Tensor:
     """A = ∂²τ/∂z² of every problem, ``[N, K, C, C]``; exactly zero for a target linear in the outputs."""
     with torch.no_grad():
-        outputs = problems.network(problems.x)
+        outputs = problems.outputs(problems.x)
     on_outputs = Problems(lambda z: z, problems.target, outputs, problems.classes)
     return ReverseOverReverse(on_outputs).columns(torch.eye(outputs.shape[1]).to(outputs))
 
@@ -66,15 +66,9 @@ def low_rank_parts(problems: Problems, num_vectors: int) -> dict[str, Tensor]:
     eigenvalues, residuals, vectors = eigenvalues.flip(-1), residuals.flip(-1), vectors.flip(-1)
     index = eigenvalues.abs().topk(min(num_vectors, eigenvalues.shape[-1]), dim=-1).indices
     chosen = vectors.gather(-1, index.unsqueeze(-2).expand(*vectors.shape[:-1], -1))
-    gradient = ReverseOverReverse(problems).gradient()
-    inside = (
-        (gradient @ q) @ vectors
-        if problems.num_classes == 1
-        else torch.einsum("nkd,ndr,nkrm->nkm", gradient, q, vectors)
-    )
-    inside = inside if inside.dim() == 3 else inside[:, 0]
+    gradient = gradients(problems)
+    inside = ((gradient @ q).unsqueeze(-2) @ vectors).squeeze(-2)  # the gradient's part along each eigenvector
     rounding = torch.finfo(q.dtype).eps * problems.num_inputs**0.5 * eigenvalues.abs().amax(-1, keepdim=True)
-    zeros = torch.zeros_like(eigenvalues[..., 0])
     return {
         "eigenvalues": eigenvalues,
         "eigenvectors": (q.unsqueeze(1) @ chosen).mT,
@@ -84,8 +78,18 @@ def low_rank_parts(problems: Problems, num_vectors: int) -> dict[str, Tensor]:
         "trace": eigenvalues.sum(-1),
         "frobenius_norm": eigenvalues.square().sum(-1).sqrt(),
         "gradient_curvature": (eigenvalues * inside.square()).sum(-1) / gradient.square().sum(-1),
-        "asymmetry": zeros,
+        "diagonal": (small @ q.mT.unsqueeze(1)).mul(q.mT.unsqueeze(1)).sum(-2),
+        "asymmetry": torch.zeros_like(eigenvalues[..., 0]),
     }
+
+
+def low_rank_bytes(problems: Problems) -> int:
+    """The memory that ``low_rank_parts`` takes: C gradients, their QR, and eigenvectors of every problem."""
+    with torch.no_grad():
+        num_outputs = problems.outputs(problems.x).shape[1]
+    num_samples, num_classes, num_inputs = problems.shape
+    numbers = num_inputs * num_outputs * (4 + 2 * num_classes) + 6 * num_classes * num_outputs**2
+    return num_samples * numbers * problems.x.element_size()
 
 
 def low_rank_hessians(problems: Problems) -> Tensor:

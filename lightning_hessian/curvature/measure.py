@@ -1,10 +1,11 @@
-"""Runs one measurement: diagnosis, engine, method, spectrum."""
+"""Picks the method of a measurement and runs it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,13 +13,24 @@ from torch import Tensor
 from lightning_hessian.curvature.dense import ChunkSize, decompose, hessians, symmetric_part, zero_parts
 from lightning_hessian.curvature.derivatives import EngineName, engines_agree, gradients
 from lightning_hessian.curvature.diagnosis import Diagnosis, diagnose
-from lightning_hessian.curvature.memory import available_memory
+from lightning_hessian.curvature.extremes import extreme_parts
+from lightning_hessian.curvature.low_rank import low_rank_bytes, low_rank_hessians, low_rank_parts
+from lightning_hessian.curvature.memory import available_memory, group_size
 from lightning_hessian.curvature.problems import Problems
-from lightning_hessian.curvature.spectrum import Cost, Spectrum
+from lightning_hessian.curvature.spectrum import Cost, MethodName, Spectrum
 from lightning_hessian.errors import MeasurementError
+
+MethodChoice = Literal["auto", "dense", "low_rank", "lanczos"]
+METHODS: tuple[MethodChoice, ...] = get_args(MethodChoice)
 
 # How asymmetric a Hessian may be before its digits are called rounding.
 ASYMMETRY_TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-6}
+
+# Up to this many inputs all D columns cost no more than the 100 to 200 products of Lanczos and its estimates,
+# and the whole spectrum is had exactly.
+LARGEST_DENSE = 256
+
+FLAT = ("piecewise_linear", "linear")  # networks whose Hessian is JᵀAJ
 
 
 @dataclass(frozen=True)
@@ -26,12 +38,14 @@ class Options:
     """How to measure.
 
     Attributes:
-        num_eigenvalues: eigenvectors kept per problem, those of largest |λ|.
+        method: ``"auto"`` or a method.
+        num_eigenvalues: eigenvectors kept per problem; for ``lanczos`` the number of eigenvalues.
         chunk_size: columns computed at once; ``"auto"``: found while working.
         max_memory: bytes that may be used; None: half of what is free on the device.
-        seed: of the random directions used in checks.
+        seed: of the monitor's own random vectors, the same at every measurement: curves show the network.
     """
 
+    method: MethodChoice = "auto"
     num_eigenvalues: int = 10
     chunk_size: ChunkSize = "auto"
     max_memory: int | None = None
@@ -54,6 +68,17 @@ class Measurement:
     hessian: Tensor | None
 
 
+@dataclass(frozen=True)
+class _Result:
+    """What a method gives: parts of a ``Spectrum``, the matrices it met on the way, and its cost in HVPs."""
+
+    parts: dict[str, Tensor]
+    matrices: list[Tensor]
+    num_hvps: int
+    engine: EngineName = "reverse_over_reverse"
+    complete: bool = True
+
+
 def measure(
     problems: Problems,
     target: str,
@@ -62,46 +87,64 @@ def measure(
     diagnosis: Diagnosis | None = None,
     num_matrices: int = 0,
 ) -> Measurement:
-    """The complete spectrum of every problem, from whole Hessians a group of samples at a time.
+    """The spectrum of every problem, and the whole matrices of a few samples.
 
     Args:
         problems: what to differentiate.
         target: name of the target, for the result.
         options: how to measure.
         diagnosis: of these problems, where it is known already.
-        num_matrices: for how many samples, counted from the first, the matrices are kept.
+        num_matrices: for how many samples, counted from the first, the matrices are wanted.
 
     Raises:
-        MeasurementError: values, gradients or Hessians are not finite, or nothing fits the memory.
+        MeasurementError: values, gradients or Hessians are not finite, the method does not apply, or nothing
+            fits the memory.
     """
     begin = time.perf_counter()
     diagnosis = diagnosis or diagnose_finite(problems, options)
-    gradient = gradients(problems)
-    engine: EngineName = "reverse_over_reverse"
-    parts, kept, num_hvps = [], [], 0
+    method, reason = choose_method(problems, diagnosis, options)
     if diagnosis.zero:
-        num_listed = min(options.num_eigenvalues, problems.num_inputs)
-        parts.append(zero_parts(gradient, num_listed, num_listed))
-        kept.append(gradient.new_zeros(num_matrices, *gradient.shape[1:], problems.num_inputs))
+        result = _zero(problems, options, num_matrices)
     else:
-        num_hvps = problems.num_inputs
-        for samples, matrices, used in whole_hessians(problems, options):
-            engine = used
-            parts.append(decompose(matrices, gradient[samples], options.num_eigenvalues))
-            kept.append(symmetric_part(matrices[: max(0, num_matrices - samples.start)])[0])
-    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        run = {"dense": _dense, "low_rank": _low_rank, "lanczos": _lanczos}[method]
+        result = run(problems, diagnosis, options, num_matrices)
     spectrum = Spectrum(
-        **joined,
-        complete=True,
-        gradient=gradient,
-        trace_error=torch.zeros_like(joined["trace"]),
-        method="dense",
-        engine=engine,
+        **_with_exact_errors(result.parts),
+        complete=result.complete,
+        gradient=gradients(problems),
+        method=method,
+        reason=reason,
+        engine=result.engine,
         target=target,
-        diagnosis=_with_asymmetry(diagnosis, joined["asymmetry"], problems.x.dtype),
-        cost=Cost(time.perf_counter() - begin, num_hvps),
+        diagnosis=_with_asymmetry(diagnosis, result.parts["asymmetry"], problems.x.dtype),
+        cost=Cost(time.perf_counter() - begin, result.num_hvps),
     )
-    return Measurement(spectrum, torch.cat(kept) if num_matrices else None)
+    return Measurement(spectrum, torch.cat(result.matrices) if num_matrices else None)
+
+
+def choose_method(problems: Problems, diagnosis: Diagnosis, options: Options) -> tuple[MethodName, str]:
+    """The cheapest method that is exact or knows its error, and why it was chosen, in words.
+
+    Raises:
+        MeasurementError: ``low_rank`` was asked for and the network is not piecewise linear.
+    """
+    flat = diagnosis.network in FLAT
+    if options.method == "low_rank" and not flat:
+        raise MeasurementError(
+            "method='low_rank' is exact for networks that are piecewise linear in their input, and this one is "
+            f"{diagnosis.network}. Use method='auto', 'dense' or 'lanczos'."
+        )
+    if options.method != "auto":
+        return options.method, "asked for"
+    if diagnosis.zero:
+        return "low_rank", "the Hessian is exactly zero"
+    if flat and low_rank_bytes(problems.select(slice(0, 1))) <= options.memory(problems.x.device):
+        return "low_rank", "the network is piecewise linear: C gradients hold the whole Hessian"
+    if flat:
+        return "lanczos", "the network is piecewise linear, and its C gradients do not fit the memory"
+    if problems.num_inputs <= LARGEST_DENSE:
+        return "dense", f"D = {problems.num_inputs} is small enough for whole matrices"
+    return "lanczos", f"D = {problems.num_inputs} columns cost more than the ends of the spectrum"
 
 
 def diagnose_finite(problems: Problems, options: Options) -> Diagnosis:
@@ -122,17 +165,85 @@ def diagnose_finite(problems: Problems, options: Options) -> Diagnosis:
     return diagnose(problems, options.generator())
 
 
-def whole_hessians(problems: Problems, options: Options) -> Iterator[tuple[slice, Tensor, EngineName]]:
-    """Whole Hessians, a group of samples at a time, by the fast engine if it agrees with the other."""
+def whole_hessians(
+    problems: Problems, options: Options, diagnosis: Diagnosis
+) -> Iterator[tuple[slice, Tensor, EngineName]]:
+    """Whole Hessians, a group of samples at a time: JᵀAJ if exact, else by the fast engine if it is true."""
+    one = problems.select(slice(0, 1))
+    matrix_bytes = 3 * one.num_classes * one.num_inputs**2 * one.x.element_size()
+    per_sample = low_rank_bytes(one) + matrix_bytes
+    memory = options.memory(problems.x.device)
+    if diagnosis.network in FLAT and options.method != "dense" and per_sample <= memory:
+        size = memory // per_sample
+        for start in range(0, problems.num_samples, size):
+            samples = slice(start, min(start + size, problems.num_samples))
+            yield samples, low_rank_hessians(problems.select(samples)), "reverse_over_reverse"
+        return
     generator = options.generator()
     agree, _ = engines_agree(problems, generator)
     yield from hessians(
         problems,
         "forward_over_reverse" if agree else "reverse_over_reverse",
         chunk_size=options.chunk_size,
-        max_memory=options.memory(problems.x.device),
+        max_memory=memory,
         generator=generator,
     )
+
+
+def _zero(problems: Problems, options: Options, num_matrices: int) -> _Result:
+    num_listed = min(options.num_eigenvalues, problems.num_inputs)
+    gradient = gradients(problems)
+    matrices = [gradient.new_zeros(num_matrices, *gradient.shape[1:], problems.num_inputs)]
+    return _Result(zero_parts(gradient, num_listed, num_listed), matrices, 0)
+
+
+def _dense(problems: Problems, diagnosis: Diagnosis, options: Options, num_matrices: int) -> _Result:
+    gradient = gradients(problems)
+    parts, kept = [], []
+    engine: EngineName = "reverse_over_reverse"
+    for samples, matrices, used in whole_hessians(problems, options, diagnosis):
+        engine = used
+        parts.append(decompose(matrices, gradient[samples], options.num_eigenvalues))
+        kept.append(symmetric_part(matrices[: max(0, num_matrices - samples.start)])[0])
+    return _Result(_joined(parts), kept, problems.num_inputs, engine)
+
+
+def _low_rank(problems: Problems, diagnosis: Diagnosis, options: Options, num_matrices: int) -> _Result:
+    per_sample = low_rank_bytes(problems.select(slice(0, 1)))
+    memory = options.memory(problems.x.device)
+    size = group_size(problems.num_samples, per_sample, memory, "The gradients of all outputs")
+    groups = [problems.select(slice(i, i + size)) for i in range(0, problems.num_samples, size)]
+    parts = [low_rank_parts(group, options.num_eigenvalues) for group in groups]
+    kept = _first_matrices(problems, diagnosis, options, num_matrices)
+    return _Result(_joined(parts), kept, 0)
+
+
+def _lanczos(problems: Problems, diagnosis: Diagnosis, options: Options, num_matrices: int) -> _Result:
+    flat = diagnosis.network in FLAT
+    memory = options.memory(problems.x.device)
+    parts, num_hvps = extreme_parts(
+        problems, options.num_eigenvalues, head_only=flat, max_memory=memory, generator=options.generator()
+    )
+    kept = _first_matrices(problems, diagnosis, options, num_matrices)
+    complete = parts["eigenvalues"].shape[-1] == problems.num_inputs
+    return _Result(parts, kept, num_hvps, complete=complete)
+
+
+def _first_matrices(problems: Problems, diagnosis: Diagnosis, options: Options, num_matrices: int) -> list[Tensor]:
+    if num_matrices == 0:
+        return []
+    few = problems.select(slice(0, num_matrices))
+    return [symmetric_part(matrices)[0] for _, matrices, _ in whole_hessians(few, options, diagnosis)]
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _with_exact_errors(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Parts with an error of zero for every quantity that a method did not estimate."""
+    exact = {f"{name}_error": torch.zeros_like(parts[name]) for name in ("trace", "frobenius_norm", "diagonal")}
+    return {**exact, **parts}
 
 
 def _with_asymmetry(diagnosis: Diagnosis, asymmetry: Tensor, dtype: torch.dtype) -> Diagnosis:

@@ -79,7 +79,7 @@ class HeadOperator:
     def __init__(self, problems: Problems) -> None:
         self.problems = problems.flatten()
         self._x = self.problems.x.detach().clone().requires_grad_()
-        self._outputs = self.problems.network(self._x)
+        self._outputs = self.problems.outputs(self._x)
         self._weights = torch.zeros_like(self._outputs, requires_grad=True)
         (self._pulled_back,) = torch.autograd.grad(
             self._outputs, self._x, self._weights, create_graph=True, materialize_grads=True

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 
 @dataclass(frozen=True)
@@ -18,13 +20,15 @@ class Problems:
         target: τ, from outputs ``[N, C]`` and classes ``[N, K]`` to one scalar per problem, ``[N, K]``.
         x: the samples, ``[N, *shape]``, floating point.
         classes: the outputs looked at, integer ``[N, K]``.
+        held: tensors ``[N, ...]`` in any nesting, which the network takes besides x and which stay as they are.
         mixture: weights ``[K]``; given, the scalars of a sample's classes are summed with them into a single one.
     """
 
-    network: Callable[[Tensor], Tensor]
+    network: Callable[..., Tensor]
     target: Callable[[Tensor, Tensor], Tensor]
     x: Tensor
     classes: Tensor
+    held: Any = None
     mixture: Tensor | None = None
 
     @property
@@ -47,25 +51,34 @@ class Problems:
         """(N, K, D), the shape of a gradient or of one vector per problem."""
         return self.num_samples, self.num_classes, self.num_inputs
 
+    def outputs(self, x: Tensor) -> Tensor:
+        """The network's outputs ``[N, C]`` at ``x``, which has the shape of ``self.x``."""
+        return self.network(x) if self.held is None else self.network(x, self.held)
+
     def values(self, x: Tensor) -> Tensor:
         """The targets ``[N, K]`` at ``x``, which has the shape of ``self.x``."""
-        values = self.target(self.network(x), self.classes)
+        values = self.target(self.outputs(x), self.classes)
         return values if self.mixture is None else (values @ self.mixture.to(values)).unsqueeze(1)
 
     def select(self, samples: slice | Tensor) -> Problems:
         """The problems of some samples."""
-        return replace(self, x=self.x[samples], classes=self.classes[samples])
+        return self._with(lambda t: t[samples])
 
     def flatten(self) -> Problems:
         """The same problems as P = N·K samples with one class each, in the order (sample, class)."""
-        x = self.x.repeat_interleave(self.num_classes, dim=0)
-        return replace(self, x=x, classes=self.classes.reshape(-1, 1))
+        laid_out = self._with(lambda t: t.repeat_interleave(self.num_classes, dim=0))
+        return replace(laid_out, classes=self.classes.reshape(-1, 1))
 
     def repeat(self, times: int) -> Problems:
         """The same problems ``times`` times over, the copies one after another: ``[times·N, ...]``."""
-        ones = (1,) * (self.x.dim() - 1)
-        return replace(self, x=self.x.repeat(times, *ones), classes=self.classes.repeat(times, 1))
+        return self._with(lambda t: t.repeat(times, *(1,) * (t.dim() - 1)))
 
     def to(self, dtype: torch.dtype) -> Problems:
         """The same problems with ``x`` in another dtype; the network follows the dtype of its argument."""
-        return replace(self, x=self.x.to(dtype))
+        held = tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, self.held)
+        return replace(self, x=self.x.to(dtype), held=held)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Problems:
+        """The same change to everything that has one row per sample."""
+        held = tree_map_only(Tensor, change, self.held)
+        return replace(self, x=change(self.x), classes=change(self.classes), held=held)

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_hessian.curvature.derivatives import EngineName
 from lightning_hessian.curvature.diagnosis import Diagnosis
 
-MethodName = Literal["dense"]
+MethodName = Literal["dense", "low_rank", "lanczos"]
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,14 @@ class Spectrum:
         trace: ``[N, K]``, Σ λ.
         trace_error: ``[N, K]``, standard error of the trace; 0 where it is exact.
         frobenius_norm: ``[N, K]``, √Σ λ².
+        frobenius_norm_error: ``[N, K]``, its standard error; 0 where it is exact.
+        diagonal: ``[N, K, D]``, the second derivatives along single input entries.
+        diagonal_error: ``[N, K, D]``, its standard error; 0 where it is exact.
         gradient_curvature: ``[N, K]``, gᵀHg / gᵀg, the curvature along the gradient; NaN where g = 0.
-        asymmetry: ``[N, K]``, ‖H − Hᵀ‖ / ‖H‖ in the Frobenius norm before H was symmetrised.
+        asymmetry: ``[N, K]``, ‖H − Hᵀ‖ / ‖H‖ in the Frobenius norm before H was symmetrised; for ``lanczos``
+            the same along two random directions.
         method: how the eigenvalues were found.
+        reason: why that method was chosen.
         engine: how the derivatives were taken.
         target: name of the differentiated scalar.
         diagnosis: why the Hessian is what it is.
@@ -69,9 +74,13 @@ class Spectrum:
     trace: Tensor
     trace_error: Tensor
     frobenius_norm: Tensor
+    frobenius_norm_error: Tensor
+    diagonal: Tensor
+    diagonal_error: Tensor
     gradient_curvature: Tensor
     asymmetry: Tensor
     method: MethodName
+    reason: str
     engine: EngineName
     target: str
     diagnosis: Diagnosis

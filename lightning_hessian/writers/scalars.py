@@ -36,8 +36,23 @@ def scalars(record: Record) -> dict[str, float]:
                 values[f"hessian_{metric}/{slot}"] = float(finite.mean())
                 for percentile in PERCENTILES:
                     values[spread_tag(metric, slot, percentile)] = float(np.percentile(finite, percentile))
+        if record.method == "lanczos":
+            values |= _errors(record, column, slot)
     values["hessian_cost/seconds"] = record.seconds
+    values["hessian_cost/hvps"] = record.num_hvps
     return values
+
+
+def _errors(record: Record, column: int, slot: str) -> dict[str, float]:
+    """How far the means over samples may be off: the residuals of λ, the standard errors of estimates."""
+    root = len(record.x) ** 0.5
+    standard = {
+        name: float(np.sqrt(np.square(getattr(record, f"{name}_error")[:, column]).mean()) / root)
+        for name in ("trace", "frobenius_norm")
+    }
+    ends = {"lambda_max": 0, "lambda_min": -1}
+    residual = {name: float(record.residuals[:, column, place].mean()) for name, place in ends.items()}
+    return {f"hessian_error/{name}_{slot}": value for name, value in {**residual, **standard}.items()}
 
 
 def spread_tag(metric: str, slot: str, percentile: int) -> str:

@@ -20,7 +20,8 @@ def write_tensorboard(writer: Any, record: Record) -> None:
     """Writes histograms, composite pictures and the text of ``record`` through a ``SummaryWriter``."""
     for column, name in enumerate(record.columns):
         slot = f"{record.target}_{name}"
-        _write_histogram(writer, f"hessian_spectrum_signed_log10/{slot}", record, column)
+        if record.complete or record.hessian is not None:
+            _write_histogram(writer, f"hessian_spectrum_signed_log10/{slot}", record, column)
         if record.hessian is not None and len(record.hessian):
             image = to_image(composite(record, column))
             writer.add_image(f"hessian/{slot}", image, record.logged_step, dataformats="HWC")
@@ -46,12 +47,20 @@ def signed_log10(eigenvalues: Array) -> Array:
 
 
 def shown_eigenvalues(record: Record, column: int) -> Array:
-    """All eigenvalues of one class column; those that rounding or the residual may have made, as zeros."""
-    listed, residuals = record.eigenvalues[:, column], record.residuals[:, column]
+    """All eigenvalues of one class column; those that rounding or the residual may have made, as zeros.
+
+    Where only the ends of the spectra are known, those of the samples whose whole matrix was kept.
+    """
     num_inputs = record.gradient.shape[-1]
+    if record.complete:
+        listed, residuals = record.eigenvalues[:, column], record.residuals[:, column]
+    else:
+        assert record.hessian is not None
+        listed = np.linalg.eigvalsh(record.hessian[:, column])
+        residuals = np.zeros_like(listed)
     rounding = np.finfo(listed.dtype).eps * num_inputs * np.abs(listed).max(axis=-1, keepdims=True)
     certain = np.where(np.abs(listed) > np.maximum(residuals, rounding), listed, 0.0)
-    missing = num_inputs - listed.shape[-1] if record.complete else 0
+    missing = num_inputs - listed.shape[-1]
     return np.concatenate([certain, np.zeros((len(certain), missing))], axis=1).ravel()
 
 
@@ -88,9 +97,22 @@ def diagnosis_text(record: Record) -> str:
             "input units, within which the linear picture may be believed. In the histogram of the spectrum, "
             "x = ±(12 + log10 |λ|): ±9 is λ = ±1e-3, ±12 is λ = ±1. For readable pictures tick *Show actual image "
             "size* in the Images tab.",
-            f"{record.seconds:.2f} s, {record.num_hvps} Hessian-vector products for each sample and class (method "
-            f"{record.method}, engine {record.engine}).",
+            f"{record.seconds:.2f} s, {record.num_hvps} Hessian-vector products for each sample and class. "
+            f"Method {record.method} ({record.reason}), engine {record.engine}. {_trust(record)}",
         ]
+    )
+
+
+def _trust(record: Record) -> str:
+    """How exact the numbers are, in words."""
+    if record.method != "lanczos":
+        return "All eigenvalues are exact to rounding."
+    missed = int((~record.converged).sum())
+    told = f"{missed} of them have **not converged**" if missed else "all of them have converged"
+    return (
+        f"{record.eigenvalues.shape[-1]} eigenvalues at the ends of each spectrum, residual at most "
+        f"{float(record.residuals.max()):.1g}; {told}. Trace and Frobenius norm are estimates: their standard "
+        f"errors are the scalars hessian_error/…"
     )
 
 

@@ -1,0 +1,77 @@
+"""The ends of every problem's spectrum, with estimates of what lies between: the method ``lanczos``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_hessian.curvature.derivatives import gradients, random_vectors
+from lightning_hessian.curvature.lanczos import lanczos
+from lightning_hessian.curvature.memory import group_size, product_bytes
+from lightning_hessian.curvature.operator import HeadOperator, HessianOperator, Operator
+from lightning_hessian.curvature.problems import Problems
+from lightning_hessian.curvature.trace import estimate
+
+NUM_RANDOM = 20  # vectors for trace, Frobenius norm and diagonal: their errors fall like 1/√20
+
+
+def extreme_parts(
+    problems: Problems, num_eigenvalues: int, *, head_only: bool, max_memory: int, generator: torch.Generator
+) -> tuple[dict[str, Tensor], int]:
+    """Half of ``num_eigenvalues`` from each end, as the parts of a ``Spectrum`` by name, and the HVPs per problem.
+
+    Args:
+        problems: what to differentiate.
+        num_eigenvalues: M.
+        head_only: the network is piecewise linear, so v ↦ Jᵀ(A(Jv)) is the whole Hessian.
+        max_memory: bytes for the Lanczos bases and graphs: problems are worked on in groups that fit.
+        generator: of random vectors; each group gets the same ones.
+
+    Raises:
+        MeasurementError: not even the bases of one sample fit ``max_memory``.
+    """
+    num_vectors = max(4 * num_eigenvalues, 40) + 1
+    row = problems.num_inputs * problems.x.element_size()
+    per_class = product_bytes(problems) + (num_vectors + 3 * num_eigenvalues) * row
+    size = group_size(problems.num_samples, problems.num_classes * per_class, max_memory, "The Lanczos basis")
+    state = generator.get_state()
+    parts, num_hvps = [], 0
+    for start in range(0, problems.num_samples, size):
+        group = problems.select(slice(start, start + size))
+        generator.set_state(state)
+        operator = HeadOperator(group) if head_only else HessianOperator(group)
+        found, used = _parts_of(operator, group, num_eigenvalues, num_vectors, generator)
+        parts.append(found)
+        num_hvps = max(num_hvps, used)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, num_hvps
+
+
+def _parts_of(
+    operator: Operator, problems: Problems, num_eigenvalues: int, max_basis: int, generator: torch.Generator
+) -> tuple[dict[str, Tensor], int]:
+    pairs = lanczos(operator, num_eigenvalues, generator=generator, max_basis=max_basis)
+    rest = estimate(operator, pairs, NUM_RANDOM, generator=generator)
+    gradient = gradients(problems).flatten(0, 1)
+    along = (gradient * operator(gradient)).sum(dim=1) / gradient.square().sum(dim=1)
+    u, v = (random_vectors(problems, generator).flatten(0, 1) for _ in range(2))
+    crossed = (u * operator(v)).sum(dim=1) - (v * operator(u)).sum(dim=1)
+    order = pairs.eigenvalues.abs().argsort(dim=1, descending=True)
+    scale = rest.frobenius_norm / problems.num_inputs**0.5
+    parts = {
+        "eigenvalues": pairs.eigenvalues,
+        "eigenvectors": pairs.eigenvectors.gather(1, order.unsqueeze(-1).expand_as(pairs.eigenvectors)),
+        "vector_index": order,
+        "residuals": pairs.residuals,
+        "converged": pairs.converged,
+        "trace": rest.trace,
+        "trace_error": rest.trace_error,
+        "frobenius_norm": rest.frobenius_norm,
+        "frobenius_norm_error": rest.frobenius_error,
+        "diagonal": rest.diagonal,
+        "diagonal_error": rest.diagonal_error,
+        "gradient_curvature": along,
+        "asymmetry": crossed.abs() / scale.where(scale > 0, 1),
+    }
+    shape = (problems.num_samples, problems.num_classes)
+    by_problem = {name: part.reshape(*shape, *part.shape[1:]) for name, part in parts.items()}
+    return by_problem, pairs.num_products + rest.num_products + 3

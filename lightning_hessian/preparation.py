@@ -1,0 +1,191 @@
+"""From a model and arguments to problems, inside the isolation in which they may be differentiated."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from lightning_hessian.curvature.dense import ChunkSize
+from lightning_hessian.curvature.measure import METHODS, MethodChoice, Options
+from lightning_hessian.curvature.problems import Problems
+from lightning_hessian.errors import ConfigurationError
+from lightning_hessian.isolation import isolated
+from lightning_hessian.model_function import ForwardFunction, Inputs, ModelFunction, OutputFunction
+from lightning_hessian.targets import TargetFunction, TargetName, resolve_target, target_name
+
+Classes = int | Sequence[int] | Tensor | Literal["predicted", "all"]
+Target = TargetName | TargetFunction
+Model = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Problems made of a model and arguments, with what was found on the way."""
+
+    problems: Problems
+    target_name: str
+    predicted: Tensor
+    num_outputs: int
+
+
+@contextmanager
+def prepared(
+    model: Model,
+    inputs: Inputs,
+    classes: Classes,
+    target: Target,
+    *,
+    dtype: torch.dtype | None = None,
+    wrt: str | int | None = None,
+    forward_fn: ForwardFunction | None = None,
+    output_fn: OutputFunction | None = None,
+) -> Iterator[Task]:
+    """The problems of a model, inside the isolation in which they may be differentiated.
+
+    Raises:
+        ConfigurationError: an argument does not fit the model.
+    """
+    network = ModelFunction(model, forward_fn, output_fn, wrt)
+    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    _check_lengths(tensors)
+    if wrt is None and isinstance(inputs, Tensor):
+        check_input(inputs)
+    device = network.device or tensors[0].device
+    dtype = _possible_dtype(_resolve_dtype(dtype, tensors), model, network, inputs, device)
+    with isolated(model, device, dtype):
+        x, held = network.split(_moved(inputs, device, dtype), dtype)
+        check_input(x)
+        with torch.no_grad():
+            outputs = network(x, held)
+        predicted = outputs.argmax(dim=1)
+        resolved = _resolve_classes(classes, predicted, outputs.shape[1])
+        function = resolve_target(target, outputs.shape[1])
+        with torch.no_grad():
+            function(outputs, resolved)  # a callable target that gives another shape is told about here
+        yield Task(Problems(network, function, x, resolved, held), target_name(target), predicted, outputs.shape[1])
+
+
+def _moved(inputs: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Copies of all tensors on the device, floating-point ones in ``dtype``."""
+    return tree_map_only(
+        Tensor, lambda t: t.detach().to(device, dtype if t.is_floating_point() else t.dtype, copy=True), inputs
+    )
+
+
+def _check_lengths(tensors: list[Tensor]) -> None:
+    lengths = {len(t) if t.dim() else 0 for t in tensors}
+    if len(lengths) != 1:
+        raise ConfigurationError(
+            f"Every input must be a tensor with one row per sample; their first dimensions are {sorted(lengths)}. "
+            f"Give what does not go with the samples through forward_fn."
+        )
+
+
+def make_options(
+    num_eigenvalues: int = 10,
+    *,
+    method: MethodChoice = "auto",
+    chunk_size: ChunkSize = "auto",
+    max_memory: int | None = None,
+    seed: int = 0,
+) -> Options:
+    """Checked options of a measurement.
+
+    Raises:
+        ConfigurationError: a number is not positive, or the method is unknown.
+    """
+    if method not in METHODS:
+        raise ConfigurationError(f"method={method!r} is not known. Choose one of {', '.join(map(repr, METHODS))}.")
+    for name, value in {
+        "num_eigenvalues": num_eigenvalues,
+        "chunk_size": chunk_size,
+        "max_memory": max_memory,
+    }.items():
+        if value not in (None, "auto") and (not isinstance(value, int) or value < 1):
+            raise ConfigurationError(f"{name}={value!r} must be a whole number of at least 1.")
+    return Options(method, num_eigenvalues, chunk_size, max_memory, seed)
+
+
+def check_input(x: Tensor) -> None:
+    """Tells whether ``x`` is a batch of samples that can be differentiated.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if not isinstance(x, Tensor) or x.dim() < 2 or len(x) == 0:
+        got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ConfigurationError(
+            f"The input must be a tensor of samples [N, *shape] with N of at least 1; got {got}. "
+            f"For a single sample, give x.unsqueeze(0)."
+        )
+    if not x.is_floating_point():
+        raise ConfigurationError(
+            f"The input has dtype {x.dtype}, and a derivative needs floating point. Scale images to float "
+            f"first (x.float() / 255); for tokens, name the layer to measure at: wrt='embedding'."
+        )
+
+
+def _resolve_dtype(dtype: torch.dtype | None, tensors: list[Tensor]) -> torch.dtype:
+    if dtype is None:
+        return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    if dtype not in (torch.float32, torch.float64):
+        raise ConfigurationError(f"dtype={dtype} is not possible. Choose torch.float32 or torch.float64.")
+    return dtype
+
+
+def _possible_dtype(
+    dtype: torch.dtype, model: Model, network: ModelFunction, inputs: Inputs, device: torch.device
+) -> torch.dtype:
+    """float64 where the model can be evaluated in it, and float32, with a warning, where it cannot."""
+    if dtype == torch.float32:
+        return dtype
+    try:
+        with isolated(model, device, dtype), torch.no_grad():
+            few = tree_map_only(Tensor, lambda t: t[:2], inputs)
+            if network(*network.split(_moved(few, device, dtype), dtype)).dtype == dtype:
+                return dtype
+        reason = "its outputs are not float64"
+    except ConfigurationError:
+        raise
+    except Exception as error:  # x.float() in a forward, a device without float64
+        reason = str(error).splitlines()[0]
+    warnings.warn(f"The model cannot be evaluated in float64 ({reason}): measured in float32.", stacklevel=4)
+    return torch.float32
+
+
+def _resolve_classes(classes: Classes, predicted: Tensor, num_outputs: int) -> Tensor:
+    """Integer ``[N, K]`` on the outputs' device."""
+    num_samples = len(predicted)
+    if isinstance(classes, str):
+        if classes == "predicted":
+            return predicted.unsqueeze(1)
+        if classes == "all":
+            return torch.arange(num_outputs, device=predicted.device).expand(num_samples, -1)
+        raise ConfigurationError(
+            f"classes={classes!r} is not known. Give an int, ints, a tensor [N] or [N, K], 'predicted' or 'all'."
+        )
+    wanted = torch.as_tensor(classes, device=predicted.device)
+    if wanted.is_floating_point() or wanted.is_complex() or wanted.dtype == torch.bool or wanted.numel() == 0:
+        raise ConfigurationError(f"classes={classes!r} must be integers, at least one of them.")
+    if isinstance(classes, Tensor) and wanted.dim() > 0:
+        wanted = wanted.unsqueeze(1) if wanted.dim() == 1 else wanted
+        if wanted.dim() != 2 or len(wanted) != num_samples:
+            raise ConfigurationError(
+                f"A tensor of classes must be [N] or [N, K] with N = {num_samples}; got {tuple(classes.shape)}. "
+                f"For the same classes at every sample, give a list of ints."
+            )
+    else:
+        wanted = wanted.reshape(1, -1).expand(num_samples, -1)
+    if wanted.min() < 0 or wanted.max() >= num_outputs:
+        raise ConfigurationError(
+            f"classes={classes!r} is out of range: the model has {num_outputs} outputs per sample, so classes go "
+            f"from 0 to {num_outputs - 1}."
+        )
+    return wanted.long()

@@ -1,0 +1,129 @@
+"""Three methods, one truth: closed form or whole matrices against low rank, Lanczos and SciPy."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import mlp
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import nn
+
+from lightning_hessian import MeasurementError, input_hessian, input_hvp, input_spectrum
+
+F64 = torch.float64
+
+
+class Residual(nn.Module):
+    """Convolution, batch norm, ReLU, max-pool and a skip connection: piecewise linear."""
+
+    def __init__(self, outputs=5):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2))
+        self.block = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6), nn.LeakyReLU(0.1))
+        self.head = nn.Linear(6 * 9, outputs)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2)
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.head((h + self.block(h)).flatten(1))
+
+
+SHARED = ("trace", "frobenius_norm", "diagonal", "gradient", "gradient_curvature", "lambda_max", "lambda_min",
+          "spectral_norm", "normalized_curvature", "linear_radius", "negative_share", "effective_rank",
+          "gradient_alignment")  # fmt: skip
+
+
+@pytest.mark.parametrize("target", ["prob", "log_prob", "loss"])
+@pytest.mark.parametrize("memory", [None, 200_000])
+def test_low_rank_is_dense_to_rounding(target, memory):
+    net, x = Residual().double(), torch.randn(3, 2, 6, 6, dtype=F64)
+    fast = input_spectrum(net, x, [0, 3], target, max_memory=memory)
+    whole = input_spectrum(net, x, [0, 3], target, method="dense")
+    assert (fast.method, whole.method) == ("low_rank", "dense")
+    assert fast.complete
+    assert fast.cost.num_hvps == 0
+    assert fast.eigenvalues.shape == (3, 2, 5)
+    for name in SHARED:
+        torch.testing.assert_close(getattr(fast, name), getattr(whole, name), rtol=1e-7, atol=1e-10, msg=name)
+    rebuilt = (fast.eigenvectors.mT * fast.eigenvalues.gather(2, fast.vector_index).unsqueeze(-2)) @ fast.eigenvectors
+    torch.testing.assert_close(rebuilt, input_hessian(net, x, [0, 3], target), rtol=0, atol=1e-10)
+
+
+def test_low_rank_with_more_outputs_than_inputs():
+    net, x = mlp(nn.ReLU, inputs=4, outputs=9), torch.randn(2, 4, dtype=F64)
+    fast = input_spectrum(net, x, 1, "prob")
+    assert fast.method == "low_rank"
+    torch.testing.assert_close(fast.eigenvalues, input_spectrum(net, x, 1, "prob", method="dense").eigenvalues)
+
+
+def test_low_rank_is_refused_where_it_is_not_exact():
+    with pytest.raises(MeasurementError, match="piecewise linear in their input, and this one is curved"):
+        input_spectrum(mlp(), torch.randn(2, 6, dtype=F64), 0, method="low_rank")
+
+
+def test_lanczos_through_the_head_where_the_gradients_do_not_fit():
+    net, x = Residual(outputs=40).double(), torch.randn(2, 2, 6, 6, dtype=F64)
+    exact = input_spectrum(net, x, 3, "prob", method="low_rank")
+    found = input_spectrum(net, x, 3, "prob", method="lanczos", num_eigenvalues=4)
+    assert found.method == "lanczos"
+    assert found.converged.all()
+    slack = found.residuals.amax(-1)
+    assert ((found.lambda_max - exact.lambda_max).abs() <= slack).all()
+    assert ((found.lambda_min - exact.lambda_min).abs() <= slack).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("memory", [None, 3_000_000])
+def test_lanczos_finds_the_ends_of_a_curved_network(dtype, memory):
+    net, x = mlp(nn.Tanh, inputs=300, width=40), torch.randn(3, 300, dtype=dtype)
+    found = input_spectrum(net, x, [0, 2], num_eigenvalues=6, max_memory=memory)
+    whole = input_spectrum(net, x, [0, 2], method="dense", num_eigenvalues=6)
+    assert found.method == "lanczos"
+    assert not found.complete
+    assert found.converged.all()
+    ends = torch.cat([whole.eigenvalues[..., :3], whole.eigenvalues[..., -3:]], dim=-1)
+    assert ((found.eigenvalues - ends).abs() <= found.residuals + 1e-6).all()
+    assert ((found.trace - whole.trace).abs() <= 4 * found.trace_error).all()
+    assert ((found.frobenius_norm - whole.frobenius_norm).abs() <= 4 * found.frobenius_norm_error).all()
+    assert ((found.diagonal - whole.diagonal).abs() <= 4 * found.diagonal_error).double().mean() > 0.97
+    torch.testing.assert_close(found.gradient_curvature, whole.gradient_curvature, rtol=1e-3, atol=1e-5)
+    # the vectors are those of the values
+    top = found.eigenvectors[:, :, 0]
+    value = found.eigenvalues.gather(2, found.vector_index[..., :1])
+    residual = (input_hvp(net, x, top, [0, 2]) - value * top).norm(dim=-1)
+    bound = found.residuals.gather(2, found.vector_index[..., :1])[..., 0]
+    torch.testing.assert_close(residual, bound, rtol=0.05, atol=1e-5)
+
+
+def test_lanczos_agrees_with_scipy():
+    net, x = mlp(nn.GELU, inputs=300, width=30), torch.randn(1, 300, dtype=F64)
+    found = input_spectrum(net, x, 1, method="lanczos", num_eigenvalues=4)
+    operator = LinearOperator(
+        (300, 300), lambda v: input_hvp(net, x, torch.tensor(v.ravel()), 1)[0, 0].numpy(), dtype=float
+    )
+    expected = np.sort(eigsh(operator, 4, which="BE", v0=np.ones(300))[0])[::-1]
+    assert (np.abs(found.eigenvalues[0, 0].numpy() - expected) <= found.residuals[0, 0].numpy()).all()
+
+
+@pytest.mark.parametrize(
+    ("activation", "inputs", "target", "method"),
+    [
+        (nn.GELU, 6, "logit", "dense"),
+        (nn.GELU, 300, "logit", "lanczos"),
+        (nn.ReLU, 300, "prob", "low_rank"),
+        (nn.ReLU, 300, "logit", "low_rank"),
+    ],
+)
+def test_auto_takes_the_cheapest_and_says_why(activation, inputs, target, method):
+    spectrum = input_spectrum(mlp(activation, inputs=inputs), torch.randn(2, inputs, dtype=F64), 0, target)
+    assert spectrum.method == method
+    assert len(spectrum.reason.split()) > 3
+
+
+def test_the_whole_matrices_by_low_rank_are_exact():
+    net, x = Residual().double(), torch.randn(2, 2, 6, 6, dtype=F64)
+    hessian = input_hessian(net, x, 1, "prob")
+    expected = torch.func.hessian(lambda v: net.eval()(v.reshape(1, 2, 6, 6)).softmax(1)[0, 1])(x[0].flatten())
+    torch.testing.assert_close(hessian[0, 0], expected, rtol=1e-9, atol=1e-12)

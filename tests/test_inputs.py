@@ -1,0 +1,130 @@
+"""Inputs and outputs of real models: several inputs, hidden layers, tokens, tuples, many samples."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_hessian import ConfigurationError, input_gradient, input_hessian, input_hvp, input_spectrum
+
+F64 = torch.float64
+
+
+class Two(nn.Module):
+    """Takes an image-like and a context vector."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(2, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, image, context):
+        return self.head(torch.tanh(self.first(image) * self.second(context)))
+
+
+def two_inputs():
+    return Two().double(), torch.randn(5, 4, dtype=F64), torch.randn(5, 2, dtype=F64)
+
+
+@pytest.mark.parametrize("chunk_size", ["auto", 3])
+def test_one_of_several_inputs_the_others_held(chunk_size):
+    net, image, context = two_inputs()
+    named = input_hessian(net, {"image": image, "context": context}, "all", wrt="image", chunk_size=chunk_size)
+    placed = input_hessian(net, (image, context), "all", wrt=1)
+    for n in range(5):
+        for k in range(3):
+            of_image = torch.func.hessian(lambda v, n=n, k=k: net(v, context[n])[k])(image[n])
+            of_context = torch.func.hessian(lambda v, n=n, k=k: net(image[n], v)[k])(context[n])
+            torch.testing.assert_close(named[n, k], of_image, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(placed[n, k], of_context, rtol=1e-9, atol=1e-12)
+
+
+def test_lanczos_and_low_rank_hold_the_other_inputs_too():
+    net, image, context = two_inputs()
+    inputs = {"image": image, "context": context}
+    whole = input_spectrum(net, inputs, [0, 2], wrt="image")
+    ends = input_spectrum(net, inputs, [0, 2], wrt="image", method="lanczos")
+    torch.testing.assert_close(ends.eigenvalues, whole.eigenvalues, rtol=0, atol=1e-9)
+
+    class Gated(Two):
+        def forward(self, image, context):
+            return self.head(torch.relu(self.first(image) * self.second(context)))
+
+    gated = Gated().double()
+    fast = input_spectrum(gated, inputs, 1, "prob", wrt="image")
+    assert fast.method == "low_rank"
+    whole = input_spectrum(gated, inputs, 1, "prob", wrt="image", method="dense")
+    torch.testing.assert_close(fast.lambda_max, whole.lambda_max)
+
+
+class Text(nn.Module):
+    """Token embeddings, a recurrent layer, two classes; gives an object with logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(20, 3)
+        self.body = nn.GRU(3, 4, batch_first=True)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, tokens):
+        return Output(self.head(self.body(self.embedding(tokens))[0][:, -1]))
+
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+
+
+def test_tokens_are_measured_at_their_embeddings():
+    net, tokens = Text().double(), torch.randint(20, (3, 5))
+    hessian = input_hessian(net, tokens, 1, wrt="embedding", output_fn=lambda o: o.logits, dtype=F64)
+    assert hessian.shape == (3, 1, 15, 15)
+    embedded = net.embedding(tokens).detach()
+
+    def logit(v):
+        return net.head(net.body(v.reshape(1, 5, 3))[0][:, -1])[0, 1]
+
+    expected = torch.autograd.functional.hessian(logit, embedded[0].flatten())
+    torch.testing.assert_close(hessian[0, 0], expected, rtol=1e-8, atol=1e-11)
+    with pytest.raises(ConfigurationError, match="wrt='embedding'"):
+        input_hessian(net, tokens, 1)
+    assert not net.embedding._forward_hooks
+
+
+@pytest.mark.parametrize(
+    ("inputs", "wrt", "sentence"),
+    [
+        ({"image": torch.zeros(2, 4), "context": torch.zeros(2, 2)}, None, "several inputs .*'image', 'context'.*wrt"),
+        ({"image": torch.zeros(2, 4), "context": torch.zeros(2, 2)}, "x", "wrt='x' is neither .*layers: first, second"),
+        ((torch.zeros(2, 4), torch.zeros(3, 2)), 0, r"first dimensions are \[2, 3\].*forward_fn"),
+    ],
+)
+def test_what_cannot_be_differentiated_is_told(inputs, wrt, sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
+        input_gradient(Two(), inputs, 0, wrt=wrt)
+
+
+def test_a_layer_that_gives_no_tensor():
+    with pytest.raises(ConfigurationError, match=r"wrt='body' must run once and give a tensor; .* gave tuple"):
+        input_gradient(Text(), torch.randint(20, (3, 5)), 0, wrt="body", output_fn=lambda o: o.logits)
+
+
+def test_pixels_of_a_segmentation_and_steps_of_a_sequence():
+    net, x = nn.Conv2d(1, 2, 3, padding=1).double(), torch.randn(2, 1, 4, 4, dtype=F64)
+    gradient = input_gradient(net, x, [0, 1], output_fn=lambda o: o[:, :, 1, 2])
+    assert gradient.shape == (2, 2, 16)
+    torch.testing.assert_close(gradient[0, 1].reshape(4, 4)[0:3, 1:4], net.weight[1, 0].detach())
+
+
+def test_a_hundred_thousand_points_of_two_inputs():
+    """The Laplacian of u = sin(a) sin(b) is −2u: what a physics-informed network asks for."""
+    x = torch.rand(100_000, 2, dtype=F64) * 3
+
+    def u(x):
+        return torch.sin(x[:, 0]) * torch.sin(x[:, 1])
+
+    spectrum = input_spectrum(u, x, 0)
+    torch.testing.assert_close(spectrum.trace[:, 0], -2 * u(x), rtol=0, atol=1e-10)
+    product = input_hvp(u, x, torch.tensor([1.0, 0.0]), 0)
+    torch.testing.assert_close(product[:, 0, 0], -u(x), rtol=0, atol=1e-12)
