@@ -72,6 +72,11 @@ class Record:
     trace_error: Array
     frobenius_norm: Array
     frobenius_norm_error: Array
+    head_norm: Array
+    head_norm_error: Array
+    network_norm: Array
+    network_norm_error: Array
+    head_share: Array
     diagonal: Array
     diagonal_error: Array
     negative_share: Array

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 matplotlib.use("agg")
+torch.set_num_threads(1)  # the networks of the tests are small: threads would wait for each other
 
 
 @pytest.fixture(autouse=True)

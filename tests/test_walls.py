@@ -34,7 +34,14 @@ NEIGHBOURS = {
     "lightning_hessian.record": set(),
     "lightning_hessian.render.composite": {"record"},
     "lightning_hessian.writers.publish": {"record", "render"},
-    "lightning_hessian.functional": {"curvature", "targets", "model_function", "isolation", "keeper"},
+    "lightning_hessian.functional": {
+        "curvature",
+        "targets",
+        "model_function",
+        "isolation",
+        "keeper",
+        "preparation",
+    },
 }
 
 

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from lightning_hessian.curvature.derivatives import gradients, random_vectors
 from lightning_hessian.curvature.lanczos import lanczos
+from lightning_hessian.curvature.low_rank import head_hessian
 from lightning_hessian.curvature.memory import group_size, product_bytes
 from lightning_hessian.curvature.operator import HeadOperator, HessianOperator, Operator
 from lightning_hessian.curvature.problems import Problems
-from lightning_hessian.curvature.trace import estimate
+from lightning_hessian.curvature.trace import Estimates, estimate, estimate_norm
 
 NUM_RANDOM = 20  # vectors for trace, Frobenius norm and diagonal: their errors fall like 1/√20
 
@@ -57,6 +58,7 @@ def _parts_of(
     crossed = (u * operator(v)).sum(dim=1) - (v * operator(u)).sum(dim=1)
     order = pairs.eigenvalues.abs().argsort(dim=1, descending=True)
     scale = rest.frobenius_norm / problems.num_inputs**0.5
+    head, network = _part_norms(operator, problems, rest, generator)
     parts = {
         "eigenvalues": pairs.eigenvalues,
         "eigenvectors": pairs.eigenvectors.gather(1, order.unsqueeze(-1).expand_as(pairs.eigenvectors)),
@@ -69,9 +71,31 @@ def _parts_of(
         "frobenius_norm_error": rest.frobenius_error,
         "diagonal": rest.diagonal,
         "diagonal_error": rest.diagonal_error,
+        "head_norm": head[0],
+        "head_norm_error": head[1],
+        "network_norm": network[0],
+        "network_norm_error": network[1],
         "gradient_curvature": along,
         "asymmetry": crossed.abs() / scale.where(scale > 0, 1),
     }
     shape = (problems.num_samples, problems.num_classes)
     by_problem = {name: part.reshape(*shape, *part.shape[1:]) for name, part in parts.items()}
     return by_problem, pairs.num_products + rest.num_products + 3
+
+
+def _part_norms(
+    operator: Operator, problems: Problems, whole: Estimates, generator: torch.Generator
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Frobenius norms of JᵀAJ and of what the network bends, each with its standard error."""
+    norm, error = whole.frobenius_norm, whole.frobenius_error
+    nothing = torch.zeros_like(norm), torch.zeros_like(error)
+    if isinstance(operator, HeadOperator):
+        return (norm, error), nothing
+    if not head_hessian(problems.select(slice(0, 2))).any():
+        return nothing, (norm, error)
+    head, like = HeadOperator(problems), operator.like
+    state = generator.get_state()
+    of_head = estimate_norm(head, like, NUM_RANDOM, generator=generator)
+    generator.set_state(state)
+    of_network = estimate_norm(lambda v: operator(v) - head(v), like, NUM_RANDOM, generator=generator)
+    return of_head, of_network

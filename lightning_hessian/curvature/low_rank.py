@@ -79,6 +79,8 @@ def low_rank_parts(problems: Problems, num_vectors: int) -> dict[str, Tensor]:
         "frobenius_norm": eigenvalues.square().sum(-1).sqrt(),
         "gradient_curvature": (eigenvalues * inside.square()).sum(-1) / gradient.square().sum(-1),
         "diagonal": (small @ q.mT.unsqueeze(1)).mul(q.mT.unsqueeze(1)).sum(-2),
+        "head_norm": eigenvalues.square().sum(-1).sqrt(),
+        "network_norm": torch.zeros_like(eigenvalues[..., 0]),
         "asymmetry": torch.zeros_like(eigenvalues[..., 0]),
     }
 
@@ -90,6 +92,20 @@ def low_rank_bytes(problems: Problems) -> int:
     num_samples, num_classes, num_inputs = problems.shape
     numbers = num_inputs * num_outputs * (4 + 2 * num_classes) + 6 * num_classes * num_outputs**2
     return num_samples * numbers * problems.x.element_size()
+
+
+def part_norms(problems: Problems, matrices: Tensor) -> dict[str, Tensor]:
+    """Frobenius norms ``[N, K]`` of the two parts of whole Hessians: JᵀAJ, and what the network itself bends."""
+    bend = head_hessian(problems)
+    if not bend.any():
+        norm = torch.linalg.matrix_norm(matrices)
+        return {"head_norm": torch.zeros_like(norm), "network_norm": norm}
+    rows = jacobian(problems).unsqueeze(1)
+    head = rows.mT @ bend @ rows
+    return {
+        "head_norm": torch.linalg.matrix_norm(head),
+        "network_norm": torch.linalg.matrix_norm(matrices - head),
+    }
 
 
 def low_rank_hessians(problems: Problems) -> Tensor:

@@ -14,7 +14,7 @@ from lightning_hessian.curvature.dense import ChunkSize, decompose, hessians, sy
 from lightning_hessian.curvature.derivatives import EngineName, engines_agree, gradients
 from lightning_hessian.curvature.diagnosis import Diagnosis, diagnose
 from lightning_hessian.curvature.extremes import extreme_parts
-from lightning_hessian.curvature.low_rank import low_rank_bytes, low_rank_hessians, low_rank_parts
+from lightning_hessian.curvature.low_rank import low_rank_bytes, low_rank_hessians, low_rank_parts, part_norms
 from lightning_hessian.curvature.memory import available_memory, group_size
 from lightning_hessian.curvature.problems import Problems
 from lightning_hessian.curvature.spectrum import Cost, MethodName, Spectrum
@@ -29,6 +29,8 @@ ASYMMETRY_TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-6}
 # Up to this many inputs all D columns cost no more than the 100 to 200 products of Lanczos and its estimates,
 # and the whole spectrum is had exactly.
 LARGEST_DENSE = 256
+
+ESTIMATED = ("trace", "frobenius_norm", "diagonal", "head_norm", "network_norm")
 
 FLAT = ("piecewise_linear", "linear")  # networks whose Hessian is JᵀAJ
 
@@ -203,7 +205,8 @@ def _dense(problems: Problems, diagnosis: Diagnosis, options: Options, num_matri
     engine: EngineName = "reverse_over_reverse"
     for samples, matrices, used in whole_hessians(problems, options, diagnosis):
         engine = used
-        parts.append(decompose(matrices, gradient[samples], options.num_eigenvalues))
+        found = decompose(matrices, gradient[samples], options.num_eigenvalues)
+        parts.append({**found, **part_norms(problems.select(samples), matrices)})
         kept.append(symmetric_part(matrices[: max(0, num_matrices - samples.start)])[0])
     return _Result(_joined(parts), kept, problems.num_inputs, engine)
 
@@ -242,8 +245,9 @@ def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def _with_exact_errors(parts: dict[str, Tensor]) -> dict[str, Tensor]:
     """Parts with an error of zero for every quantity that a method did not estimate."""
-    exact = {f"{name}_error": torch.zeros_like(parts[name]) for name in ("trace", "frobenius_norm", "diagonal")}
-    return {**exact, **parts}
+    norms = {name: torch.zeros_like(parts["trace"]) for name in ("head_norm", "network_norm")}  # of a zero Hessian
+    parts = {**norms, **parts}
+    return {**{f"{name}_error": torch.zeros_like(parts[name]) for name in ESTIMATED}, **parts}
 
 
 def _with_asymmetry(diagnosis: Diagnosis, asymmetry: Tensor, dtype: torch.dtype) -> Diagnosis:

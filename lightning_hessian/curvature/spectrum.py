@@ -41,6 +41,10 @@ class Spectrum:
         trace_error: ``[N, K]``, standard error of the trace; 0 where it is exact.
         frobenius_norm: ``[N, K]``, √Σ λ².
         frobenius_norm_error: ``[N, K]``, its standard error; 0 where it is exact.
+        head_norm: ``[N, K]``, Frobenius norm of JᵀAJ, the curvature that the target puts on the outputs' slopes.
+        head_norm_error: its standard error; 0 where it is exact.
+        network_norm: ``[N, K]``, Frobenius norm of the rest, the network's own bending.
+        network_norm_error: its standard error; 0 where it is exact.
         diagonal: ``[N, K, D]``, the second derivatives along single input entries.
         diagonal_error: ``[N, K, D]``, its standard error; 0 where it is exact.
         gradient_curvature: ``[N, K]``, gᵀHg / gᵀg, the curvature along the gradient; NaN where g = 0.
@@ -75,6 +79,10 @@ class Spectrum:
     trace_error: Tensor
     frobenius_norm: Tensor
     frobenius_norm_error: Tensor
+    head_norm: Tensor
+    head_norm_error: Tensor
+    network_norm: Tensor
+    network_norm_error: Tensor
     diagonal: Tensor
     diagonal_error: Tensor
     gradient_curvature: Tensor
@@ -113,6 +121,14 @@ class Spectrum:
     def effective_rank(self) -> Tensor:
         """(Σ |λ|)² / Σ λ², ``[N, K]``: how many directions share the curvature; NaN for a zero Hessian."""
         return self.eigenvalues.abs().sum(-1) ** 2 / self.eigenvalues.square().sum(-1)
+
+    @property
+    def head_share(self) -> Tensor:
+        """‖JᵀAJ‖ / (‖JᵀAJ‖ + ‖rest‖), ``[N, K]``: how much of the curvature is the head's; NaN for a zero Hessian.
+
+        A falling ``log_prob`` curvature with a share near 1 is often only a head that saturates.
+        """
+        return self.head_norm / (self.head_norm + self.network_norm)
 
     @property
     def gradient_norm(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -81,6 +82,19 @@ def estimate(operator: Operator, known: EigenPairs, num_vectors: int, *, generat
         diagonal_error=diagonal_error + (known.residuals.unsqueeze(-1) * q.abs()).sum(dim=1),
         num_products=num_vectors,
     )
+
+
+def estimate_norm(
+    product: Callable[[Tensor], Tensor], like: Tensor, num_vectors: int, *, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Frobenius norms ``[P]`` of operators given by a product, and their standard errors: E ‖A z‖² = ‖A‖²."""
+    squares = []
+    for _ in range(num_vectors):
+        signs = torch.randint(2, like.shape[1:], generator=generator).to(like) * 2 - 1
+        squares.append(product(signs.expand_as(like)).square().sum(dim=1))
+    square, error = _mean(torch.stack(squares))
+    norm = square.sqrt()
+    return norm, error / (2 * norm.where(norm > 0, 1))
 
 
 def _mean(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ TITLES = {
     "gradient_norm": "gradient norm",
     "normalized_curvature": "normalized curvature",
     "linear_radius": "linear radius",
+    "head_share": "head share",
 }
 METRICS = tuple(TITLES)
 PERCENTILES = (10, 90)
@@ -36,15 +37,19 @@ def scalars(record: Record) -> dict[str, float]:
                 values[f"hessian_{metric}/{slot}"] = float(finite.mean())
                 for percentile in PERCENTILES:
                     values[spread_tag(metric, slot, percentile)] = float(np.percentile(finite, percentile))
-        if record.method == "lanczos":
-            values |= _errors(record, column, slot)
+        values |= {f"hessian_error/{name}_{slot}": error for name, error in mean_errors(record, column).items()}
     values["hessian_cost/seconds"] = record.seconds
     values["hessian_cost/hvps"] = record.num_hvps
     return values
 
 
-def _errors(record: Record, column: int, slot: str) -> dict[str, float]:
-    """How far the means over samples may be off: the residuals of λ, the standard errors of estimates."""
+def mean_errors(record: Record, column: int) -> dict[str, float]:
+    """How far the means over samples may be off, where they are not exact to rounding.
+
+    Of the extreme eigenvalues the mean residual, of trace and Frobenius norm the standard error.
+    """
+    if record.method != "lanczos":
+        return {}
     root = len(record.x) ** 0.5
     standard = {
         name: float(np.sqrt(np.square(getattr(record, f"{name}_error")[:, column]).mean()) / root)
@@ -52,7 +57,7 @@ def _errors(record: Record, column: int, slot: str) -> dict[str, float]:
     }
     ends = {"lambda_max": 0, "lambda_min": -1}
     residual = {name: float(record.residuals[:, column, place].mean()) for name, place in ends.items()}
-    return {f"hessian_error/{name}_{slot}": value for name, value in {**residual, **standard}.items()}
+    return {**residual, **standard}
 
 
 def spread_tag(metric: str, slot: str, percentile: int) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from lightning_hessian.record import Array, Record
 from lightning_hessian.render.composite import composite
 from lightning_hessian.render.sheet import to_image
-from lightning_hessian.writers.scalars import METRICS, PERCENTILES, TITLES, finite_samples, spread_tag
+from lightning_hessian.writers.scalars import METRICS, PERCENTILES, TITLES, finite_samples, mean_errors, spread_tag
 
 SMALLEST_DECADE = -12  # |λ| at or below 1e-12 is drawn at 0
 NUM_BINS = 64
@@ -94,9 +94,10 @@ def diagnosis_text(record: Record) -> str:
             f"{num_samples} samples of {num_inputs} inputs; mean over samples (10th to 90th percentile).",
             "\n".join([header, *rows]),
             "Normalized curvature is max |λ| / ‖gradient‖. Linear radius is 2 ‖gradient‖ / max |λ|: the distance, in "
-            "input units, within which the linear picture may be believed. In the histogram of the spectrum, "
-            "x = ±(12 + log10 |λ|): ±9 is λ = ±1e-3, ±12 is λ = ±1. For readable pictures tick *Show actual image "
-            "size* in the Images tab.",
+            "input units, within which the linear picture may be believed. Head share is the part of the Frobenius "
+            "norm that the target puts on the outputs' slopes; the rest is the network's own bending.",
+            "In the histogram of the spectrum, x = ±(12 + log10 |λ|): ±9 is λ = ±1e-3, ±12 is λ = ±1. For readable "
+            "pictures tick *Show actual image size* in the Images tab.",
             f"{record.seconds:.2f} s, {record.num_hvps} Hessian-vector products for each sample and class. "
             f"Method {record.method} ({record.reason}), engine {record.engine}. {_trust(record)}",
         ]
@@ -111,8 +112,8 @@ def _trust(record: Record) -> str:
     told = f"{missed} of them have **not converged**" if missed else "all of them have converged"
     return (
         f"{record.eigenvalues.shape[-1]} eigenvalues at the ends of each spectrum, residual at most "
-        f"{float(record.residuals.max()):.1g}; {told}. Trace and Frobenius norm are estimates: their standard "
-        f"errors are the scalars hessian_error/…"
+        f"{float(record.residuals.max()):.1g}; {told}. After ±: for λ the mean residual; for trace and Frobenius "
+        f"norm, which are estimates, the standard error."
     )
 
 
@@ -122,5 +123,7 @@ def _cell(record: Record, metric: str, column: int) -> str:
     if not len(finite):
         return "∞" if np.isinf(getattr(record, metric)[:, column]).any() else "undefined"
     low, high = np.percentile(finite, PERCENTILES)
+    error = mean_errors(record, column).get(metric)
+    slack = "" if error is None else f" ± {error:.1g}"
     left_out = "" if len(finite) == num_samples else f", {num_samples - len(finite)} of {num_samples} not finite"
-    return f"{finite.mean():.3g} ({low:.3g} to {high:.3g}{left_out})"
+    return f"{finite.mean():.3g}{slack} ({low:.3g} to {high:.3g}{left_out})"

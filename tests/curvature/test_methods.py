@@ -30,9 +30,24 @@ class Residual(nn.Module):
         return self.head((h + self.block(h)).flatten(1))
 
 
-SHARED = ("trace", "frobenius_norm", "diagonal", "gradient", "gradient_curvature", "lambda_max", "lambda_min",
-          "spectral_norm", "normalized_curvature", "linear_radius", "negative_share", "effective_rank",
-          "gradient_alignment")  # fmt: skip
+SHARED = [
+    "trace",
+    "frobenius_norm",
+    "head_norm",
+    "network_norm",
+    "head_share",
+    "diagonal",
+    "gradient",
+    "gradient_curvature",
+    "lambda_max",
+    "lambda_min",
+    "spectral_norm",
+    "normalized_curvature",
+    "linear_radius",
+    "negative_share",
+    "effective_rank",
+    "gradient_alignment",
+]
 
 
 @pytest.mark.parametrize("target", ["prob", "log_prob", "loss"])
@@ -127,3 +142,20 @@ def test_the_whole_matrices_by_low_rank_are_exact():
     hessian = input_hessian(net, x, 1, "prob")
     expected = torch.func.hessian(lambda v: net.eval()(v.reshape(1, 2, 6, 6)).softmax(1)[0, 1])(x[0].flatten())
     torch.testing.assert_close(hessian[0, 0], expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["dense", "lanczos"])
+@pytest.mark.parametrize("target", ["prob", "logit"])
+def test_head_and_network_parts(method, target):
+    """H = JᵀAJ + Σ ∂τ/∂z_c ∇²z_c, each part by torch.func on one sample."""
+    net, x = mlp(nn.Tanh, inputs=20), torch.randn(2, 20, dtype=F64)
+    spectrum = input_spectrum(net, x, 1, target, method=method, num_eigenvalues=4)
+    for n in range(2):
+        jacobian, z = torch.func.jacrev(net)(x[n]), net(x[n])
+        tau = (lambda z: z.softmax(0)[1]) if target == "prob" else (lambda z: z[1])
+        head = jacobian.T @ torch.func.hessian(tau)(z) @ jacobian
+        network = torch.einsum("c,cij->ij", torch.func.grad(tau)(z), torch.func.hessian(net)(x[n]))
+        for name, matrix in (("head", head), ("network", network)):
+            found, error = (getattr(spectrum, f"{name}_norm{end}")[n, 0] for end in ("", "_error"))
+            assert (found - torch.linalg.matrix_norm(matrix)).abs() <= 4 * error + 1e-9
+            assert bool(error > 0) == (method == "lanczos" and bool(matrix.any()))
