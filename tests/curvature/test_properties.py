@@ -1,0 +1,408 @@
+"""Properties that hold for every shape, dtype, class, target and chunk size; real architectures; SciPy on a CNN."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse.linalg import LinearOperator, eigsh
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_hessian import MeasurementError, input_hessian, input_hvp, input_spectrum
+
+F32, F64 = torch.float32, torch.float64
+TARGETS = {
+    "logit": lambda z: z,
+    "log_prob": lambda z: z.log_softmax(-1),
+    "prob": lambda z: z.softmax(-1),
+    "loss": lambda z: -z.log_softmax(-1),
+    "margin": lambda z: z - torch.stack([z[torch.arange(len(z)) != k].max() for k in range(len(z))]),
+    "entropy_term": lambda z: -z.softmax(-1) * z.log_softmax(-1),  # not in the package: given as a callable
+}
+ROUNDING = {F32: 2e-4, F64: 1e-9}  # relative to a Hessian's norm
+
+
+def quick(max_examples):
+    return settings(max_examples=max_examples, deadline=None, derandomize=True, database=None)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A random network, its samples, and what is asked of it."""
+
+    seed: int
+    shape: tuple[int, ...]
+    num_samples: int
+    num_outputs: int
+    activation: type[nn.Module]
+    dtype: torch.dtype
+    target_name: str
+    naming: str
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape))
+
+    @property
+    def net(self) -> nn.Module:
+        torch.manual_seed(self.seed)
+        layers = [nn.Flatten(), nn.Linear(self.size, 9), self.activation(), nn.Linear(9, 7), self.activation()]
+        return nn.Sequential(*layers, nn.Linear(7, self.num_outputs)).double()
+
+    @property
+    def x(self) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randn(self.num_samples, *self.shape, generator=generator).to(self.dtype)
+
+    @property
+    def indices(self) -> Tensor:
+        """The classes as ``[N, K]``."""
+        drawn = torch.randint(self.num_outputs, (self.num_samples, 2), generator=torch.Generator().manual_seed(3))
+        with torch.no_grad():
+            predicted = self.net(self.x.double()).argmax(1, keepdim=True)
+        return {
+            "int": torch.full((self.num_samples, 1), self.num_outputs - 1),
+            "list": torch.tensor([[self.num_outputs - 1, 0]]).expand(self.num_samples, -1),
+            "all": torch.arange(self.num_outputs).expand(self.num_samples, -1),
+            "predicted": predicted,
+            "per_sample": drawn,
+        }[self.naming]
+
+    @property
+    def classes(self):
+        """The classes as a user names them."""
+        named = {"int": self.num_outputs - 1, "list": [self.num_outputs - 1, 0], "per_sample": self.indices}
+        return named.get(self.naming, self.naming)
+
+    @property
+    def target(self):
+        """The target as a user gives it."""
+        if self.target_name == "entropy_term":
+            return lambda z, classes: TARGETS["entropy_term"](z).gather(1, classes)
+        return self.target_name
+
+    @property
+    def arguments(self):
+        return self.net, self.x, self.classes, self.target
+
+    def reference(self) -> Tensor:
+        """``[N, K, D, D]`` in float64 by ``torch.func.hessian``, the targets written anew."""
+        net, value = self.net, TARGETS[self.target_name]
+        hessian = torch.func.hessian(lambda v: value(net(v.reshape(1, *self.shape))[0]))
+        everything = torch.stack([hessian(v) for v in self.x.double().flatten(1)])
+        return everything.detach()[torch.arange(self.num_samples).unsqueeze(1), self.indices]
+
+
+SMOOTH, PIECEWISE_LINEAR = [nn.GELU, nn.Tanh, nn.Softplus], [nn.ReLU, nn.LeakyReLU]
+SHAPES = st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple)
+
+
+@st.composite
+def cases(draw, activations=(*SMOOTH, *PIECEWISE_LINEAR), shapes=SHAPES, targets=tuple(TARGETS)):
+    return Case(
+        seed=draw(st.integers(0, 999)),
+        shape=draw(shapes),
+        num_samples=draw(st.integers(1, 4)),
+        num_outputs=draw(st.integers(2, 5)),
+        activation=draw(st.sampled_from(activations)),
+        dtype=draw(st.sampled_from([F64, F32])),
+        target_name=draw(st.sampled_from(targets)),
+        naming=draw(st.sampled_from(["int", "list", "all", "predicted", "per_sample"])),
+    )
+
+
+def assert_same(actual: Tensor, expected: Tensor, case: Case, dims: int) -> None:
+    """Equal to rounding, relative to the norm of each problem's numbers (its last ``dims`` dimensions)."""
+    assert actual.dtype == case.dtype
+    assert actual.shape == expected.shape
+    last = tuple(range(-dims, 0))
+    error = (actual.double() - expected.double()).pow(2).sum(last).sqrt()
+    assert (error <= ROUNDING[case.dtype] * (expected.double().pow(2).sum(last).sqrt() + 1e-2)).all()
+
+
+@quick(14)
+@given(cases(), st.one_of(st.just("auto"), st.integers(1, 70)))
+def test_every_chunk_size_gives_the_hessian(case, chunk_size):
+    hessian = input_hessian(*case.arguments, chunk_size=chunk_size)
+    assert torch.equal(hessian, hessian.mT)
+    assert_same(hessian, case.reference(), case, 2)
+
+
+@quick(4)
+@given(cases(activations=SMOOTH, shapes=st.sampled_from([(2, 3, 3), (12,)])), st.sampled_from(["auto", 5]))
+def test_the_memory_that_a_refusal_names_is_enough_and_changes_no_number(case, chunk_size):
+    expected = case.reference()
+    result_bytes = expected.numel() * case.x.element_size()
+    with pytest.raises(MeasurementError, match="of one sample") as refusal:
+        input_hessian(*case.arguments, chunk_size=chunk_size, max_memory=result_bytes + 1)
+    amount, unit = re.search(r"of one sample takes? ([\d.]+) (bytes|KiB)", str(refusal.value)).groups()
+    for_one_sample = int(1.01 * float(amount) * {"bytes": 1, "KiB": 1024}[unit])
+    hessian = input_hessian(*case.arguments, chunk_size=chunk_size, max_memory=result_bytes + for_one_sample)
+    assert_same(hessian, expected, case, 2)
+
+
+@quick(12)
+@given(cases(), st.sampled_from(["one", "per sample", "in the shape of x", "per problem"]))
+def test_the_product_is_the_matrix_times_the_vector(case, form):
+    num_samples, num_classes = case.indices.shape
+    shape = {
+        "one": (case.size,),
+        "per sample": (num_samples, case.size),
+        "in the shape of x": case.x.shape,
+        "per problem": (num_samples, num_classes, case.size),
+    }[form]
+    v = torch.randn(shape, generator=torch.Generator().manual_seed(case.seed), dtype=case.dtype)
+    each = v if form in ("one", "per problem") else v.reshape(num_samples, 1, case.size)
+    net, x, classes, target = case.arguments
+    product = input_hvp(net, x, v, classes, target)
+    expected = (input_hessian(net, x, classes, target) @ each.expand(*product.shape).unsqueeze(-1)).squeeze(-1)
+    assert_same(product, expected, case, 1)
+
+
+def with_zeros(eigenvalues: Tensor, size: int) -> Tensor:
+    """A complete spectrum ``[N, K, D]`` in descending order, the zeros that were left out put in."""
+    return F.pad(eigenvalues, (0, size - eigenvalues.shape[-1])).sort(descending=True).values
+
+
+@quick(12)
+@given(cases(activations=(*PIECEWISE_LINEAR, nn.GELU)), st.integers(1, 5))
+def test_dense_and_low_rank_agree_on_a_complete_spectrum(case, num_eigenvalues):
+    matrices = case.reference()
+    for method in ("dense", "low_rank") if case.activation in PIECEWISE_LINEAR else ("dense",):
+        spectrum = input_spectrum(*case.arguments, method=method, num_eigenvalues=num_eigenvalues)
+        assert spectrum.complete
+        eigenvalues = with_zeros(spectrum.eigenvalues, case.size)
+        assert_same(eigenvalues, torch.linalg.eigvalsh(matrices).flip(-1), case, 1)
+        assert_same(eigenvalues.sum(-1, keepdim=True), spectrum.trace.unsqueeze(-1), case, 1)
+        assert_same(spectrum.diagonal, matrices.diagonal(dim1=-2, dim2=-1), case, 1)
+        norm = torch.linalg.matrix_norm(matrices).unsqueeze(-1)
+        assert_same(spectrum.frobenius_norm.unsqueeze(-1), norm, case, 1)
+        vectors = spectrum.eigenvectors
+        values = spectrum.eigenvalues.gather(-1, spectrum.vector_index)
+        assert_same(vectors @ matrices.to(case.dtype), vectors * values.unsqueeze(-1), case, 2)
+
+
+@quick(10)
+@given(cases(shapes=st.sampled_from([(7,), (3, 2, 4)])), st.sampled_from(["dense", "lanczos"]))
+def test_the_spectrum_of_the_negated_target_is_minus_the_spectrum(case, method):
+    net, x, _, _ = case.arguments
+    value, classes = TARGETS[case.target_name], case.indices
+
+    def signed(sign):
+        def target(z, classes):
+            return sign * torch.stack([value(row) for row in z]).gather(1, classes)
+
+        return input_spectrum(net, x, classes, target, method=method)
+
+    up, down = signed(1), signed(-1)
+    assert_same(down.eigenvalues, -up.eigenvalues.flip(-1), case, 1)
+    assert_same(down.gradient, -up.gradient, case, 1)
+
+
+@quick(12)
+@given(cases(shapes=st.sampled_from([(1,), (5,), (4, 4), (2, 5, 6), (90,)])), st.integers(1, 7))
+def test_lanczos_lies_within_its_residuals_of_the_ends(case, num_eigenvalues):
+    found = input_spectrum(*case.arguments, method="lanczos", num_eigenvalues=num_eigenvalues)
+    truth = torch.linalg.eigvalsh(case.reference()).flip(-1)
+    count = min(num_eigenvalues, case.size)
+    assert found.eigenvalues.shape[-1] == count
+    if count < case.size:
+        truth = torch.cat([truth[..., : (count + 1) // 2], truth[..., case.size - count // 2 :]], dim=-1)
+    rounding = ROUNDING[case.dtype] * truth.abs().amax(-1, keepdim=True) + 1e-8
+    assert ((found.eigenvalues - truth).abs() <= found.residuals + rounding).all()
+    assert (found.residuals <= 1.01e-3 * truth.abs().amax(-1, keepdim=True) + rounding).all()
+    if found.complete:
+        assert_same(found.trace.unsqueeze(-1), found.eigenvalues.sum(-1, keepdim=True), case, 1)
+
+
+# Real architectures, in float64
+
+
+def finite_differences(net: nn.Module, x: Tensor, value, k: int) -> Tensor:
+    """Central differences of the gradient of ``value(net(x))[k]``, ``[N, D, D]``: all shifts in one batch."""
+    matrices = []
+    for sample in x:
+        shifts = 1e-5 * torch.eye(sample.numel(), dtype=F64).reshape(-1, *sample.shape)
+        ends = torch.cat([sample + shifts, sample - shifts]).requires_grad_()
+        (slopes,) = torch.autograd.grad(value(net(ends))[:, k].sum(), ends)
+        above, below = slopes.flatten(1).chunk(2)
+        matrices.append((above - below) / 2e-5)
+    return torch.stack(matrices)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block, with attention by ``nn.MultiheadAttention`` or by the function below it."""
+
+    def __init__(self, width, fused):
+        super().__init__()
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.attention = None if fused else nn.MultiheadAttention(width, 2, batch_first=True)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def attend(self, h):
+        if self.attention is not None:
+            return self.attention(h, h, h, need_weights=False)[0]
+        q, k, v = self.qkv(h).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    def forward(self, h):
+        h = h + self.attend(self.norms[0](h))
+        return h + self.mlp(self.norms[1](h))
+
+
+class ViT(nn.Module):
+    """Patches of 4x4, a class token, two blocks."""
+
+    def __init__(self, fused, width=12):
+        super().__init__()
+        self.patches = nn.Conv2d(1, width, 4, stride=4)
+        self.token = nn.Parameter(torch.randn(1, 1, width))
+        self.positions = nn.Parameter(torch.randn(1, 5, width))
+        self.blocks = nn.Sequential(Block(width, fused), Block(width, fused))
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4))
+
+    def forward(self, x):
+        patches = self.patches(x).flatten(2).mT
+        h = torch.cat([self.token.expand(len(x), -1, -1), patches], dim=1) + self.positions
+        return self.head(self.blocks(h)[:, 0])
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.LSTM(3, 6, num_layers=2, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x):
+        return self.head(self.cell(x)[0].mean(1))
+
+
+def group_norm_cnn():
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1),
+        nn.GroupNorm(3, 6),
+        nn.SiLU(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(6, 4, 3),
+        nn.GroupNorm(1, 4),
+        nn.ELU(),
+        nn.Flatten(),
+        nn.Linear(4, 4),
+    )
+
+
+ARCHITECTURES = {
+    "vit_multihead": (lambda: ViT(fused=False), (1, 8, 8)),
+    "vit_fused": (lambda: ViT(fused=True), (1, 8, 8)),
+    "lstm": (Recurrent, (5, 3)),
+    "group_norm": (group_norm_cnn, (2, 6, 6)),
+}
+
+
+@pytest.mark.parametrize("target", ["logit", "log_prob"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architectures_against_finite_differences(name, target):
+    make, shape = ARCHITECTURES[name]
+    net, x = make().double(), torch.randn(2, *shape, dtype=F64)
+    expected = finite_differences(net.eval(), x, TARGETS[target], 1)
+    norm = torch.linalg.matrix_norm(expected)
+    hessian = input_hessian(net.train(), x, 1, target)[:, 0]
+    assert (torch.linalg.matrix_norm(hessian - expected) < 1e-6 * norm).all()
+    spectrum = input_spectrum(net, x, 1, target, method="lanczos", num_eigenvalues=4)
+    values = torch.linalg.eigvalsh((expected + expected.mT) / 2)
+    ends = torch.cat([values[:, -2:].flip(-1), values[:, :2].flip(-1)], dim=-1)
+    assert ((spectrum.eigenvalues[:, 0] - ends).abs() <= spectrum.residuals[:, 0] + 1e-6 * norm.unsqueeze(1)).all()
+    assert spectrum.converged.all()
+
+
+class ResidualReLU(nn.Module):
+    """Two basic blocks with batch norm, of which the second halves the image, for 3x32x32."""
+
+    def __init__(self, outputs=6):
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2)
+        )
+        self.first = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 1))
+        self.second = nn.Sequential(nn.ReLU(), nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8))
+        self.shortcut = nn.Conv2d(6, 8, 1, stride=2)
+        self.head = nn.Linear(8 * 16, outputs)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2)
+
+    def forward(self, x):
+        h = self.stem(x)
+        h = F.relu(h + self.first(h))
+        return self.head(F.relu(self.shortcut(h) + self.second(h)).flatten(1))
+
+
+def double_backward(net: nn.Module, x: Tensor, value, k: int):
+    """The usual HVP of one sample: the gradient's graph is kept, and its product with v differentiated."""
+    x = x.detach().clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(value(net(x))[0, k], x, create_graph=True)
+    return lambda v: torch.autograd.grad(gradient, x, v.reshape(x.shape), retain_graph=True)[0].detach().flatten()
+
+
+@pytest.mark.parametrize("target", ["prob", "loss"])
+def test_residual_relu_network_has_the_low_rank_that_it_claims(target):
+    net, x = ResidualReLU().double(), torch.randn(2, 3, 32, 32, dtype=F64)
+    classes = [1, 4]
+    spectrum = input_spectrum(net, x, classes, target)
+    assert (spectrum.method, spectrum.complete) == ("low_rank", True)
+    assert spectrum.eigenvalues.shape == (2, 2, 6)
+    assert net.training
+    net.eval()
+    values = spectrum.eigenvalues.gather(2, spectrum.vector_index)
+    for n in range(2):
+        for place, k in enumerate(classes):
+            product = double_backward(net, x[n : n + 1], TARGETS[target], k)
+            vectors, value = spectrum.eigenvectors[n, place], values[n, place]
+            gradient = spectrum.gradient[n, place]
+            for v in (*torch.randn(3, 3072, dtype=F64), gradient, *vectors[:2]):
+                expected = product(v)
+                rebuilt = vectors.T @ (value * (vectors @ v))
+                assert (rebuilt - expected).norm() < 1e-6 * expected.norm()
+            along = gradient @ product(gradient) / gradient.square().sum()
+            torch.testing.assert_close(spectrum.gradient_curvature[n, place], along)
+
+
+# A second implementation on the network of the question this package began with
+
+
+def test_lanczos_on_the_mnist_cnn_is_what_scipy_finds():
+    net = nn.Sequential(
+        nn.Conv2d(1, 32, 3),
+        nn.GELU(),
+        nn.Conv2d(32, 64, 3),
+        nn.GELU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(9216, 128),
+        nn.GELU(),
+        nn.Linear(128, 10),
+    ).double()
+    digit = torch.tensor(load_digits().images[2] / 16).reshape(1, 1, 8, 8)
+    x = F.interpolate(digit, (28, 28), mode="bilinear")
+    found = input_spectrum(net, x, 2, method="lanczos", num_eigenvalues=6)
+    product = double_backward(net, x, TARGETS["logit"], 2)
+    operator = LinearOperator((784, 784), lambda v: product(torch.from_numpy(v.ravel())).numpy(), dtype=float)
+    values, vectors = eigsh(operator, 6, which="BE", v0=np.ones(784), tol=1e-8)
+    order = np.argsort(-values)
+    expected, vectors = torch.from_numpy(values[order]), torch.from_numpy(vectors.T[order].copy())
+    assert found.converged.all()
+    assert not found.complete
+    assert ((found.eigenvalues[0, 0] - expected).abs() <= found.residuals[0, 0]).all()
+    magnitudes = found.eigenvalues.gather(-1, found.vector_index).abs()[0, 0]
+    assert torch.equal(magnitudes, magnitudes.sort(descending=True).values)
+    overlap = (found.eigenvectors[0, 0] * vectors[found.vector_index[0, 0]]).sum(-1).abs()
+    assert (overlap > 0.999).all()
