@@ -98,7 +98,8 @@ def _matrix_bytes(problems: Problems) -> int:
 def _columns_in_blocks(problems: Problems, engine_name: EngineName, block: BlockSize) -> Tensor:
     """All D columns of every problem, ``[N, K, D, D]``."""
     num_samples, num_classes, num_inputs = problems.shape
-    matrices = problems.x.new_empty(num_samples, num_classes, num_inputs, num_inputs)
+    # Laid out as the engines give them, column by column: writing into [N, K, D, D] would stride over memory.
+    matrices = problems.x.new_empty(num_inputs, num_classes, num_samples, num_inputs)
     engine = ENGINES[engine_name](problems)
     done = 0
     while done < num_inputs:
@@ -106,7 +107,7 @@ def _columns_in_blocks(problems: Problems, engine_name: EngineName, block: Block
         basis = torch.nn.functional.one_hot(columns, num_inputs).to(matrices.dtype)
         begin = time.perf_counter()
         try:
-            matrices[..., done : done + len(columns)] = engine.columns(basis)
+            matrices[done : done + len(columns)] = engine.columns(basis).permute(3, 1, 0, 2)
         except RuntimeError as error:
             if not out_of_memory(error) or block.value == 1:
                 raise
@@ -115,7 +116,7 @@ def _columns_in_blocks(problems: Problems, engine_name: EngineName, block: Block
         _wait_for(matrices)
         block.report(len(columns), time.perf_counter() - begin)
         done += len(columns)
-    return matrices
+    return matrices.permute(2, 1, 3, 0)
 
 
 def _columns_if_true(

@@ -40,7 +40,7 @@ def lanczos(
     *,
     generator: torch.Generator,
     which: End = "both_ends",
-    tolerance: float = 1e-3,
+    tolerance: float = 1e-5,
     block_size: int = 1,
     max_basis: int | None = None,
     max_products: int | None = None,
@@ -62,7 +62,9 @@ def lanczos(
         num_eigenvalues: M, how many pairs; at most D are given.
         generator: of the start vectors, which are the same for every operator.
         which: ``"both_ends"``: ⌈M/2⌉ largest and ⌊M/2⌋ smallest; or one end; or the largest in magnitude.
-        tolerance: on residuals, relative to the operator's largest |λ|.
+        tolerance: on residuals, relative to the operator's largest |λ|. A small residual says that there is such
+            an eigenvalue, not that none was passed over: at 1e-3 inner ones of the wanted M have been seen
+            missing, at 1e-5 none.
         block_size: b, start vectors.
         max_basis: vectors kept per operator; by default max(4 M, 40) + b. Memory: P · max_basis · D numbers.
         max_products: per operator; by default 20 times the basis. What has not converged by then says so.
