@@ -23,7 +23,8 @@ class EigenPairs:
         eigenvalues: ``[P, M]``, descending and algebraic.
         eigenvectors: ``[P, M, D]``, orthonormal.
         residuals: ``[P, M]``, ‖A v − λ v‖: an eigenvalue of A lies within this of λ.
-        converged: ``[P, M]``, residual ≤ tolerance · (largest |λ| of that operator).
+        converged: ``[P, M]``, residual ≤ tolerance · (largest |λ| of that operator); the tolerance is never
+            taken below what rounding leaves, 2·eps·√D.
         num_products: products with a vector that were made for each operator, at most.
     """
 
@@ -90,6 +91,7 @@ def lanczos(
     num_operators, size = operator.like.shape
     wanted = min(num_eigenvalues, size)
     block_size = min(block_size, size)
+    tolerance = max(tolerance, 2 * _rounding(operator.like.dtype, size))
     max_basis = min(max_basis or max(4 * wanted, 40) + block_size, size + block_size)
     if max_basis < min(wanted + 2 * block_size + 1, size + block_size):
         raise ValueError(
@@ -181,7 +183,7 @@ class KrylovBasis:
         index = _wanted(values, which, count)
         coefficients = coefficients.gather(2, index.unsqueeze(1).expand(-1, j, -1))
         tail = (self._products[:, j:n, :j].double() @ coefficients).norm(dim=1)
-        rounding = torch.finfo(self._products.dtype).eps * norm
+        rounding = _rounding(self._products.dtype, self._size) * norm
         residuals = torch.hypot(tail, rounding.unsqueeze(1).expand_as(tail))
         like = self._products
         return _Ritz(values.gather(1, index).to(like), coefficients.to(like), residuals.to(like), norm.to(like))
@@ -229,6 +231,11 @@ class KrylovBasis:
     def _random(self) -> Tensor:
         vector = torch.randn(self._size, generator=self._generator, dtype=torch.float64)
         return vector.to(self._vectors).expand(len(self._vectors), -1)
+
+
+def _rounding(dtype: torch.dtype, size: int) -> float:
+    """What rounding alone leaves of a residual, relative to the norm: a heuristic, eps·√D."""
+    return float(torch.finfo(dtype).eps * size**0.5)
 
 
 def _wanted(values: Tensor, which: End, count: int) -> Tensor:

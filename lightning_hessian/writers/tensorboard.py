@@ -83,9 +83,9 @@ def _write_histogram(writer: Any, tag: str, record: Record, column: int) -> None
 def diagnosis_text(record: Record) -> str:
     """The diagnosis in words and a table of the last measurement, in markdown."""
     num_samples, _, num_inputs = record.gradient.shape
-    header = "| | " + " | ".join(TITLES.values()) + " |\n|" + "---|" * (len(METRICS) + 1)
+    header = "| class | " + " | ".join(TITLES.values()) + " |\n|" + "---|" * (len(METRICS) + 1)
     rows = [
-        "| " + " | ".join([name.replace("_", " "), *(_cell(record, metric, c) for metric in METRICS)]) + " |"
+        "| " + " | ".join([name.removeprefix("class_"), *(_cell(record, metric, c) for metric in METRICS)]) + " |"
         for c, name in enumerate(record.columns)
     ]
     return "\n\n".join(
