@@ -86,12 +86,13 @@ def low_rank_parts(problems: Problems, num_vectors: int) -> dict[str, Tensor]:
 
 
 def low_rank_bytes(problems: Problems) -> int:
-    """The memory that ``low_rank_parts`` takes: C gradients, their QR, and eigenvectors of every problem."""
+    """The memory that ``low_rank_parts`` takes per sample: C gradients, their QR, and eigenvectors."""
+    few = problems.select(slice(0, 2))
     with torch.no_grad():
-        num_outputs = problems.outputs(problems.x).shape[1]
-    num_samples, num_classes, num_inputs = problems.shape
+        num_outputs = few.outputs(few.x).shape[1]
+    _, num_classes, num_inputs = problems.shape
     numbers = num_inputs * num_outputs * (4 + 2 * num_classes) + 6 * num_classes * num_outputs**2
-    return num_samples * numbers * problems.x.element_size()
+    return numbers * problems.x.element_size()
 
 
 def part_norms(problems: Problems, matrices: Tensor) -> dict[str, Tensor]:

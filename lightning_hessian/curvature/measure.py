@@ -140,7 +140,7 @@ def choose_method(problems: Problems, diagnosis: Diagnosis, options: Options) ->
         return options.method, "asked for"
     if diagnosis.zero:
         return "low_rank", "the Hessian is exactly zero"
-    if flat and low_rank_bytes(problems.select(slice(0, 1))) <= options.memory(problems.x.device):
+    if flat and low_rank_bytes(problems) <= options.memory(problems.x.device):
         return "low_rank", "the network is piecewise linear: C gradients hold the whole Hessian"
     if flat:
         return "lanczos", "the network is piecewise linear, and its C gradients do not fit the memory"
@@ -171,9 +171,8 @@ def whole_hessians(
     problems: Problems, options: Options, diagnosis: Diagnosis
 ) -> Iterator[tuple[slice, Tensor, EngineName]]:
     """Whole Hessians, a group of samples at a time: JᵀAJ if exact, else by the fast engine if it is true."""
-    one = problems.select(slice(0, 1))
-    matrix_bytes = 3 * one.num_classes * one.num_inputs**2 * one.x.element_size()
-    per_sample = low_rank_bytes(one) + matrix_bytes
+    matrix_bytes = 3 * problems.num_classes * problems.num_inputs**2 * problems.x.element_size()
+    per_sample = low_rank_bytes(problems) + matrix_bytes
     memory = options.memory(problems.x.device)
     if diagnosis.network in FLAT and options.method != "dense" and per_sample <= memory:
         size = memory // per_sample
@@ -212,7 +211,7 @@ def _dense(problems: Problems, diagnosis: Diagnosis, options: Options, num_matri
 
 
 def _low_rank(problems: Problems, diagnosis: Diagnosis, options: Options, num_matrices: int) -> _Result:
-    per_sample = low_rank_bytes(problems.select(slice(0, 1)))
+    per_sample = low_rank_bytes(problems)
     memory = options.memory(problems.x.device)
     size = group_size(problems.num_samples, per_sample, memory, "The gradients of all outputs")
     groups = [problems.select(slice(i, i + size)) for i in range(0, problems.num_samples, size)]
