@@ -1,0 +1,13 @@
+"""Runs all benchmarks, or those named: ``python -m benchmarks [dense] [low_rank] [lanczos]``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+NAMES = ("low_rank", "lanczos", "dense")
+
+for name in sys.argv[1:] or NAMES:
+    if name not in NAMES:
+        sys.exit(f"{name!r} is not one of {', '.join(NAMES)}.")
+    importlib.import_module(f"benchmarks.{name}").main()
