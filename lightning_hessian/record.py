@@ -77,6 +77,7 @@ class Record:
     network_norm: Array
     network_norm_error: Array
     head_share: Array
+    head_share_error: Array
     diagonal: Array
     diagonal_error: Array
     negative_share: Array

@@ -50,7 +50,8 @@ def extreme_parts(
 def _parts_of(
     operator: Operator, problems: Problems, num_eigenvalues: int, max_basis: int, generator: torch.Generator
 ) -> tuple[dict[str, Tensor], int]:
-    pairs = lanczos(operator, num_eigenvalues, generator=generator, max_basis=max_basis)
+    # At least one from each end: lambda_max and lambda_min are read off them.
+    pairs = lanczos(operator, max(2, num_eigenvalues), generator=generator, max_basis=max_basis)
     rest = estimate(operator, pairs, NUM_RANDOM, generator=generator)
     gradient = gradients(problems).flatten(0, 1)
     along = (gradient * operator(gradient)).sum(dim=1) / gradient.square().sum(dim=1)

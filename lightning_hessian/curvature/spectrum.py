@@ -113,13 +113,17 @@ class Spectrum:
 
     @property
     def negative_share(self) -> Tensor:
-        """Σ_{λ<0} |λ| / Σ |λ|, ``[N, K]``; NaN for a zero Hessian."""
+        """Σ_{λ<0} |λ| / Σ |λ|, ``[N, K]``; NaN for a zero Hessian and where only the ends of a spectrum are known."""
+        if not self.complete:
+            return torch.full_like(self.trace, torch.nan)
         magnitudes = self.eigenvalues.abs()
         return magnitudes.where(self.eigenvalues < 0, 0).sum(-1) / magnitudes.sum(-1)
 
     @property
     def effective_rank(self) -> Tensor:
-        """(Σ |λ|)² / Σ λ², ``[N, K]``: how many directions share the curvature; NaN for a zero Hessian."""
+        """(Σ |λ|)² / Σ λ², ``[N, K]``: how many directions share the curvature; NaN as for ``negative_share``."""
+        if not self.complete:
+            return torch.full_like(self.trace, torch.nan)
         return self.eigenvalues.abs().sum(-1) ** 2 / self.eigenvalues.square().sum(-1)
 
     @property
@@ -129,6 +133,12 @@ class Spectrum:
         A falling ``log_prob`` curvature with a share near 1 is often only a head that saturates.
         """
         return self.head_norm / (self.head_norm + self.network_norm)
+
+    @property
+    def head_share_error(self) -> Tensor:
+        """Standard error of ``head_share``, to first order and at most, ``[N, K]``; 0 where it is exact."""
+        head, network = self.head_norm, self.network_norm
+        return (network * self.head_norm_error + head * self.network_norm_error) / (head + network) ** 2
 
     @property
     def gradient_norm(self) -> Tensor:

@@ -112,8 +112,8 @@ def _trust(record: Record) -> str:
     told = f"{missed} of them have **not converged**" if missed else "all of them have converged"
     return (
         f"{record.eigenvalues.shape[-1]} eigenvalues at the ends of each spectrum, residual at most "
-        f"{float(record.residuals.max()):.1g}; {told}. After ±: for λ the mean residual; for trace and Frobenius "
-        f"norm, which are estimates, the standard error."
+        f"{float(record.residuals.max()):.1g}; {told}. After ±: for λ the mean residual; for trace, Frobenius "
+        f"norm and head share, which are estimates, the standard error."
     )
 
 

@@ -159,3 +159,22 @@ def test_head_and_network_parts(method, target):
             found, error = (getattr(spectrum, f"{name}_norm{end}")[n, 0] for end in ("", "_error"))
             assert (found - torch.linalg.matrix_norm(matrix)).abs() <= 4 * error + 1e-9
             assert bool(error > 0) == (method == "lanczos" and bool(matrix.any()))
+
+
+def test_one_eigenvalue_still_means_both_ends():
+    net, x = mlp(nn.Tanh, inputs=20), torch.randn(2, 20, dtype=F64)
+    found = input_spectrum(net, x, 1, method="lanczos", num_eigenvalues=1)
+    whole = input_spectrum(net, x, 1, method="dense")
+    torch.testing.assert_close(found.lambda_min, whole.lambda_min, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(found.lambda_max, whole.lambda_max, rtol=1e-6, atol=1e-8)
+
+
+def test_what_needs_the_whole_spectrum_is_not_made_up_from_its_ends():
+    net, x = mlp(nn.Tanh, inputs=20), torch.randn(2, 20, dtype=F64)
+    ends, whole = (input_spectrum(net, x, 1, "prob", method=m, num_eigenvalues=4) for m in ("lanczos", "dense"))
+    assert ends.negative_share.isnan().all()
+    assert ends.effective_rank.isnan().all()
+    assert not whole.negative_share.isnan().any()
+    assert (ends.head_share_error > 0).all()
+    assert ((ends.head_share - whole.head_share).abs() <= 4 * ends.head_share_error).all()
+    assert not whole.head_share_error.any()
