@@ -220,7 +220,7 @@ def input_spectrum(
             piecewise linear network, from C gradients. ``"lanczos"``: the ends of the spectrum, with residuals.
             ``"auto"``: the cheapest of these that is exact or knows its error.
         num_eigenvalues: how many eigenvectors are kept, those of largest magnitude; with ``"lanczos"`` how many
-            eigenvalues are found, half of them at each end.
+            eigenvalues are found, half of them (at least one) at each end.
         dtype: float32 or float64; by default that of x.
         wrt: as for ``input_gradient``.
         chunk_size: as for ``input_hessian``.
