@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.dense import ChunkSize, symmetric_part
+from lightning_hessian.curvature.dense import ChunkSize
 from lightning_hessian.curvature.derivatives import ReverseOverReverse, gradients
 from lightning_hessian.curvature.diagnosis import Diagnosis
 from lightning_hessian.curvature.measure import MethodChoice, diagnose_finite, measure, whole_hessians
@@ -186,10 +186,14 @@ def input_hessian(
         _warn_if_untrusted(diagnosis)
         if diagnosis.zero:
             return problems.x.new_zeros(shape)
-        result = problems.x.new_empty(shape)
         left = replace(options, max_memory=memory - result_bytes)
-        for samples, matrices, _ in whole_hessians(problems, left, diagnosis):
-            result[samples] = symmetric_part(matrices)[0]
+        result = None
+        for samples, matrices, _, _ in whole_hessians(problems, left, diagnosis):
+            if len(matrices) == problems.num_samples:
+                return matrices
+            result = problems.x.new_empty(shape) if result is None else result
+            result[samples] = matrices
+        assert result is not None
         return result
 
 

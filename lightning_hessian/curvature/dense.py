@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -21,52 +21,75 @@ from lightning_hessian.errors import MeasurementError
 
 ChunkSize = int | Literal["auto"]
 
-FIRST_BLOCK = 8  # columns; small enough that a slow first block costs little of the whole
+# Bytes of intermediate results per block at which the search begins: enough work for the fixed cost of an
+# operation not to count, and near what caches hold (measured on MLPs, CNNs and transformers, two cores).
+FIRST_BLOCK_BYTES = 64 * 2**20
+LARGEST_FIRST_BLOCK = 256  # columns
 
 
-class BlockSize:
-    """Finds the fastest number of columns per block while working: no column is computed twice for it.
+class BlockSearch:
+    """Finds the fastest engine and number of columns per block while working: no column is computed twice for it.
 
-    Doubles while columns per second grow and steps back when they fall (the same work has
-    been seen to take 0.94 s or 7.8 s by block size alone). ``limit`` bounds it; ``halve`` lowers the limit.
+    Each engine in turn doubles its block while columns per second grow; when they fall, or are below half of the
+    best so far, the next one is tried, and in the end the fastest pair is kept (the same work has been seen to
+    take 0.94 s or 7.8 s by block size alone, and either engine to be twice as fast as the other). ``halve`` lowers
+    ``limit``, which bounds all.
+
+    Args:
+        engines: in the order in which they are tried.
+        first: columns of each engine's first block.
+        limit: columns of the largest block.
     """
 
-    def __init__(self, limit: int, *, search: bool = True) -> None:
+    def __init__(self, engines: Sequence[EngineName], first: int, limit: int) -> None:
         self.limit = limit
-        self.value = min(FIRST_BLOCK, limit) if search else limit
-        self._searching = search
-        self._best = (0.0, self.value)
+        self._first = min(first, limit)
+        self._waiting = list(engines)
+        self._best: tuple[float, EngineName, int] = (0.0, engines[0], self._first)
+        self.engine, self.size, self._speed = engines[0], self._first, 0.0
+        self._settled = False
+        self._try_next()
 
     def report(self, num_columns: int, seconds: float) -> None:
         """Take note of how long a block of ``num_columns`` took."""
-        if not self._searching or num_columns < self.value:
+        if self._settled or num_columns < self.size:
             return
         speed = num_columns / max(seconds, 1e-9)
-        if speed > self._best[0]:
-            self._best = speed, self.value
-            self.value = min(2 * self.value, self.limit)
+        hopeless = speed < self._best[0] / 2
+        self._best = max(self._best, (speed, self.engine, self.size))
+        if speed > self._speed and self.size < self.limit and not hopeless:
+            self._speed, self.size = speed, min(2 * self.size, self.limit)
         else:
-            self.value, self._searching = self._best[1], False
+            self._try_next()
 
     def halve(self) -> None:
         """Out of memory: from now on at most half of this."""
-        self.limit = self.value = max(1, self.value // 2)
-        self._searching = False
+        self.limit = max(1, self.size // 2)
+        self._first, self.size = min(self._first, self.limit), self.limit
+        self._best = (self._best[0], self._best[1], min(self._best[2], self.limit))
+
+    def _try_next(self) -> None:
+        self._settled = not self._waiting
+        if self._settled:
+            _, self.engine, self.size = self._best
+        else:
+            self.engine, self.size, self._speed = self._waiting.pop(0), self._first, 0.0
 
 
 def hessians(
     problems: Problems,
-    engine: EngineName,
+    engines: Sequence[EngineName],
     *,
     chunk_size: ChunkSize,
     max_memory: int,
     generator: torch.Generator,
 ) -> Iterator[tuple[slice, Tensor, EngineName]]:
-    """Whole Hessians, a group of samples at a time: (samples, ``[n, K, D, D]``, engine that made them).
+    """Whole Hessians, a group of samples at a time: (samples, ``[n, K, D, D]``, engine that made most of them).
 
     A group is as large as fits ``max_memory`` bytes; within it, columns are computed in blocks of
-    ``chunk_size`` (``"auto"``: found while working). What ``forward_over_reverse`` made is checked against one HVP
-    by ``reverse_over_reverse`` along a random direction, and made again by that engine if it disagrees.
+    ``chunk_size`` (``"auto"``: found while working) by whichever of ``engines`` is faster here. What
+    ``forward_over_reverse`` made is checked against one HVP by ``reverse_over_reverse`` along a random
+    direction, and all is made again by that engine if it disagrees. The matrices are not symmetrised.
     Cost: D columns, each (1 + K) or 2K passes over the group.
 
     Raises:
@@ -79,14 +102,16 @@ def hessians(
     for start in range(0, problems.num_samples, size):
         samples = slice(start, min(start + size, problems.num_samples))
         group = problems.select(samples)
-        free = max_memory - _matrix_bytes(group)
-        fitting = max(1, free // (per_column * group.num_samples))
-        block = BlockSize(fitting) if chunk_size == "auto" else BlockSize(chunk_size, search=False)
-        matrices = _columns_if_true(group, engine, block, generator)
+        block_bytes = per_column * group.num_samples
+        fitting = max(1, (max_memory - _matrix_bytes(group)) // block_bytes)
+        first = min(LARGEST_FIRST_BLOCK, max(1, FIRST_BLOCK_BYTES // block_bytes))
+        if chunk_size != "auto":
+            first = fitting = chunk_size
+        matrices = _columns_if_true(group, BlockSearch(engines, first, fitting), generator)
         if matrices is None:
-            engine = "reverse_over_reverse"
-            matrices = _columns_in_blocks(group, engine, block)
-        yield samples, matrices, engine
+            engines = ("reverse_over_reverse",)
+            matrices = _columns_in_blocks(group, BlockSearch(engines, first, fitting))
+        yield samples, *matrices
 
 
 def _matrix_bytes(problems: Problems) -> int:
@@ -95,43 +120,46 @@ def _matrix_bytes(problems: Problems) -> int:
     return 4 * num_samples * num_classes * num_inputs**2 * problems.x.element_size()
 
 
-def _columns_in_blocks(problems: Problems, engine_name: EngineName, block: BlockSize) -> Tensor:
-    """All D columns of every problem, ``[N, K, D, D]``."""
+def _columns_in_blocks(problems: Problems, block: BlockSearch) -> tuple[Tensor, EngineName]:
+    """All D columns of every problem, as the rows of ``[N, K, D, D]``, and the engine that was found fastest."""
     num_samples, num_classes, num_inputs = problems.shape
-    # Laid out as the engines give them, column by column: writing into [N, K, D, D] would stride over memory.
-    matrices = problems.x.new_empty(num_inputs, num_classes, num_samples, num_inputs)
-    engine = ENGINES[engine_name](problems)
+    matrices = problems.x.new_empty(num_samples, num_classes, num_inputs, num_inputs)
+    engine = None
     done = 0
     while done < num_inputs:
-        columns = torch.arange(done, min(done + block.value, num_inputs), device=matrices.device)
+        columns = torch.arange(done, min(done + block.size, num_inputs), device=matrices.device)
         basis = torch.nn.functional.one_hot(columns, num_inputs).to(matrices.dtype)
         begin = time.perf_counter()
         try:
-            matrices[done : done + len(columns)] = engine.columns(basis).permute(3, 1, 0, 2)
+            if engine is None or engine.name != block.engine:
+                engine = None  # frees its graph before another is built
+                engine = ENGINES[block.engine](problems)
+            # A column is a row by symmetry; written as rows, which lie in one piece in memory.
+            matrices[:, :, done : done + len(columns)] = engine.columns(basis).mT
         except RuntimeError as error:
-            if not out_of_memory(error) or block.value == 1:
+            if not out_of_memory(error) or block.size == 1:
                 raise
             block.halve()
             continue
         _wait_for(matrices)
         block.report(len(columns), time.perf_counter() - begin)
         done += len(columns)
-    return matrices.permute(2, 1, 3, 0)
+    return matrices, block.engine
 
 
 def _columns_if_true(
-    problems: Problems, engine: EngineName, block: BlockSize, generator: torch.Generator
-) -> Tensor | None:
+    problems: Problems, block: BlockSearch, generator: torch.Generator
+) -> tuple[Tensor, EngineName] | None:
     """The columns, or None where the fast engine fails or is contradicted by the other one."""
-    if engine == "reverse_over_reverse":
-        return _columns_in_blocks(problems, engine, block)
+    if block.engine == "reverse_over_reverse":
+        return _columns_in_blocks(problems, block)
     try:
-        matrices = _columns_in_blocks(problems, engine, block)
+        matrices, engine = _columns_in_blocks(problems, block)
     except Exception as error:  # a kernel without a forward-mode rule that the check in float64 did not meet
         if out_of_memory(error):
             raise
         return None
-    return matrices if _confirmed(problems, matrices, generator) else None
+    return (matrices, engine) if _confirmed(problems, matrices, generator) else None
 
 
 def _wait_for(tensor: Tensor) -> None:
@@ -140,34 +168,42 @@ def _wait_for(tensor: Tensor) -> None:
 
 
 def _confirmed(problems: Problems, matrices: Tensor, generator: torch.Generator) -> bool:
-    """Whether H v is what the other engine gives for one random v per problem (tolerance 1e-2 in float32)."""
-    v = random_vectors(problems, generator)
-    expected = ENGINES["reverse_over_reverse"](problems).hvp(v)
-    difference = relative_difference((matrices @ v.unsqueeze(-1)).squeeze(-1), expected)
+    """Whether H v is what reverse_over_reverse gives for one random v per sample (tolerance 1e-2 in float32)."""
+    v = random_vectors(problems, generator)[:, :1]
+    expected = ENGINES["reverse_over_reverse"](problems).hvp(v.expand(problems.shape))
+    difference = relative_difference((v.unsqueeze(2) @ matrices).squeeze(2), expected)  # columns lie as rows
     return bool(difference <= (1e-6 if matrices.dtype == torch.float64 else 1e-2))
 
 
-def symmetric_part(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """(H + Hᵀ)/2 and the relative asymmetry ‖H − Hᵀ‖/‖H‖ (Frobenius, ``[N, K]``; 0 for a zero matrix)."""
-    transposed = matrices.mT
-    norm = torch.linalg.matrix_norm(matrices)
-    asymmetry = torch.linalg.matrix_norm(matrices - transposed) / norm.where(norm > 0, 1)
-    return (matrices + transposed) / 2, asymmetry
+def symmetrize_(matrices: Tensor) -> Tensor:
+    """Makes contiguous ``[n, K, D, D]`` symmetric in place, H ← (H + Hᵀ)/2, one matrix at a time.
+
+    Returns:
+        The relative asymmetry ‖H − Hᵀ‖/‖H‖ there was (Frobenius, ``[n, K]``; 0 for a zero matrix).
+    """
+    scratch = matrices.new_empty(matrices.shape[-2:])
+    asymmetry = matrices.new_zeros(matrices.shape[:2])
+    for matrix, place in zip(matrices.flatten(0, 1), asymmetry.view(-1), strict=True):
+        norm = matrix.norm()
+        torch.sub(matrix, matrix.mT, out=scratch)
+        place.copy_(scratch.norm() / norm.where(norm > 0, 1))
+        torch.add(matrix, matrix.mT, out=scratch)
+        torch.mul(scratch, 0.5, out=matrix)
+    return asymmetry
 
 
 def decompose(matrices: Tensor, gradient: Tensor, num_vectors: int) -> dict[str, Tensor]:
-    """Complete eigendecomposition of ``[n, K, D, D]``, as the parts of a ``Spectrum`` by name.
+    """Complete eigendecomposition of symmetric ``[n, K, D, D]``, as the parts of a ``Spectrum`` by name.
 
-    Residuals are measured on the symmetrised matrix, for every pair. Cost: one ``eigh`` per problem, D³.
+    Residuals are measured, for every pair. Cost: one ``eigh`` per problem, D³.
 
     Raises:
         MeasurementError: a matrix is not finite.
     """
-    matrices, asymmetry = symmetric_part(matrices)
     if not matrices.isfinite().all():
         raise MeasurementError("A Hessian has entries that are not finite (overflow in the second derivative).")
     if not matrices.any():
-        return {**zero_parts(gradient, matrices.shape[-1], num_vectors), "asymmetry": asymmetry}
+        return zero_parts(gradient, matrices.shape[-1], num_vectors)
     eigenvalues, vectors = torch.linalg.eigh(matrices)
     residuals = (matrices @ vectors - vectors * eigenvalues.unsqueeze(-2)).norm(dim=-2)
     eigenvalues, residuals, vectors = eigenvalues.flip(-1), residuals.flip(-1), vectors.flip(-1).mT
@@ -183,7 +219,6 @@ def decompose(matrices: Tensor, gradient: Tensor, num_vectors: int) -> dict[str,
         "frobenius_norm": torch.linalg.matrix_norm(matrices),
         "diagonal": matrices.diagonal(dim1=-2, dim2=-1),
         "gradient_curvature": _curvature_along(gradient, matrices),
-        "asymmetry": asymmetry,
     }
 
 

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.dense import ChunkSize, decompose, hessians, symmetric_part, zero_parts
+from lightning_hessian.curvature.dense import ChunkSize, decompose, hessians, symmetrize_, zero_parts
 from lightning_hessian.curvature.derivatives import EngineName, engines_agree, gradients
 from lightning_hessian.curvature.diagnosis import Diagnosis, diagnose
 from lightning_hessian.curvature.extremes import extreme_parts
@@ -169,26 +169,33 @@ def diagnose_finite(problems: Problems, options: Options) -> Diagnosis:
 
 def whole_hessians(
     problems: Problems, options: Options, diagnosis: Diagnosis
-) -> Iterator[tuple[slice, Tensor, EngineName]]:
-    """Whole Hessians, a group of samples at a time: JᵀAJ if exact, else by the fast engine if it is true."""
+) -> Iterator[tuple[slice, Tensor, Tensor, EngineName]]:
+    """Whole Hessians, a group of samples at a time: JᵀAJ if exact, else by the fastest engine that is true.
+
+    Gives (samples, symmetric ``[n, K, D, D]``, relative asymmetry before ``[n, K]``, engine).
+    """
     matrix_bytes = 3 * problems.num_classes * problems.num_inputs**2 * problems.x.element_size()
     per_sample = low_rank_bytes(problems) + matrix_bytes
     memory = options.memory(problems.x.device)
+    engine: EngineName = "reverse_over_reverse"
     if diagnosis.network in FLAT and options.method != "dense" and per_sample <= memory:
         size = memory // per_sample
         for start in range(0, problems.num_samples, size):
             samples = slice(start, min(start + size, problems.num_samples))
-            yield samples, low_rank_hessians(problems.select(samples)), "reverse_over_reverse"
+            matrices = low_rank_hessians(problems.select(samples))
+            yield samples, matrices, symmetrize_(matrices), engine
         return
     generator = options.generator()
     agree, _ = engines_agree(problems, generator)
-    yield from hessians(
+    groups = hessians(
         problems,
-        "forward_over_reverse" if agree else "reverse_over_reverse",
+        get_args(EngineName) if agree else (engine,),
         chunk_size=options.chunk_size,
         max_memory=memory,
         generator=generator,
     )
+    for samples, matrices, engine in groups:
+        yield samples, matrices, symmetrize_(matrices), engine
 
 
 def _zero(problems: Problems, options: Options, num_matrices: int) -> _Result:
@@ -202,11 +209,11 @@ def _dense(problems: Problems, diagnosis: Diagnosis, options: Options, num_matri
     gradient = gradients(problems)
     parts, kept = [], []
     engine: EngineName = "reverse_over_reverse"
-    for samples, matrices, used in whole_hessians(problems, options, diagnosis):
+    for samples, matrices, asymmetry, used in whole_hessians(problems, options, diagnosis):
         engine = used
         found = decompose(matrices, gradient[samples], options.num_eigenvalues)
-        parts.append({**found, **part_norms(problems.select(samples), matrices)})
-        kept.append(symmetric_part(matrices[: max(0, num_matrices - samples.start)])[0])
+        parts.append({**found, **part_norms(problems.select(samples), matrices), "asymmetry": asymmetry})
+        kept.append(matrices[: max(0, num_matrices - samples.start)])
     return _Result(_joined(parts), kept, problems.num_inputs, engine)
 
 
@@ -235,7 +242,7 @@ def _first_matrices(problems: Problems, diagnosis: Diagnosis, options: Options, 
     if num_matrices == 0:
         return []
     few = problems.select(slice(0, num_matrices))
-    return [symmetric_part(matrices)[0] for _, matrices, _ in whole_hessians(few, options, diagnosis)]
+    return [matrices for _, matrices, _, _ in whole_hessians(few, options, diagnosis)]
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -1,0 +1,126 @@
+"""Column blocks: the search for engine and size, out-of-memory, symmetry."""
+
+import pytest
+import torch
+from conftest import mlp
+
+from lightning_hessian.curvature.dense import BlockSearch, hessians, symmetrize_
+from lightning_hessian.curvature.derivatives import ForwardOverReverse, ReverseOverReverse
+from lightning_hessian.curvature.problems import Problems
+
+F64 = torch.float64
+FORWARD, REVERSE = ENGINES = ("forward_over_reverse", "reverse_over_reverse")
+
+
+def choices(block, speeds, num_blocks):
+    """What a search tries, when a block of an engine runs at ``speeds[engine](size)`` columns per second."""
+    tried = []
+    for _ in range(num_blocks):
+        tried.append((block.engine, block.size))
+        block.report(block.size, block.size / speeds[block.engine](block.size))
+    return tried
+
+
+def best_at(size, speed):
+    return lambda m: speed / (1 + abs(m - size))
+
+
+def test_each_engine_is_tried_and_the_fastest_size_kept():
+    block = BlockSearch(ENGINES, first=4, limit=100)
+    tried = choices(block, {FORWARD: best_at(8, 90), REVERSE: best_at(16, 100)}, 9)
+    assert tried == [
+        *((FORWARD, m) for m in (4, 8, 16)),
+        *((REVERSE, m) for m in (4,)),  # 100/13 columns per second: below half of 90
+        *((FORWARD, 8),) * 5,
+    ]
+    block = BlockSearch(ENGINES, first=8, limit=100)
+    tried = choices(block, {FORWARD: best_at(8, 20), REVERSE: best_at(16, 200)}, 8)
+    assert tried == [(FORWARD, 8), (FORWARD, 16), (REVERSE, 8), (REVERSE, 16), (REVERSE, 32), *((REVERSE, 16),) * 3]
+
+
+def test_the_limit_bounds_the_search_and_a_given_size_is_kept():
+    growing = {name: lambda m: float(m) for name in ENGINES}
+    assert choices(BlockSearch([FORWARD], first=4, limit=10), growing, 5) == [(FORWARD, m) for m in (4, 8, 10, 10, 10)]
+    assert {size for _, size in choices(BlockSearch(ENGINES, first=7, limit=7), growing, 4)} == {7}
+
+
+def test_a_smaller_last_block_says_nothing():
+    block = BlockSearch(ENGINES, first=4, limit=100)
+    block.report(3, 1e-9)
+    assert (block.engine, block.size) == (FORWARD, 4)
+
+
+def problems(x):
+    net = mlp(inputs=x.shape[1])
+    return Problems(net, lambda z, classes: z.gather(1, classes), x, torch.tensor([[0, 2]] * len(x)))
+
+
+def run(given, engines=ENGINES, chunk_size="auto", max_memory=2**30):
+    generator = torch.Generator().manual_seed(0)
+    found = list(hessians(given, engines, chunk_size=chunk_size, max_memory=max_memory, generator=generator))
+    return torch.cat([matrices for _, matrices, _ in found])
+
+
+@pytest.fixture
+def given():
+    return problems(torch.randn(3, 40, dtype=F64))
+
+
+def expected_of(given):
+    network = given.network
+    return torch.stack([torch.func.hessian(lambda v: network(v[None])[0, [0, 2]])(x) for x in given.x]).detach()
+
+
+def test_columns_of_both_engines_side_by_side(given, monkeypatch):
+    used = []
+    for engine in (ForwardOverReverse, ReverseOverReverse):
+        columns = engine.columns
+
+        def noted(self, basis, columns=columns):
+            used.append((self.name, len(basis)))
+            return columns(self, basis)
+
+        monkeypatch.setattr(engine, "columns", noted)
+    found = run(given, chunk_size=7)
+    assert {name for name, _ in used} == set(ENGINES)
+    assert sum(count for _, count in used) == 40  # no column is computed twice
+    torch.testing.assert_close(found, expected_of(given), rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("engine", [ForwardOverReverse, ReverseOverReverse])
+def test_out_of_memory_halves_the_block_and_tries_again(given, monkeypatch, engine):
+    columns, sizes = engine.columns, []
+
+    def small(self, basis):
+        sizes.append(len(basis))
+        if len(basis) > 5:
+            raise torch.OutOfMemoryError("no more")
+        return columns(self, basis)
+
+    monkeypatch.setattr(engine, "columns", small)
+    found = run(given, engines=(engine.name,))
+    assert max(sizes) == 40
+    assert sizes[-1] <= 5
+    torch.testing.assert_close(found, expected_of(given), rtol=1e-10, atol=1e-13)
+
+
+def test_out_of_memory_with_a_single_column_is_told(given, monkeypatch):
+    def never(self, basis):
+        raise torch.OutOfMemoryError("no more")
+
+    monkeypatch.setattr(ReverseOverReverse, "columns", never)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(given, engines=(REVERSE,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_symmetrize(dtype):
+    matrices = torch.randn(2, 3, 5, 5).to(dtype)
+    matrices[1, 2] = 0
+    before = matrices.clone()
+    asymmetry = symmetrize_(matrices)
+    assert torch.equal(matrices, matrices.mT)
+    torch.testing.assert_close(matrices, (before + before.mT) / 2)
+    norm = torch.linalg.matrix_norm(before).clamp_min(1e-30)
+    torch.testing.assert_close(asymmetry, torch.linalg.matrix_norm(before - before.mT) / norm)
+    assert asymmetry[1, 2] == 0
