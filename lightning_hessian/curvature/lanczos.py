@@ -145,7 +145,7 @@ class KrylovBasis:
         self._products = operator.like.new_zeros(num_operators, self._capacity, self._capacity)  # H of the docstring
         self._scale = operator.like.new_zeros(num_operators)
         for _ in range(block_size):
-            self._append(self._random())
+            self._append(self._new_direction())
 
     @property
     def full(self) -> bool:
@@ -166,7 +166,7 @@ class KrylovBasis:
         exhausted = length <= 10 * torch.finfo(rest.dtype).eps * self._size**0.5 * self._scale
         if exhausted.any():
             length = length.where(~exhausted, 0)
-            rest = rest.where(~exhausted.unsqueeze(1), self._random())
+            rest = rest.where(~exhausted.unsqueeze(1), self._new_direction())
         self._products[:, n, j] = length
         self._append(rest)
 
@@ -213,8 +213,6 @@ class KrylovBasis:
         self._vectors, self._products, self._scale = (t[index] for t in (self._vectors, self._products, self._scale))
 
     def _append(self, vector: Tensor) -> None:
-        vector = vector / vector.norm(dim=1, keepdim=True)
-        vector, _ = self._orthogonalised(vector)  # what replaced an exhausted vector is not orthogonal yet
         self._vectors[:, self.num_vectors] = vector / vector.norm(dim=1, keepdim=True)
         self.num_vectors += 1
 
@@ -228,9 +226,10 @@ class KrylovBasis:
             total = total + coefficients
         return vector, total
 
-    def _random(self) -> Tensor:
+    def _new_direction(self) -> Tensor:
+        """A random vector, the same for every operator, without its part in the basis."""
         vector = torch.randn(self._size, generator=self._generator, dtype=torch.float64)
-        return vector.to(self._vectors).expand(len(self._vectors), -1)
+        return self._orthogonalised(vector.to(self._vectors).expand(len(self._vectors), -1))[0]
 
 
 def _rounding(dtype: torch.dtype, size: int) -> float:
