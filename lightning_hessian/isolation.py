@@ -133,7 +133,7 @@ def _eager() -> Iterator[None]:
 
 @contextmanager
 def _attention_by_products() -> Iterator[None]:
-    """Attention on the math kernel, the only one with second derivatives, whatever ``sdpa_kernel`` a forward asks for."""
+    """Attention on the only kernel with second derivatives, whatever ``sdpa_kernel`` a forward asks for."""
     module: Any = torch.nn.attention
     with sdpa_kernel(SDPBackend.MATH):
         choose = module._sdpa_kernel

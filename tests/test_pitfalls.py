@@ -47,7 +47,9 @@ def assert_true(model, x=X, k=1):
 
 @pytest.mark.parametrize(
     ("groups", "shape"),
-    [(groups, shape) for groups in (1, 2, 3, 6) for shape in ((), (5,), (3, 4)) if groups < 6 or shape],  # else constant
+    [
+        (groups, shape) for groups in (1, 2, 3, 6) for shape in ((), (5,), (3, 4)) if groups < 6 or shape
+    ],  # else constant
 )
 def test_group_norm_of_every_shape(groups, shape):
     spatial = nn.Sequential(nn.Linear(6, 6), nn.Unflatten(1, (6, *[1] * len(shape))))
@@ -167,7 +169,9 @@ def partly_hidden(x):
 
 def test_no_grad_over_part_of_the_forward_is_not_trusted():
     with prepared(partly_hidden, X, 1, "logit") as task:
-        forward, reverse = (e(task.problems).columns(torch.eye(6, dtype=F64)) for e in (ForwardOverReverse, ReverseOverReverse))
+        forward, reverse = (
+            e(task.problems).columns(torch.eye(6, dtype=F64)) for e in (ForwardOverReverse, ReverseOverReverse)
+        )
         assert engines_agree(task.problems, torch.Generator())[0] == torch.allclose(forward, reverse)
     with pytest.warns(UserWarning, match=r"not to be trusted.*torch\.no_grad\(\) over part of the forward"):
         spectrum = input_spectrum(partly_hidden, X, 1)

@@ -63,9 +63,7 @@ def _parts_of(
     generator: torch.Generator,
 ) -> tuple[dict[str, Tensor], int]:
     # At least one from each end: lambda_max and lambda_min are read off them.
-    pairs = lanczos(
-        operator, max(2, num_eigenvalues), generator=generator, block_size=block_size, max_basis=max_basis
-    )
+    pairs = lanczos(operator, max(2, num_eigenvalues), generator=generator, block_size=block_size, max_basis=max_basis)
     rest = estimate(operator, pairs, NUM_RANDOM, generator=generator)
     gradient = gradients(problems).flatten(0, 1)
     along = (gradient * operator(gradient)).sum(dim=1) / gradient.square().sum(dim=1)

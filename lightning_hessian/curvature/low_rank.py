@@ -79,7 +79,7 @@ def low_rank_parts(problems: Problems, num_vectors: int) -> dict[str, Tensor]:
     chosen = vectors.gather(-1, index.unsqueeze(-2).expand(*vectors.shape[:-1], -1))
     gradient = gradients(problems)
     inside = ((gradient @ q).unsqueeze(-2) @ vectors).squeeze(-2)  # the gradient's part along each eigenvector
-    rounding = torch.finfo(q.dtype).eps * problems.num_inputs**0.5 * eigenvalues.abs().amax(-1, keepdim=True)
+    rounding = torch.finfo(q.dtype).eps * (10 + small.shape[-1]) * eigenvalues.abs().amax(-1, keepdim=True)
     return {
         "eigenvalues": eigenvalues,
         "eigenvectors": (q.unsqueeze(1) @ chosen).mT,

@@ -100,7 +100,7 @@ def estimate_norm(
         generator: of their signs.
     """
     q = outside_of
-    inside = sum((product(q[:, i]).square().sum(dim=1) for i in range(q.shape[1])), torch.zeros_like(q[:, 0, 0]))
+    inside = sum((product(q[:, i]).square().sum(dim=1) for i in range(q.shape[1])), q.new_zeros(len(q)))
     squares = [product(_random_outside(q, generator)[1]).square().sum(dim=1) for _ in range(num_vectors)]
     square, error = _mean(torch.stack(squares))
     norm = (inside + square).sqrt()

@@ -28,7 +28,7 @@ def squared_residual():
 
 
 def softmax_regression(k, target):
-    """log p_k: −Wᵀ(diag p − ppᵀ)W for every k; p_k: p_k Wᵀ((e_k − p)(e_k − p)ᵀ − (diag p − ppᵀ))W."""
+    """Log p_k: −Wᵀ(diag p − ppᵀ)W for every k; p_k: p_k Wᵀ((e_k − p)(e_k − p)ᵀ − (diag p − ppᵀ))W."""
 
     def make():
         layer, x = nn.Linear(6, 4).double(), torch.randn(3, 6, dtype=F64)

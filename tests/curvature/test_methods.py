@@ -182,7 +182,9 @@ def test_what_needs_the_whole_spectrum_is_not_made_up_from_its_ends():
 
 
 def test_a_block_sees_how_often_the_largest_eigenvalue_repeats():
-    eigenvalues = torch.tensor([3.0, 3.0, 3.0, *(0.9**i for i in range(150)), *(-(0.9**i) for i in range(147))], dtype=F64)
+    eigenvalues = torch.tensor(
+        [3.0, 3.0, 3.0, *(0.9**i for i in range(150)), *(-(0.9**i) for i in range(147))], dtype=F64
+    )
 
     def quadratic(x):
         return 0.5 * (x.square() * eigenvalues).sum(1)
