@@ -47,7 +47,7 @@ def estimate(operator: Operator, known: EigenPairs, num_vectors: int, *, generat
     Unbiased for any symmetric matrix, the diagonal up to the r_i (whose bound is added to its error).
     Unlike Hutch++ or Nyström estimators this asks for no positive eigenvalues. The truth lies within one, two
     and three standard errors as often as Student's t says (``benchmarks/statistics.py``); the error of the norm is
-    a little narrow where one unknown eigenvalue outweighs all others.
+    a little narrow where few unknown eigenvalues outweigh all others: 88 to 94 of 100 cases within two of it.
 
     Args:
         operator: P symmetric operators.
@@ -91,7 +91,7 @@ def estimate_norm(
     """Frobenius norms ``[P]`` of operators given by a product, and their standard errors.
 
     ‖A‖² = Σ ‖A q‖² + E ‖A Pz‖² for orthonormal q and P = I − QQᵀ: exact inside of Q, estimated outside. The more
-    of A the q carry, the smaller the error. Cost: M products and ``num_vectors``.
+    of A the q carry, the smaller the error, and the closer to normal. Cost: M products and ``num_vectors``.
 
     Args:
         product: A v, ``[P, D]`` to ``[P, D]``.

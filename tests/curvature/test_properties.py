@@ -339,14 +339,14 @@ def assert_same_as_scipy(spectrum, product, size: int) -> None:
     assert ((found - expected).abs() <= slack + 1e-6 * expected.abs().max()).all()
 
 
-def differenced(net: nn.Module, x: Tensor, value, k: int):
+def differenced(net: nn.Module, x: Tensor, value, k: int, step: float = 1e-5):
     """A product of one sample's Hessian made of two gradients: no second derivative by autograd."""
 
     def product(v: Tensor) -> Tensor:
-        step = 1e-5 / v.norm() * v.reshape(x.shape)
-        ends = torch.cat([x + step, x - step]).requires_grad_()
+        shift = step / v.norm() * v.reshape(x.shape)
+        ends = torch.cat([x + shift, x - shift]).requires_grad_()
         above, below = torch.autograd.grad(value(net(ends))[:, k].sum(), ends)[0].flatten(1)
-        return (above - below) / 2e-5 * v.norm()
+        return (above - below) / (2 * step) * v.norm()
 
     return product
 
@@ -434,7 +434,7 @@ def test_lanczos_on_the_mnist_cnn_is_what_scipy_finds():
     ).double()
     digit = torch.tensor(load_digits().images[2] / 16).reshape(1, 1, 8, 8)
     x = F.interpolate(digit, (28, 28), mode="bilinear")
-    x = x + 0.01 * torch.rand_like(x)  # away from the kinks where equal neighbours tie in max-pooling
+    x = x + 0.1 * torch.rand_like(x)  # away from the kinks where equal neighbours tie in max-pooling
     found = input_spectrum(net, x, 2, method="lanczos", num_eigenvalues=6)
     product = double_backward(net, x, TARGETS["logit"], 2)
     operator = LinearOperator((784, 784), lambda v: product(torch.from_numpy(v.ravel())).numpy(), dtype=float)
@@ -448,7 +448,7 @@ def test_lanczos_on_the_mnist_cnn_is_what_scipy_finds():
     assert torch.equal(magnitudes, magnitudes.sort(descending=True).values)
     overlap = (found.eigenvectors[0, 0] * vectors[found.vector_index[0, 0]]).sum(-1).abs()
     assert (overlap > 0.999).all()
-    witness = differenced(net, x, TARGETS["logit"], 2)  # D = 784 by finite differences of the gradient
+    witness = differenced(net, x, TARGETS["logit"], 2, step=1e-7)  # small: a larger one crosses kinks of the pooling
     for v, place in zip(found.eigenvectors[0, 0], found.vector_index[0, 0], strict=True):
         away = (witness(v) - found.eigenvalues[0, 0, place] * v).norm()
-        assert away <= found.residuals[0, 0, place] + 1e-6 * found.spectral_norm[0, 0]
+        assert away <= found.residuals[0, 0, place] + 1e-5 * found.spectral_norm[0, 0]
