@@ -1,11 +1,11 @@
-"""Runs all benchmarks, or those named: ``python -m benchmarks [dense] [low_rank] [lanczos]``."""
+"""Runs all benchmarks, or those named: ``python -m benchmarks [low_rank] [lanczos] [dense] [statistics]``."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 
-NAMES = ("low_rank", "lanczos", "dense")
+NAMES = ("low_rank", "lanczos", "dense", "statistics")
 
 for name in sys.argv[1:] or NAMES:
     if name not in NAMES:

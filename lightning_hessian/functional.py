@@ -205,6 +205,7 @@ def input_spectrum(
     *,
     method: MethodChoice = "auto",
     num_eigenvalues: int = 10,
+    block_size: int = 1,
     dtype: torch.dtype | None = None,
     wrt: str | int | None = None,
     chunk_size: ChunkSize = "auto",
@@ -225,6 +226,9 @@ def input_spectrum(
             ``"auto"``: the cheapest of these that is exact or knows its error.
         num_eigenvalues: how many eigenvectors are kept, those of largest magnitude; with ``"lanczos"`` how many
             eigenvalues are found, half of them (at least one) at each end.
+        block_size: start vectors of ``"lanczos"``. A single one cannot see how often an eigenvalue repeats: copies
+            are missing, though all that is listed has converged. With b, up to b copies are seen, at the price of
+            more products. The other methods see every copy.
         dtype: float32 or float64; by default that of x.
         wrt: as for ``input_gradient``.
         chunk_size: as for ``input_hessian``.
@@ -254,7 +258,9 @@ def input_spectrum(
         >>> spectrum.diagnosis.kind
         'linear'
     """
-    options = make_options(num_eigenvalues, method=method, chunk_size=chunk_size, max_memory=max_memory, seed=seed)
+    options = make_options(
+        num_eigenvalues, method=method, chunk_size=chunk_size, max_memory=max_memory, seed=seed, block_size=block_size
+    )
     with prepared(model, x, classes, target, dtype=dtype, wrt=wrt, forward_fn=forward_fn, output_fn=output_fn) as task:
         spectrum = measure(task.problems, task.target_name, options).spectrum
     _warn_if_untrusted(spectrum.diagnosis)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.attention
 import torch.utils.checkpoint
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -38,7 +39,7 @@ def isolated(model: object, device: torch.device, dtype: torch.dtype) -> Iterato
         stack.enter_context(torch.autograd.set_detect_anomaly(False))
         stack.enter_context(_full_precision())
         stack.enter_context(_default_dtype(dtype))
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(_attention_by_products())
         stack.enter_context(_eager())
         stack.enter_context(_without_checkpointing())
         for module in modules_behind(model):
@@ -128,6 +129,19 @@ def _eager() -> Iterator[None]:
     """Compiled modules run eagerly, and stay compiled outside."""
     with torch.compiler.set_stance("force_eager"):
         yield
+
+
+@contextmanager
+def _attention_by_products() -> Iterator[None]:
+    """Attention on the only kernel with second derivatives, whatever ``sdpa_kernel`` a forward asks for."""
+    module: Any = torch.nn.attention
+    with sdpa_kernel(SDPBackend.MATH):
+        choose = module._sdpa_kernel
+        module._sdpa_kernel = lambda backends, set_priority=False: None
+        try:
+            yield
+        finally:
+            module._sdpa_kernel = choose
 
 
 @contextmanager

@@ -95,6 +95,7 @@ def make_options(
     chunk_size: ChunkSize = "auto",
     max_memory: int | None = None,
     seed: int = 0,
+    block_size: int = 1,
 ) -> Options:
     """Checked options of a measurement.
 
@@ -107,10 +108,11 @@ def make_options(
         "num_eigenvalues": num_eigenvalues,
         "chunk_size": chunk_size,
         "max_memory": max_memory,
+        "block_size": block_size,
     }.items():
         if value not in (None, "auto") and (not isinstance(value, int) or value < 1):
             raise ConfigurationError(f"{name}={value!r} must be a whole number of at least 1.")
-    return Options(method, num_eigenvalues, chunk_size, max_memory, seed)
+    return Options(method, num_eigenvalues, chunk_size, max_memory, seed, block_size)
 
 
 def check_input(x: Tensor) -> None:

@@ -208,7 +208,7 @@ def decompose(matrices: Tensor, gradient: Tensor, num_vectors: int) -> dict[str,
     residuals = (matrices @ vectors - vectors * eigenvalues.unsqueeze(-2)).norm(dim=-2)
     eigenvalues, residuals, vectors = eigenvalues.flip(-1), residuals.flip(-1), vectors.flip(-1).mT
     index = eigenvalues.abs().topk(min(num_vectors, eigenvalues.shape[-1]), dim=-1).indices
-    rounding = torch.finfo(matrices.dtype).eps * matrices.shape[-1] * eigenvalues.abs().amax(-1, keepdim=True)
+    rounding = torch.finfo(matrices.dtype).eps * (10 + matrices.shape[-1]) * eigenvalues.abs().amax(-1, keepdim=True)
     return {
         "eigenvalues": eigenvalues,
         "eigenvectors": vectors.gather(-2, index.unsqueeze(-1).expand(*index.shape, matrices.shape[-1])),

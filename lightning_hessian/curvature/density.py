@@ -35,7 +35,12 @@ class Density:
         return _mean((self.weights.unsqueeze(-1) * below).sum(dim=2))
 
     def smoothed(self, at: Tensor, width: float) -> tuple[Tensor, Tensor]:
-        """Density at ``at [B]``, each node a Gaussian of ``width``: mean and standard error, ``[P, B]``."""
+        """Density at ``at [B]``, each node a Gaussian of ``width``: mean and standard error, ``[P, B]``.
+
+        The error is that of the random starting vectors. It knows nothing of the rule's own resolution, about the
+        spectrum's range without outliers over m: for a ``width`` below twice that, the truth lies outside of the
+        band too often (``benchmarks/statistics.py``).
+        """
         distance = (self.nodes.unsqueeze(-1) - at) / width
         bumps = torch.exp(-distance.square() / 2) / (width * (2 * torch.pi) ** 0.5)
         return _mean((self.weights.unsqueeze(-1) * bumps).sum(dim=2))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_hessian.curvature.derivatives import gradients, random_vectors
 from lightning_hessian.curvature.lanczos import lanczos
-from lightning_hessian.curvature.low_rank import head_hessian
+from lightning_hessian.curvature.low_rank import head_factors, head_hessian
 from lightning_hessian.curvature.memory import group_size, product_bytes
 from lightning_hessian.curvature.operator import HeadOperator, HessianOperator, Operator
 from lightning_hessian.curvature.problems import Problems
@@ -17,13 +17,20 @@ NUM_RANDOM = 20  # vectors for trace, Frobenius norm and diagonal: their errors 
 
 
 def extreme_parts(
-    problems: Problems, num_eigenvalues: int, *, head_only: bool, max_memory: int, generator: torch.Generator
+    problems: Problems,
+    num_eigenvalues: int,
+    *,
+    block_size: int,
+    head_only: bool,
+    max_memory: int,
+    generator: torch.Generator,
 ) -> tuple[dict[str, Tensor], int]:
     """Half of ``num_eigenvalues`` from each end, as the parts of a ``Spectrum`` by name, and the HVPs per problem.
 
     Args:
         problems: what to differentiate.
         num_eigenvalues: M.
+        block_size: start vectors of Lanczos, at least the multiplicity that is to be seen.
         head_only: the network is piecewise linear, so v ↦ Jᵀ(A(Jv)) is the whole Hessian.
         max_memory: bytes for the Lanczos bases and graphs: problems are worked on in groups that fit.
         generator: of random vectors; each group gets the same ones.
@@ -31,7 +38,7 @@ def extreme_parts(
     Raises:
         MeasurementError: not even the bases of one sample fit ``max_memory``.
     """
-    num_vectors = max(4 * num_eigenvalues, 40) + 1
+    num_vectors = max(4 * num_eigenvalues, 40, 3 * block_size) + block_size
     row = problems.num_inputs * problems.x.element_size()
     per_class = product_bytes(problems) + (num_vectors + 3 * num_eigenvalues) * row
     size = group_size(problems.num_samples, problems.num_classes * per_class, max_memory, "The Lanczos basis")
@@ -41,17 +48,22 @@ def extreme_parts(
         group = problems.select(slice(start, start + size))
         generator.set_state(state)
         operator = HeadOperator(group) if head_only else HessianOperator(group)
-        found, used = _parts_of(operator, group, num_eigenvalues, num_vectors, generator)
+        found, used = _parts_of(operator, group, num_eigenvalues, block_size, num_vectors, generator)
         parts.append(found)
         num_hvps = max(num_hvps, used)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, num_hvps
 
 
 def _parts_of(
-    operator: Operator, problems: Problems, num_eigenvalues: int, max_basis: int, generator: torch.Generator
+    operator: Operator,
+    problems: Problems,
+    num_eigenvalues: int,
+    block_size: int,
+    max_basis: int,
+    generator: torch.Generator,
 ) -> tuple[dict[str, Tensor], int]:
     # At least one from each end: lambda_max and lambda_min are read off them.
-    pairs = lanczos(operator, max(2, num_eigenvalues), generator=generator, max_basis=max_basis)
+    pairs = lanczos(operator, max(2, num_eigenvalues), generator=generator, block_size=block_size, max_basis=max_basis)
     rest = estimate(operator, pairs, NUM_RANDOM, generator=generator)
     gradient = gradients(problems).flatten(0, 1)
     along = (gradient * operator(gradient)).sum(dim=1) / gradient.square().sum(dim=1)
@@ -59,7 +71,7 @@ def _parts_of(
     crossed = (u * operator(v)).sum(dim=1) - (v * operator(u)).sum(dim=1)
     order = pairs.eigenvalues.abs().argsort(dim=1, descending=True)
     scale = rest.frobenius_norm / problems.num_inputs**0.5
-    head, network = _part_norms(operator, problems, rest, generator)
+    head, network, used = _part_norms(operator, problems, rest, pairs.eigenvectors, max_basis, generator)
     parts = {
         "eigenvalues": pairs.eigenvalues,
         "eigenvectors": pairs.eigenvectors.gather(1, order.unsqueeze(-1).expand_as(pairs.eigenvectors)),
@@ -81,22 +93,36 @@ def _parts_of(
     }
     shape = (problems.num_samples, problems.num_classes)
     by_problem = {name: part.reshape(*shape, *part.shape[1:]) for name, part in parts.items()}
-    return by_problem, pairs.num_products + rest.num_products + 3
+    return by_problem, pairs.num_products + rest.num_products + 3 + used
 
 
 def _part_norms(
-    operator: Operator, problems: Problems, whole: Estimates, generator: torch.Generator
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Frobenius norms of JᵀAJ and of what the network bends, each with its standard error."""
+    operator: Operator,
+    problems: Problems,
+    whole: Estimates,
+    known: Tensor,
+    max_rows: int,
+    generator: torch.Generator,
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], int]:
+    """Frobenius norms of JᵀAJ and of what the network bends, each with its standard error, and the HVPs made.
+
+    With up to ``max_rows`` outputs (their gradients fit where the Lanczos basis was) the first is exact.
+    """
     norm, error = whole.frobenius_norm, whole.frobenius_error
     nothing = torch.zeros_like(norm), torch.zeros_like(error)
     if isinstance(operator, HeadOperator):
-        return (norm, error), nothing
-    if not head_hessian(problems.select(slice(0, 2))).any():
-        return nothing, (norm, error)
-    head, like = HeadOperator(problems), operator.like
-    state = generator.get_state()
-    of_head = estimate_norm(head, like, NUM_RANDOM, generator=generator)
-    generator.set_state(state)
-    of_network = estimate_norm(lambda v: operator(v) - head(v), like, NUM_RANDOM, generator=generator)
-    return of_head, of_network
+        return (norm, error), nothing, 0
+    bend = head_hessian(problems.select(slice(0, 2)))
+    if not bend.any():
+        return nothing, (norm, error), 0
+    if bend.shape[-1] <= max_rows:
+        rows, bends, head_norm = head_factors(problems)
+        of_head = head_norm, torch.zeros_like(head_norm)
+
+        def head(v: Tensor) -> Tensor:
+            return (rows.mT @ (bends @ (rows @ v.unsqueeze(-1)))).squeeze(-1)
+    else:
+        head = HeadOperator(problems)
+        of_head = estimate_norm(head, known, NUM_RANDOM, generator=generator)
+    of_network = estimate_norm(lambda v: operator(v) - head(v), known, NUM_RANDOM, generator=generator)
+    return of_head, of_network, known.shape[1] + NUM_RANDOM

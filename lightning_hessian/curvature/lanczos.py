@@ -55,8 +55,9 @@ def lanczos(
     (an invariant subspace: a success), it is continued by a random vector orthogonal to it. Operators
     whose pairs have all converged leave the batch.
 
-    A Krylov space of b start vectors holds at most b eigenvectors of a repeated eigenvalue: to find a
-    multiplicity of b, give ``block_size`` of at least b.
+    A Krylov space of b start vectors holds at most b eigenvectors of a repeated eigenvalue: with b = 1 one
+    that repeats is listed once, converged, and the next distinct one takes the place of its copies (rounding may
+    bring some of them back; nothing says when). To see a multiplicity of b, give ``block_size`` of at least b.
 
     Args:
         operator: P symmetric operators on D-vectors.

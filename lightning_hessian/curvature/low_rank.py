@@ -48,6 +48,17 @@ def head_hessian(problems: Problems) -> Tensor:
     return ReverseOverReverse(on_outputs).columns(torch.eye(outputs.shape[1]).to(outputs))
 
 
+def head_factors(problems: Problems) -> tuple[Tensor, Tensor, Tensor]:
+    """J ``[P, C, D]`` and A ``[P, C, C]`` of every problem, and the Frobenius norms ``[P]`` of JᵀAJ, exactly.
+
+    Cost: C gradients.
+    """
+    rows, bend = jacobian(problems), head_hessian(problems)
+    r = torch.linalg.qr(rows.mT, mode="r").R.unsqueeze(1)
+    norms = torch.linalg.matrix_norm(r @ bend @ r.mT)
+    return rows.repeat_interleave(problems.num_classes, dim=0), bend.flatten(0, 1), norms.flatten()
+
+
 def low_rank_parts(problems: Problems, num_vectors: int) -> dict[str, Tensor]:
     """The complete eigendecomposition of JᵀAJ, as the parts of a ``Spectrum`` by name.
 
@@ -68,7 +79,7 @@ def low_rank_parts(problems: Problems, num_vectors: int) -> dict[str, Tensor]:
     chosen = vectors.gather(-1, index.unsqueeze(-2).expand(*vectors.shape[:-1], -1))
     gradient = gradients(problems)
     inside = ((gradient @ q).unsqueeze(-2) @ vectors).squeeze(-2)  # the gradient's part along each eigenvector
-    rounding = torch.finfo(q.dtype).eps * problems.num_inputs**0.5 * eigenvalues.abs().amax(-1, keepdim=True)
+    rounding = torch.finfo(q.dtype).eps * (10 + small.shape[-1]) * eigenvalues.abs().amax(-1, keepdim=True)
     return {
         "eigenvalues": eigenvalues,
         "eigenvectors": (q.unsqueeze(1) @ chosen).mT,

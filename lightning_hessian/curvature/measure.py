@@ -44,6 +44,7 @@ class Options:
         num_eigenvalues: eigenvectors kept per problem; for ``lanczos`` the number of eigenvalues.
         chunk_size: columns computed at once; ``"auto"``: found while working.
         max_memory: bytes that may be used; None: half of what is free on the device.
+        block_size: start vectors of ``lanczos``: it sees an eigenvalue at most that many times.
         seed: of the monitor's own random vectors, the same at every measurement: curves show the network.
     """
 
@@ -52,6 +53,7 @@ class Options:
     chunk_size: ChunkSize = "auto"
     max_memory: int | None = None
     seed: int = 0
+    block_size: int = 1
 
     def memory(self, device: torch.device) -> int:
         """The bytes that may be used on ``device``."""
@@ -231,7 +233,12 @@ def _lanczos(problems: Problems, diagnosis: Diagnosis, options: Options, num_mat
     flat = diagnosis.network in FLAT
     memory = options.memory(problems.x.device)
     parts, num_hvps = extreme_parts(
-        problems, options.num_eigenvalues, head_only=flat, max_memory=memory, generator=options.generator()
+        problems,
+        options.num_eigenvalues,
+        block_size=options.block_size,
+        head_only=flat,
+        max_memory=memory,
+        generator=options.generator(),
     )
     kept = _first_matrices(problems, diagnosis, options, num_matrices)
     complete = parts["eigenvalues"].shape[-1] == problems.num_inputs

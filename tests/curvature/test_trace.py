@@ -5,7 +5,7 @@ import torch
 from test_lanczos import FLAT, SPREAD, prescribed, run
 
 from lightning_hessian.curvature.density import Density, density
-from lightning_hessian.curvature.trace import estimate
+from lightning_hessian.curvature.trace import estimate, estimate_norm
 
 F64 = torch.float64
 
@@ -47,6 +47,28 @@ def test_exact_when_all_is_known():
     assert float(found.trace_error[0]) < 1e-12
     assert float(found.frobenius_norm[0]) == pytest.approx(14**0.5)
     torch.testing.assert_close(found.diagonal, operator.matrices.diagonal(dim1=1, dim2=2), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_errors_are_not_below_what_rounding_leaves(dtype):
+    """With every eigenvalue known, random vectors have nothing to disagree on, and digits are lost all the same."""
+    operator = prescribed([3.0, -2.0, 1.0, 0.5] + [0.0] * 56, dtype=dtype)
+    matrices = operator.matrices.double()
+    for seed in range(20):
+        found = estimates(operator, run(operator, 10, seed), 20, seed)
+        assert (found.trace - matrices.diagonal(dim1=1, dim2=2).sum(1)).abs() <= found.trace_error
+        assert (found.frobenius_norm - torch.linalg.matrix_norm(matrices)).abs() <= found.frobenius_error
+        assert found.trace_error < 100 * torch.finfo(dtype).eps
+
+
+def test_a_norm_is_exact_inside_of_what_is_known():
+    operator = prescribed([30.0, -20.0] + [0.0] * 40, FLAT[:42])
+    known = run(operator, 2, which="largest_magnitude").eigenvectors
+    norm, error = estimate_norm(operator, known, 20, generator=torch.Generator().manual_seed(0))
+    truth = torch.linalg.matrix_norm(operator.matrices)
+    assert (norm[0] - truth[0]).abs() < 1e-8
+    assert error[0] < 1e-8 < error[1]
+    assert (norm[1] - truth[1]).abs() <= 3 * error[1]
 
 
 def test_quadrature_is_exact_to_degree_2m_minus_1():
