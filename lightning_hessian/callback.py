@@ -55,7 +55,7 @@ class InputHessianMonitor(Callback):
         wrt: name of the submodule whose output is the variable, in place of the input (``"embedding"`` for tokens).
         input_fn: ``batch -> x`` or ``batch -> (x, labels)``, for batches that are not ``(x, labels)``.
         forward_fn: ``(module, x) -> output``, in place of ``module(x)``.
-        output_fn: ``output -> [N, C]``, for modules that return something else.
+        output_fn: ``output -> [N, C]``, for modules that return neither that nor something that holds it as ``logits``.
         chunk_size: Hessian columns computed at once; ``"auto"``: found while working.
         max_memory: bytes a measurement may use; None: half of what is free.
         keep_matrices: whether saved files hold the whole matrices of the ``heatmap_samples``.

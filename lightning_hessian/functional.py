@@ -37,7 +37,8 @@ def input_gradient(
     nothing is summed or averaged over the batch.
 
     Args:
-        model: an ``nn.Module``, a ``LightningModule`` or a callable, from ``[N, *shape]`` to ``[N, C]`` or ``[N]``.
+        model: an ``nn.Module``, a ``LightningModule`` or a callable, from ``[N, *shape]`` to ``[N, C]`` or ``[N]``,
+            or to an object or dict that holds those as ``logits``.
         x: floating-point samples ``[N, *shape]``; D is the number of entries of one. For several inputs a dict
             (``model(**x)``) or a tuple (``model(*x)``).
         classes: which outputs: an int, K ints, a tensor ``[N]`` or ``[N, K]``, ``"predicted"`` or ``"all"``.
