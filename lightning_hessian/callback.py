@@ -51,6 +51,8 @@ class InputHessianMonitor(Callback):
         heatmap_samples: for how many of them the whole matrix is drawn and kept.
         method: ``"auto"``, ``"dense"``, ``"low_rank"`` or ``"lanczos"``, as for ``input_spectrum``.
         num_eigenvalues: eigenvectors kept per problem; with ``"lanczos"`` the number of eigenvalues.
+        density_vectors: with ``"lanczos"``, random starting vectors from which the density of eigenvalues is estimated
+            for the histogram, 40 Hessian-vector products each; at least 2, or 0 for none. Elsewhere it is exact.
         dtype: ``"float32"`` or ``"float64"``.
         wrt: name of the submodule whose output is the variable, in place of the input (``"embedding"`` for tokens).
         input_fn: ``batch -> x`` or ``batch -> (x, labels)``, for batches that are not ``(x, labels)``.
@@ -89,6 +91,7 @@ class InputHessianMonitor(Callback):
         heatmap_samples: int = 1,
         method: MethodChoice = "auto",
         num_eigenvalues: int = 10,
+        density_vectors: int = 0,
         dtype: Literal["float32", "float64"] = "float32",
         wrt: str | None = None,
         input_fn: InputFunction | None = None,
@@ -111,7 +114,12 @@ class InputHessianMonitor(Callback):
                 target=target,
                 dtype=dtype,
                 options=make_options(
-                    num_eigenvalues, method=method, chunk_size=chunk_size, max_memory=max_memory, seed=seed
+                    num_eigenvalues,
+                    method=method,
+                    chunk_size=chunk_size,
+                    max_memory=max_memory,
+                    seed=seed,
+                    density_vectors=density_vectors,
                 ),
                 heatmap_samples=heatmap_samples,
                 class_names=None if class_names is None else tuple(class_names),

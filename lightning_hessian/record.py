@@ -39,6 +39,9 @@ class Record:
         classes: ``[N, K]``.
         columns: K names of the class columns, used in tags: ``class_3``, ``label``, ``predicted``.
         class_names: names of all classes, or None.
+        density_nodes: ``[N, K, S, m]``, the nodes of ``Spectrum.density``, or None. S = 1: the eigenvalues themselves,
+            zeros included; S ≥ 2: an estimate from S random starting vectors.
+        density_weights: ``[N, K, S, m]``, their weights, which sum to 1 over m, or None.
         hessian: ``[S, K, D, D]``, whole matrices of the first S samples, or None where not kept.
         diagnosis: kind of function of the input; see ``Diagnosis``.
         network: the same of the outputs themselves.
@@ -87,6 +90,8 @@ class Record:
     gradient_curvature: Array
     gradient_alignment: Array
     asymmetry: Array
+    density_nodes: Array | None
+    density_weights: Array | None
     hessian: Array | None
     target: str
     method: str
@@ -120,6 +125,8 @@ def make_record(measurement: Measurement, **context: Any) -> Record:
     diagnosis, cost = spectrum.diagnosis, spectrum.cost
     values: dict[str, Any] = {
         "hessian": measurement.hessian,
+        "density_nodes": spectrum.density and spectrum.density.nodes,
+        "density_weights": spectrum.density and spectrum.density.weights,
         "diagnosis": diagnosis.kind,
         "network": diagnosis.network,
         "message": diagnosis.message,
