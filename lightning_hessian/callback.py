@@ -141,7 +141,7 @@ class InputHessianMonitor(Callback):
         if stage != "fit":
             return
         self._probe, self._num_records, self._last_epoch = None, 0, 0  # a monitor may serve several runs
-        self._schedule.last_step = self._monitor.chosen_target = None
+        self._schedule.last_step = self._monitor.chosen_target = self._monitor.last_top = None
         with _misconfiguration():
             if sum(isinstance(callback, type(self)) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
                 raise ConfigurationError(

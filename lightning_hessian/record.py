@@ -42,6 +42,9 @@ class Record:
         density_nodes: ``[N, K, S, m]``, the nodes of ``Spectrum.density``, or None. S = 1: the eigenvalues themselves,
             zeros included; S ≥ 2: an estimate from S random starting vectors.
         density_weights: ``[N, K, S, m]``, their weights, which sum to 1 over m, or None.
+        drift_cosine: ``[N, K]``, how much of the top eigenvector's direction is left of the measurement before; see
+            ``drift.Drift``. NaN where that is not defined, as at the first measurement.
+        drift_overlap: ``[N, K]``, the same of the space of top eigenvectors.
         hessian: ``[S, K, D, D]``, whole matrices of the first S samples, or None where not kept.
         diagnosis: kind of function of the input; see ``Diagnosis``.
         network: the same of the outputs themselves.
@@ -92,6 +95,8 @@ class Record:
     asymmetry: Array
     density_nodes: Array | None
     density_weights: Array | None
+    drift_cosine: Array
+    drift_overlap: Array
     hessian: Array | None
     target: str
     method: str
@@ -127,6 +132,8 @@ def make_record(measurement: Measurement, **context: Any) -> Record:
         "hessian": measurement.hessian,
         "density_nodes": spectrum.density and spectrum.density.nodes,
         "density_weights": spectrum.density and spectrum.density.weights,
+        "drift_cosine": np.full(spectrum.trace.shape, np.nan),
+        "drift_overlap": np.full(spectrum.trace.shape, np.nan),
         "diagnosis": diagnosis.kind,
         "network": diagnosis.network,
         "message": diagnosis.message,

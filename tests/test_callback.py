@@ -80,6 +80,18 @@ def test_histogram_of_an_estimated_density_counts_the_eigenvalues_of_a_mean_samp
     assert record.made_with["density_vectors"] == 2
 
 
+def test_drift_is_logged_from_the_second_measurement_of_each_run_on(tmp_path):
+    monitor = small_monitor()
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        fit(folder, monitor)
+        first, *others = load_records(folder)
+        assert np.isnan(first.drift_cosine).all()
+        logged = scalar(folder, "hessian_drift_overlap/logit_class_2")
+        expected = {r.logged_step: np.nanmean(r.drift_overlap[:, 0]) for r in others}
+        assert logged == pytest.approx(expected, rel=1e-6)
+        assert all(0 < v < 1 for v in logged.values())
+
+
 def test_early_stopping_can_watch_the_curvature(tmp_path):
     stop = EarlyStopping(monitor="hessian_lambda_max/logit_class_3", mode="min", patience=1)
     trainer = fit(tmp_path, stop, small_monitor(), max_epochs=20)

@@ -149,7 +149,9 @@ def diagnosis_text(record: Record) -> str:
             "\n".join([header, *rows]),
             "Normalized curvature is max |λ| / ‖gradient‖. Linear radius is 2 ‖gradient‖ / max |λ|: the distance, in "
             "input units, within which the linear picture may be believed. Head share is the part of the Frobenius "
-            "norm that the target puts on the outputs' slopes; the rest is the network's own bending.",
+            "norm that the target puts on the outputs' slopes; the rest is the network's own bending. Drift "
+            "compares with the measurement before: |cos| between the top eigenvectors, and the overlap of the spaces "
+            "of the top ones; 1 means that they have not turned, and undefined is what no gap separates from the rest.",
             f"{_about_histogram(record)} For readable pictures tick *Show actual image size* in the Images tab.",
             f"{record.seconds:.2f} s, {record.num_hvps} Hessian-vector products for each sample and class. "
             f"Method {record.method} ({record.reason}), engine {record.engine}. {_trust(record)}",
