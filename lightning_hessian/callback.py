@@ -51,11 +51,13 @@ class InputHessianMonitor(Callback):
         heatmap_samples: for how many of them the whole matrix is drawn and kept.
         method: ``"auto"``, ``"dense"``, ``"low_rank"`` or ``"lanczos"``, as for ``input_spectrum``.
         num_eigenvalues: eigenvectors kept per problem; with ``"lanczos"`` the number of eigenvalues.
+        density_vectors: with ``"lanczos"``, random starting vectors from which the density of eigenvalues is estimated
+            for the histogram, 40 Hessian-vector products each; at least 2, or 0 for none. Elsewhere it is exact.
         dtype: ``"float32"`` or ``"float64"``.
         wrt: name of the submodule whose output is the variable, in place of the input (``"embedding"`` for tokens).
         input_fn: ``batch -> x`` or ``batch -> (x, labels)``, for batches that are not ``(x, labels)``.
         forward_fn: ``(module, x) -> output``, in place of ``module(x)``.
-        output_fn: ``output -> [N, C]``, for modules that return something else.
+        output_fn: ``output -> [N, C]``, for modules that return neither that nor something that holds it as ``logits``.
         chunk_size: Hessian columns computed at once; ``"auto"``: found while working.
         max_memory: bytes a measurement may use; None: half of what is free.
         keep_matrices: whether saved files hold the whole matrices of the ``heatmap_samples``.
@@ -89,6 +91,7 @@ class InputHessianMonitor(Callback):
         heatmap_samples: int = 1,
         method: MethodChoice = "auto",
         num_eigenvalues: int = 10,
+        density_vectors: int = 0,
         dtype: Literal["float32", "float64"] = "float32",
         wrt: str | None = None,
         input_fn: InputFunction | None = None,
@@ -111,7 +114,12 @@ class InputHessianMonitor(Callback):
                 target=target,
                 dtype=dtype,
                 options=make_options(
-                    num_eigenvalues, method=method, chunk_size=chunk_size, max_memory=max_memory, seed=seed
+                    num_eigenvalues,
+                    method=method,
+                    chunk_size=chunk_size,
+                    max_memory=max_memory,
+                    seed=seed,
+                    density_vectors=density_vectors,
                 ),
                 heatmap_samples=heatmap_samples,
                 class_names=None if class_names is None else tuple(class_names),
@@ -133,7 +141,7 @@ class InputHessianMonitor(Callback):
         if stage != "fit":
             return
         self._probe, self._num_records, self._last_epoch = None, 0, 0  # a monitor may serve several runs
-        self._schedule.last_step = self._monitor.chosen_target = None
+        self._schedule.last_step = self._monitor.chosen_target = self._monitor.last_top = None
         with _misconfiguration():
             if sum(isinstance(callback, type(self)) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
                 raise ConfigurationError(

@@ -37,7 +37,8 @@ def input_gradient(
     nothing is summed or averaged over the batch.
 
     Args:
-        model: an ``nn.Module``, a ``LightningModule`` or a callable, from ``[N, *shape]`` to ``[N, C]`` or ``[N]``.
+        model: an ``nn.Module``, a ``LightningModule`` or a callable, from ``[N, *shape]`` to ``[N, C]`` or ``[N]``,
+            or to an object or dict that holds those as ``logits``.
         x: floating-point samples ``[N, *shape]``; D is the number of entries of one. For several inputs a dict
             (``model(**x)``) or a tuple (``model(*x)``).
         classes: which outputs: an int, K ints, a tensor ``[N]`` or ``[N, K]``, ``"predicted"`` or ``"all"``.
@@ -211,6 +212,7 @@ def input_spectrum(
     chunk_size: ChunkSize = "auto",
     max_memory: int | None = None,
     seed: int = 0,
+    density_vectors: int = 0,
     forward_fn: ForwardFunction | None = None,
     output_fn: OutputFunction | None = None,
 ) -> Spectrum:
@@ -234,6 +236,8 @@ def input_spectrum(
         chunk_size: as for ``input_hessian``.
         max_memory: as for ``input_hessian``.
         seed: as for ``input_hessian``.
+        density_vectors: with ``"lanczos"``, random starting vectors from which the density of eigenvalues is
+            estimated, with a standard error; at least 2, or 0 for none. Elsewhere it is exact and needs none.
         forward_fn: as for ``input_gradient``.
         output_fn: as for ``input_gradient``.
 
@@ -248,7 +252,8 @@ def input_spectrum(
         MeasurementError: numbers are not finite, or one sample's matrices do not fit ``max_memory``.
 
     Cost: ``dense`` as ``input_hessian``, and D³ per problem for the eigenvalues; ``low_rank`` C gradients;
-    ``lanczos`` some ten products per eigenvalue, and 20 for trace and Frobenius norm. As many samples are
+    ``lanczos`` some ten products per eigenvalue, 20 for trace and Frobenius norm, and 40 for each of the
+    ``density_vectors``. As many samples are
     worked on at a time as fit ``max_memory``.
 
     Example:
@@ -259,7 +264,13 @@ def input_spectrum(
         'linear'
     """
     options = make_options(
-        num_eigenvalues, method=method, chunk_size=chunk_size, max_memory=max_memory, seed=seed, block_size=block_size
+        num_eigenvalues,
+        method=method,
+        chunk_size=chunk_size,
+        max_memory=max_memory,
+        seed=seed,
+        block_size=block_size,
+        density_vectors=density_vectors,
     )
     with prepared(model, x, classes, target, dtype=dtype, wrt=wrt, forward_fn=forward_fn, output_fn=output_fn) as task:
         spectrum = measure(task.problems, task.target_name, options).spectrum

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,8 @@ Inputs = Tensor | dict[str, Any] | tuple[Any, ...]
 
 class ModelFunction:
     """x ``[N, *shape]`` -> outputs ``[N, C]``, in the dtype of x, leaving the model as it was.
+
+    A model may return a tensor ``[N, C]`` or ``[N]``, or an object or dict that holds such a tensor as ``logits``.
 
     Floating-point parameters and buffers are cast to the dtype of x (bfloat16 weights are measured in
     float32, for example). Parameters are copied once and detached: a forward that writes to them (a max-norm
@@ -92,8 +94,8 @@ class ModelFunction:
         else:
             output = self._run(x if held is None else _assembled(held, self._wrt, x), x.dtype)
         if self._output_fn is not None:
-            output = self._output_fn(output)
-        return _as_matrix(output, len(x))
+            return _as_matrix(self._output_fn(output), "output", len(x))
+        return _as_matrix(*_outputs_in(output), len(x))
 
     def _run(self, inputs: Inputs, dtype: torch.dtype) -> Any:
         if self._caller is None:
@@ -160,13 +162,42 @@ def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
 
 
-def _as_matrix(output: Any, num_samples: int) -> Tensor:
+def _outputs_in(returned: Any) -> tuple[Any, str]:
+    """What a model returned, or the tensor it holds as ``logits``; and how that is written."""
+    if isinstance(returned, Mapping):
+        return (returned["logits"], "output['logits']") if "logits" in returned else (returned, "output")
+    if isinstance(getattr(returned, "logits", None), Tensor):
+        return returned.logits, "output.logits"
+    return returned, "output"
+
+
+def _as_matrix(output: Any, name: str, num_samples: int) -> Tensor:
+    """``output``, found in what the model returned as ``name``, as ``[N, C]``.
+
+    Raises:
+        ConfigurationError: it is of another shape; the message shows an output_fn for it.
+    """
     if isinstance(output, Tensor) and output.shape == (num_samples,):
         return output.unsqueeze(1)
     if isinstance(output, Tensor) and output.dim() == 2 and len(output) == num_samples:
         return output
-    got = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+    got, example = _told(output, name)
     raise ConfigurationError(
-        f"The model gave {got} for {num_samples} samples; outputs must be [N, C] or [N]. Give output_fn, which "
-        f"takes what the model returns and gives [N, C], for example output_fn=lambda output: output.logits."
+        f"The model gave {got} for {num_samples} samples; outputs must be [N, C] or [N], alone or under the name "
+        f"'logits'. Give output_fn, which takes what the model returns and gives [N, C]"
+        f"{example and f', for example output_fn=lambda output: {example}'}."
     )
+
+
+def _told(output: Any, name: str) -> tuple[str, str]:
+    """What was given, in words, and an expression that may find ``[N, C]`` in it, or nothing."""
+    if isinstance(output, Mapping):
+        keys = list(output)
+        return f"{type(output).__name__} with the keys {keys}", f"{name}[{keys[0] if keys else 'key'!r}]"
+    if isinstance(output, (tuple, list)):
+        return f"{type(output).__name__} of {len(output)}", f"{name}[0]"
+    if not isinstance(output, Tensor):
+        return type(output).__name__, f"{name}.prediction"
+    places = {3: "[:, -1]", 4: "[:, :, row, column]"}  # a sequence [N, T, C], pixels [N, C, H, W]
+    got = f"{'a tensor' if name == 'output' else name} of shape {tuple(output.shape)}"
+    return got, f"{name}{places[output.dim()]}" if output.dim() in places else ""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 
 import lightning_hessian
 from lightning_hessian.curvature.measure import Options, diagnose_finite, measure
+from lightning_hessian.drift import TopVectors, drift, top_vectors
 from lightning_hessian.errors import ConfigurationError, MeasurementError
 from lightning_hessian.model_function import ForwardFunction, OutputFunction
 from lightning_hessian.preparation import Model, Target, Task, check_input, prepared
@@ -51,6 +52,7 @@ class Monitor:
     output_fn: OutputFunction | None = None
     wrt: str | None = None
     chosen_target: Target | None = field(default=None, init=False)
+    last_top: TopVectors | None = field(default=None, init=False)  # of the last record, for the drift of the next
 
     def __post_init__(self) -> None:
         if not callable(self.target):
@@ -92,7 +94,7 @@ class Monitor:
         diagnosis = measurement.spectrum.diagnosis
         if not diagnosis.trusted:
             raise MeasurementError(f"The input-Hessian is not to be trusted. {diagnosis.message}")
-        return make_record(
+        record = make_record(
             measurement,
             step=step,
             logged_step=logged_step,
@@ -105,6 +107,9 @@ class Monitor:
             class_names=self.class_names,
             made_with=self._made_with(task),
         )
+        before, self.last_top = self.last_top, top_vectors(record)
+        turned = drift(before, self.last_top)
+        return replace(record, drift_cosine=turned.cosine, drift_overlap=turned.overlap)
 
     def _prepared(self, model: Model, probe: Probe, target: Target) -> Any:
         classes: Any = probe.labels if self.classes == "label" else self.classes

@@ -96,6 +96,7 @@ def make_options(
     max_memory: int | None = None,
     seed: int = 0,
     block_size: int = 1,
+    density_vectors: int = 0,
 ) -> Options:
     """Checked options of a measurement.
 
@@ -112,7 +113,13 @@ def make_options(
     }.items():
         if value not in (None, "auto") and (not isinstance(value, int) or value < 1):
             raise ConfigurationError(f"{name}={value!r} must be a whole number of at least 1.")
-    return Options(method, num_eigenvalues, chunk_size, max_memory, seed, block_size)
+    whole = isinstance(density_vectors, int) and not isinstance(density_vectors, bool)
+    if not whole or density_vectors < 0 or density_vectors == 1:
+        raise ConfigurationError(
+            f"density_vectors={density_vectors!r} must be 0 (no density) or a whole number of at least 2: the spread "
+            f"over starting vectors is what the standard error is made of."
+        )
+    return Options(method, num_eigenvalues, chunk_size, max_memory, seed, block_size, density_vectors)
 
 
 def check_input(x: Tensor) -> None:

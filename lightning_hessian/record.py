@@ -39,6 +39,12 @@ class Record:
         classes: ``[N, K]``.
         columns: K names of the class columns, used in tags: ``class_3``, ``label``, ``predicted``.
         class_names: names of all classes, or None.
+        density_nodes: ``[N, K, S, m]``, the nodes of ``Spectrum.density``, or None. S = 1: the eigenvalues themselves,
+            zeros included; S ≥ 2: an estimate from S random starting vectors.
+        density_weights: ``[N, K, S, m]``, their weights, which sum to 1 over m, or None.
+        drift_cosine: ``[N, K]``, how much of the top eigenvector's direction is left of the measurement before; see
+            ``drift.Drift``. NaN where that is not defined, as at the first measurement.
+        drift_overlap: ``[N, K]``, the same of the space of top eigenvectors.
         hessian: ``[S, K, D, D]``, whole matrices of the first S samples, or None where not kept.
         diagnosis: kind of function of the input; see ``Diagnosis``.
         network: the same of the outputs themselves.
@@ -87,6 +93,10 @@ class Record:
     gradient_curvature: Array
     gradient_alignment: Array
     asymmetry: Array
+    density_nodes: Array | None
+    density_weights: Array | None
+    drift_cosine: Array
+    drift_overlap: Array
     hessian: Array | None
     target: str
     method: str
@@ -120,6 +130,10 @@ def make_record(measurement: Measurement, **context: Any) -> Record:
     diagnosis, cost = spectrum.diagnosis, spectrum.cost
     values: dict[str, Any] = {
         "hessian": measurement.hessian,
+        "density_nodes": spectrum.density and spectrum.density.nodes,
+        "density_weights": spectrum.density and spectrum.density.weights,
+        "drift_cosine": np.full(spectrum.trace.shape, np.nan),
+        "drift_overlap": np.full(spectrum.trace.shape, np.nan),
         "diagnosis": diagnosis.kind,
         "network": diagnosis.network,
         "message": diagnosis.message,

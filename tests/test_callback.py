@@ -68,6 +68,30 @@ def test_histogram_counts_every_eigenvalue(tmp_path):
     assert sum(histogram.bucket) == 2 * 64
 
 
+def test_histogram_of_an_estimated_density_counts_the_eigenvalues_of_a_mean_sample(tmp_path):
+    fit(
+        tmp_path, small_monitor(method="lanczos", num_eigenvalues=4, density_vectors=2, heatmap_samples=0), max_epochs=1
+    )
+    histogram = events(tmp_path).Histograms("hessian_spectrum_signed_log10/logit_class_2")[-1].histogram_value
+    assert histogram.num == pytest.approx(64, rel=1e-5)
+    assert sum(histogram.bucket) == pytest.approx(64, rel=1e-5)
+    record = load_records(tmp_path)[-1]
+    assert record.density_nodes.shape == record.density_weights.shape == (2, 2, 2, 40)
+    assert record.made_with["density_vectors"] == 2
+
+
+def test_drift_is_logged_from_the_second_measurement_of_each_run_on(tmp_path):
+    monitor = small_monitor()
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        fit(folder, monitor)
+        first, *others = load_records(folder)
+        assert np.isnan(first.drift_cosine).all()
+        logged = scalar(folder, "hessian_drift_overlap/logit_class_2")
+        expected = {r.logged_step: np.nanmean(r.drift_overlap[:, 0]) for r in others}
+        assert logged == pytest.approx(expected, rel=1e-6)
+        assert all(0 < v < 1 for v in logged.values())
+
+
 def test_early_stopping_can_watch_the_curvature(tmp_path):
     stop = EarlyStopping(monitor="hessian_lambda_max/logit_class_3", mode="min", patience=1)
     trainer = fit(tmp_path, stop, small_monitor(), max_epochs=20)

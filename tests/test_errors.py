@@ -37,8 +37,28 @@ def test_input_hessian_tells(arguments, sentence):
 def test_outputs_of_another_shape():
     with pytest.raises(ConfigurationError, match=r"shape \(2, 3, 1\).*output_fn"):
         input_gradient(lambda x: mlp()(x).unsqueeze(-1), X, 0)
-    with pytest.raises(ConfigurationError, match=r"gave dict.*output_fn"):
-        input_gradient(lambda x: {"logits": mlp()(x)}, X, 0)
+
+
+class Own:
+    """Not a tensor, and holds none under a name that is known."""
+
+
+@pytest.mark.parametrize(
+    ("returned", "sentence"),
+    [
+        (lambda z: (z, None), r"gave tuple of 2 for 2 samples.*lambda output: output\[0\]\."),
+        (lambda z: {"y": z, "aux": z}, r"gave dict with the keys \['y', 'aux'\].*lambda output: output\['y'\]\."),
+        (lambda z: z[:, :, None, None].expand(-1, -1, 4, 4), r"\(2, 3, 4, 4\).*output: output\[:, :, row, column\]\."),
+        (lambda z: z[:, None].expand(-1, 5, -1), r"\(2, 5, 3\).*lambda output: output\[:, -1\]\."),
+        (lambda z: {"logits": z[:, None]}, r"output\['logits'\] of shape \(2, 1, 3\).*output\['logits'\]\[:, -1\]\."),
+        (lambda z: Own(), r"gave Own for 2 samples"),
+        (lambda z: {}, r"gave dict with the keys \[\]"),
+        (lambda z: z.sum(), r"shape \(\) for 2 samples.*and gives \[N, C\]\.$"),
+    ],
+)
+def test_outputs_of_another_kind_show_the_output_fn_that_fits(returned, sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
+        input_gradient(lambda x: returned(mlp()(x)), X, 0)
 
 
 def test_output_fn_and_forward_fn_mend_it():

@@ -78,7 +78,7 @@ class Output:
 
 def test_tokens_are_measured_at_their_embeddings():
     net, tokens = Text().double(), torch.randint(20, (3, 5))
-    hessian = input_hessian(net, tokens, 1, wrt="embedding", output_fn=lambda o: o.logits, dtype=F64)
+    hessian = input_hessian(net, tokens, 1, wrt="embedding", dtype=F64)
     assert hessian.shape == (3, 1, 15, 15)
     embedded = net.embedding(tokens).detach()
 
@@ -107,7 +107,34 @@ def test_what_cannot_be_differentiated_is_told(inputs, wrt, sentence):
 
 def test_a_layer_that_gives_no_tensor():
     with pytest.raises(ConfigurationError, match=r"wrt='body' must run once and give a tensor; .* gave tuple"):
-        input_gradient(Text(), torch.randint(20, (3, 5)), 0, wrt="body", output_fn=lambda o: o.logits)
+        input_gradient(Text(), torch.randint(20, (3, 5)), 0, wrt="body")
+
+
+@pytest.mark.parametrize("wrapped", [Output, lambda z: {"loss": None, "logits": z}])
+def test_outputs_under_the_name_logits_need_no_output_fn(wrapped):
+    net, x = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double(), torch.randn(2, 4, dtype=F64)
+    assert torch.equal(input_hessian(lambda x: wrapped(net(x)), x, [0, 2]), input_hessian(net, x, [0, 2]))
+
+
+def test_an_output_fn_sees_what_the_model_returned():
+    net, x = nn.Linear(4, 3).double(), torch.randn(2, 4, dtype=F64)
+    gradient = input_gradient(lambda x: Output(net(x)), x, 0, output_fn=lambda o: 2 * o.logits)
+    torch.testing.assert_close(gradient, 2 * input_gradient(net, x, 0))
+
+
+def test_outputs_of_a_regression_are_looked_at_as_classes():
+    """Outputs (½ xᵀQx, bᵀx, Σ x³/6) have the Hessians Q, 0 and diag x."""
+    q, b = torch.tensor([[2.0, 1.0], [1.0, -3.0]], dtype=F64), torch.tensor([1.0, 2.0], dtype=F64)
+
+    def three(x):
+        return torch.stack([((x @ q) * x).sum(1) / 2, x @ b, (x**3).sum(1) / 6], dim=1)
+
+    x = torch.randn(4, 2, dtype=F64)
+    hessians = input_hessian(three, x, [0, 1, 2])
+    expected = torch.stack([q.expand(4, 2, 2), torch.zeros(4, 2, 2, dtype=F64), torch.diag_embed(x)], dim=1)
+    torch.testing.assert_close(hessians, expected, rtol=0, atol=1e-12)
+    alone = input_hessian(lambda x: three(x)[:, 2], x, 0)
+    torch.testing.assert_close(alone, expected[:, 2:], rtol=0, atol=1e-12)
 
 
 def test_pixels_of_a_segmentation_and_steps_of_a_sequence():

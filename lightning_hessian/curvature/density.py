@@ -1,4 +1,4 @@
-"""The density of eigenvalues, by stochastic Lanczos quadrature with a band over starting vectors."""
+"""The density of eigenvalues: exact from a complete spectrum, else by stochastic Lanczos quadrature with a band."""
 
 from __future__ import annotations
 
@@ -10,32 +10,37 @@ from torch import Tensor
 from lightning_hessian.curvature.lanczos import KrylovBasis
 from lightning_hessian.curvature.operator import Operator
 
+# Lanczos steps for each starting vector: its first 79 moments are exact, and detail finer than about a 40th of
+# the spectrum's width is not resolved. Not more vectors than the basis of ``lanczos`` holds.
+NUM_STEPS = 40
+
 
 @dataclass(frozen=True)
 class Density:
-    """Quadrature rules of the spectral measure, one for each operator and starting vector.
+    """Quadrature rules of the spectral measure (1/D) Σ δ(λ − λ_i), one for each problem and starting vector.
+
+    Leading dimensions ``...`` are ``[N, K]`` in a ``Spectrum``. S = 1 means that the nodes are the eigenvalues
+    themselves: there was no random vector, and every standard error is zero.
 
     Attributes:
-        nodes: ``[P, S, m]``, ascending.
-        weights: ``[P, S, m]``, summing to 1 over m.
-        num_products: products with a vector that were made for each operator.
+        nodes: ``[..., S, m]``, ascending.
+        weights: ``[..., S, m]``, summing to 1 over m.
     """
 
     nodes: Tensor
     weights: Tensor
-    num_products: int
 
     def moment(self, degree: int) -> Tensor:
-        """vᵀ Aᵈ v of every starting vector v, ``[P, S]``; exact for degrees up to 2m − 1."""
+        """vᵀ Aᵈ v of every starting vector v, ``[..., S]``; exact for degrees up to 2m − 1; tr Aᵈ / D for S = 1."""
         return (self.weights * self.nodes**degree).sum(dim=-1)
 
     def cumulative(self, at: Tensor) -> tuple[Tensor, Tensor]:
-        """Share of eigenvalues at most ``at [B]``: mean over starting vectors and its standard error, ``[P, B]``."""
+        """Share of eigenvalues at most ``at [B]``: mean over starting vectors and its standard error, ``[..., B]``."""
         below = (self.nodes.unsqueeze(-1) <= at).to(self.weights)
-        return _mean((self.weights.unsqueeze(-1) * below).sum(dim=2))
+        return _mean((self.weights.unsqueeze(-1) * below).sum(dim=-2))
 
     def smoothed(self, at: Tensor, width: float) -> tuple[Tensor, Tensor]:
-        """Density at ``at [B]``, each node a Gaussian of ``width``: mean and standard error, ``[P, B]``.
+        """Density at ``at [B]``, each node a Gaussian of ``width``: mean and standard error, ``[..., B]``.
 
         The error is that of the random starting vectors. It knows nothing of the rule's own resolution, about the
         spectrum's range without outliers over m: for a ``width`` below twice that, the truth lies outside of the
@@ -43,7 +48,19 @@ class Density:
         """
         distance = (self.nodes.unsqueeze(-1) - at) / width
         bumps = torch.exp(-distance.square() / 2) / (width * (2 * torch.pi) ** 0.5)
-        return _mean((self.weights.unsqueeze(-1) * bumps).sum(dim=2))
+        return _mean((self.weights.unsqueeze(-1) * bumps).sum(dim=-2))
+
+
+def exact_density(eigenvalues: Tensor, num_inputs: int) -> Density:
+    """The density of a complete spectrum ``[..., M]``; the D − M eigenvalues that are left out are a node at zero."""
+    num_zeros = num_inputs - eigenvalues.shape[-1]
+    weights = torch.full_like(eigenvalues, 1 / num_inputs)
+    if num_zeros:
+        zero = torch.zeros_like(eigenvalues[..., :1])
+        eigenvalues = torch.cat([eigenvalues, zero], dim=-1)
+        weights = torch.cat([weights, zero + num_zeros / num_inputs], dim=-1)
+    nodes, order = eigenvalues.sort(dim=-1)
+    return Density(nodes.unsqueeze(-2), weights.gather(-1, order).unsqueeze(-2))
 
 
 def density(operator: Operator, num_steps: int, num_vectors: int, *, generator: torch.Generator) -> Density:
@@ -59,23 +76,29 @@ def density(operator: Operator, num_steps: int, num_vectors: int, *, generator: 
         num_vectors: S, at least 2.
         generator: of the starting vectors, which are the same for every operator.
 
+    Returns:
+        Rules ``[P, S, m]``.
+
     Cost: S·m products; P·m·D numbers of memory.
 
     Source: Golub and Meurant (1994); Ubaru, Chen and Saad (2017), section 3.
     """
     num_steps = min(num_steps, operator.like.shape[1])
+    # Streams of their own: where a Krylov space is exhausted, its basis draws more, and the next start would change.
+    seeds = torch.randint(2**62, (num_vectors,), generator=generator).tolist()
     nodes, weights = [], []
-    for _ in range(num_vectors):
-        basis = KrylovBasis(operator, 1, num_steps + 1, generator)
+    for seed in seeds:
+        basis = KrylovBasis(operator, 1, num_steps + 1, torch.Generator().manual_seed(seed))
         for _ in range(num_steps):
             basis.grow()
         values, vectors = torch.linalg.eigh(basis.projection())
         nodes.append(values)
         weights.append(vectors[:, 0].square())
     like = operator.like
-    return Density(torch.stack(nodes, dim=1).to(like), torch.stack(weights, dim=1).to(like), num_steps * num_vectors)
+    return Density(torch.stack(nodes, dim=1).to(like), torch.stack(weights, dim=1).to(like))
 
 
 def _mean(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over axis 1, the starting vectors, and its standard error."""
-    return values.mean(dim=1), values.std(dim=1) / values.shape[1] ** 0.5
+    """Mean over the starting vectors ``[..., S, B]``, and its standard error."""
+    num_vectors, mean = values.shape[-2], values.mean(dim=-2)
+    return mean, torch.zeros_like(mean) if num_vectors == 1 else values.std(dim=-2) / num_vectors**0.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_hessian.curvature.density import NUM_STEPS, density
 from lightning_hessian.curvature.derivatives import gradients, random_vectors
 from lightning_hessian.curvature.lanczos import lanczos
 from lightning_hessian.curvature.low_rank import head_factors, head_hessian
@@ -24,6 +25,7 @@ def extreme_parts(
     head_only: bool,
     max_memory: int,
     generator: torch.Generator,
+    density_vectors: int = 0,
 ) -> tuple[dict[str, Tensor], int]:
     """Half of ``num_eigenvalues`` from each end, as the parts of a ``Spectrum`` by name, and the HVPs per problem.
 
@@ -34,6 +36,8 @@ def extreme_parts(
         head_only: the network is piecewise linear, so v ↦ Jᵀ(A(Jv)) is the whole Hessian.
         max_memory: bytes for the Lanczos bases and graphs: problems are worked on in groups that fit.
         generator: of random vectors; each group gets the same ones.
+        density_vectors: S; from 2 on there are also the parts ``density_nodes`` and ``density_weights``, unless all
+            D eigenvalues are found.
 
     Raises:
         MeasurementError: not even the bases of one sample fit ``max_memory``.
@@ -49,6 +53,12 @@ def extreme_parts(
         generator.set_state(state)
         operator = HeadOperator(group) if head_only else HessianOperator(group)
         found, used = _parts_of(operator, group, num_eigenvalues, block_size, num_vectors, generator)
+        if density_vectors and found["eigenvalues"].shape[-1] < problems.num_inputs:
+            generator.set_state(state)  # the starts do not hang on how many vectors Lanczos drew
+            rule = density(operator, NUM_STEPS, density_vectors, generator=generator)
+            laid_out = (group.num_samples, group.num_classes, *rule.nodes.shape[1:])
+            found |= {"density_nodes": rule.nodes.reshape(laid_out), "density_weights": rule.weights.reshape(laid_out)}
+            used += rule.nodes[0].numel()
         parts.append(found)
         num_hvps = max(num_hvps, used)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, num_hvps

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_hessian.curvature.dense import ChunkSize, decompose, hessians, symmetrize_, zero_parts
+from lightning_hessian.curvature.density import Density, exact_density
 from lightning_hessian.curvature.derivatives import EngineName, engines_agree, gradients
 from lightning_hessian.curvature.diagnosis import Diagnosis, diagnose
 from lightning_hessian.curvature.extremes import extreme_parts
@@ -46,6 +47,8 @@ class Options:
         max_memory: bytes that may be used; None: half of what is free on the device.
         block_size: start vectors of ``lanczos``: it sees an eigenvalue at most that many times.
         seed: of the monitor's own random vectors, the same at every measurement: curves show the network.
+        density_vectors: starting vectors for the density of eigenvalues where ``lanczos`` finds only their ends;
+            0: no density there. Complete spectra have theirs without.
     """
 
     method: MethodChoice = "auto"
@@ -54,6 +57,7 @@ class Options:
     max_memory: int | None = None
     seed: int = 0
     block_size: int = 1
+    density_vectors: int = 0
 
     def memory(self, device: torch.device) -> int:
         """The bytes that may be used on ``device``."""
@@ -81,6 +85,7 @@ class _Result:
     num_hvps: int
     engine: EngineName = "reverse_over_reverse"
     complete: bool = True
+    density: Density | None = None
 
 
 def measure(
@@ -115,6 +120,7 @@ def measure(
     spectrum = Spectrum(
         **_with_exact_errors(result.parts),
         complete=result.complete,
+        density=exact_density(result.parts["eigenvalues"], problems.num_inputs) if result.complete else result.density,
         gradient=gradients(problems),
         method=method,
         reason=reason,
@@ -239,10 +245,13 @@ def _lanczos(problems: Problems, diagnosis: Diagnosis, options: Options, num_mat
         head_only=flat,
         max_memory=memory,
         generator=options.generator(),
+        density_vectors=options.density_vectors,
     )
+    nodes, weights = (parts.pop(f"density_{name}", None) for name in ("nodes", "weights"))
+    rule = None if nodes is None or weights is None else Density(nodes, weights)
     kept = _first_matrices(problems, diagnosis, options, num_matrices)
     complete = parts["eigenvalues"].shape[-1] == problems.num_inputs
-    return _Result(parts, kept, num_hvps, complete=complete)
+    return _Result(parts, kept, num_hvps, complete=complete, density=rule)
 
 
 def _first_matrices(problems: Problems, diagnosis: Diagnosis, options: Options, num_matrices: int) -> list[Tensor]:

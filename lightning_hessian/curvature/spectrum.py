@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_hessian.curvature.density import Density
 from lightning_hessian.curvature.derivatives import EngineName
 from lightning_hessian.curvature.diagnosis import Diagnosis
 
@@ -36,6 +37,9 @@ class Spectrum:
         residuals: ``[N, K, M]``, ‖H v − λ v‖ of every pair: an eigenvalue of H lies within this of λ.
         converged: ``[N, K, M]``, whether that residual is small against the norm of H.
         complete: True if the D − M eigenvalues not listed are exactly zero.
+        density: how eigenvalues are spread, as nodes and weights ``[N, K, S, m]``. Of a complete spectrum exact, with
+            S = 1 and the zeros left out of the list counted; of an incomplete one an estimate from the S starting
+            vectors asked for with ``density_vectors``, or None where none were.
         gradient: ``[N, K, D]``.
         trace: ``[N, K]``, Σ λ.
         trace_error: ``[N, K]``, standard error of the trace; 0 where it is exact.
@@ -74,6 +78,7 @@ class Spectrum:
     residuals: Tensor
     converged: Tensor
     complete: bool
+    density: Density | None
     gradient: Tensor
     trace: Tensor
     trace_error: Tensor

@@ -15,6 +15,8 @@ TITLES = {
     "normalized_curvature": "normalized curvature",
     "linear_radius": "linear radius",
     "head_share": "head share",
+    "drift_cosine": "drift: |cos|",
+    "drift_overlap": "drift: overlap",
 }
 METRICS = tuple(TITLES)
 PERCENTILES = (10, 90)

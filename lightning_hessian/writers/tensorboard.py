@@ -20,7 +20,7 @@ def write_tensorboard(writer: Any, record: Record) -> None:
     """Writes histograms, composite pictures and the text of ``record`` through a ``SummaryWriter``."""
     for column, name in enumerate(record.columns):
         slot = f"{record.target}_{name}"
-        if record.complete or record.hessian is not None:
+        if record.complete or record.density_nodes is not None or record.hessian is not None:
             _write_histogram(writer, f"hessian_spectrum_signed_log10/{slot}", record, column)
         if record.hessian is not None and len(record.hessian):
             image = to_image(composite(record, column))
@@ -64,19 +64,73 @@ def shown_eigenvalues(record: Record, column: int) -> Array:
     return np.concatenate([certain, np.zeros((len(certain), missing))], axis=1).ravel()
 
 
+def density_points(record: Record, column: int) -> tuple[Array, Array]:
+    """Nodes of the estimated density and how many of the D eigenvalues of a mean sample each stands for.
+
+    Both ``[S, N·m]``, one row for each starting vector; nodes that rounding may have made are zeros.
+    """
+    assert record.density_nodes is not None
+    assert record.density_weights is not None
+    nodes, weights = (a[:, column].astype(np.float64) for a in (record.density_nodes, record.density_weights))
+    num_samples, num_vectors, _ = nodes.shape
+    num_inputs = record.gradient.shape[-1]
+    eps = np.finfo(record.density_nodes.dtype).eps
+    rounding = eps * num_inputs**0.5 * np.abs(nodes).max(axis=(1, 2), keepdims=True)
+    certain = np.where(np.abs(nodes) > rounding, nodes, 0.0)
+    shares = weights * (num_inputs / num_samples)
+    by_vector = [a.swapaxes(0, 1).reshape(num_vectors, -1) for a in (certain, shares)]
+    return by_vector[0], by_vector[1]
+
+
+def binned(eigenvalues: Array, counts: Array) -> Array:
+    """How many eigenvalues are in each bin of the histogram."""
+    return np.histogram(_placed(eigenvalues), BIN_EDGES, weights=counts)[0]
+
+
+def _placed(eigenvalues: Array) -> Array:
+    """Where on the axis of the histogram eigenvalues are drawn."""
+    return np.clip(signed_log10(eigenvalues), BIN_EDGES[0], BIN_EDGES[-1])
+
+
+def _is_estimated(record: Record) -> bool:
+    """Whether the histogram is drawn from a density estimated from random starting vectors."""
+    return not record.complete and record.density_nodes is not None
+
+
 def _write_histogram(writer: Any, tag: str, record: Record, column: int) -> None:
-    values = np.clip(signed_log10(shown_eigenvalues(record, column)), BIN_EDGES[0], BIN_EDGES[-1])
-    counts, _ = np.histogram(values, BIN_EDGES)
+    if _is_estimated(record):
+        nodes, counts = density_points(record, column)
+        eigenvalues, counts = nodes.ravel(), counts.ravel() / len(nodes)
+    else:
+        eigenvalues = shown_eigenvalues(record, column)
+        counts = np.ones(len(eigenvalues))
+    values = _placed(eigenvalues[counts > 0])
     writer.add_histogram_raw(
         tag,
         min=float(values.min()),
         max=float(values.max()),
-        num=len(values),
-        sum=float(values.sum()),
-        sum_squares=float(np.square(values).sum()),
+        num=float(counts.sum()),
+        sum=float((values * counts[counts > 0]).sum()),
+        sum_squares=float((np.square(values) * counts[counts > 0]).sum()),
         bucket_limits=BIN_EDGES[1:].tolist(),
-        bucket_counts=counts.tolist(),
+        bucket_counts=binned(eigenvalues, counts).tolist(),
         global_step=record.logged_step,
+    )
+
+
+def _about_histogram(record: Record) -> str:
+    """What the histogram of the spectrum shows, and how far it may be off, in words."""
+    axis = "In the histogram of the spectrum, x = ±(12 + log10 |λ|): ±9 is λ = ±1e-3, ±12 is λ = ±1."
+    if not _is_estimated(record):
+        return axis
+    errors = []
+    for column in range(len(record.columns)):
+        by_vector = np.stack([binned(*points) for points in zip(*density_points(record, column), strict=True)])
+        errors.append(by_vector.std(axis=0, ddof=1).max() / len(by_vector) ** 0.5)
+    return (
+        f"{axis} It is an estimate from {len(by_vector)} random starting vectors: each bar is how many of the "
+        f"{record.gradient.shape[-1]} eigenvalues of a mean sample are in that bin, with a standard error of at most "
+        f"{max(errors):.2g}. Where eigenvalues lie close, a bin may hold those of its neighbours."
     )
 
 
@@ -95,9 +149,10 @@ def diagnosis_text(record: Record) -> str:
             "\n".join([header, *rows]),
             "Normalized curvature is max |λ| / ‖gradient‖. Linear radius is 2 ‖gradient‖ / max |λ|: the distance, in "
             "input units, within which the linear picture may be believed. Head share is the part of the Frobenius "
-            "norm that the target puts on the outputs' slopes; the rest is the network's own bending.",
-            "In the histogram of the spectrum, x = ±(12 + log10 |λ|): ±9 is λ = ±1e-3, ±12 is λ = ±1. For readable "
-            "pictures tick *Show actual image size* in the Images tab.",
+            "norm that the target puts on the outputs' slopes; the rest is the network's own bending. Drift "
+            "compares with the measurement before: |cos| between the top eigenvectors, and the overlap of the spaces "
+            "of the top ones; 1 means that they have not turned, and undefined is what no gap separates from the rest.",
+            f"{_about_histogram(record)} For readable pictures tick *Show actual image size* in the Images tab.",
             f"{record.seconds:.2f} s, {record.num_hvps} Hessian-vector products for each sample and class. "
             f"Method {record.method} ({record.reason}), engine {record.engine}. {_trust(record)}",
         ]

@@ -1,5 +1,7 @@
 """The numbers behind histograms and tables."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,14 @@ from lightning_hessian.curvature.measure import Options
 from lightning_hessian.monitor import Monitor
 from lightning_hessian.probe import Probe
 from lightning_hessian.writers.scalars import scalars
-from lightning_hessian.writers.tensorboard import diagnosis_text, shown_eigenvalues, signed_log10
+from lightning_hessian.writers.tensorboard import (
+    BIN_EDGES,
+    binned,
+    density_points,
+    diagnosis_text,
+    shown_eigenvalues,
+    signed_log10,
+)
 
 
 def record_of(target="prob", activation=torch.nn.GELU):
@@ -41,3 +50,28 @@ def test_infinite_is_not_logged_and_said_in_words():
     assert "hessian_linear_radius/logit_class_0" not in scalars(record)
     assert "| ∞ |" in diagnosis_text(record)
     assert "exactly zero almost everywhere" in diagnosis_text(record)
+
+
+def test_the_histogram_of_an_estimated_density():
+    """Counts of a mean sample, within the errors told of the whole spectra; zeros from rounding count as zeros."""
+    net, probe = mlp(torch.nn.ReLU, inputs=60, width=20).float(), Probe(torch.randn(3, 60), None)
+    options = {"lanczos": Options("lanczos", 4, density_vectors=40), "low_rank": Options("low_rank")}
+    ends, whole = (
+        Monitor([0, 2], "prob", "float32", o, heatmap_samples=0).measure(net, probe, step=0, logged_step=0, epoch=0)
+        for o in options.values()
+    )
+    assert not ends.complete
+    assert ends.density_nodes.shape == (3, 2, 40, 40)
+    for column in range(2):
+        by_vector = np.stack([binned(*points) for points in zip(*density_points(ends, column), strict=True)])
+        truth = binned(shown_eigenvalues(whole, column), np.full(3 * 60, 1 / 3))
+        np.testing.assert_allclose(by_vector.sum(axis=1), 60, rtol=1e-5)
+        middle = len(BIN_EDGES) // 2
+        assert truth[middle] >= 57
+        error = by_vector.std(axis=0, ddof=1) / 40**0.5
+        assert (np.abs(by_vector.mean(axis=0) - truth) <= 4 * error + 1e-6).all()
+    told = re.search(
+        r"estimate from 40 random .* of the 60 eigenvalues .* at most ([0-9.e-]+)\. Where", diagnosis_text(ends)
+    )
+    assert float(told.group(1)) == pytest.approx(error.max(), rel=0.5)
+    assert "estimate from" not in diagnosis_text(whole)
