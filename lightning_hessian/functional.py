@@ -11,8 +11,9 @@ from torch import Tensor
 from lightning_hessian.curvature.dense import ChunkSize, symmetric_part
 from lightning_hessian.curvature.derivatives import ReverseOverReverse, gradients
 from lightning_hessian.curvature.diagnosis import Diagnosis
-from lightning_hessian.curvature.measure import MethodChoice, diagnose_finite, measure, whole_hessians
+from lightning_hessian.curvature.measure import diagnose_finite, measure, whole_hessians
 from lightning_hessian.curvature.memory import readable
+from lightning_hessian.curvature.plan import MethodChoice
 from lightning_hessian.curvature.problems import Problems
 from lightning_hessian.curvature.spectrum import Spectrum
 from lightning_hessian.errors import ConfigurationError
@@ -169,7 +170,8 @@ def input_hessian(
                   [0., 0., 4.]]]])
     """
     options = make_options(chunk_size=chunk_size, max_memory=max_memory, seed=seed)
-    with prepared(model, x, classes, target, dtype=dtype, wrt=wrt, forward_fn=forward_fn, output_fn=output_fn) as task:
+    how = {"dtype": dtype, "wrt": wrt, "forward_fn": forward_fn, "output_fn": output_fn, "max_memory": max_memory}
+    with prepared(model, x, classes, target, **how) as task:  # type: ignore[arg-type]
         problems = task.problems
         shape = (*problems.shape, problems.num_inputs)
         result_bytes = torch.Size(shape).numel() * problems.x.element_size()
@@ -251,7 +253,8 @@ def input_spectrum(
         'linear'
     """
     options = make_options(num_eigenvalues, method=method, chunk_size=chunk_size, max_memory=max_memory, seed=seed)
-    with prepared(model, x, classes, target, dtype=dtype, wrt=wrt, forward_fn=forward_fn, output_fn=output_fn) as task:
+    how = {"dtype": dtype, "wrt": wrt, "forward_fn": forward_fn, "output_fn": output_fn, "max_memory": max_memory}
+    with prepared(model, x, classes, target, **how) as task:  # type: ignore[arg-type]
         spectrum = measure(task.problems, task.target_name, options).spectrum
     _warn_if_untrusted(spectrum.diagnosis)
     return spectrum

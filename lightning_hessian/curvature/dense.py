@@ -73,13 +73,13 @@ def hessians(
         MeasurementError: the matrices of a single sample do not fit ``max_memory``.
     """
     per_column = product_bytes(problems)
-    per_sample = per_column + _matrix_bytes(problems.select(slice(0, 1)))
+    per_sample = dense_bytes(problems)
     what = f"The whole Hessians ({problems.num_classes} classes, D = {problems.num_inputs})"
     size = group_size(problems.num_samples, per_sample, max_memory, what)
     for start in range(0, problems.num_samples, size):
         samples = slice(start, min(start + size, problems.num_samples))
         group = problems.select(samples)
-        free = max_memory - _matrix_bytes(group)
+        free = max_memory - matrix_bytes(group)
         fitting = max(1, free // (per_column * group.num_samples))
         block = BlockSize(fitting) if chunk_size == "auto" else BlockSize(chunk_size, search=False)
         matrices = _columns_if_true(group, engine, block, generator)
@@ -89,7 +89,12 @@ def hessians(
         yield samples, matrices, engine
 
 
-def _matrix_bytes(problems: Problems) -> int:
+def dense_bytes(problems: Problems) -> int:
+    """The memory that whole Hessians take per sample: one column at a time, and their decomposition."""
+    return product_bytes(problems) + matrix_bytes(problems.select(slice(0, 1)))
+
+
+def matrix_bytes(problems: Problems) -> int:
     """Memory for the matrices of all problems and for their eigendecomposition (three more of the same)."""
     num_samples, num_classes, num_inputs = problems.shape
     return 4 * num_samples * num_classes * num_inputs**2 * problems.x.element_size()
