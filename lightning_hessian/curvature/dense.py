@@ -61,19 +61,21 @@ def hessians(
     chunk_size: ChunkSize,
     max_memory: int,
     generator: torch.Generator,
+    per_column: int | None = None,
 ) -> Iterator[tuple[slice, Tensor, EngineName]]:
     """Whole Hessians, a group of samples at a time: (samples, ``[n, K, D, D]``, engine that made them).
 
     A group is as large as fits ``max_memory`` bytes; within it, columns are computed in blocks of
     ``chunk_size`` (``"auto"``: found while working). What ``forward_over_reverse`` made is checked against one HVP
     by ``reverse_over_reverse`` along a random direction, and made again by that engine if it disagrees.
+    What one column of one sample takes is counted where ``per_column`` does not give it.
     Cost: D columns, each (1 + K) or 2K passes over the group.
 
     Raises:
         MeasurementError: the matrices of a single sample do not fit ``max_memory``.
     """
-    per_column = product_bytes(problems)
-    per_sample = dense_bytes(problems)
+    per_column = per_column or product_bytes(problems)
+    per_sample = per_column + matrix_bytes(problems.select(slice(0, 1)))
     what = f"The whole Hessians ({problems.num_classes} classes, D = {problems.num_inputs})"
     size = group_size(problems.num_samples, per_sample, max_memory, what)
     for start in range(0, problems.num_samples, size):
@@ -95,9 +97,9 @@ def dense_bytes(problems: Problems) -> int:
 
 
 def matrix_bytes(problems: Problems) -> int:
-    """Memory for the matrices of all problems and for their eigendecomposition (three more of the same)."""
+    """Memory for the matrices of all problems, and for what decomposing them makes beside (five more of the same)."""
     num_samples, num_classes, num_inputs = problems.shape
-    return 4 * num_samples * num_classes * num_inputs**2 * problems.x.element_size()
+    return 6 * num_samples * num_classes * num_inputs**2 * problems.x.element_size()
 
 
 def _columns_in_blocks(problems: Problems, engine_name: EngineName, block: BlockSize) -> Tensor:
@@ -186,7 +188,7 @@ def decompose(matrices: Tensor, gradient: Tensor, num_vectors: int) -> dict[str,
         "converged": residuals <= rounding,
         "trace": matrices.diagonal(dim1=-2, dim2=-1).sum(-1),
         "frobenius_norm": torch.linalg.matrix_norm(matrices),
-        "diagonal": matrices.diagonal(dim1=-2, dim2=-1),
+        "diagonal": matrices.diagonal(dim1=-2, dim2=-1).clone(),  # a view would keep the matrices
         "gradient_curvature": _curvature_along(gradient, matrices),
         "asymmetry": asymmetry,
     }

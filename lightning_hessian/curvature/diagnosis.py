@@ -15,7 +15,7 @@ from lightning_hessian.curvature.derivatives import (
     in_float64,
     random_vectors,
 )
-from lightning_hessian.curvature.memory import in_groups
+from lightning_hessian.curvature.memory import in_groups, out_of_memory
 from lightning_hessian.curvature.problems import Problems
 
 Kind = Literal["curved", "piecewise_linear", "linear", "disconnected", "inconsistent"]
@@ -99,8 +99,7 @@ def diagnose(problems: Problems, generator: torch.Generator, group_size: int | N
     if exact is None:
         finding = "The model cannot be evaluated in float64, so finite differences could not confirm the numbers."
         return replace(result, findings=(finding,))
-    few = slice(0, min(GROUP, group_size))
-    if result.kind == "curved" and _lost(problems.select(few), exact.select(few), generator):
+    if result.kind == "curved" and _lost(problems, exact, generator, group_size):
         finding = f"It is so flat that it underflows in {str(problems.x.dtype).removeprefix('torch.')}: use float64."
         return replace(result, findings=(finding,), trusted=False)
     return _with_witness(result, exact.select(slice(0, WITNESS_SAMPLES)), generator)
@@ -152,7 +151,9 @@ def _kind_of_group(mixture: Problems, generator: torch.Generator) -> Kind:
 def _forward_hvp(problems: Problems, v: Tensor) -> Tensor:
     try:
         return ForwardOverReverse(problems).hvp(v)
-    except Exception:  # this engine does not cover every module; the other one has spoken
+    except Exception as error:  # this engine does not cover every module; the other one has spoken
+        if out_of_memory(error):
+            raise
         return torch.zeros_like(v)
 
 
@@ -163,11 +164,16 @@ def _elsewhere(problems: Problems, scale: float, generator: torch.Generator) -> 
     return replace(problems, x=x + scale * (x.std(correction=0) + 1) * noise)
 
 
-def _lost(problems: Problems, exact: Problems, generator: torch.Generator) -> bool:
+def _lost(problems: Problems, exact: Problems, generator: torch.Generator, group_size: int) -> bool:
     """Whether HVPs are exactly zero in the dtype of x and not in float64, for some problem."""
-    v = random_vectors(exact, generator)
-    truth = ReverseOverReverse(exact).hvp(v).norm(dim=-1) > 0
-    return bool((truth & (ReverseOverReverse(problems).hvp(v.to(problems.x)).norm(dim=-1) == 0)).any())
+
+    def lost(samples: slice) -> bool:
+        few, same = problems.select(samples), exact.select(samples)
+        v = random_vectors(same, generator)
+        truth = ReverseOverReverse(same).hvp(v).norm(dim=-1) > 0
+        return bool((truth & (ReverseOverReverse(few).hvp(v.to(few.x)).norm(dim=-1) == 0)).any())
+
+    return any(found for _, found in in_groups(min(GROUP, problems.num_samples), group_size, lost))
 
 
 def _random_forward(problems: Problems, group_size: int) -> str | None:

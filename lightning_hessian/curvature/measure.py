@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lightning_hessian.curvature.dense import (
     decompose,
-    dense_bytes,
     hessians,
     matrix_bytes,
     symmetric_part,
@@ -168,19 +167,27 @@ def _matrix_maker(
     per_sample = low_rank_bytes(problems) + matrix_bytes(problems.select(slice(0, 1)))
     if diagnosis.network in FLAT and options.method != "dense" and per_sample <= memory:
         return memory // per_sample, lambda s: (low_rank_hessians(problems.select(s)), "reverse_over_reverse")
+    per_column = product_bytes(problems)
+    per_sample = per_column + matrix_bytes(problems.select(slice(0, 1)))
     generator = options.generator()
     agree, _ = engines_agree(problems, generator)
     engine: EngineName = "forward_over_reverse" if agree else "reverse_over_reverse"
 
     def make(samples: slice) -> tuple[Tensor, EngineName]:
         nonlocal engine
-        group = problems.select(samples)
-        found = hessians(group, engine, chunk_size=options.chunk_size, max_memory=memory, generator=generator)
+        found = hessians(
+            problems.select(samples),
+            engine,
+            chunk_size=options.chunk_size,
+            max_memory=memory,
+            generator=generator,
+            per_column=per_column,
+        )
         _, matrices, engine = next(found)
         return matrices, engine
 
     what = f"The whole Hessians ({problems.num_classes} classes, D = {problems.num_inputs})"
-    return group_size(problems.num_samples, dense_bytes(problems), memory, what), make
+    return group_size(problems.num_samples, per_sample, memory, what), make
 
 
 def _zero(gradient: Tensor, options: Options, num_matrices: int) -> _Result:
