@@ -38,7 +38,7 @@ print(bounded - before, free - before, float(difference))
 
 
 @pytest.mark.parametrize(
-    ("method", "count", "mebibytes"), [("dense", 96, 32), ("low_rank", 512, 32), ("lanczos", 896, 24)]
+    ("method", "count", "mebibytes"), [("dense", 192, 32), ("low_rank", 512, 32), ("lanczos", 896, 24)]
 )
 def test_the_memory_of_a_measurement_is_bounded(method, count, mebibytes):
     memory = mebibytes * 2**20
