@@ -13,9 +13,9 @@ from torch.func import hessian, vmap
 from benchmarks.common import alternate, check_equal, compare, cost, save, seconds
 from benchmarks.models import ViT, cnn, frozen, mlp, mnist_cnn, problems_of
 from lightning_hessian import input_hessian
-from lightning_hessian.curvature.dense import hessians
+from lightning_hessian.curvature.dense import hessians, symmetrize_
 from lightning_hessian.curvature.derivatives import engines_agree, gradients
-from lightning_hessian.curvature.memory import available_memory
+from lightning_hessian.curvature.memory import available_memory, product_bytes
 from lightning_hessian.curvature.problems import Problems
 
 NUM_SAMPLES = 4
@@ -28,10 +28,11 @@ def engine_hessians(problems: Problems) -> Tensor:
     engines = ("forward_over_reverse", "reverse_over_reverse")
     if not engines_agree(problems, generator)[0]:
         engines = engines[1:]
-    memory = available_memory(problems.x.device)
-    groups = hessians(problems, engines, chunk_size="auto", max_memory=memory, generator=generator)
-    found = [matrices for _, matrices, _ in groups]
-    return found[0] if len(found) == 1 else torch.cat(found)
+    memory, per_column = available_memory(problems.x.device), product_bytes(problems)
+    how = {"chunk_size": "auto", "max_memory": memory, "generator": generator, "per_column": per_column}
+    matrices, _ = hessians(problems, engines, **how)
+    symmetrize_(matrices)
+    return matrices
 
 
 def peer_hessians(model: nn.Module, x: Tensor, classes: list[int], chunk: int) -> Tensor:

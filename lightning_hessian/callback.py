@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_hessian.curvature.dense import ChunkSize
-from lightning_hessian.curvature.measure import MethodChoice
+from lightning_hessian.curvature.plan import MethodChoice
 from lightning_hessian.errors import ConfigurationError, MeasurementError
 from lightning_hessian.isolation import frozen_random_streams
 from lightning_hessian.model_function import ForwardFunction, OutputFunction
@@ -142,6 +142,7 @@ class InputHessianMonitor(Callback):
             return
         self._probe, self._num_records, self._last_epoch = None, 0, 0  # a monitor may serve several runs
         self._schedule.last_step = self._monitor.chosen_target = self._monitor.last_top = None
+        self._monitor.chosen_method = None
         with _misconfiguration():
             if sum(isinstance(callback, type(self)) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
                 raise ConfigurationError(
@@ -267,6 +268,11 @@ class InputHessianMonitor(Callback):
                     epoch=self._last_epoch,
                 )
                 first, self._num_records = self._num_records == 0, self._num_records + 1
+                if first:
+                    rank_zero_info(
+                        f"InputHessianMonitor: method {record.method} ({record.reason}); the first measurement took "
+                        f"{record.seconds:.2g} s."
+                    )
                 metrics = publish(record, trainer.loggers, folder, keep_matrices=self._keep_matrices, first=first)
             except Exception as error:  # a user's model or logger may fail in any way; training goes on
                 failure = error

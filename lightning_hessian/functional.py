@@ -11,8 +11,9 @@ from torch import Tensor
 from lightning_hessian.curvature.dense import ChunkSize
 from lightning_hessian.curvature.derivatives import ReverseOverReverse, gradients
 from lightning_hessian.curvature.diagnosis import Diagnosis
-from lightning_hessian.curvature.measure import MethodChoice, diagnose_finite, measure, whole_hessians
+from lightning_hessian.curvature.measure import diagnose_finite, measure, whole_hessians
 from lightning_hessian.curvature.memory import readable
+from lightning_hessian.curvature.plan import MethodChoice
 from lightning_hessian.curvature.problems import Problems
 from lightning_hessian.curvature.spectrum import Spectrum
 from lightning_hessian.errors import ConfigurationError
@@ -170,7 +171,8 @@ def input_hessian(
                   [0., 0., 4.]]]])
     """
     options = make_options(chunk_size=chunk_size, max_memory=max_memory, seed=seed)
-    with prepared(model, x, classes, target, dtype=dtype, wrt=wrt, forward_fn=forward_fn, output_fn=output_fn) as task:
+    how = {"dtype": dtype, "wrt": wrt, "forward_fn": forward_fn, "output_fn": output_fn, "max_memory": max_memory}
+    with prepared(model, x, classes, target, **how) as task:  # type: ignore[arg-type]
         problems = task.problems
         shape = (*problems.shape, problems.num_inputs)
         result_bytes = torch.Size(shape).numel() * problems.x.element_size()
@@ -189,7 +191,7 @@ def input_hessian(
             return problems.x.new_zeros(shape)
         left = replace(options, max_memory=memory - result_bytes)
         result = None
-        for samples, matrices, _, _ in whole_hessians(problems, left, diagnosis):
+        for samples, matrices in whole_hessians(problems, left, diagnosis):
             if len(matrices) == problems.num_samples:
                 return matrices
             result = problems.x.new_empty(shape) if result is None else result
@@ -272,7 +274,8 @@ def input_spectrum(
         block_size=block_size,
         density_vectors=density_vectors,
     )
-    with prepared(model, x, classes, target, dtype=dtype, wrt=wrt, forward_fn=forward_fn, output_fn=output_fn) as task:
+    how = {"dtype": dtype, "wrt": wrt, "forward_fn": forward_fn, "output_fn": output_fn, "max_memory": max_memory}
+    with prepared(model, x, classes, target, **how) as task:  # type: ignore[arg-type]
         spectrum = measure(task.problems, task.target_name, options).spectrum
     _warn_if_untrusted(spectrum.diagnosis)
     return spectrum

@@ -10,7 +10,9 @@ from typing import Any, Literal
 import torch
 
 import lightning_hessian
-from lightning_hessian.curvature.measure import Options, diagnose_finite, measure
+from lightning_hessian.curvature.measure import Measurement, diagnose_finite, measure
+from lightning_hessian.curvature.plan import Options
+from lightning_hessian.curvature.spectrum import MethodName
 from lightning_hessian.drift import TopVectors, drift, top_vectors
 from lightning_hessian.errors import ConfigurationError, MeasurementError
 from lightning_hessian.model_function import ForwardFunction, OutputFunction
@@ -53,6 +55,7 @@ class Monitor:
     wrt: str | None = None
     chosen_target: Target | None = field(default=None, init=False)
     last_top: TopVectors | None = field(default=None, init=False)  # of the last record, for the drift of the next
+    chosen_method: MethodName | None = field(default=None, init=False)  # by the clock, for a curved network
 
     def __post_init__(self) -> None:
         if not callable(self.target):
@@ -90,10 +93,14 @@ class Monitor:
                     f"class_names has {len(self.class_names)} names, and the model has {task.num_outputs} outputs."
                 )
             num_matrices = min(self.heatmap_samples, len(probe.x))
-            measurement = measure(task.problems, task.target_name, self.options, num_matrices=num_matrices)
+            measurement = measure(
+                task.problems, task.target_name, self.options, num_matrices=num_matrices, kept=self.chosen_method
+            )
         diagnosis = measurement.spectrum.diagnosis
         if not diagnosis.trusted:
             raise MeasurementError(f"The input-Hessian is not to be trusted. {diagnosis.message}")
+        if measurement.plan.seconds_per_hvp is not None:
+            self.chosen_method = measurement.plan.method
         record = make_record(
             measurement,
             step=step,
@@ -105,7 +112,7 @@ class Monitor:
             classes=task.problems.classes,
             columns=self._columns(task),
             class_names=self.class_names,
-            made_with=self._made_with(task),
+            made_with=self._made_with(task, measurement),
         )
         before, self.last_top = self.last_top, top_vectors(record)
         turned = drift(before, self.last_top)
@@ -114,7 +121,8 @@ class Monitor:
     def _prepared(self, model: Model, probe: Probe, target: Target) -> Any:
         classes: Any = probe.labels if self.classes == "label" else self.classes
         functions = {"forward_fn": self.forward_fn, "output_fn": self.output_fn, "wrt": self.wrt}
-        return prepared(model, probe.x, classes, target, dtype=DTYPES[self.dtype], **functions)  # type: ignore[arg-type]
+        how = {**functions, "dtype": DTYPES[self.dtype], "max_memory": self.options.max_memory}
+        return prepared(model, probe.x, classes, target, **how)  # type: ignore[arg-type]
 
     def _choose_target(self, model: Model, probe: Probe) -> Target:
         """``"logit"``, unless the network is piecewise linear and has several outputs: then ``"prob"``."""
@@ -136,12 +144,14 @@ class Monitor:
             return (str(self.classes),)
         return tuple(f"class_{k}" for k in task.problems.classes[0].tolist())
 
-    def _made_with(self, task: Task) -> dict[str, Any]:
+    def _made_with(self, task: Task, measurement: Measurement) -> dict[str, Any]:
         return {
             "lightning_hessian": lightning_hessian.__version__,
             "torch": torch.__version__,
             "dtype": self.dtype,
             "device": str(task.problems.x.device),
+            "seconds_per_hvp": measurement.plan.seconds_per_hvp,
+            "expected_seconds": dict(measurement.plan.expected_seconds),
             **vars(self.options),
         }
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_hessian.curvature.dense import ChunkSize
-from lightning_hessian.curvature.measure import METHODS, MethodChoice, Options
+from lightning_hessian.curvature.memory import allocated_per_sample, in_groups
+from lightning_hessian.curvature.plan import METHODS, MethodChoice, Options
 from lightning_hessian.curvature.problems import Problems
 from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.isolation import isolated
@@ -46,6 +47,7 @@ def prepared(
     wrt: str | int | None = None,
     forward_fn: ForwardFunction | None = None,
     output_fn: OutputFunction | None = None,
+    max_memory: int | None = None,
 ) -> Iterator[Task]:
     """The problems of a model, inside the isolation in which they may be differentiated.
 
@@ -62,14 +64,28 @@ def prepared(
     with isolated(model, device, dtype):
         x, held = network.split(_moved(inputs, device, dtype), dtype)
         check_input(x)
-        with torch.no_grad():
-            outputs = network(x, held)
+        outputs = _outputs(network, x, held, max_memory)
         predicted = outputs.argmax(dim=1)
         resolved = _resolve_classes(classes, predicted, outputs.shape[1])
         function = resolve_target(target, outputs.shape[1])
         with torch.no_grad():
             function(outputs, resolved)  # a callable target that gives another shape is told about here
         yield Task(Problems(network, function, x, resolved, held), target_name(target), predicted, outputs.shape[1])
+
+
+def _outputs(network: ModelFunction, x: Tensor, held: Any, max_memory: int | None) -> Tensor:
+    """The outputs ``[N, C]``, from as many samples at a time as fit the memory."""
+    problems = Problems(network, lambda z, classes: z, x, torch.zeros(len(x), 1, dtype=torch.long), held)
+
+    def work(samples: slice) -> Tensor:
+        few = problems.select(samples)
+        return few.outputs(few.x)
+
+    with torch.no_grad():
+        work(slice(0, 2))  # copies the parameters, which must not be counted as a sample's
+        per_sample = allocated_per_sample(problems, lambda few: few.outputs(few.x))
+        size = max(1, Options(max_memory=max_memory).memory(x.device) // per_sample)
+        return torch.cat([outputs for _, outputs in in_groups(len(x), size, work)])
 
 
 def _moved(inputs: Any, device: torch.device, dtype: torch.dtype) -> Any:

@@ -374,3 +374,11 @@ def test_a_log_in_the_forward_is_silent_while_measuring(tmp_path):
 def test_few_samples_are_told(tmp_path):
     with pytest.warns(UserWarning, match="num_samples=100, but the batch or dataset has 16"):
         fit(tmp_path, small_monitor(num_samples=100), max_epochs=1)
+
+
+def test_the_log_tells_once_which_method_was_chosen_and_why(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr("lightning_hessian.callback.rank_zero_info", told.append)
+    fit(tmp_path, small_monitor())
+    (choice,) = [message for message in told if "method" in message]
+    assert "method dense (D = 64 is small enough for whole matrices)" in choice

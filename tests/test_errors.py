@@ -80,7 +80,10 @@ def test_a_vector_of_the_wrong_shape():
 
 
 def test_too_little_memory_for_one_sample():
-    with pytest.raises(MeasurementError, match=r"whole Hessians.*D = 6.*of one sample takes.*100 bytes"):
+    with pytest.raises(
+        MeasurementError,
+        match=r"method='dense' needs .* one sample of 1 class \(D = 6\).*100 bytes may be used. Allow max_memory=\d+",
+    ):
         input_spectrum(mlp(), X, 0, max_memory=100)
 
 

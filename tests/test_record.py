@@ -9,7 +9,7 @@ import torch
 from conftest import mlp
 
 from lightning_hessian import load_records
-from lightning_hessian.curvature.measure import Options
+from lightning_hessian.curvature.plan import Options
 from lightning_hessian.monitor import Monitor
 from lightning_hessian.probe import Probe
 from lightning_hessian.record import save_record

@@ -17,6 +17,7 @@ ALLOWED = {
     "lightning_hessian.writers.scalars": {"safetensors"},
     "lightning_hessian.writers.publish": {"safetensors", "matplotlib"},
     "lightning_hessian.curvature.measure": {"torch"},
+    "lightning_hessian.curvature.plan": {"torch"},
     "lightning_hessian.curvature.diagnosis": {"torch"},
     "lightning_hessian.targets": {"torch"},
     "lightning_hessian.model_function": {"torch"},
@@ -29,6 +30,7 @@ ALLOWED = {
 # What a room may know of its own house, besides itself and errors.
 NEIGHBOURS = {
     "lightning_hessian.curvature.measure": {"curvature"},
+    "lightning_hessian.curvature.plan": {"curvature"},
     "lightning_hessian.targets": set(),
     "lightning_hessian.model_function": set(),
     "lightning_hessian.isolation": {"keeper"},

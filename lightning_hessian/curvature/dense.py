@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -15,7 +15,7 @@ from lightning_hessian.curvature.derivatives import (
     random_vectors,
     relative_difference,
 )
-from lightning_hessian.curvature.memory import group_size, out_of_memory, product_bytes
+from lightning_hessian.curvature.memory import out_of_memory, product_bytes
 from lightning_hessian.curvature.problems import Problems
 from lightning_hessian.errors import MeasurementError
 
@@ -83,41 +83,34 @@ def hessians(
     chunk_size: ChunkSize,
     max_memory: int,
     generator: torch.Generator,
-) -> Iterator[tuple[slice, Tensor, EngineName]]:
-    """Whole Hessians, a group of samples at a time: (samples, ``[n, K, D, D]``, engine that made most of them).
+    per_column: int,
+) -> tuple[Tensor, EngineName]:
+    """Whole Hessians ``[N, K, D, D]``, not yet made symmetric, and the engine that made most of them.
 
-    A group is as large as fits ``max_memory`` bytes; within it, columns are computed in blocks of
-    ``chunk_size`` (``"auto"``: found while working) by whichever of ``engines`` is faster here. What
-    ``forward_over_reverse`` made is checked against one HVP by ``reverse_over_reverse`` along a random
-    direction, and all is made again by that engine if it disagrees. The matrices are not symmetrised.
-    Cost: D columns, each (1 + K) or 2K passes over the group.
-
-    Raises:
-        MeasurementError: the matrices of a single sample do not fit ``max_memory``.
+    Columns are computed in blocks of ``chunk_size`` (``"auto"``: found while working) by whichever of ``engines``
+    is faster here; for one sample one takes ``per_column`` bytes, and the matrices with what decomposing them takes
+    are to fit ``max_memory`` too. What ``forward_over_reverse`` made is checked against one HVP by
+    ``reverse_over_reverse`` along a random direction, and all is made again by that engine if it disagrees.
+    Cost: D columns, each (1 + K) or 2K passes.
     """
-    per_column = product_bytes(problems)
-    per_sample = per_column + _matrix_bytes(problems.select(slice(0, 1)))
-    what = f"The whole Hessians ({problems.num_classes} classes, D = {problems.num_inputs})"
-    size = group_size(problems.num_samples, per_sample, max_memory, what)
-    for start in range(0, problems.num_samples, size):
-        samples = slice(start, min(start + size, problems.num_samples))
-        group = problems.select(samples)
-        block_bytes = per_column * group.num_samples
-        fitting = max(1, (max_memory - _matrix_bytes(group)) // block_bytes)
-        first = min(LARGEST_FIRST_BLOCK, max(1, FIRST_BLOCK_BYTES // block_bytes))
-        if chunk_size != "auto":
-            first = fitting = chunk_size
-        matrices = _columns_if_true(group, BlockSearch(engines, first, fitting), generator)
-        if matrices is None:
-            engines = ("reverse_over_reverse",)
-            matrices = _columns_in_blocks(group, BlockSearch(engines, first, fitting))
-        yield samples, *matrices
+    block_bytes = per_column * problems.num_samples
+    limit = max(1, (max_memory - matrix_bytes(problems)) // block_bytes)
+    first = min(LARGEST_FIRST_BLOCK, max(1, FIRST_BLOCK_BYTES // block_bytes))
+    if chunk_size != "auto":
+        first = limit = chunk_size
+    found = _columns_if_true(problems, BlockSearch(engines, first, limit), generator)
+    return found or _columns_in_blocks(problems, BlockSearch(("reverse_over_reverse",), first, limit))
 
 
-def _matrix_bytes(problems: Problems) -> int:
-    """Memory for the matrices of all problems and for their eigendecomposition (three more of the same)."""
+def dense_bytes(problems: Problems) -> int:
+    """The memory that whole Hessians take per sample: one column at a time, and their decomposition."""
+    return product_bytes(problems) + matrix_bytes(problems.select(slice(0, 1)))
+
+
+def matrix_bytes(problems: Problems) -> int:
+    """Memory for the matrices of all problems, and for what decomposing them makes beside (five more of the same)."""
     num_samples, num_classes, num_inputs = problems.shape
-    return 4 * num_samples * num_classes * num_inputs**2 * problems.x.element_size()
+    return 6 * num_samples * num_classes * num_inputs**2 * problems.x.element_size()
 
 
 def _columns_in_blocks(problems: Problems, block: BlockSearch) -> tuple[Tensor, EngineName]:
@@ -217,7 +210,7 @@ def decompose(matrices: Tensor, gradient: Tensor, num_vectors: int) -> dict[str,
         "converged": residuals <= rounding,
         "trace": matrices.diagonal(dim1=-2, dim2=-1).sum(-1),
         "frobenius_norm": torch.linalg.matrix_norm(matrices),
-        "diagonal": matrices.diagonal(dim1=-2, dim2=-1),
+        "diagonal": matrices.diagonal(dim1=-2, dim2=-1).clone(),  # a view would keep the matrices
         "gradient_curvature": _curvature_along(gradient, matrices),
     }
 

@@ -177,8 +177,9 @@ def in_float64(problems: Problems) -> Problems | None:
     """The problems in float64, or None where the model cannot be evaluated in it."""
     try:
         exact = problems.to(torch.float64)
+        few = exact.select(slice(0, 2))
         with torch.no_grad():
-            values = exact.values(exact.x)
+            values = few.values(few.x)
     except Exception:  # no float64 on this device, or a forward that fails in it; float32 is still wanted
         return None
     return exact if values.dtype == torch.float64 else None

@@ -15,6 +15,7 @@ from lightning_hessian.curvature.derivatives import (
     in_float64,
     random_vectors,
 )
+from lightning_hessian.curvature.memory import in_groups, out_of_memory
 from lightning_hessian.curvature.problems import Problems
 
 Kind = Literal["curved", "piecewise_linear", "linear", "disconnected", "inconsistent"]
@@ -80,25 +81,25 @@ class Diagnosis:
         return self.kind in ("piecewise_linear", "linear", "disconnected")
 
 
-def diagnose(problems: Problems, generator: torch.Generator) -> Diagnosis:
+def diagnose(problems: Problems, generator: torch.Generator, group_size: int | None = None) -> Diagnosis:
     """Says what kind of function of its input every target is, from a few HVPs along random directions.
 
     A Hessian is called zero only when the HVPs along ``NUM_DRAWS`` random directions are exactly 0.0 for
     every sample and a random mixture of its classes, in float64 where the model can be evaluated in it, by
     both engines where both run. Whether derivatives are true is witnessed in float64 by central finite
-    differences. Cost: about 15 HVPs and 10 forward passes, ``GROUP`` samples at a time.
+    differences. Cost: about 15 HVPs and 10 forward passes, ``GROUP`` samples at a time, or ``group_size`` at most.
     """
-    for check in (_random_forward, _coupled_samples):
-        finding = check(problems, generator)
+    group_size = group_size or problems.num_samples
+    for finding in (_random_forward(problems, group_size), _coupled_samples(problems, generator)):
         if finding:
             return Diagnosis("curved", "curved", (finding,), trusted=False)
     exact = in_float64(problems)
-    network = _kind(_mixture(_outputs(exact or problems), generator), generator)
-    result = Diagnosis(_kind(_mixture(exact or problems, generator), generator), network)
+    network = _kind(_mixture(_outputs(exact or problems), generator), generator, group_size)
+    result = Diagnosis(_kind(_mixture(exact or problems, generator), generator, group_size), network)
     if exact is None:
         finding = "The model cannot be evaluated in float64, so finite differences could not confirm the numbers."
         return replace(result, findings=(finding,))
-    if result.kind == "curved" and _lost(problems, exact, generator):
+    if result.kind == "curved" and _lost(problems, exact, generator, group_size):
         finding = f"It is so flat that it underflows in {str(problems.x.dtype).removeprefix('torch.')}: use float64."
         return replace(result, findings=(finding,), trusted=False)
     return _with_witness(result, exact.select(slice(0, WITNESS_SAMPLES)), generator)
@@ -106,8 +107,9 @@ def diagnose(problems: Problems, generator: torch.Generator) -> Diagnosis:
 
 def _mixture(problems: Problems, generator: torch.Generator) -> Problems:
     """One random weighted sum of each sample's targets: flat only if all of them are."""
+    few = problems.select(slice(0, 2))
     with torch.no_grad():
-        num_terms = problems.values(problems.x).shape[1]
+        num_terms = few.values(few.x).shape[1]
     return replace(problems, mixture=torch.randn(num_terms, generator=generator, dtype=torch.float64))
 
 
@@ -116,12 +118,10 @@ def _outputs(problems: Problems) -> Problems:
     return replace(problems, target=lambda z, classes: z)
 
 
-def _kind(mixture: Problems, generator: torch.Generator) -> Kind:
-    size = max(GROUP, GROUP_ENTRIES // mixture.num_inputs)
-    kinds = {
-        _kind_of_group(mixture.select(slice(start, start + size)), generator)
-        for start in range(0, mixture.num_samples, size)
-    }
+def _kind(mixture: Problems, generator: torch.Generator, group_size: int) -> Kind:
+    size = min(group_size, max(GROUP, GROUP_ENTRIES // mixture.num_inputs))
+    groups = in_groups(mixture.num_samples, size, lambda samples: _kind_of_group(mixture.select(samples), generator))
+    kinds = {kind for _, kind in groups}
     order: tuple[Kind, ...] = ("curved", "piecewise_linear", "linear", "disconnected")
     return next(kind for kind in order if kind in kinds)
 
@@ -151,7 +151,9 @@ def _kind_of_group(mixture: Problems, generator: torch.Generator) -> Kind:
 def _forward_hvp(problems: Problems, v: Tensor) -> Tensor:
     try:
         return ForwardOverReverse(problems).hvp(v)
-    except Exception:  # this engine does not cover every module; the other one has spoken
+    except Exception as error:  # this engine does not cover every module; the other one has spoken
+        if out_of_memory(error):
+            raise
         return torch.zeros_like(v)
 
 
@@ -162,18 +164,25 @@ def _elsewhere(problems: Problems, scale: float, generator: torch.Generator) -> 
     return replace(problems, x=x + scale * (x.std(correction=0) + 1) * noise)
 
 
-def _lost(problems: Problems, exact: Problems, generator: torch.Generator) -> bool:
+def _lost(problems: Problems, exact: Problems, generator: torch.Generator, group_size: int) -> bool:
     """Whether HVPs are exactly zero in the dtype of x and not in float64, for some problem."""
-    few, exact = problems.select(slice(0, GROUP)), exact.select(slice(0, GROUP))
-    v = random_vectors(exact, generator)
-    truth = ReverseOverReverse(exact).hvp(v).norm(dim=-1) > 0
-    return bool((truth & (ReverseOverReverse(few).hvp(v.to(few.x)).norm(dim=-1) == 0)).any())
+
+    def lost(samples: slice) -> bool:
+        few, same = problems.select(samples), exact.select(samples)
+        v = random_vectors(same, generator)
+        truth = ReverseOverReverse(same).hvp(v).norm(dim=-1) > 0
+        return bool((truth & (ReverseOverReverse(few).hvp(v.to(few.x)).norm(dim=-1) == 0)).any())
+
+    return any(found for _, found in in_groups(min(GROUP, problems.num_samples), group_size, lost))
 
 
-def _random_forward(problems: Problems, generator: torch.Generator) -> str | None:
-    with torch.no_grad():
-        first, second = problems.outputs(problems.x), problems.outputs(problems.x)
-    if _close(first, second):
+def _random_forward(problems: Problems, group_size: int) -> str | None:
+    def repeats(samples: slice) -> bool:
+        group = problems.select(samples)
+        with torch.no_grad():
+            return _close(group.outputs(group.x), group.outputs(group.x))
+
+    if all(same for _, same in in_groups(problems.num_samples, group_size, repeats)):
         return None
     return (
         "Two forward passes on the same input differ: the forward is random (dropout that stays on, sampled "

@@ -9,7 +9,7 @@ from lightning_hessian.curvature.density import NUM_STEPS, density
 from lightning_hessian.curvature.derivatives import gradients, random_vectors
 from lightning_hessian.curvature.lanczos import lanczos
 from lightning_hessian.curvature.low_rank import head_factors, head_hessian
-from lightning_hessian.curvature.memory import group_size, product_bytes
+from lightning_hessian.curvature.memory import allocated_per_sample, group_size, in_groups, product_bytes
 from lightning_hessian.curvature.operator import HeadOperator, HessianOperator, Operator
 from lightning_hessian.curvature.problems import Problems
 from lightning_hessian.curvature.trace import Estimates, estimate, estimate_norm
@@ -42,26 +42,44 @@ def extreme_parts(
     Raises:
         MeasurementError: not even the bases of one sample fit ``max_memory``.
     """
-    num_vectors = max(4 * num_eigenvalues, 40, 3 * block_size) + block_size
-    row = problems.num_inputs * problems.x.element_size()
-    per_class = product_bytes(problems) + (num_vectors + 3 * num_eigenvalues) * row
-    size = group_size(problems.num_samples, problems.num_classes * per_class, max_memory, "The Lanczos basis")
+    per_sample = lanczos_bytes(problems, num_eigenvalues, block_size)
+    size = group_size(problems.num_samples, per_sample, max_memory, "The Lanczos basis")
     state = generator.get_state()
-    parts, num_hvps = [], 0
-    for start in range(0, problems.num_samples, size):
-        group = problems.select(slice(start, start + size))
+
+    def work(samples: slice) -> tuple[dict[str, Tensor], int]:
+        group = problems.select(samples)
         generator.set_state(state)
         operator = HeadOperator(group) if head_only else HessianOperator(group)
-        found, used = _parts_of(operator, group, num_eigenvalues, block_size, num_vectors, generator)
+        max_basis = _basis_size(num_eigenvalues, block_size)
+        found, used = _parts_of(operator, group, num_eigenvalues, block_size, max_basis, generator)
         if density_vectors and found["eigenvalues"].shape[-1] < problems.num_inputs:
             generator.set_state(state)  # the starts do not hang on how many vectors Lanczos drew
             rule = density(operator, NUM_STEPS, density_vectors, generator=generator)
             laid_out = (group.num_samples, group.num_classes, *rule.nodes.shape[1:])
             found |= {"density_nodes": rule.nodes.reshape(laid_out), "density_weights": rule.weights.reshape(laid_out)}
             used += rule.nodes[0].numel()
-        parts.append(found)
-        num_hvps = max(num_hvps, used)
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, num_hvps
+        return found, used
+
+    parts, num_hvps = zip(*(result for _, result in in_groups(problems.num_samples, size, work)), strict=True)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, max(num_hvps)
+
+
+def lanczos_bytes(problems: Problems, num_eigenvalues: int, block_size: int) -> int:
+    """The memory that ``extreme_parts`` takes per sample.
+
+    Two graphs of the Hessian (a smaller one is built when some problems have converged) and one of the head; the
+    basis and a copy of it, or what the estimates keep of every random vector.
+    """
+    flat = problems.select(slice(0, 2)).flatten()
+    row = problems.num_inputs * problems.x.element_size()
+    head = allocated_per_sample(flat, lambda few: HeadOperator(few)(few.x.flatten(1)))
+    basis = min(_basis_size(num_eigenvalues, block_size), problems.num_inputs)
+    num_rows = 2 * max(basis, NUM_RANDOM) + 4 * max(2, num_eigenvalues) + 10
+    return problems.num_classes * (2 * product_bytes(flat) + head + num_rows * row)
+
+
+def _basis_size(num_eigenvalues: int, block_size: int) -> int:
+    return max(4 * num_eigenvalues, 40, 3 * block_size) + block_size
 
 
 def _parts_of(

@@ -7,7 +7,10 @@ from torch import Tensor
 from torch.func import vjp, vmap
 
 from lightning_hessian.curvature.derivatives import ReverseOverReverse, gradients, relative_difference
+from lightning_hessian.curvature.memory import gradient_bytes
 from lightning_hessian.curvature.problems import Problems
+
+VMAPPED_OUTPUTS = 16  # backward passes batched at once: most of the speed, and no C-fold activations at C = 1000
 
 
 def jacobian(problems: Problems) -> Tensor:
@@ -29,7 +32,8 @@ def jacobian(problems: Problems) -> Tensor:
     one_hot = torch.eye(num_outputs, dtype=x.dtype, device=x.device)
     try:
         pull_back = vjp(problems.outputs, x.detach())[1]
-        batched = vmap(lambda c: pull_back(c.expand(len(x), -1))[0])(one_hot).flatten(2).transpose(0, 1)
+        rows = vmap(lambda c: pull_back(c.expand(len(x), -1))[0], chunk_size=VMAPPED_OUTPUTS)(one_hot)
+        batched = rows.flatten(2).transpose(0, 1)
     except Exception:  # every kind of module that lacks a vmap rule
         batched = None
     weights = torch.linspace(1, 2, num_outputs, dtype=x.dtype, device=x.device)
@@ -97,13 +101,14 @@ def low_rank_parts(problems: Problems, num_vectors: int) -> dict[str, Tensor]:
 
 
 def low_rank_bytes(problems: Problems) -> int:
-    """The memory that ``low_rank_parts`` takes per sample: C gradients, their QR, and eigenvectors."""
+    """The memory that ``low_rank_parts`` takes per sample: C gradients, their QR, and products with it."""
     few = problems.select(slice(0, 2))
     with torch.no_grad():
         num_outputs = few.outputs(few.x).shape[1]
     _, num_classes, num_inputs = problems.shape
-    numbers = num_inputs * num_outputs * (4 + 2 * num_classes) + 6 * num_classes * num_outputs**2
-    return numbers * problems.x.element_size()
+    numbers = num_inputs * num_outputs * (6 + 4 * num_classes) + 12 * (num_classes + 1) * num_outputs**2
+    backward = min(num_outputs, VMAPPED_OUTPUTS) * gradient_bytes(problems)
+    return numbers * problems.x.element_size() + backward
 
 
 def part_norms(problems: Problems, matrices: Tensor) -> dict[str, Tensor]:

@@ -1,79 +1,40 @@
-"""Picks the method of a measurement and runs it."""
+"""Runs a measurement by the method that was planned for it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.dense import ChunkSize, decompose, hessians, symmetrize_, zero_parts
+from lightning_hessian.curvature.dense import decompose, hessians, matrix_bytes, symmetrize_, zero_parts
 from lightning_hessian.curvature.density import Density, exact_density
 from lightning_hessian.curvature.derivatives import EngineName, engines_agree, gradients
 from lightning_hessian.curvature.diagnosis import Diagnosis, diagnose
 from lightning_hessian.curvature.extremes import extreme_parts
 from lightning_hessian.curvature.low_rank import low_rank_bytes, low_rank_hessians, low_rank_parts, part_norms
-from lightning_hessian.curvature.memory import available_memory, group_size
+from lightning_hessian.curvature.memory import group_size, in_groups, product_bytes
+from lightning_hessian.curvature.plan import FLAT, Options, Plan, make_plan, working_memory
 from lightning_hessian.curvature.problems import Problems
 from lightning_hessian.curvature.spectrum import Cost, MethodName, Spectrum
 from lightning_hessian.errors import MeasurementError
 
-MethodChoice = Literal["auto", "dense", "low_rank", "lanczos"]
-METHODS: tuple[MethodChoice, ...] = get_args(MethodChoice)
-
 # How asymmetric a Hessian may be before its digits are called rounding.
 ASYMMETRY_TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-6}
 
-# Up to this many inputs all D columns cost no more than the 100 to 200 products of Lanczos and its estimates,
-# and the whole spectrum is had exactly.
-LARGEST_DENSE = 256
-
 ESTIMATED = ("trace", "frobenius_norm", "diagonal", "head_norm", "network_norm")
-
-FLAT = ("piecewise_linear", "linear")  # networks whose Hessian is JᵀAJ
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to measure.
-
-    Attributes:
-        method: ``"auto"`` or a method.
-        num_eigenvalues: eigenvectors kept per problem; for ``lanczos`` the number of eigenvalues.
-        chunk_size: columns computed at once; ``"auto"``: found while working.
-        max_memory: bytes that may be used; None: half of what is free on the device.
-        block_size: start vectors of ``lanczos``: it sees an eigenvalue at most that many times.
-        seed: of the monitor's own random vectors, the same at every measurement: curves show the network.
-        density_vectors: starting vectors for the density of eigenvalues where ``lanczos`` finds only their ends;
-            0: no density there. Complete spectra have theirs without.
-    """
-
-    method: MethodChoice = "auto"
-    num_eigenvalues: int = 10
-    chunk_size: ChunkSize = "auto"
-    max_memory: int | None = None
-    seed: int = 0
-    block_size: int = 1
-    density_vectors: int = 0
-
-    def memory(self, device: torch.device) -> int:
-        """The bytes that may be used on ``device``."""
-        return self.max_memory or available_memory(device)
-
-    def generator(self) -> torch.Generator:
-        """A fresh generator of our own, so that no random stream of the run is drawn from."""
-        return torch.Generator().manual_seed(self.seed)
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A spectrum, with the whole matrices ``[S, K, D, D]`` of the first S samples where they were asked for."""
+    """A spectrum, the whole matrices ``[S, K, D, D]`` of the first S samples where asked for, and what was planned."""
 
     spectrum: Spectrum
     hessian: Tensor | None
+    plan: Plan
 
 
 @dataclass(frozen=True)
@@ -95,6 +56,7 @@ def measure(
     *,
     diagnosis: Diagnosis | None = None,
     num_matrices: int = 0,
+    kept: MethodName | None = None,
 ) -> Measurement:
     """The spectrum of every problem, and the whole matrices of a few samples.
 
@@ -104,57 +66,36 @@ def measure(
         options: how to measure.
         diagnosis: of these problems, where it is known already.
         num_matrices: for how many samples, counted from the first, the matrices are wanted.
+        kept: the method that an earlier measurement of a curved network chose.
 
     Raises:
         MeasurementError: values, gradients or Hessians are not finite, the method does not apply, or nothing
             fits the memory.
     """
     begin = time.perf_counter()
-    diagnosis = diagnosis or diagnose_finite(problems, options)
-    method, reason = choose_method(problems, diagnosis, options)
+    options = replace(options, max_memory=options.memory(problems.x.device))
+    gradient = finite_gradients(problems, options)
+    diagnosis = diagnosis or _diagnosed(problems, options)
+    plan = make_plan(problems, diagnosis, options, kept)
     if diagnosis.zero:
-        result = _zero(problems, options, num_matrices)
+        result = _zero(gradient, options, num_matrices)
     else:
-        run = {"dense": _dense, "low_rank": _low_rank, "lanczos": _lanczos}[method]
-        result = run(problems, diagnosis, options, num_matrices)
+        left = working_memory(plan.method, problems, diagnosis, options)
+        run = {"dense": _dense, "low_rank": _low_rank, "lanczos": _lanczos}[plan.method]
+        result = run(problems, gradient, diagnosis, replace(options, max_memory=left), num_matrices)
     spectrum = Spectrum(
         **_with_exact_errors(result.parts),
         complete=result.complete,
         density=exact_density(result.parts["eigenvalues"], problems.num_inputs) if result.complete else result.density,
-        gradient=gradients(problems),
-        method=method,
-        reason=reason,
+        gradient=gradient,
+        method=plan.method,
+        reason=plan.reason,
         engine=result.engine,
         target=target,
         diagnosis=_with_asymmetry(diagnosis, result.parts["asymmetry"], problems.x.dtype),
         cost=Cost(time.perf_counter() - begin, result.num_hvps),
     )
-    return Measurement(spectrum, torch.cat(result.matrices) if num_matrices else None)
-
-
-def choose_method(problems: Problems, diagnosis: Diagnosis, options: Options) -> tuple[MethodName, str]:
-    """The cheapest method that is exact or knows its error, and why it was chosen, in words.
-
-    Raises:
-        MeasurementError: ``low_rank`` was asked for and the network is not piecewise linear.
-    """
-    flat = diagnosis.network in FLAT
-    if options.method == "low_rank" and not flat:
-        raise MeasurementError(
-            "method='low_rank' is exact for networks that are piecewise linear in their input, and this one is "
-            f"{diagnosis.network}. Use method='auto', 'dense' or 'lanczos'."
-        )
-    if options.method != "auto":
-        return options.method, "asked for"
-    if diagnosis.zero:
-        return "low_rank", "the Hessian is exactly zero"
-    if flat and low_rank_bytes(problems) <= options.memory(problems.x.device):
-        return "low_rank", "the network is piecewise linear: C gradients hold the whole Hessian"
-    if flat:
-        return "lanczos", "the network is piecewise linear, and its C gradients do not fit the memory"
-    if problems.num_inputs <= LARGEST_DENSE:
-        return "dense", f"D = {problems.num_inputs} is small enough for whole matrices"
-    return "lanczos", f"D = {problems.num_inputs} columns cost more than the ends of the spectrum"
+    return Measurement(spectrum, torch.cat(result.matrices) if num_matrices else None, plan)
 
 
 def diagnose_finite(problems: Problems, options: Options) -> Diagnosis:
@@ -163,79 +104,129 @@ def diagnose_finite(problems: Problems, options: Options) -> Diagnosis:
     Raises:
         MeasurementError: they are not.
     """
-    with torch.no_grad():
-        quantities = {"inputs": problems.x, "values of the target": problems.values(problems.x)}
-    for name, numbers in {**quantities, "gradients": gradients(problems)}.items():
-        bad = (~numbers.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
-        if bad:
-            raise MeasurementError(
-                f"The {name} are not finite (NaN or infinite) for samples {bad[:10]} of {problems.num_samples}, "
-                f"so there is no Hessian to measure. Look for NaN in the weights or in the inputs."
-            )
-    return diagnose(problems, options.generator())
+    finite_gradients(problems, options)
+    return _diagnosed(problems, options)
 
 
-def whole_hessians(
-    problems: Problems, options: Options, diagnosis: Diagnosis
-) -> Iterator[tuple[slice, Tensor, Tensor, EngineName]]:
-    """Whole Hessians, a group of samples at a time: JᵀAJ if exact, else by the fastest engine that is true.
+def finite_gradients(problems: Problems, options: Options) -> Tensor:
+    """The gradients ``[N, K, D]``, as many samples at a time as fit the memory.
 
-    Gives (samples, symmetric ``[n, K, D, D]``, relative asymmetry before ``[n, K]``, engine).
+    Raises:
+        MeasurementError: inputs, values or gradients are not finite.
     """
-    matrix_bytes = 3 * problems.num_classes * problems.num_inputs**2 * problems.x.element_size()
-    per_sample = low_rank_bytes(problems) + matrix_bytes
+
+    def work(samples: slice) -> tuple[Tensor, Tensor]:
+        group = problems.select(samples)
+        with torch.no_grad():
+            values = group.values(group.x)
+        return values, gradients(group)
+
+    _tell_if_not_finite("inputs", problems.x)
+    groups = in_groups(problems.num_samples, _fitting(problems, options, 1), work)
+    values, gradient = (torch.cat(parts) for parts in zip(*(result for _, result in groups), strict=True))
+    _tell_if_not_finite("values of the target", values)
+    _tell_if_not_finite("gradients", gradient)
+    return gradient
+
+
+def _tell_if_not_finite(name: str, numbers: Tensor) -> None:
+    bad = (~numbers.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
+    if bad:
+        raise MeasurementError(
+            f"The {name} are not finite (NaN or infinite) for samples {bad[:10]} of {len(numbers)}, "
+            f"so there is no Hessian to measure. Look for NaN in the weights or in the inputs."
+        )
+
+
+def _diagnosed(problems: Problems, options: Options) -> Diagnosis:
+    # In float64, and by both engines: four times the memory of a product.
+    return diagnose(problems, options.generator(), _fitting(problems, options, 4))
+
+
+def _fitting(problems: Problems, options: Options, num_products: int) -> int:
+    """For how many samples the memory of ``num_products`` products may be taken; at least one."""
+    return max(1, options.memory(problems.x.device) // (num_products * product_bytes(problems)))
+
+
+def whole_hessians(problems: Problems, options: Options, diagnosis: Diagnosis) -> Iterator[tuple[slice, Tensor]]:
+    """Symmetric whole Hessians, a group at a time: JᵀAJ if exact, else by the fastest engine that is true."""
+    size, make = _matrix_maker(problems, options, diagnosis)
+    for samples, (matrices, _, _) in in_groups(problems.num_samples, size, make):
+        yield samples, matrices
+
+
+def _matrix_maker(
+    problems: Problems, options: Options, diagnosis: Diagnosis
+) -> tuple[int, Callable[[slice], tuple[Tensor, Tensor, EngineName]]]:
+    """How many samples' whole Hessians fit the memory, and a function that makes them for some samples.
+
+    It gives symmetric matrices ``[n, K, D, D]``, their relative asymmetry before ``[n, K]``, and the engine.
+    """
     memory = options.memory(problems.x.device)
-    engine: EngineName = "reverse_over_reverse"
+    of_matrices = matrix_bytes(problems.select(slice(0, 1)))
+    per_sample = low_rank_bytes(problems) + of_matrices
     if diagnosis.network in FLAT and options.method != "dense" and per_sample <= memory:
-        size = memory // per_sample
-        for start in range(0, problems.num_samples, size):
-            samples = slice(start, min(start + size, problems.num_samples))
+
+        def make_low_rank(samples: slice) -> tuple[Tensor, Tensor, EngineName]:
             matrices = low_rank_hessians(problems.select(samples))
-            yield samples, matrices, symmetrize_(matrices), engine
-        return
+            return matrices, symmetrize_(matrices), "reverse_over_reverse"
+
+        return memory // per_sample, make_low_rank
+    per_column = product_bytes(problems)
     generator = options.generator()
     agree, _ = engines_agree(problems, generator)
-    groups = hessians(
-        problems,
-        get_args(EngineName) if agree else (engine,),
-        chunk_size=options.chunk_size,
-        max_memory=memory,
-        generator=generator,
-    )
-    for samples, matrices, engine in groups:
-        yield samples, matrices, symmetrize_(matrices), engine
+
+    def make(samples: slice) -> tuple[Tensor, Tensor, EngineName]:
+        matrices, engine = hessians(
+            problems.select(samples),
+            get_args(EngineName) if agree else ("reverse_over_reverse",),
+            chunk_size=options.chunk_size,
+            max_memory=memory,
+            generator=generator,
+            per_column=per_column,
+        )
+        return matrices, symmetrize_(matrices), engine
+
+    what = f"The whole Hessians ({problems.num_classes} classes, D = {problems.num_inputs})"
+    return group_size(problems.num_samples, per_column + of_matrices, memory, what), make
 
 
-def _zero(problems: Problems, options: Options, num_matrices: int) -> _Result:
-    num_listed = min(options.num_eigenvalues, problems.num_inputs)
-    gradient = gradients(problems)
-    matrices = [gradient.new_zeros(num_matrices, *gradient.shape[1:], problems.num_inputs)]
+def _zero(gradient: Tensor, options: Options, num_matrices: int) -> _Result:
+    num_listed = min(options.num_eigenvalues, gradient.shape[-1])
+    matrices = [gradient.new_zeros(num_matrices, *gradient.shape[1:], gradient.shape[-1])]
     return _Result(zero_parts(gradient, num_listed, num_listed), matrices, 0)
 
 
-def _dense(problems: Problems, diagnosis: Diagnosis, options: Options, num_matrices: int) -> _Result:
-    gradient = gradients(problems)
-    parts, kept = [], []
-    engine: EngineName = "reverse_over_reverse"
-    for samples, matrices, asymmetry, used in whole_hessians(problems, options, diagnosis):
-        engine = used
+def _dense(problems: Problems, gradient: Tensor, diagnosis: Diagnosis, options: Options, num_matrices: int) -> _Result:
+    size, make = _matrix_maker(problems, options, diagnosis)
+
+    def work(samples: slice) -> tuple[dict[str, Tensor], Tensor, EngineName]:
+        matrices, asymmetry, engine = make(samples)
         found = decompose(matrices, gradient[samples], options.num_eigenvalues)
-        parts.append({**found, **part_norms(problems.select(samples), matrices), "asymmetry": asymmetry})
-        kept.append(matrices[: max(0, num_matrices - samples.start)])
-    return _Result(_joined(parts), kept, problems.num_inputs, engine)
+        found |= {**part_norms(problems.select(samples), matrices), "asymmetry": asymmetry}
+        return found, matrices[: max(0, num_matrices - samples.start)].clone(), engine
+
+    groups = [result for _, result in in_groups(problems.num_samples, size, work)]
+    parts, kept, engines = zip(*groups, strict=True)
+    return _Result(_joined(parts), list(kept), problems.num_inputs, engines[-1])
 
 
-def _low_rank(problems: Problems, diagnosis: Diagnosis, options: Options, num_matrices: int) -> _Result:
-    per_sample = low_rank_bytes(problems)
+def _low_rank(
+    problems: Problems, gradient: Tensor, diagnosis: Diagnosis, options: Options, num_matrices: int
+) -> _Result:
     memory = options.memory(problems.x.device)
-    size = group_size(problems.num_samples, per_sample, memory, "The gradients of all outputs")
-    groups = [problems.select(slice(i, i + size)) for i in range(0, problems.num_samples, size)]
-    parts = [low_rank_parts(group, options.num_eigenvalues) for group in groups]
+    size = group_size(problems.num_samples, low_rank_bytes(problems), memory, "The gradients of all outputs")
+    groups = in_groups(
+        problems.num_samples, size, lambda s: low_rank_parts(problems.select(s), options.num_eigenvalues)
+    )
+    parts = [found for _, found in groups]
     kept = _first_matrices(problems, diagnosis, options, num_matrices)
     return _Result(_joined(parts), kept, 0)
 
 
-def _lanczos(problems: Problems, diagnosis: Diagnosis, options: Options, num_matrices: int) -> _Result:
+def _lanczos(
+    problems: Problems, gradient: Tensor, diagnosis: Diagnosis, options: Options, num_matrices: int
+) -> _Result:
     flat = diagnosis.network in FLAT
     memory = options.memory(problems.x.device)
     parts, num_hvps = extreme_parts(
@@ -258,10 +249,10 @@ def _first_matrices(problems: Problems, diagnosis: Diagnosis, options: Options, 
     if num_matrices == 0:
         return []
     few = problems.select(slice(0, num_matrices))
-    return [matrices for _, matrices, _, _ in whole_hessians(few, options, diagnosis)]
+    return [matrices for _, matrices in whole_hessians(few, options, diagnosis)]
 
 
-def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

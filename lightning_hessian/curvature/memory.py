@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_hessian.curvature.derivatives import ReverseOverReverse
+from lightning_hessian.curvature.derivatives import ReverseOverReverse, gradients
 from lightning_hessian.curvature.problems import Problems
 from lightning_hessian.errors import MeasurementError
+
+Result = TypeVar("Result")
 
 UNKNOWN_MEMORY = 4 * 2**30  # bytes taken for free where the system does not tell
 SHARE_OF_FREE_MEMORY = 0.5  # the other half stays for the training that goes on beside us
@@ -75,12 +79,51 @@ def group_size(num_samples: int, bytes_per_sample: int, max_memory: int, what: s
     return min(num_samples, max_memory // bytes_per_sample)
 
 
+def in_groups(num_samples: int, size: int, work: Callable[[slice], Result]) -> Iterator[tuple[slice, Result]]:
+    """``work`` on ``size`` samples after another; where the device runs out of memory, on half as many from then on.
+
+    Raises:
+        MeasurementError: the device runs out of memory with a single sample.
+    """
+    start = 0
+    while start < num_samples:
+        samples = slice(start, min(start + size, num_samples))
+        try:
+            result = work(samples)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            if not out_of_memory(error):
+                raise
+            size = (samples.stop - start) // 2
+            if size == 0:
+                raise MeasurementError(
+                    "The device ran out of memory with a single sample. Look at fewer classes, free memory, or "
+                    "measure on another device."
+                ) from error
+            continue
+        yield samples, result
+        start = samples.stop
+
+
 def product_bytes(problems: Problems) -> int:
     """Upper bound of the memory that one HVP of one sample's problems takes, from a count over two samples."""
-    few = problems.select(slice(0, 2))
-    with AllocatedBytes() as allocated:
+
+    def product(few: Problems) -> None:
         engine = ReverseOverReverse(few)
         engine.hvp(engine.gradient())
+
+    return allocated_per_sample(problems, product)
+
+
+def gradient_bytes(problems: Problems) -> int:
+    """The same for one gradient of one of one sample's outputs."""
+    return allocated_per_sample(replace(problems, classes=problems.classes[:, :1]), gradients)
+
+
+def allocated_per_sample(problems: Problems, work: Callable[[Problems], object]) -> int:
+    """Bytes of the tensors that ``work`` makes for each sample, at least 1; counted over two samples."""
+    few = problems.select(slice(0, 2))
+    with AllocatedBytes() as allocated:
+        work(few)
     return max(1, -(-allocated.total // few.num_samples))
 
 

@@ -51,7 +51,7 @@ SHARED = [
 
 
 @pytest.mark.parametrize("target", ["prob", "log_prob", "loss"])
-@pytest.mark.parametrize("memory", [None, 200_000])
+@pytest.mark.parametrize("memory", [None, 500_000])
 def test_low_rank_is_dense_to_rounding(target, memory):
     net, x = Residual().double(), torch.randn(3, 2, 6, 6, dtype=F64)
     fast = input_spectrum(net, x, [0, 3], target, max_memory=memory)
@@ -93,7 +93,7 @@ def test_lanczos_through_the_head_where_the_gradients_do_not_fit():
 @pytest.mark.parametrize("memory", [None, 3_000_000])
 def test_lanczos_finds_the_ends_of_a_curved_network(dtype, memory):
     net, x = mlp(nn.Tanh, inputs=300, width=40), torch.randn(3, 300, dtype=dtype)
-    found = input_spectrum(net, x, [0, 2], num_eigenvalues=6, max_memory=memory)
+    found = input_spectrum(net, x, [0, 2], method="lanczos", num_eigenvalues=6, max_memory=memory)
     whole = input_spectrum(net, x, [0, 2], method="dense", num_eigenvalues=6)
     assert found.method == "lanczos"
     assert not found.complete
@@ -126,7 +126,6 @@ def test_lanczos_agrees_with_scipy():
     ("activation", "inputs", "target", "method"),
     [
         (nn.GELU, 6, "logit", "dense"),
-        (nn.GELU, 300, "logit", "lanczos"),
         (nn.ReLU, 300, "prob", "low_rank"),
         (nn.ReLU, 300, "logit", "low_rank"),
     ],

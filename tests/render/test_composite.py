@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_hessian.curvature.measure import Options
+from lightning_hessian.curvature.plan import Options
 from lightning_hessian.monitor import Monitor
 from lightning_hessian.probe import Probe
 from lightning_hessian.render.composite import composite

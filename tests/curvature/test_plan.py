@@ -1,0 +1,114 @@
+"""What is chosen, by numbers put in for the clock; and what is said where nothing fits."""
+
+import re
+
+import pytest
+import torch
+from conftest import mlp
+from torch import nn
+
+from lightning_hessian import MeasurementError, input_spectrum
+from lightning_hessian.curvature import plan as planning
+from lightning_hessian.curvature.diagnosis import Diagnosis
+from lightning_hessian.curvature.plan import EIGH, Options, cheaper, make_plan
+from lightning_hessian.curvature.problems import Problems
+from lightning_hessian.monitor import Monitor
+from lightning_hessian.probe import Probe
+
+F64 = torch.float64
+CURVED, FLAT = Diagnosis("curved", "curved"), Diagnosis("curved", "piecewise_linear")
+
+
+def problems(inputs: int, activation: type[nn.Module] = nn.GELU) -> Problems:
+    classes = torch.zeros(2, 1, dtype=torch.long)
+    return Problems(mlp(activation, inputs), lambda z, c: z.gather(1, c), torch.randn(2, inputs, dtype=F64), classes)
+
+
+@pytest.mark.parametrize(
+    ("shape", "seconds", "method"),
+    [
+        ((8, 1, 3072), 0.1, "lanczos"),  # 307 s against 13 s
+        ((8, 1, 300), 0.1, "lanczos"),  # 30 s against 13 s
+        ((8, 1, 258), 0.1, "dense"),  # 25.8 s: less than twice as much
+        ((8, 1, 784), 0.0006, "dense"),  # 0.86 s against 0.08 s: below a second
+    ],
+)
+def test_the_whole_spectrum_where_it_is_worth_it(shape, seconds, method):
+    plan = cheaper(shape, Options(), seconds, shared=True)
+    expected = shape[2] * (1 + shape[1]) / (2 * shape[1]) * seconds + shape[0] * shape[1] * EIGH * shape[2] ** 3
+    assert plan.expected_seconds["dense"] == pytest.approx(expected)
+    assert plan.expected_seconds["lanczos"] == pytest.approx(130 * seconds)
+    assert plan.method == method
+    assert plan.seconds_per_hvp == seconds
+    assert f"{seconds:.2g} s per" in plan.reason
+
+
+def test_shared_passes_make_columns_cheaper():
+    shape, seconds = (1, 10, 400), 0.1  # 22 s or 40 s, against 13 s
+    assert cheaper(shape, Options(), seconds, shared=True).method == "dense"
+    assert cheaper(shape, Options(), seconds, shared=False).method == "lanczos"
+
+
+@pytest.mark.parametrize(("seconds", "method"), [(1e-6, "dense"), (1.0, "lanczos")])
+def test_the_clock_decides_above_256_inputs(monkeypatch, seconds, method):
+    monkeypatch.setattr(planning, "seconds_per_hvp", lambda *_: seconds)
+    plan = make_plan(problems(700), CURVED, Options())
+    assert (plan.method, plan.seconds_per_hvp) == (method, seconds)
+
+
+def test_what_needs_no_clock(monkeypatch):
+    monkeypatch.delattr(planning, "seconds_per_hvp")
+    assert make_plan(problems(256), CURVED, Options()).method == "dense"
+    assert make_plan(problems(700), CURVED, Options(), kept="lanczos").method == "lanczos"
+    assert make_plan(problems(700), CURVED, Options(), kept="dense").method == "dense"
+    assert make_plan(problems(700, nn.ReLU), FLAT, Options(), kept="dense").method == "low_rank"
+    little = make_plan(problems(700), CURVED, Options(max_memory=10_000_000), kept="dense")
+    assert little.method == "lanczos"
+    assert "the whole matrices need 22" in little.reason
+
+
+def test_the_time_of_a_product_is_of_the_whole_batch(monkeypatch):
+    seen = []
+    monkeypatch.setattr(planning, "_seconds", lambda engine, v: seen.append(len(v)) or float(len(seen)))
+    few = problems(6).repeat(8)
+    per_sample = planning.product_bytes(few)
+    assert planning.seconds_per_hvp(few, 4 * per_sample, torch.Generator()) == 2.0 * 16 / 4
+    assert seen == [4, 4, 4]
+
+
+def test_a_monitor_keeps_the_choice_of_its_first_curved_measurement(monkeypatch):
+    clock = iter([1e-6])  # a second look at it fails
+    monkeypatch.setattr(planning, "seconds_per_hvp", lambda *_: next(clock))
+    monitor = Monitor(0, "logit", "float64", Options(num_eigenvalues=2), heatmap_samples=0)
+    probe, when = Probe(torch.randn(1, 260, dtype=F64), None), {"step": 0, "logged_step": 0, "epoch": 0}
+    flat = monitor.measure(mlp(nn.ReLU, 260), probe, **when)
+    assert (flat.method, monitor.chosen_method) == ("low_rank", None)
+    first, second = (monitor.measure(mlp(nn.GELU, 260), probe, **when) for _ in range(2))
+    assert (first.method, second.method, monitor.chosen_method) == ("dense", "dense", "dense")
+    assert first.made_with["seconds_per_hvp"] == 1e-6
+    assert first.made_with["expected_seconds"].keys() == {"dense", "lanczos"}
+    assert "1e-06 s per Hessian-vector product" in first.reason
+    assert "kept from the first" in second.reason
+    assert monitor.measure(mlp(nn.ReLU, 260), probe, **when).method == "low_rank"
+
+
+@pytest.mark.parametrize("method", ["dense", "lanczos", "low_rank"])
+def test_what_is_suggested_where_nothing_fits_does_fit(method):
+    net, x = mlp(nn.ReLU, inputs=60, outputs=8), torch.randn(3, 60, dtype=F64)
+    with pytest.raises(MeasurementError, match="Allow max_memory") as refusal:
+        input_spectrum(net, x, "all", "prob", method=method, max_memory=5_000)
+    enough = int(re.search(r"max_memory=(\d+)", str(refusal.value)).group(1))
+    whole = input_spectrum(net, x, "all", "prob", method=method, num_eigenvalues=10)
+    found = input_spectrum(net, x, "all", "prob", method=method, num_eigenvalues=10, max_memory=enough)
+    torch.testing.assert_close(found.lambda_max, whole.lambda_max, rtol=1e-4, atol=1e-9)
+    with pytest.raises(MeasurementError, match="Look at 7 classes at most, or measure 2 samples"):
+        input_spectrum(net, x, "all", "prob", method=method, max_memory=enough - 1)
+    input_spectrum(net, x, list(range(7)), "prob", method=method, max_memory=enough - 1)
+    input_spectrum(net, x[:2], "all", "prob", method=method, max_memory=enough - 1)
+
+
+def test_another_method_is_suggested_where_it_fits():
+    net, x = mlp(inputs=700), torch.randn(2, 700, dtype=F64)
+    with pytest.raises(MeasurementError, match=r"method='dense' needs 22.* MiB .*Take method='lanczos', or allow"):
+        input_spectrum(net, x, 0, method="dense", max_memory=10_000_000)
+    assert input_spectrum(net, x, 0, method="lanczos", max_memory=10_000_000).converged.all()
