@@ -16,7 +16,7 @@ F64 = torch.float64
 
 # Peak resident memory of a fresh process: before, after a bounded measurement, after one without a bound.
 SCRIPT = """
-import resource, sys, torch
+import sys, torch
 from torch import nn
 from lightning_hessian import input_spectrum
 method, count, memory = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -27,7 +27,9 @@ net, x = nn.Sequential(nn.Linear(256, 64), bend, nn.Linear(64, 30)), torch.randn
 
 def measured(count, memory):
     spectrum = input_spectrum(net, x[:count], 1, "prob", method=method, num_eigenvalues=4, max_memory=memory)
-    return spectrum, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # not ru_maxrss, which starts at the peak of the process that started this one
+    (peak,) = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
+    return spectrum, 1024 * int(peak)
 
 _, before = measured(4, memory)
 few, bounded = measured(count, memory)
