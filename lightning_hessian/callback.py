@@ -15,12 +15,12 @@ from torch import Tensor
 from lightning_hessian.curvature.dense import ChunkSize
 from lightning_hessian.curvature.plan import MethodChoice
 from lightning_hessian.errors import ConfigurationError, MeasurementError
-from lightning_hessian.isolation import frozen_random_streams
 from lightning_hessian.model_function import ForwardFunction, OutputFunction
-from lightning_hessian.monitor import Monitor, check_at_least, check_choice
+from lightning_hessian.monitor import Monitor, RunState, check_at_least, check_choice
 from lightning_hessian.preparation import Target, make_options
-from lightning_hessian.probe import InputFunction, Probe, first_batch, probe_from_batch, probe_from_dataset
+from lightning_hessian.probe import InputFunction, Probe, probe_from_batch, probe_from_dataset
 from lightning_hessian.schedule import Schedule
+from lightning_hessian.trainer_facts import first_validation_batch, last_logged_step, log_folder, logged_step, steps
 from lightning_hessian.writers.publish import publish, publish_failure, tensorboard_loggers
 from lightning_hessian.writers.scalars import SPREAD
 
@@ -141,8 +141,7 @@ class InputHessianMonitor(Callback):
         if stage != "fit":
             return
         self._probe, self._num_records, self._last_epoch = None, 0, 0  # a monitor may serve several runs
-        self._schedule.last_step = self._monitor.chosen_target = self._monitor.last_top = None
-        self._monitor.chosen_method = None
+        self._schedule.last_step, self._monitor.state = None, RunState()
         with _misconfiguration():
             if sum(isinstance(callback, type(self)) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
                 raise ConfigurationError(
@@ -185,33 +184,36 @@ class InputHessianMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures before training; finds the first validation batch itself where no sanity check ran."""
         if self._probe is None:
-            self._take_first_validation_batch(trainer, pl_module)
+            batch = first_validation_batch(trainer, pl_module)
+            if batch is not None:
+                with _misconfiguration():
+                    self._take(batch)
         if self._probe is None:
             self._warn(
                 "No measurement before training: no validation batch has passed yet, and the first one cannot be had "
                 "without disturbing its loader. Give probe=... to measure before training too."
             )
-        elif _steps(trainer) == 0:
-            self._run(trainer, pl_module, trainer.fit_loop.epoch_loop._batches_that_stepped)
+        elif steps(trainer) == 0:
+            self._run(trainer, pl_module, logged_step(trainer))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measures after every n-th optimizer step, where asked to."""
         self._last_epoch = trainer.current_epoch
-        if self._schedule.after_step(_steps(trainer)):
-            self._run(trainer, pl_module, trainer.fit_loop.epoch_loop._batches_that_stepped)
+        if self._schedule.after_step(steps(trainer)):
+            self._run(trainer, pl_module, logged_step(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures at the end of chosen epochs, before Lightning's own monitoring callbacks look."""
         self._last_epoch = trainer.current_epoch
-        if self._schedule.at_epoch_end(trainer.current_epoch, _steps(trainer)):
-            self._run(trainer, pl_module, _last_logged_step(trainer))
+        if self._schedule.at_epoch_end(trainer.current_epoch, steps(trainer)):
+            self._run(trainer, pl_module, last_logged_step(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures the final weights, if that was not done yet."""
-        if self._schedule.is_new(_steps(trainer)):
-            self._run(trainer, pl_module, _last_logged_step(trainer))
+        if self._schedule.is_new(steps(trainer)):
+            self._run(trainer, pl_module, last_logged_step(trainer))
 
     def _take(self, source: Any) -> None:
         is_dataset = not isinstance(source, (Tensor, list, tuple, dict)) and hasattr(source, "__getitem__")
@@ -226,31 +228,12 @@ class InputHessianMonitor(Callback):
                 f"probe=... for more."
             )
 
-    def _take_first_validation_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loader = trainer.val_dataloaders
-        while isinstance(loader, (list, tuple, dict)) and loader:
-            loader = next(iter(loader.values() if isinstance(loader, dict) else loader))
-        batch = first_batch(loader)
-        if batch is None:
-            return
-        # It goes the way of every validation batch; the user's hooks may look at the trainer's stage.
-        trainer.validating = True
-        try:
-            with frozen_random_streams(trainer.strategy.root_device):
-                batch = trainer.precision_plugin.convert_input(batch)
-                batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
-                batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-        finally:
-            trainer.training = True
-        with _misconfiguration():
-            self._take(batch)
-
-    def _run(self, trainer: Trainer, pl_module: LightningModule, logged_step: int) -> None:
+    def _run(self, trainer: Trainer, pl_module: LightningModule, step_of_loggers: int) -> None:
         """One measurement, on the first process; every process gets the scalars, or the failure."""
         if self._probe is None:
             return
-        self._schedule.done(_steps(trainer))
-        folder = _folder(trainer)
+        self._schedule.done(steps(trainer))
+        folder = log_folder(trainer)
         metrics: dict[str, float] = {}
         failure: Exception | None = None
         if trainer.is_global_zero:
@@ -263,8 +246,8 @@ class InputHessianMonitor(Callback):
                 record = self._monitor.measure(
                     pl_module,
                     self._probe,
-                    step=_steps(trainer),
-                    logged_step=logged_step,
+                    step=steps(trainer),
+                    logged_step=step_of_loggers,
                     epoch=self._last_epoch,
                 )
                 first, self._num_records = self._num_records == 0, self._num_records + 1
@@ -279,50 +262,31 @@ class InputHessianMonitor(Callback):
         told = None if failure is None else (str(failure), isinstance(failure, ConfigurationError))
         metrics, told = trainer.strategy.broadcast((metrics, told))
         if told is not None:
-            self._fail(failure or MeasurementError(told[0]), trainer, logged_step, misconfigured=told[1])
+            self._fail(failure or MeasurementError(told[0]), trainer, step_of_loggers, misconfigured=told[1])
         device = trainer.strategy.root_device
         watched = {k: torch.tensor(v, device=device) for k, v in metrics.items() if not k.startswith(SPREAD)}
         trainer.callback_metrics.update(watched)
 
-    def _fail(self, error: Exception, trainer: Trainer, logged_step: int, *, misconfigured: bool) -> None:
+    def _fail(self, error: Exception, trainer: Trainer, step_of_loggers: int, *, misconfigured: bool) -> None:
         """Raises what must be mended before training, and what ``on_error`` asks for; tells about the rest."""
-        if misconfigured and _steps(trainer) == 0:
+        if misconfigured and steps(trainer) == 0:
             raise MisconfigurationException(f"InputHessianMonitor: {error}") from error
         if self._on_error == "raise":
             raise error
         self._warn(
-            f"InputHessianMonitor: no measurement at step {_steps(trainer)}, and training goes on. "
+            f"InputHessianMonitor: no measurement at step {steps(trainer)}, and training goes on. "
             f"{type(error).__name__}: {error}",
             key=str(error),
         )
         if trainer.is_global_zero:
             with suppress(Exception):  # the logger itself may be what failed; the warning has told it
-                publish_failure(str(error), trainer.loggers, logged_step)
+                publish_failure(str(error), trainer.loggers, step_of_loggers)
 
     def _warn(self, message: str, key: str | None = None) -> None:
         """Warns on the first process, once per cause."""
         if (key or message) not in self._warned:
             self._warned.add(key or message)
             rank_zero_warn(message, category=UserWarning)
-
-
-def _folder(trainer: Trainer) -> str | None:
-    """Where records are saved: beside the event file if there is one; nowhere in a fast_dev_run."""
-    log_dir = trainer.log_dir  # collective: every process must ask
-    if trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return None
-    loggers = tensorboard_loggers(trainer.loggers)
-    return loggers[0].log_dir if loggers else log_dir
-
-
-def _steps(trainer: Trainer) -> int:
-    """Optimizer steps so far; batches so far where the user steps raw optimizers, which Lightning does not count."""
-    return trainer.global_step or trainer.fit_loop.epoch_loop.batch_progress.total.ready
-
-
-def _last_logged_step(trainer: Trainer) -> int:
-    """The loggers' step of the batch that just ended, at which Lightning logs an epoch's own metrics."""
-    return max(0, trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
 
 
 @contextmanager

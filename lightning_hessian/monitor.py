@@ -26,6 +26,21 @@ CLASS_CHOICES = ("label", "predicted", "all")
 
 
 @dataclass
+class RunState:
+    """What the measurements of one run hand on, so that its curves are of one kind; a checkpoint keeps it.
+
+    Attributes:
+        target: what ``"auto"`` chose.
+        method: what ``"auto"`` chose by clock or memory, where the choice might otherwise change during the run.
+        top: the top eigenvectors of the last record, with which the next ones are compared.
+    """
+
+    target: Target | None = None
+    method: MethodName | None = None
+    top: TopVectors | None = None
+
+
+@dataclass
 class Monitor:
     """Measures the same problems again and again, as a network changes.
 
@@ -53,9 +68,7 @@ class Monitor:
     forward_fn: ForwardFunction | None = None
     output_fn: OutputFunction | None = None
     wrt: str | None = None
-    chosen_target: Target | None = field(default=None, init=False)
-    last_top: TopVectors | None = field(default=None, init=False)  # of the last record, for the drift of the next
-    chosen_method: MethodName | None = field(default=None, init=False)  # by the clock, for a curved network
+    state: RunState = field(default_factory=RunState, init=False)
 
     def __post_init__(self) -> None:
         if not callable(self.target):
@@ -86,21 +99,21 @@ class Monitor:
             ConfigurationError: the options do not fit the model.
             MeasurementError: no number was found that may be shown; the message says why.
         """
-        self.chosen_target = self.chosen_target or self._choose_target(model, probe)
-        with self._prepared(model, probe, self.chosen_target) as task:
+        self.state.target = self.state.target or self._choose_target(model, probe)
+        with self._prepared(model, probe, self.state.target) as task:
             if self.class_names and len(self.class_names) != task.num_outputs:
                 raise ConfigurationError(
                     f"class_names has {len(self.class_names)} names, and the model has {task.num_outputs} outputs."
                 )
             num_matrices = min(self.heatmap_samples, len(probe.x))
             measurement = measure(
-                task.problems, task.target_name, self.options, num_matrices=num_matrices, kept=self.chosen_method
+                task.problems, task.target_name, self.options, num_matrices=num_matrices, kept=self.state.method
             )
         diagnosis = measurement.spectrum.diagnosis
         if not diagnosis.trusted:
             raise MeasurementError(f"The input-Hessian is not to be trusted. {diagnosis.message}")
-        if measurement.plan.seconds_per_hvp is not None:
-            self.chosen_method = measurement.plan.method
+        if measurement.plan.lasts:
+            self.state.method = measurement.plan.method
         record = make_record(
             measurement,
             step=step,
@@ -114,8 +127,8 @@ class Monitor:
             class_names=self.class_names,
             made_with=self._made_with(task, measurement),
         )
-        before, self.last_top = self.last_top, top_vectors(record)
-        turned = drift(before, self.last_top)
+        before, self.state.top = self.state.top, top_vectors(record)
+        turned = drift(before, self.state.top)
         return replace(record, drift_cosine=turned.cosine, drift_overlap=turned.overlap)
 
     def _prepared(self, model: Model, probe: Probe, target: Target) -> Any:

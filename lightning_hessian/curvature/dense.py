@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_hessian.curvature.derivatives import (
     ENGINES,
+    Engine,
     EngineName,
     random_vectors,
     relative_difference,
@@ -25,55 +26,61 @@ ChunkSize = int | Literal["auto"]
 # operation not to count, and near what caches hold (measured on MLPs, CNNs and transformers, two cores).
 FIRST_BLOCK_BYTES = 64 * 2**20
 LARGEST_FIRST_BLOCK = 256  # columns
+LARGEST_LAST_BLOCK = 1.25  # times the others: a small rest would cost more alone
 
 
 class BlockSearch:
     """Finds the fastest engine and number of columns per block while working: no column is computed twice for it.
 
-    Each engine in turn doubles its block while columns per second grow; when they fall, or are below half of the
-    best so far, the next one is tried, and in the end the fastest pair is kept (the same work has been seen to
-    take 0.94 s or 7.8 s by block size alone, and either engine to be twice as fast as the other). ``halve`` lowers
-    ``limit``, which bounds all.
+    The engines race: each computes a block, then each one of twice the size, as long as its columns per second
+    grow and are not below half of another's; in the end the fastest pair is kept (the same work has been seen to
+    take 0.94 s or 7.8 s by block size alone, and either engine to be twice as fast as the other).
 
     Args:
-        engines: in the order in which they are tried.
+        engines: those that may be used.
         first: columns of each engine's first block.
         limit: columns of the largest block.
     """
 
     def __init__(self, engines: Sequence[EngineName], first: int, limit: int) -> None:
         self.limit = limit
-        self._first = min(first, limit)
-        self._waiting = list(engines)
-        self._best: tuple[float, EngineName, int] = (0.0, engines[0], self._first)
-        self.engine, self.size, self._speed = engines[0], self._first, 0.0
-        self._settled = False
-        self._try_next()
+        self.size = min(first, limit)
+        self.engine = engines[0]
+        self.settled = False
+        self._waiting = list(engines[1:])  # to run at this size
+        self._here: dict[EngineName, float] = {}  # columns per second at this size
+        self._before: dict[EngineName, float] = {}  # at half of it
+        self._best: tuple[float, EngineName, int] = (0.0, self.engine, self.size)
 
     def report(self, num_columns: int, seconds: float) -> None:
         """Take note of how long a block of ``num_columns`` took."""
-        if self._settled or num_columns < self.size:
+        if self.settled or num_columns < self.size:
             return
         speed = num_columns / max(seconds, 1e-9)
-        hopeless = speed < self._best[0] / 2
+        self._here[self.engine] = speed
         self._best = max(self._best, (speed, self.engine, self.size))
-        if speed > self._speed and self.size < self.limit and not hopeless:
-            self._speed, self.size = speed, min(2 * self.size, self.limit)
-        else:
-            self._try_next()
+        if not self._waiting:
+            self._go_on()
+        if self._waiting:
+            self.engine = self._waiting.pop(0)
 
     def halve(self) -> None:
-        """Out of memory: from now on at most half of this."""
+        """Out of memory: from now on at most half of this, by the fastest engine so far."""
         self.limit = max(1, self.size // 2)
-        self._first, self.size = min(self._first, self.limit), self.limit
-        self._best = (self._best[0], self._best[1], min(self._best[2], self.limit))
+        speed, fastest, size = self._best
+        self.engine, self.size = (fastest, min(size, self.limit)) if speed else (self.engine, self.limit)
+        self.settled = True
 
-    def _try_next(self) -> None:
-        self._settled = not self._waiting
-        if self._settled:
-            _, self.engine, self.size = self._best
+    def _go_on(self) -> None:
+        """To twice the size with the engines that may gain by it; with none left, to the fastest there was."""
+        fastest = max(self._here.values())
+        gaining = [e for e, speed in self._here.items() if speed > self._before.get(e, 0.0) and 2 * speed >= fastest]
+        if gaining and self.size < self.limit:
+            self.size = min(2 * self.size, self.limit)
+            self._waiting, self._before, self._here = gaining, self._here, {}
         else:
-            self.engine, self.size, self._speed = self._waiting.pop(0), self._first, 0.0
+            self.settled = True
+            _, self.engine, self.size = self._best
 
 
 def hessians(
@@ -117,16 +124,22 @@ def _columns_in_blocks(problems: Problems, block: BlockSearch) -> tuple[Tensor, 
     """All D columns of every problem, as the rows of ``[N, K, D, D]``, and the engine that was found fastest."""
     num_samples, num_classes, num_inputs = problems.shape
     matrices = problems.x.new_empty(num_samples, num_classes, num_inputs, num_inputs)
-    engine = None
+    made: dict[EngineName, Engine] = {}
     done = 0
     while done < num_inputs:
-        columns = torch.arange(done, min(done + block.size, num_inputs), device=matrices.device)
+        left = num_inputs - done
+        count = left if left <= min(LARGEST_LAST_BLOCK * block.size, block.limit) else block.size
+        columns = torch.arange(done, done + count, device=matrices.device)
         basis = torch.nn.functional.one_hot(columns, num_inputs).to(matrices.dtype)
-        begin = time.perf_counter()
         try:
-            if engine is None or engine.name != block.engine:
-                engine = None  # frees its graph before another is built
-                engine = ENGINES[block.engine](problems)
+            if block.settled:
+                made = {name: engine for name, engine in made.items() if name == block.engine}
+            if block.engine not in made:
+                made[block.engine] = ENGINES[block.engine](problems)
+            engine = made[block.engine]
+            engine.prepare(count)
+            _wait_for(matrices)
+            begin = time.perf_counter()
             # A column is a row by symmetry; written as rows, which lie in one piece in memory.
             matrices[:, :, done : done + len(columns)] = engine.columns(basis).mT
         except RuntimeError as error:

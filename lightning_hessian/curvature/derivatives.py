@@ -33,6 +33,9 @@ class Engine(Protocol):
     def hvp(self, v: Tensor) -> Tensor:
         """Each problem's Hessian times its own vector, ``[N, K, D]`` to ``[N, K, D]``."""
 
+    def prepare(self, num_columns: int) -> None:
+        """Builds what ``columns`` of that many vectors will reuse."""
+
     def columns(self, basis: Tensor) -> Tensor:
         """Every Hessian times the M rows of ``basis [M, D]``: ``[N, K, D, M]``."""
 
@@ -50,7 +53,7 @@ class ReverseOverReverse:
         self.problems = problems
         self._x = problems.x.detach().clone().requires_grad_()
         self._gradients = _gradients_with_graph(problems, self._x)
-        self._copies: tuple[int, ReverseOverReverse] | None = None
+        self._copies: ReverseOverReverse | None = None
 
     def gradient(self) -> Tensor:
         """The gradients ``[N, K, D]``."""
@@ -61,15 +64,20 @@ class ReverseOverReverse:
         rows = [self._pull_back(g, v[:, k]) for k, g in enumerate(self._gradients)]
         return torch.stack(rows, dim=1)
 
+    def prepare(self, num_columns: int) -> None:
+        """Builds the graph of that many copies of the batch."""
+        if self._copies is None or len(self._copies.problems.x) != num_columns * self.problems.num_samples:
+            self._copies = None  # frees the graph of the last block size before the next is built
+            self._copies = ReverseOverReverse(self.problems.repeat(num_columns))
+
     def columns(self, basis: Tensor) -> Tensor:
         """Every Hessian times the M rows of ``basis [M, D]``: ``[N, K, D, M]``, on M copies of the batch."""
         times = len(basis)
         num_samples, num_classes, num_inputs = self.problems.shape
-        if self._copies is None or self._copies[0] != times:
-            self._copies = None  # frees the graph of the last block size before the next is built
-            self._copies = times, ReverseOverReverse(self.problems.repeat(times))
+        self.prepare(times)
+        assert self._copies is not None
         own = basis[:, None, None, :].expand(times, num_samples, num_classes, num_inputs)
-        products = self._copies[1].hvp(own.reshape(times * num_samples, num_classes, num_inputs))
+        products = self._copies.hvp(own.reshape(times * num_samples, num_classes, num_inputs))
         return products.reshape(times, num_samples, num_classes, num_inputs).permute(1, 2, 3, 0)
 
     def _pull_back(self, gradient: Tensor, v: Tensor) -> Tensor:
@@ -119,6 +127,9 @@ class ForwardOverReverse:
 
         vectors = v.transpose(0, 1).reshape(self.problems.num_classes, *self._x.shape)
         return vmap(product)(self._cotangents, vectors).flatten(2).transpose(0, 1).detach()
+
+    def prepare(self, num_columns: int) -> None:
+        """Nothing is reused."""
 
     def columns(self, basis: Tensor) -> Tensor:
         """Every Hessian times the M rows of ``basis [M, D]``: ``[N, K, D, M]``."""

@@ -84,6 +84,11 @@ class Plan:
     seconds_per_hvp: float | None = None
     expected_seconds: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def lasts(self) -> bool:
+        """Whether clock or memory decided, which may decide otherwise next time: a run had better keep the choice."""
+        return self.seconds_per_hvp is not None or self.method == "lanczos"
+
 
 def make_plan(problems: Problems, diagnosis: Diagnosis, options: Options, kept: MethodName | None = None) -> Plan:
     """The cheapest method that is exact or knows its error, and fits the memory.
@@ -92,8 +97,8 @@ def make_plan(problems: Problems, diagnosis: Diagnosis, options: Options, kept: 
         problems: what to differentiate.
         diagnosis: of these problems.
         options: how to measure.
-        kept: what an earlier measurement chose for a curved network: taken again without a look at the clock,
-            so that the curves of a run are of one kind.
+        kept: what an earlier measurement of the run chose by clock or memory: taken again where it still
+            applies, so that the curves of a run are of one kind.
 
     Raises:
         MeasurementError: ``low_rank`` was asked for and the network is not piecewise linear.
@@ -116,12 +121,12 @@ def make_plan(problems: Problems, diagnosis: Diagnosis, options: Options, kept: 
         what = "gradients of all outputs" if flat else "whole matrices"
         reason = f"the {what} need {readable(need)} for one sample, and {readable(memory)} may be used"
         return Plan("lanczos" if less else whole, reason)
+    if kept == "lanczos" or (kept == "dense" and not flat):
+        return Plan(kept, "kept from the first measurement of this run, so that its curves are of one kind")
     if flat:
         return Plan("low_rank", "the network is piecewise linear: C gradients hold the whole Hessian")
     if problems.num_inputs <= LARGEST_DENSE:
         return Plan("dense", f"D = {problems.num_inputs} is small enough for whole matrices")
-    if kept is not None:
-        return Plan(kept, "kept from the first measurement of this run, so that its curves are of one kind")
     agree, _ = engines_agree(problems, options.generator())
     seconds = seconds_per_hvp(problems, memory, options.generator())
     return cheaper(problems.shape, options, seconds, shared=agree)

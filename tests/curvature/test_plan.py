@@ -82,9 +82,9 @@ def test_a_monitor_keeps_the_choice_of_its_first_curved_measurement(monkeypatch)
     monitor = Monitor(0, "logit", "float64", Options(num_eigenvalues=2), heatmap_samples=0)
     probe, when = Probe(torch.randn(1, 260, dtype=F64), None), {"step": 0, "logged_step": 0, "epoch": 0}
     flat = monitor.measure(mlp(nn.ReLU, 260), probe, **when)
-    assert (flat.method, monitor.chosen_method) == ("low_rank", None)
+    assert (flat.method, monitor.state.method) == ("low_rank", None)
     first, second = (monitor.measure(mlp(nn.GELU, 260), probe, **when) for _ in range(2))
-    assert (first.method, second.method, monitor.chosen_method) == ("dense", "dense", "dense")
+    assert (first.method, second.method, monitor.state.method) == ("dense", "dense", "dense")
     assert first.made_with["seconds_per_hvp"] == 1e-6
     assert first.made_with["expected_seconds"].keys() == {"dense", "lanczos"}
     assert "1e-06 s per Hessian-vector product" in first.reason
