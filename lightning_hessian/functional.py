@@ -131,8 +131,8 @@ def input_hessian(
 ) -> Tensor:
     """Whole Hessian of each sample's target with respect to that sample: H[n, k] = ∇²ₓ t(x[n], k).
 
-    Computed in blocks of columns by ``vmap``-batched forward-over-reverse differentiation, shared by all
-    classes, where that engine agrees with double backward on this model, and by double backward elsewhere;
+    Computed in blocks of columns, by ``vmap``-batched forward-over-reverse differentiation shared by all classes
+    where that engine agrees with double backward on this model, or by double backward, whichever is faster here;
     for a network that is piecewise linear in its input, as JᵀAJ from the gradients of its C outputs. A target
     that does not depend on x, or only linearly, gives exact zeros.
 
@@ -159,7 +159,7 @@ def input_hessian(
         ConfigurationError: an argument does not fit the model, or the result does not fit ``max_memory``.
         MeasurementError: the values, gradients or Hessians are not finite.
 
-    Cost: D columns, each a little more than (1 + K)/2 gradients of the batch; memory N·K·D² numbers.
+    Cost: D columns, each about (1 + K)/2 to K gradients of the batch; memory N·K·D² numbers.
 
     Example:
         >>> import torch
@@ -254,9 +254,8 @@ def input_spectrum(
         MeasurementError: numbers are not finite, or one sample's matrices do not fit ``max_memory``.
 
     Cost: ``dense`` as ``input_hessian``, and D³ per problem for the eigenvalues; ``low_rank`` C gradients;
-    ``lanczos`` some ten products per eigenvalue, 20 for trace and Frobenius norm, and 40 for each of the
-    ``density_vectors``. As many samples are
-    worked on at a time as fit ``max_memory``.
+    ``lanczos`` some ten products per eigenvalue, about 55 for trace, norms and checks, and 40 for each of the
+    ``density_vectors``. As many samples are worked on at a time as fit ``max_memory``.
 
     Example:
         >>> import torch

@@ -136,12 +136,14 @@ def _attention_by_products() -> Iterator[None]:
     """Attention on the only kernel with second derivatives, whatever ``sdpa_kernel`` a forward asks for."""
     module: Any = torch.nn.attention
     with sdpa_kernel(SDPBackend.MATH):
-        choose = module._sdpa_kernel
-        module._sdpa_kernel = lambda backends, set_priority=False: None
+        choose = getattr(module, "_sdpa_kernel", None)  # private: without it, a forward's own choice is left to it
+        if choose is not None:
+            module._sdpa_kernel = lambda backends, set_priority=False: None
         try:
             yield
         finally:
-            module._sdpa_kernel = choose
+            if choose is not None:
+                module._sdpa_kernel = choose
 
 
 @contextmanager

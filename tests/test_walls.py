@@ -25,6 +25,7 @@ ALLOWED = {
     "lightning_hessian.probe": {"torch"},
     "lightning_hessian.functional": {"torch"},
     "lightning_hessian.monitor": {"torch", "safetensors"},
+    "lightning_hessian.trainer_facts": {"torch", "safetensors", "matplotlib"},
 }
 
 # What a room may know of its own house, besides itself and errors.

@@ -8,12 +8,13 @@ from torch import Tensor
 from lightning_hessian.curvature.density import NUM_STEPS, density
 from lightning_hessian.curvature.derivatives import gradients, random_vectors
 from lightning_hessian.curvature.lanczos import lanczos
-from lightning_hessian.curvature.low_rank import head_factors, head_hessian
+from lightning_hessian.curvature.low_rank import head_factors
 from lightning_hessian.curvature.memory import allocated_per_sample, group_size, in_groups, product_bytes
 from lightning_hessian.curvature.operator import HeadOperator, HessianOperator, Operator
 from lightning_hessian.curvature.problems import Problems
 from lightning_hessian.curvature.trace import Estimates, estimate, estimate_norm
 
+NUM_SKEW = 4  # random vectors, of which each pair tells about the asymmetry
 NUM_RANDOM = 20  # vectors for trace, Frobenius norm and diagonal: their errors fall like 1/√20
 
 
@@ -95,10 +96,9 @@ def _parts_of(
     rest = estimate(operator, pairs, NUM_RANDOM, generator=generator)
     gradient = gradients(problems).flatten(0, 1)
     along = (gradient * operator(gradient)).sum(dim=1) / gradient.square().sum(dim=1)
-    u, v = (random_vectors(problems, generator).flatten(0, 1) for _ in range(2))
-    crossed = (u * operator(v)).sum(dim=1) - (v * operator(u)).sum(dim=1)
+    skew = _skew_norm(operator, generator)
     order = pairs.eigenvalues.abs().argsort(dim=1, descending=True)
-    scale = rest.frobenius_norm / problems.num_inputs**0.5
+    norm = rest.frobenius_norm
     head, network, used = _part_norms(operator, problems, rest, pairs.eigenvectors, max_basis, generator)
     parts = {
         "eigenvalues": pairs.eigenvalues,
@@ -117,11 +117,20 @@ def _parts_of(
         "network_norm": network[0],
         "network_norm_error": network[1],
         "gradient_curvature": along,
-        "asymmetry": crossed.abs() / scale.where(scale > 0, 1),
+        "asymmetry": skew / norm.where(norm > 0, 1),
     }
     shape = (problems.num_samples, problems.num_classes)
     by_problem = {name: part.reshape(*shape, *part.shape[1:]) for name, part in parts.items()}
-    return by_problem, pairs.num_products + rest.num_products + 3 + used
+    return by_problem, pairs.num_products + rest.num_products + 1 + NUM_SKEW + used
+
+
+def _skew_norm(operator: Operator, generator: torch.Generator) -> Tensor:
+    """An estimate of ‖H − Hᵀ‖ (Frobenius), ``[P]``: E (uᵀHv − vᵀHu)² over random signs u and v is its square."""
+    like = operator.like
+    signs = [torch.randint(2, like.shape[1:], generator=generator).to(like) * 2 - 1 for _ in range(NUM_SKEW)]
+    forms = torch.stack([operator(v.expand_as(like)) @ torch.stack(signs, dim=1) for v in signs], dim=1)  # vᵀHᵀu
+    pairs = torch.triu_indices(NUM_SKEW, NUM_SKEW, offset=1, device=like.device)
+    return (forms - forms.mT)[:, pairs[0], pairs[1]].square().mean(dim=1).sqrt()
 
 
 def _part_norms(
@@ -140,17 +149,18 @@ def _part_norms(
     nothing = torch.zeros_like(norm), torch.zeros_like(error)
     if isinstance(operator, HeadOperator):
         return (norm, error), nothing, 0
-    bend = head_hessian(problems.select(slice(0, 2)))
-    if not bend.any():
+    product = HeadOperator(problems)
+    if not product(random_vectors(problems, generator).flatten(0, 1)).any():
         return nothing, (norm, error), 0
-    if bend.shape[-1] <= max_rows:
+    if product.num_outputs <= max_rows:
         rows, bends, head_norm = head_factors(problems)
         of_head = head_norm, torch.zeros_like(head_norm)
 
         def head(v: Tensor) -> Tensor:
             return (rows.mT @ (bends @ (rows @ v.unsqueeze(-1)))).squeeze(-1)
+
     else:
-        head = HeadOperator(problems)
+        head = product
         of_head = estimate_norm(head, known, NUM_RANDOM, generator=generator)
     of_network = estimate_norm(lambda v: operator(v) - head(v), known, NUM_RANDOM, generator=generator)
     return of_head, of_network, known.shape[1] + NUM_RANDOM

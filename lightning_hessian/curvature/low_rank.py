@@ -14,7 +14,7 @@ VMAPPED_OUTPUTS = 16  # backward passes batched at once: most of the speed, and 
 
 
 def jacobian(problems: Problems) -> Tensor:
-    """Gradients of all C outputs with respect to the input, ``[N, C, D]``, from one forward pass.
+    """Gradients of all C outputs with respect to the input, ``[N, C, D]``.
 
     The backward passes are ``vmap``-batched where that gives what a plain backward pass gives along a random
     weighting of the outputs, and done one after another elsewhere. Cost: at most C gradients.

@@ -89,6 +89,11 @@ class HeadOperator:
         (self._slope,) = torch.autograd.grad(value, self._z, create_graph=True, materialize_grads=True)
 
     @property
+    def num_outputs(self) -> int:
+        """C."""
+        return self._outputs.shape[1]
+
+    @property
     def like(self) -> Tensor:
         """An empty tensor ``[P, D]``."""
         return self.problems.x.flatten(1)
