@@ -1,6 +1,7 @@
 """What a measurement takes stays below max_memory, and a device that runs out is given less at once."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -10,7 +11,13 @@ from conftest import mlp
 from torch import nn
 
 from lightning_hessian import MeasurementError, input_spectrum
-from lightning_hessian.curvature.memory import in_groups
+from lightning_hessian.curvature import facts
+from lightning_hessian.curvature.derivatives import engines_agree, in_float64
+from lightning_hessian.curvature.low_rank import jacobian
+from lightning_hessian.curvature.measure import measure
+from lightning_hessian.curvature.memory import in_groups, out_of_memory
+from lightning_hessian.curvature.plan import Options, result_bytes
+from lightning_hessian.curvature.problems import Problems
 
 F64 = torch.float64
 
@@ -116,3 +123,109 @@ def test_a_single_sample_that_does_not_fit_the_device():
 
     with pytest.raises(MeasurementError, match="ran out of memory with a single sample"):
         list(in_groups(4, 4, work))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 TiB",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "MPS backend out of memory (MPS allocated: 17 GB, other allocations: 1 GB, max allowed: 18 GB).",
+    ],
+)
+def test_every_device_says_it_in_its_own_words(words):
+    assert out_of_memory(RuntimeError(words))
+    assert not out_of_memory(ValueError(words))
+
+
+@pytest.mark.parametrize("method", ["auto", "dense", "lanczos"])
+def test_a_device_with_room_for_one_sample(method):
+    net, x = mlp(), torch.randn(7, 6, dtype=F64)
+    found = input_spectrum(Small(net, room=1), x, "all", "prob", method=method, chunk_size=1)
+    whole = input_spectrum(net, x, "all", "prob", method="dense")
+    torch.testing.assert_close(found.lambda_max, whole.lambda_max, rtol=1e-6, atol=1e-9)
+    assert "no room for two samples" in found.diagnosis.message
+    assert found.diagnosis.trusted
+
+
+def test_a_wrong_derivative_is_witnessed_with_room_for_one_sample():
+    class Detached(nn.Module):
+        def forward(self, x):
+            return x.detach() * x.square().sum(1, keepdim=True)
+
+    with pytest.warns(UserWarning, match="Finite differences contradict"):
+        input_spectrum(Small(Detached(), room=1), torch.randn(4, 6, dtype=F64), 1, method="dense", chunk_size=1)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [in_float64, lambda given: engines_agree(given, torch.Generator()), jacobian],
+    ids=["in_float64", "engines_agree", "jacobian"],
+)
+def test_running_out_of_memory_is_no_missing_rule(work):
+    def refuses(x):
+        raise torch.OutOfMemoryError("no more")
+
+    given = Problems(refuses, lambda z, c: z.gather(1, c), torch.randn(2, 6), torch.zeros(2, 1, dtype=torch.long))
+    with pytest.raises(RuntimeError, match=r"no more|ran out of memory"):
+        work(given)
+
+
+def test_batched_backward_passes_that_run_out_of_memory_are_told(monkeypatch):
+    def refuses(*_):
+        raise torch.OutOfMemoryError("no more")
+
+    monkeypatch.setattr("lightning_hessian.curvature.low_rank.vjp", refuses)
+    with pytest.raises(torch.OutOfMemoryError):
+        jacobian(few_problems(mlp()))
+
+
+def test_forward_mode_that_runs_out_of_memory_does_not_disagree(monkeypatch):
+    def refuses(self, basis):
+        raise torch.OutOfMemoryError("no more")
+
+    monkeypatch.setattr("lightning_hessian.curvature.derivatives.ForwardOverReverse.columns", refuses)
+    with pytest.raises(MeasurementError, match="ran out of memory"):
+        engines_agree(few_problems(mlp()), torch.Generator())
+
+
+def few_problems(net, count=2, inputs=6):
+    classes = torch.zeros(count, 1, dtype=torch.long)
+    return Problems(net, lambda z, c: z.softmax(1).gather(1, c), torch.randn(count, inputs, dtype=F64), classes)
+
+
+@pytest.mark.parametrize("method", ["dense", "lanczos"])
+def test_thousands_of_outputs_are_never_squared(method):
+    """C = 3000: A alone would be 72 MB a sample, and its columns some ten times that."""
+    given = few_problems(mlp(outputs=3000))
+    found = measure(given, "prob", Options(method=method, max_memory=30_000_000)).spectrum
+    whole = measure(given, "prob", Options(method="dense", max_memory=10**9)).spectrum
+    for name in ("head_norm", "network_norm"):
+        error = 4 * getattr(found, f"{name}_error") + 1e-9
+        assert ((getattr(found, name) - getattr(whole, name)).abs() <= error).all()
+
+
+@pytest.mark.parametrize("method", ["lanczos", "low_rank"])
+def test_heatmaps_that_do_not_fit_are_left_out_and_told(method):
+    given = few_problems(mlp(nn.ReLU if method == "low_rank" else nn.GELU, inputs=300), inputs=300)
+    enough = result_bytes(given, Options(), 1) + 8 * 300**2
+    found = measure(given, "prob", Options(method=method, max_memory=enough), num_matrices=1)
+    assert found.hessian is None
+    assert found.plan.num_matrices == 0
+    message = found.spectrum.diagnosis.message
+    assert "no heatmap. heatmap_samples=0" in message
+    assert found.spectrum.diagnosis.trusted
+    need = int(re.search(r"max_memory=(\d+)", message).group(1))
+    assert measure(given, "prob", Options(method=method, max_memory=need), num_matrices=1).hessian is not None
+    assert measure(given, "prob", Options(method=method, max_memory=need - 1), num_matrices=1).hessian is None
+
+
+def test_facts_are_found_out_once(monkeypatch):
+    asked = []
+    agree = facts.engines_agree
+    monkeypatch.setattr(facts, "engines_agree", lambda *given: asked.append("agree") or agree(*given))
+    product = facts._product
+    monkeypatch.setattr(facts, "_product", lambda few: asked.append("product") or product(few))
+    input_spectrum(mlp(inputs=300), torch.randn(2, 300, dtype=F64), 0)
+    assert sorted(asked) == ["agree", "product"]
