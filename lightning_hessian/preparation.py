@@ -82,9 +82,7 @@ def _outputs(network: ModelFunction, x: Tensor, held: Any, max_memory: int | Non
         return few.outputs(few.x)
 
     with torch.no_grad():
-        on_few(
-            problems, 2, lambda few: few.outputs(few.x)
-        )  # copies the parameters, which must not be counted as a sample's
+        on_few(problems, 2, lambda few: few.outputs(few.x))  # copies the parameters, which are no sample's
         per_sample = allocated_per_sample(problems, lambda few: few.outputs(few.x))
         size = max(1, Options(max_memory=max_memory).memory(x.device) // per_sample)
         return torch.cat([outputs for _, outputs in in_groups(len(x), size, work)])

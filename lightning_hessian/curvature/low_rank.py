@@ -30,10 +30,14 @@ def jacobian(problems: Problems) -> Tensor:
         (gradient,) = torch.autograd.grad(outputs, x, weights, retain_graph=True, materialize_grads=True)
         return gradient.flatten(1)
 
-    one_hot = torch.eye(num_outputs, dtype=x.dtype, device=x.device)
+    numbers = torch.arange(num_outputs, device=x.device)
+
+    def one_hot(c: Tensor) -> Tensor:  # one at a time: all of them are C² numbers
+        return (numbers == c).to(x.dtype).expand(len(x), -1)
+
     try:
         pull_back = vjp(problems.outputs, x.detach())[1]
-        rows = vmap(lambda c: pull_back(c.expand(len(x), -1))[0], chunk_size=VMAPPED_OUTPUTS)(one_hot)
+        rows = vmap(lambda c: pull_back(one_hot(c))[0], chunk_size=VMAPPED_OUTPUTS)(numbers)
         batched = rows.flatten(2).transpose(0, 1)
     except Exception as error:  # every kind of module that lacks a vmap rule
         if out_of_memory(error):
@@ -44,7 +48,7 @@ def jacobian(problems: Problems) -> Tensor:
     tolerance = torch.finfo(x.dtype).eps ** 0.5
     if batched is not None and relative_difference(weights @ batched, expected) <= tolerance:
         return batched
-    return torch.stack([row(weights.expand(len(x), -1)) for weights in one_hot], dim=1)
+    return torch.stack([row(one_hot(c)) for c in numbers], dim=1)
 
 
 def head_hessian(problems: Problems) -> Tensor:
