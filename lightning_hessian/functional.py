@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_hessian.curvature.dense import ChunkSize
 from lightning_hessian.curvature.derivatives import ReverseOverReverse, gradients
 from lightning_hessian.curvature.diagnosis import Diagnosis
+from lightning_hessian.curvature.facts import Facts
 from lightning_hessian.curvature.measure import diagnose_finite, measure, whole_hessians
 from lightning_hessian.curvature.memory import readable
 from lightning_hessian.curvature.plan import MethodChoice
@@ -185,13 +186,14 @@ def input_hessian(
                 f"The Hessians {list(shape)} take {readable(result_bytes)}, more than the {readable(memory)} that "
                 f"may be used. {fewer}, or raise max_memory (in bytes)."
             )
-        diagnosis = diagnose_finite(problems, options)
+        facts = Facts(problems, seed)
+        diagnosis = diagnose_finite(problems, options, facts)
         _warn_if_untrusted(diagnosis)
         if diagnosis.zero:
             return problems.x.new_zeros(shape)
         left = replace(options, max_memory=memory - result_bytes)
         result = None
-        for samples, matrices in whole_hessians(problems, left, diagnosis):
+        for samples, matrices in whole_hessians(problems, facts, left, diagnosis):
             if len(matrices) == problems.num_samples:
                 return matrices
             result = problems.x.new_empty(shape) if result is None else result
