@@ -85,7 +85,7 @@ def expected_products(num_inputs: int, num_eigenvalues: int, block_size: int, de
     """The products that ``extreme_parts`` is expected to make: a basis filled once, the estimates, the density."""
     basis = min(_basis_size(num_eigenvalues, block_size), num_inputs)
     norms = num_eigenvalues + 2 * NUM_RANDOM  # of trace and Frobenius norm, and of the network's part
-    return basis + norms + 3 + density_vectors * min(NUM_STEPS, num_inputs)
+    return basis + norms + 1 + NUM_SKEW + density_vectors * min(NUM_STEPS, num_inputs)
 
 
 def _basis_size(num_eigenvalues: int, block_size: int) -> int:
