@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import torch
 from torch import Tensor
 
@@ -10,8 +12,9 @@ from lightning_hessian.curvature.derivatives import gradients, random_vectors
 from lightning_hessian.curvature.lanczos import lanczos
 from lightning_hessian.curvature.low_rank import head_factors, head_hessian
 from lightning_hessian.curvature.memory import allocated_per_sample, group_size, in_groups, product_bytes
-from lightning_hessian.curvature.operator import HeadOperator, HessianOperator, Operator
+from lightning_hessian.curvature.operator import HeadOperator, HessianOperator, ToldOperator
 from lightning_hessian.curvature.problems import Problems
+from lightning_hessian.curvature.progress import Progress, silent
 from lightning_hessian.curvature.trace import Estimates, estimate, estimate_norm
 
 NUM_RANDOM = 20  # vectors for trace, Frobenius norm and diagonal: their errors fall like 1/√20
@@ -26,6 +29,7 @@ def extreme_parts(
     max_memory: int,
     generator: torch.Generator,
     density_vectors: int = 0,
+    progress: Progress = silent,
 ) -> tuple[dict[str, Tensor], int]:
     """Half of ``num_eigenvalues`` from each end, as the parts of a ``Spectrum`` by name, and the HVPs per problem.
 
@@ -38,6 +42,7 @@ def extreme_parts(
         generator: of random vectors; each group gets the same ones.
         density_vectors: S; from 2 on there are also the parts ``density_nodes`` and ``density_weights``, unless all
             D eigenvalues are found.
+        progress: is told after every product of a group how many there were.
 
     Raises:
         MeasurementError: not even the bases of one sample fit ``max_memory``.
@@ -45,13 +50,13 @@ def extreme_parts(
     per_sample = lanczos_bytes(problems, num_eigenvalues, block_size)
     size = group_size(problems.num_samples, per_sample, max_memory, "The Lanczos basis")
     state = generator.get_state()
+    counter = count(1)
 
     def work(samples: slice) -> tuple[dict[str, Tensor], int]:
         group = problems.select(samples)
         generator.set_state(state)
-        operator = HeadOperator(group) if head_only else HessianOperator(group)
-        max_basis = _basis_size(num_eigenvalues, block_size)
-        found, used = _parts_of(operator, group, num_eigenvalues, block_size, max_basis, generator)
+        operator = ToldOperator(HeadOperator(group) if head_only else HessianOperator(group), progress, counter)
+        found, used = _parts_of(operator, group, num_eigenvalues, block_size, generator)
         if density_vectors and found["eigenvalues"].shape[-1] < problems.num_inputs:
             generator.set_state(state)  # the starts do not hang on how many vectors Lanczos drew
             rule = density(operator, NUM_STEPS, density_vectors, generator=generator)
@@ -83,13 +88,13 @@ def _basis_size(num_eigenvalues: int, block_size: int) -> int:
 
 
 def _parts_of(
-    operator: Operator,
+    operator: ToldOperator,
     problems: Problems,
     num_eigenvalues: int,
     block_size: int,
-    max_basis: int,
     generator: torch.Generator,
 ) -> tuple[dict[str, Tensor], int]:
+    max_basis = _basis_size(num_eigenvalues, block_size)
     # At least one from each end: lambda_max and lambda_min are read off them.
     pairs = lanczos(operator, max(2, num_eigenvalues), generator=generator, block_size=block_size, max_basis=max_basis)
     rest = estimate(operator, pairs, NUM_RANDOM, generator=generator)
@@ -125,7 +130,7 @@ def _parts_of(
 
 
 def _part_norms(
-    operator: Operator,
+    operator: ToldOperator,
     problems: Problems,
     whole: Estimates,
     known: Tensor,
@@ -138,7 +143,7 @@ def _part_norms(
     """
     norm, error = whole.frobenius_norm, whole.frobenius_error
     nothing = torch.zeros_like(norm), torch.zeros_like(error)
-    if isinstance(operator, HeadOperator):
+    if isinstance(operator.operator, HeadOperator):
         return (norm, error), nothing, 0
     bend = head_hessian(problems.select(slice(0, 2)))
     if not bend.any():

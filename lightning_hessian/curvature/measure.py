@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
@@ -10,6 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from lightning_hessian.curvature.cost import Meter
 from lightning_hessian.curvature.dense import decompose, hessians, matrix_bytes, symmetrize_, zero_parts
 from lightning_hessian.curvature.density import Density, exact_density
 from lightning_hessian.curvature.derivatives import EngineName, engines_agree, gradients
@@ -19,7 +19,8 @@ from lightning_hessian.curvature.low_rank import low_rank_bytes, low_rank_hessia
 from lightning_hessian.curvature.memory import group_size, in_groups, product_bytes
 from lightning_hessian.curvature.plan import FLAT, Options, Plan, make_plan, working_memory
 from lightning_hessian.curvature.problems import Problems
-from lightning_hessian.curvature.spectrum import Cost, MethodName, Spectrum
+from lightning_hessian.curvature.progress import Progress, silent
+from lightning_hessian.curvature.spectrum import MethodName, Spectrum
 from lightning_hessian.errors import MeasurementError
 
 # How asymmetric a Hessian may be before its digits are called rounding.
@@ -57,6 +58,8 @@ def measure(
     diagnosis: Diagnosis | None = None,
     num_matrices: int = 0,
     kept: MethodName | None = None,
+    meter: Meter | None = None,
+    progress: Progress = silent,
 ) -> Measurement:
     """The spectrum of every problem, and the whole matrices of a few samples.
 
@@ -67,12 +70,15 @@ def measure(
         diagnosis: of these problems, where it is known already.
         num_matrices: for how many samples, counted from the first, the matrices are wanted.
         kept: the method that an earlier measurement of a curved network chose.
+        meter: that of the measurement, where it has begun already.
+        progress: is told how many columns of the samples' matrices are done (``dense``), how many samples
+            (``low_rank``), or how many products (``lanczos``).
 
     Raises:
         MeasurementError: values, gradients or Hessians are not finite, the method does not apply, or nothing
             fits the memory.
     """
-    begin = time.perf_counter()
+    meter = meter or Meter(problems.x.device)
     options = replace(options, max_memory=options.memory(problems.x.device))
     gradient = finite_gradients(problems, options)
     diagnosis = diagnosis or _diagnosed(problems, options)
@@ -82,7 +88,7 @@ def measure(
     else:
         left = working_memory(plan.method, problems, diagnosis, options)
         run = {"dense": _dense, "low_rank": _low_rank, "lanczos": _lanczos}[plan.method]
-        result = run(problems, gradient, diagnosis, replace(options, max_memory=left), num_matrices)
+        result = run(problems, gradient, diagnosis, replace(options, max_memory=left), num_matrices, progress)
     spectrum = Spectrum(
         **_with_exact_errors(result.parts),
         complete=result.complete,
@@ -93,7 +99,7 @@ def measure(
         engine=result.engine,
         target=target,
         diagnosis=_with_asymmetry(diagnosis, result.parts["asymmetry"], problems.x.dtype),
-        cost=Cost(time.perf_counter() - begin, result.num_hvps),
+        cost=meter.cost(result.num_hvps),
     )
     return Measurement(spectrum, torch.cat(result.matrices) if num_matrices else None, plan)
 
@@ -148,15 +154,17 @@ def _fitting(problems: Problems, options: Options, num_products: int) -> int:
     return max(1, options.memory(problems.x.device) // (num_products * product_bytes(problems)))
 
 
-def whole_hessians(problems: Problems, options: Options, diagnosis: Diagnosis) -> Iterator[tuple[slice, Tensor]]:
+def whole_hessians(
+    problems: Problems, options: Options, diagnosis: Diagnosis, progress: Progress = silent
+) -> Iterator[tuple[slice, Tensor]]:
     """Symmetric whole Hessians, a group at a time: JᵀAJ if exact, else by the fastest engine that is true."""
-    size, make = _matrix_maker(problems, options, diagnosis)
+    size, make = _matrix_maker(problems, options, diagnosis, progress)
     for samples, (matrices, _, _) in in_groups(problems.num_samples, size, make):
         yield samples, matrices
 
 
 def _matrix_maker(
-    problems: Problems, options: Options, diagnosis: Diagnosis
+    problems: Problems, options: Options, diagnosis: Diagnosis, progress: Progress
 ) -> tuple[int, Callable[[slice], tuple[Tensor, Tensor, EngineName]]]:
     """How many samples' whole Hessians fit the memory, and a function that makes them for some samples.
 
@@ -177,6 +185,9 @@ def _matrix_maker(
     agree, _ = engines_agree(problems, generator)
 
     def make(samples: slice) -> tuple[Tensor, Tensor, EngineName]:
+        def told(what: str, done: int, _: int | None) -> None:
+            progress(what, samples.start * problems.num_inputs + done, problems.num_samples * problems.num_inputs)
+
         matrices, engine = hessians(
             problems.select(samples),
             get_args(EngineName) if agree else ("reverse_over_reverse",),
@@ -184,6 +195,7 @@ def _matrix_maker(
             max_memory=memory,
             generator=generator,
             per_column=per_column,
+            progress=told,
         )
         return matrices, symmetrize_(matrices), engine
 
@@ -197,8 +209,15 @@ def _zero(gradient: Tensor, options: Options, num_matrices: int) -> _Result:
     return _Result(zero_parts(gradient, num_listed, num_listed), matrices, 0)
 
 
-def _dense(problems: Problems, gradient: Tensor, diagnosis: Diagnosis, options: Options, num_matrices: int) -> _Result:
-    size, make = _matrix_maker(problems, options, diagnosis)
+def _dense(
+    problems: Problems,
+    gradient: Tensor,
+    diagnosis: Diagnosis,
+    options: Options,
+    num_matrices: int,
+    progress: Progress,
+) -> _Result:
+    size, make = _matrix_maker(problems, options, diagnosis, progress)
 
     def work(samples: slice) -> tuple[dict[str, Tensor], Tensor, EngineName]:
         matrices, asymmetry, engine = make(samples)
@@ -212,20 +231,32 @@ def _dense(problems: Problems, gradient: Tensor, diagnosis: Diagnosis, options: 
 
 
 def _low_rank(
-    problems: Problems, gradient: Tensor, diagnosis: Diagnosis, options: Options, num_matrices: int
+    problems: Problems,
+    gradient: Tensor,
+    diagnosis: Diagnosis,
+    options: Options,
+    num_matrices: int,
+    progress: Progress,
 ) -> _Result:
     memory = options.memory(problems.x.device)
     size = group_size(problems.num_samples, low_rank_bytes(problems), memory, "The gradients of all outputs")
-    groups = in_groups(
+    parts = []
+    for samples, found in in_groups(
         problems.num_samples, size, lambda s: low_rank_parts(problems.select(s), options.num_eigenvalues)
-    )
-    parts = [found for _, found in groups]
-    kept = _first_matrices(problems, diagnosis, options, num_matrices)
+    ):
+        parts.append(found)
+        progress("samples", samples.stop, problems.num_samples)
+    kept = _first_matrices(problems, diagnosis, options, num_matrices, progress)
     return _Result(_joined(parts), kept, 0)
 
 
 def _lanczos(
-    problems: Problems, gradient: Tensor, diagnosis: Diagnosis, options: Options, num_matrices: int
+    problems: Problems,
+    gradient: Tensor,
+    diagnosis: Diagnosis,
+    options: Options,
+    num_matrices: int,
+    progress: Progress,
 ) -> _Result:
     flat = diagnosis.network in FLAT
     memory = options.memory(problems.x.device)
@@ -237,19 +268,22 @@ def _lanczos(
         max_memory=memory,
         generator=options.generator(),
         density_vectors=options.density_vectors,
+        progress=progress,
     )
     nodes, weights = (parts.pop(f"density_{name}", None) for name in ("nodes", "weights"))
     rule = None if nodes is None or weights is None else Density(nodes, weights)
-    kept = _first_matrices(problems, diagnosis, options, num_matrices)
+    kept = _first_matrices(problems, diagnosis, options, num_matrices, progress)
     complete = parts["eigenvalues"].shape[-1] == problems.num_inputs
     return _Result(parts, kept, num_hvps, complete=complete, density=rule)
 
 
-def _first_matrices(problems: Problems, diagnosis: Diagnosis, options: Options, num_matrices: int) -> list[Tensor]:
+def _first_matrices(
+    problems: Problems, diagnosis: Diagnosis, options: Options, num_matrices: int, progress: Progress
+) -> list[Tensor]:
     if num_matrices == 0:
         return []
     few = problems.select(slice(0, num_matrices))
-    return [matrices for _, matrices in whole_hessians(few, options, diagnosis)]
+    return [matrices for _, matrices in whole_hessians(few, options, diagnosis, progress)]
 
 
 def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
