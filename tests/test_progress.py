@@ -171,6 +171,7 @@ def test_beside_tqdm(house, tmp_path, capsys):
             assert type(line) is type(own)
             assert abs(line.pos) == abs(own.pos) + 1  # the next line
         assert line.disable  # closed
+        assert not line.leave
         assert (own.n, own.total, own.pos) == before
         assert line not in type(own)._instances
         seen.append(trainer.current_epoch)
