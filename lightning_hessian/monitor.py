@@ -12,6 +12,7 @@ import torch
 import lightning_hessian
 from lightning_hessian.curvature.measure import Measurement, diagnose_finite, measure
 from lightning_hessian.curvature.plan import Options
+from lightning_hessian.curvature.progress import Progress, silent
 from lightning_hessian.curvature.spectrum import MethodName
 from lightning_hessian.drift import TopVectors, drift, top_vectors
 from lightning_hessian.errors import ConfigurationError, MeasurementError
@@ -92,8 +93,10 @@ class Monitor:
                 "'predicted' or 'all', or an input_fn that gives (x, labels)."
             )
 
-    def measure(self, model: Model, probe: Probe, *, step: int, logged_step: int, epoch: int) -> Record:
-        """One measurement of ``model`` as it is now.
+    def measure(
+        self, model: Model, probe: Probe, *, step: int, logged_step: int, epoch: int, progress: Progress = silent
+    ) -> Record:
+        """One measurement of ``model`` as it is now; ``progress`` is told how far it is.
 
         Raises:
             ConfigurationError: the options do not fit the model.
@@ -107,7 +110,13 @@ class Monitor:
                 )
             num_matrices = min(self.heatmap_samples, len(probe.x))
             measurement = measure(
-                task.problems, task.target_name, self.options, num_matrices=num_matrices, kept=self.state.method
+                task.problems,
+                task.target_name,
+                self.options,
+                num_matrices=num_matrices,
+                kept=self.state.method,
+                meter=task.meter,
+                progress=progress,
             )
         diagnosis = measurement.spectrum.diagnosis
         if not diagnosis.trusted:

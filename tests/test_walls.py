@@ -11,6 +11,8 @@ ALLOWED = {
     "lightning_hessian": set(),
     "lightning_hessian.errors": set(),
     "lightning_hessian.schedule": set(),
+    "lightning_hessian.progress": set(),
+    "lightning_hessian.curvature.progress": set(),
     "lightning_hessian.drift": set(),
     "lightning_hessian.record": {"safetensors"},
     "lightning_hessian.render.composite": {"safetensors", "matplotlib"},
@@ -32,6 +34,8 @@ ALLOWED = {
 NEIGHBOURS = {
     "lightning_hessian.curvature.measure": {"curvature"},
     "lightning_hessian.curvature.plan": {"curvature"},
+    "lightning_hessian.schedule": set(),
+    "lightning_hessian.progress": set(),
     "lightning_hessian.targets": set(),
     "lightning_hessian.model_function": set(),
     "lightning_hessian.isolation": {"keeper"},

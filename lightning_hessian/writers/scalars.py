@@ -40,9 +40,19 @@ def scalars(record: Record) -> dict[str, float]:
                 for percentile in PERCENTILES:
                     values[spread_tag(metric, slot, percentile)] = float(np.percentile(finite, percentile))
         values |= {f"hessian_error/{name}_{slot}": error for name, error in mean_errors(record, column).items()}
-    values["hessian_cost/seconds"] = record.seconds
-    values["hessian_cost/hvps"] = record.num_hvps
-    return values
+    return values | costs(record)
+
+
+def costs(record: Record) -> dict[str, float]:
+    """What the measurement cost, as far as it is known."""
+    known = {
+        "seconds": record.seconds,
+        "hvps": record.num_hvps,
+        "peak_memory_mib": record.memory / 2**20 if record.memory is not None and record.memory_exact else None,
+        "overhead": record.overhead,
+        "skipped": record.skipped,
+    }
+    return {f"hessian_cost/{name}": value for name, value in known.items() if value is not None}
 
 
 def mean_errors(record: Record, column: int) -> dict[str, float]:

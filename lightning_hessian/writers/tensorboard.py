@@ -135,10 +135,27 @@ def diagnosis_text(record: Record) -> str:
             "compares with the measurement before: |cos| between the top eigenvectors, and the overlap of the spaces "
             "of the top ones; 1 means that they have not turned, and undefined is what no gap separates from the rest.",
             f"{_about_histogram(record)} For readable pictures tick *Show actual image size* in the Images tab.",
-            f"{record.seconds:.2f} s, {record.num_hvps} Hessian-vector products for each sample and class. "
-            f"Method {record.method} ({record.reason}), engine {record.engine}. {_trust(record)}",
+            f"{_about_cost(record)} Method {record.method} ({record.reason}), engine {record.engine}. {_trust(record)}",
         ]
     )
+
+
+def _about_cost(record: Record) -> str:
+    """What the measurement cost, in words."""
+    told = f"{record.seconds:.2f} s, {record.num_hvps} Hessian-vector products for each sample and class"
+    if record.memory is not None:
+        mebibytes = round(record.memory / 2**20)
+        told += f", {'' if record.memory_exact and mebibytes else 'at most '}{max(1, mebibytes)} MiB of memory"
+    told += "."
+    if record.overhead is not None:
+        told += f" Measuring has taken {100 * record.overhead:.2g} % of the training time so far."
+    return f"{told} {about_skipped(record.skipped)}" if record.skipped else told
+
+
+def about_skipped(num_skipped: int) -> str:
+    """How many measurements are missing because of their price, in words."""
+    counted = "1 measurement has" if num_skipped == 1 else f"{num_skipped} measurements have"
+    return f"{counted} been skipped so far: the time would have exceeded max_overhead."
 
 
 def _trust(record: Record) -> str:
