@@ -202,6 +202,11 @@ def load_records(log_dir: str | os.PathLike[str]) -> list[Record]:
         ...
         FileNotFoundError: No records in not_there/input_hessian: give the directory of one run, ...
     """
+    return [load_record(path) for path in record_paths(log_dir)]
+
+
+def record_paths(log_dir: str | os.PathLike[str]) -> list[Path]:
+    """The files of the records that a run saved, in order of step, at least one."""
     folder = Path(log_dir) / FOLDER
     paths = sorted(folder.glob("step_*.safetensors"))
     if not paths:
@@ -209,10 +214,11 @@ def load_records(log_dir: str | os.PathLike[str]) -> list[Record]:
             f"No records in {folder}: give the directory of one run, the one that holds the event file, for "
             f"example lightning_logs/version_0."
         )
-    return [_load(path) for path in paths]
+    return paths
 
 
-def _load(path: Path) -> Record:
+def load_record(path: Path) -> Record:
+    """The record in one file."""
     try:
         with safe_open(path, framework="numpy") as file:
             meta = json.loads(file.metadata()["lightning_hessian"])
