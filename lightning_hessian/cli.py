@@ -29,8 +29,8 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser(
         "report",
         help="one standalone page of some runs, to attach to a mail or a paper",
-        description="Writes one HTML page with everything that the Input Hessian tab of TensorBoard shows of some runs. "
-        "It needs neither a network nor TensorBoard.",
+        description="Writes one HTML page with everything that the Input Hessian tab of TensorBoard shows of runs. It "
+        "needs neither a network nor TensorBoard.",
     )
     report.add_argument("log_dirs", nargs="+", metavar="LOG_DIR", help="directory of a run, or one above several runs")
     report.add_argument("-o", "--output", default="report.html", metavar="FILE", help="default: %(default)s; replaced")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from lightning_hessian.layout import META_KEY, METRICS, tag_of, pack_summary, read_arrays
+from lightning_hessian.layout import META_KEY, METRICS, pack_summary, read_arrays, tag_of
 from lightning_hessian.record import FOLDER, Array, Record, load_record, record_paths
 
 SPECTRA = ("eigenvalues", "residuals", "converged", "histogram")
@@ -37,8 +37,8 @@ class Tag:
         name: tag of the monitor.
         paths: the record files, in order of step.
         summaries: arrays and words of the event file's layout, one per measurement.
-        blocks: names of blocks: ``series``; by place of the measurement ``spectra``, ``x`` and ``maps``; ``matrices`` by
-            place, sample and column.
+        blocks: names of blocks: ``series``; by place of the measurement ``spectra``, ``x`` and ``maps``;
+            ``matrices`` by place, sample and column.
         notes: sentences on what was left out.
     """
 
@@ -270,7 +270,9 @@ def packed_matrix(matrix: Array) -> dict[str, Array]:
 def _left_out(tag: Tag) -> list[str]:
     """What of a run is not on the page, in words."""
     count = len(tag.paths)
-    kept = {place: len(meta["kept"]["matrices"]) * len(meta["columns"]) for place, (_, meta) in enumerate(tag.summaries)}
+    kept = {
+        place: len(meta["kept"]["matrices"]) * len(meta["columns"]) for place, (_, meta) in enumerate(tag.summaries)
+    }
     here = {
         "maps of input space": (len(tag.blocks["maps"]), count, "measurements"),
         "matrices": (sum(map(len, tag.blocks["matrices"].values())), sum(kept.values()), "that were kept"),

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = {"torch", "lightning", "pytorch_lightning", "tensorboard", "matplotlib", "safetensors"}
+HEAVY = {"torch", "lightning", "pytorch_lightning", "tensorboard", "matplotlib", "safetensors", "pandas", "plotly"}
 
 ALLOWED = {
     "lightning_hessian": set(),
@@ -15,7 +15,12 @@ ALLOWED = {
     "lightning_hessian.curvature.progress": set(),
     "lightning_hessian.drift": set(),
     "lightning_hessian.record": {"safetensors"},
+    "lightning_hessian.layout": {"safetensors"},
+    "lightning_hessian.dataframe": {"safetensors"},
+    "lightning_hessian.report": {"safetensors", "plotly"},
+    "lightning_hessian.cli": {"safetensors", "plotly"},
     "lightning_hessian.render.composite": {"safetensors", "matplotlib"},
+    "lightning_hessian.render.figures": {"safetensors", "matplotlib"},
     "lightning_hessian.writers.scalars": {"safetensors"},
     "lightning_hessian.writers.publish": {"safetensors", "matplotlib"},
     "lightning_hessian.curvature.measure": {"torch"},
@@ -42,6 +47,9 @@ NEIGHBOURS = {
     "lightning_hessian.drift": set(),
     "lightning_hessian.record": set(),
     "lightning_hessian.render.composite": {"record"},
+    "lightning_hessian.render.figures": {"record"},
+    "lightning_hessian.dataframe": {"record", "layout"},
+    "lightning_hessian.report": {"record", "layout", "report_data"},
     "lightning_hessian.writers.publish": {"record", "render"},
     "lightning_hessian.functional": {
         "curvature",

@@ -12,6 +12,7 @@ const partial = catalog.runs.runs.flatMap(({ run, tags }) =>
 );
 if (partial.length) {
   const advice = "To keep this page small it does not hold everything; the runs' own directories do.";
-  root.append(el("section", { className: "panel", "data-testid": "left-out" }, el("p", {}, advice), el("ul", {}, ...partial)));
+  const words = el("section", { className: "panel", "data-testid": "left-out" }, el("p", {}, advice), el("ul", {}, ...partial));
+  root.querySelector("h1").after(words);
 }
 root.append(el("footer", { className: "hint" }, `Written by lightning-hessian ${catalog.version}. All data are in this page.`));
