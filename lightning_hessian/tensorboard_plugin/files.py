@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,22 +62,16 @@ class RunFiles:
         """
         folder = self._folder(run, tag)
         path = Path(os.path.realpath(folder / f"step_{step:09d}.safetensors"))
-        missing = f"The file of step {step} is not beside the events of this run. {ELSEWHERE}"
-        if not path.is_relative_to(folder):
-            raise Refused(404, missing)
+        # only a regular file: a named pipe would wait for ever
+        if not path.is_relative_to(folder) or not path.is_file():
+            raise Refused(404, f"The file of step {step} is not beside the events of this run. {ELSEWHERE}")
         try:
-            # a named pipe would wait for ever without O_NONBLOCK
-            handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        except (OSError, ValueError) as error:
-            raise Refused(404, missing) from error
-        with os.fdopen(handle, "rb") as source:
-            facts = os.fstat(source.fileno())
-            if not stat.S_ISREG(facts.st_mode):
-                raise Refused(404, missing)
-            try:
-                yield SafeFile(source, facts.st_size)
-            except DamagedFile as error:
-                raise Refused(404, f"The file of step {step} is damaged: {error}.") from error
+            with path.open("rb") as source:
+                yield SafeFile(source, os.fstat(source.fileno()).st_size)
+        except DamagedFile as error:
+            raise Refused(404, f"The file of step {step} is damaged: {error}.") from error
+        except OSError as error:
+            raise Refused(404, f"The file of step {step} cannot be read: {error.strerror}. {ELSEWHERE}") from error
 
     def _folder(self, run: str, tag: str) -> Path:
         """The real folder of a tag's files, which lies in the run's, which lies in the logdir."""
