@@ -12,9 +12,10 @@ ALLOWED = {
     "lightning_hessian.errors": set(),
     "lightning_hessian.schedule": set(),
     "lightning_hessian.drift": set(),
-    "lightning_hessian.record": {"safetensors"},
-    "lightning_hessian.render.composite": {"safetensors", "matplotlib"},
-    "lightning_hessian.writers.scalars": {"safetensors"},
+    "lightning_hessian.record": set(),
+    "lightning_hessian.record_files": {"safetensors"},
+    "lightning_hessian.render.composite": {"matplotlib"},
+    "lightning_hessian.writers.scalars": set(),
     "lightning_hessian.writers.publish": {"safetensors", "matplotlib"},
     "lightning_hessian.curvature.measure": {"torch"},
     "lightning_hessian.curvature.plan": {"torch"},
@@ -24,7 +25,8 @@ ALLOWED = {
     "lightning_hessian.isolation": {"torch"},
     "lightning_hessian.probe": {"torch"},
     "lightning_hessian.functional": {"torch"},
-    "lightning_hessian.monitor": {"torch", "safetensors"},
+    "lightning_hessian.monitor": {"torch"},
+    "lightning_hessian.resume": {"torch"},
 }
 
 # What a room may know of its own house, besides itself and errors.
@@ -36,8 +38,9 @@ NEIGHBOURS = {
     "lightning_hessian.isolation": {"keeper"},
     "lightning_hessian.drift": set(),
     "lightning_hessian.record": set(),
+    "lightning_hessian.record_files": {"record"},
     "lightning_hessian.render.composite": {"record"},
-    "lightning_hessian.writers.publish": {"record", "render"},
+    "lightning_hessian.writers.publish": {"record", "record_files", "render"},
     "lightning_hessian.functional": {
         "curvature",
         "targets",
