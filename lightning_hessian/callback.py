@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from functools import wraps
 from typing import Any, Literal
 
@@ -187,6 +188,11 @@ class InputHessianMonitor(Callback):
     def state_dict(self) -> dict[str, Any]:
         """The probe, what measurements hand on, and where the run is."""
         return to_state(self._probe, self._monitor.state, self._schedule, self._settings)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Sets the place right where a callback before this one saves at the end of a batch."""
+        if self._schedule.place.step != steps(trainer):
+            checkpoint["callbacks"][self.state_key]["place"] = asdict(place(trainer))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where the checkpoint was; comes after ``setup``."""
