@@ -301,3 +301,20 @@ def test_each_monitors_warnings_bear_its_name(tmp_path):
     for name in ("a", "b"):
         text = events(tmp_path).Tensors(f"hessian_diagnosis/{name}/text_summary")[-1].tensor_proto.string_val[0]
         assert "No measurement here" in text.decode()
+
+
+class Interrupted(Classifier):
+    """Its user presses Ctrl+C when it is measured after the first epoch."""
+
+    def forward(self, x):
+        if self.trainer.global_step == 4 and not self.trainer.validating and len(x) <= 2:
+            raise KeyboardInterrupt
+        return super().forward(x)
+
+
+def test_a_measurement_that_was_interrupted_is_not_called_done(tmp_path):
+    monitor = small_monitor()
+    with pytest.raises(SystemExit):
+        fit(tmp_path, monitor, model=Interrupted())
+    assert monitor.state_dict()["last_step"] == 0
+    assert monitor.state_dict()["place"] == {"step": 4, "logged_step": 3, "epoch": 0, "ends_epoch": True}
