@@ -184,8 +184,8 @@ class InputHessianMonitor(Callback):
         return self._generate_state_key(name=self._monitor.name)
 
     # Wrapped, since Lightning would refuse two monitors of one name before setup can say what to do.
-    @wraps(Callback.state_dict)  # type: ignore[override]
-    def state_dict(self) -> dict[str, Any]:
+    @wraps(Callback.state_dict)
+    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
         """The probe, what measurements hand on, and where the run is."""
         return to_state(self._probe, self._monitor.state, self._schedule, self._settings)
 
