@@ -86,6 +86,7 @@ def fit(
     train: Dataset | None = None,
     held_out: Dataset | None = None,
     logger=None,
+    ckpt_path: Path | None = None,
     **trainer_arguments,
 ) -> Trainer:
     """Trains for two epochs of four batches, and gives the Trainer."""
@@ -108,7 +109,7 @@ def fit(
     loaders = [DataLoader(digits() if train is None else train, batch_size=16, shuffle=True)]
     if held_out is not False:
         loaders.append(DataLoader(digits(64, 96) if held_out is None else held_out, batch_size=16))
-    trainer.fit(model, *loaders)
+    trainer.fit(model, *loaders, ckpt_path=ckpt_path)
     return trainer
 
 
