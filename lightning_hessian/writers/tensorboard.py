@@ -16,19 +16,44 @@ NUM_BINS = 64
 BIN_EDGES = np.linspace(-20, 20, NUM_BINS + 1)  # |λ| up to 1e8
 
 
-def write_tensorboard(writer: Any, record: Record) -> None:
-    """Writes histograms, composite pictures and the text of ``record`` through a ``SummaryWriter``."""
-    for column, name in enumerate(record.columns):
-        slot = f"{record.target}_{name}"
-        if record.complete or record.density_nodes is not None or record.hessian is not None:
-            _write_histogram(writer, f"hessian_spectrum_signed_log10/{slot}", record, column)
-        if record.hessian is not None and len(record.hessian):
-            image = to_image(composite(record, column))
-            writer.add_image(f"hessian/{slot}", image, record.logged_step, dataformats="HWC")
-    writer.add_text("hessian_diagnosis", diagnosis_text(record), record.logged_step)
+Histogram = dict[str, Any]  # the arguments of SummaryWriter.add_histogram_raw
 
 
-def write_layout(writer: Any, record: Record) -> None:
+def histograms(record: Record) -> dict[str, Histogram]:
+    """The spectrum of each class on a signed logarithmic axis, by tag; none where only the ends are known."""
+    if not (record.complete or record.density_nodes is not None or record.hessian is not None):
+        return {}
+    tags = (f"hessian_spectrum_signed_log10/{record.target}_{name}" for name in record.columns)
+    return {tag: _histogram(record, column) for column, tag in enumerate(tags)}
+
+
+def draw(record: Record) -> dict[str, Array]:
+    """The composite picture of each class ``[H, W, 3]``, by tag; none where no matrix was kept."""
+    if record.hessian is None or not len(record.hessian):
+        return {}
+    tags = (f"hessian/{record.target}_{name}" for name in record.columns)
+    return {tag: to_image(composite(record, column)) for column, tag in enumerate(tags)}
+
+
+def add_histograms(writer: Any, spectra: dict[str, Histogram], logged_step: int) -> None:
+    """Writes what ``histograms`` made through a ``SummaryWriter``."""
+    for tag, values in spectra.items():
+        writer.add_histogram_raw(tag, **values, global_step=logged_step)
+
+
+def add_pictures(writer: Any, pictures: dict[str, Array], logged_step: int) -> None:
+    """Writes what ``draw`` made."""
+    for tag, image in pictures.items():
+        writer.add_image(tag, image, logged_step, dataformats="HWC")
+
+
+def add_text(writer: Any, what: Record | str, logged_step: int) -> None:
+    """Writes the diagnosis of a record, or words in its place."""
+    words = what if isinstance(what, str) else diagnosis_text(what)
+    writer.add_text("hessian_diagnosis", words, logged_step)
+
+
+def add_layout(writer: Any, record: Record) -> None:
     """Lays out a margin chart (mean, 10th to 90th percentile over samples) per metric and class; once a run."""
     layout = {}
     for metric in reversed(METRICS):  # TensorBoard shows a layout's charts last one first
@@ -97,7 +122,7 @@ def _is_estimated(record: Record) -> bool:
     return not record.complete and record.density_nodes is not None
 
 
-def _write_histogram(writer: Any, tag: str, record: Record, column: int) -> None:
+def _histogram(record: Record, column: int) -> Histogram:
     if _is_estimated(record):
         nodes, counts = density_points(record, column)
         eigenvalues, counts = nodes.ravel(), counts.ravel() / len(nodes)
@@ -105,17 +130,15 @@ def _write_histogram(writer: Any, tag: str, record: Record, column: int) -> None
         eigenvalues = shown_eigenvalues(record, column)
         counts = np.ones(len(eigenvalues))
     values = _placed(eigenvalues[counts > 0])
-    writer.add_histogram_raw(
-        tag,
-        min=float(values.min()),
-        max=float(values.max()),
-        num=float(counts.sum()),
-        sum=float((values * counts[counts > 0]).sum()),
-        sum_squares=float((np.square(values) * counts[counts > 0]).sum()),
-        bucket_limits=BIN_EDGES[1:].tolist(),
-        bucket_counts=binned(eigenvalues, counts).tolist(),
-        global_step=record.logged_step,
-    )
+    return {
+        "min": float(values.min()),
+        "max": float(values.max()),
+        "num": float(counts.sum()),
+        "sum": float((values * counts[counts > 0]).sum()),
+        "sum_squares": float((np.square(values) * counts[counts > 0]).sum()),
+        "bucket_limits": BIN_EDGES[1:].tolist(),
+        "bucket_counts": binned(eigenvalues, counts).tolist(),
+    }
 
 
 def _about_histogram(record: Record) -> str:

@@ -1,0 +1,177 @@
+"""What cannot be saved or shown is told once and keeps nobody else from being served; training ends normally."""
+
+import errno
+import os
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from training import Classifier, events, fit, scalar, small_monitor
+
+from lightning_hessian import load_records
+from lightning_hessian.errors import WritingError
+from lightning_hessian.writers import tensorboard
+
+TAG = "hessian_trace/logit_class_2"
+
+
+def forgiving(**arguments):
+    return small_monitor(on_error="warn", **arguments)
+
+
+def told(caught) -> list[str]:
+    return [str(w.message) for w in caught if "InputHessianMonitor" in str(w.message)]
+
+
+def images(folder) -> list[int]:
+    return [event.step for event in events(folder).Images("hessian/logit_class_2")]
+
+
+def texts(folder) -> list[int]:
+    return [event.step for event in events(folder).Tensors("hessian_diagnosis/text_summary")]
+
+
+def test_a_log_directory_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.warns(UserWarning) as caught:
+        trainer = fit(tmp_path, forgiving(), logger=False, default_root_dir=tmp_path / "file" / "logs")
+    (message,) = told(caught)
+    assert "Saving the record failed. NotADirectoryError" in message
+    assert "make it writable, or give the Trainer another directory" in message
+    assert trainer.current_epoch == 2
+    assert TAG in trainer.callback_metrics
+
+
+def test_records_that_cannot_be_saved_are_still_shown(tmp_path):
+    (tmp_path / "input_hessian").write_text("in the way")
+    with pytest.warns(UserWarning) as caught:
+        fit(tmp_path, forgiving())
+    (message,) = told(caught)
+    assert "Saving the record failed. FileExistsError" in message
+    assert list(scalar(tmp_path, TAG)) == images(tmp_path) == texts(tmp_path) == [0, 3, 7]
+
+
+def test_a_disk_that_is_full_for_a_while(tmp_path, monkeypatch):
+    flush, calls = os.fsync, []
+
+    def full_once(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full_once)
+    with pytest.warns(UserWarning) as caught:
+        fit(tmp_path, forgiving())
+    (message,) = told(caught)
+    assert "No space left on device" in message
+    assert "Free space in" in message
+    assert [r.step for r in load_records(tmp_path)] == [0, 8]
+    assert len(list((tmp_path / "input_hessian").iterdir())) == 2
+    assert images(tmp_path) == texts(tmp_path) == [0, 3, 7]
+
+
+def test_a_disk_that_stays_full_is_told_once(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.warns(UserWarning) as caught:
+        fit(tmp_path, forgiving())
+    assert len(told(caught)) == 1
+    assert list((tmp_path / "input_hessian").iterdir()) == []
+
+
+def test_the_last_record_that_cannot_be_saved_is_told_too(tmp_path, monkeypatch):
+    flush, calls = os.fsync, []
+
+    def full_at_last(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full_at_last)
+    with pytest.warns(UserWarning, match="Saving the record failed.*No space"):
+        fit(tmp_path, forgiving())
+    assert [r.step for r in load_records(tmp_path)] == [0, 4]
+
+
+class Fragile(CSVLogger):
+    """Refuses what the monitor logs."""
+
+    def log_metrics(self, metrics, step=None):
+        if any("hessian" in tag for tag in metrics):
+            raise ConnectionError("the server is away")
+        super().log_metrics(metrics, step)
+
+
+def test_a_logger_that_refuses_scalars_keeps_no_other_from_them(tmp_path):
+    after = TensorBoardLogger(tmp_path, name="", version="")
+    with pytest.warns(UserWarning) as caught:
+        trainer = fit(tmp_path, forgiving(), logger=[Fragile(tmp_path / "csv", name="", version=""), after])
+    (message,) = told(caught)
+    assert "Logging scalars to Fragile failed. ConnectionError: the server is away. Mend the logger" in message
+    assert list(scalar(tmp_path, TAG)) == images(tmp_path) == texts(tmp_path) == [0, 3, 7]
+    assert [r.step for r in load_records(tmp_path)] == [0, 4, 8]
+    assert TAG in trainer.callback_metrics
+
+
+def test_an_event_file_that_refuses_pictures_still_gets_the_rest(tmp_path, monkeypatch):
+    def refused(*arguments, **more):
+        raise ValueError("no pictures today")
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_image", refused)
+    with pytest.warns(UserWarning) as caught:
+        fit(tmp_path, forgiving())
+    (message,) = told(caught)
+    assert "Adding the pictures to the event file failed. ValueError: no pictures today" in message
+    seen = events(tmp_path)
+    assert seen.Tags()["images"] == []
+    assert len(seen.Histograms("hessian_spectrum_signed_log10/logit_class_2")) == 3
+    assert list(scalar(tmp_path, TAG)) == texts(tmp_path) == [0, 3, 7]
+
+
+def test_a_record_that_cannot_be_drawn_is_still_logged(tmp_path, monkeypatch):
+    composite = tensorboard.composite
+
+    def no_second_picture(record, column):
+        if record.step == 4:
+            raise MemoryError("the canvas is too large")
+        return composite(record, column)
+
+    monkeypatch.setattr(tensorboard, "composite", no_second_picture)
+    with pytest.warns(UserWarning) as caught:
+        fit(tmp_path, forgiving())
+    (message,) = told(caught)
+    assert "Drawing the pictures failed. MemoryError" in message
+    assert "heatmap_samples=0 draws none" in message
+    assert images(tmp_path) == [0, 7]
+    assert list(scalar(tmp_path, TAG)) == texts(tmp_path) == [0, 3, 7]
+    assert [r.step for r in load_records(tmp_path)] == [0, 4, 8]
+
+
+@pytest.mark.parametrize("fault", ["file", "logger", "picture"])
+def test_on_error_raise_ends_training_at_the_measurement_that_fails(tmp_path, monkeypatch, fault):
+    model, loggers = Classifier(), [TensorBoardLogger(tmp_path, name="", version="")]
+    if fault == "file":
+        (tmp_path / "input_hessian").write_text("in the way")
+    if fault == "logger":
+        loggers.append(Fragile(tmp_path / "csv", name="", version=""))
+    if fault == "picture":
+        monkeypatch.setattr(tensorboard, "composite", lambda *_: 1 / 0)
+    with pytest.raises(WritingError) as caught:
+        fit(tmp_path, small_monitor(), model=model, logger=loggers)
+    assert caught.value.__cause__ is not None
+    assert model.flags == []  # not one step was trained
+    assert list(scalar(tmp_path, TAG)) == [0]
+
+
+def test_weights_are_those_of_a_run_without_faults(tmp_path):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "input_hessian").write_text("in the way")
+    with pytest.warns(UserWarning, match="Saving the record failed"):
+        one = fit(tmp_path / "bad", forgiving())
+    two = fit(tmp_path / "good")
+    weights = (t.lightning_module.state_dict().values() for t in (one, two))
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
