@@ -15,6 +15,8 @@ ALLOWED = {
     "lightning_hessian.record": {"safetensors"},
     "lightning_hessian.render.composite": {"safetensors", "matplotlib"},
     "lightning_hessian.writers.scalars": {"safetensors"},
+    "lightning_hessian.writers.background": set(),
+    "lightning_hessian.writers.loggers": {"safetensors"},
     "lightning_hessian.writers.publish": {"safetensors", "matplotlib"},
     "lightning_hessian.curvature.measure": {"torch"},
     "lightning_hessian.curvature.plan": {"torch"},

@@ -113,7 +113,9 @@ class Publisher:
     def _save(self, record: Record) -> None:
         if self._folder is None:
             return
-        remedy = f"Free space in {self._folder} or make it writable, or give the Trainer another directory for its logs."
+        remedy = (
+            f"Free space in {self._folder} or make it writable, or give the Trainer another directory for its logs."
+        )
         with self._kept("saving the record", remedy):
             save_record(record if self._keep_matrices else replace(record, hessian=None), self._folder)
 
@@ -125,7 +127,10 @@ class Publisher:
                 add(writer, *arguments)
 
     def _hand_over(self) -> None:
-        """Gives drawn pictures to the loggers that take them, before newer scalars: their steps then never go back."""
+        """Gives drawn pictures to the loggers that take them.
+
+        Right before newer scalars, as W&B puts what a user logs without a step at the last step it was told.
+        """
         while self._drawn:
             step, pictures = self._drawn.popleft()
             for logger in self._picture_loggers:

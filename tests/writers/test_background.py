@@ -127,9 +127,7 @@ class TensorBoardLogger:
 def test_only_scalars_are_logged_on_the_calling_thread_and_each_tag_keeps_its_order(tmp_path, monkeypatch):
     savers = set()
     save = publish.save_record
-    monkeypatch.setattr(
-        publish, "save_record", lambda *record: (savers.add(threading.current_thread()), save(*record))
-    )
+    monkeypatch.setattr(publish, "save_record", lambda *record: (savers.add(threading.current_thread()), save(*record)))
     logger = TensorBoardLogger()
     publisher = Publisher([logger], str(tmp_path), keep_matrices=True)
     for step in range(5):
@@ -148,13 +146,17 @@ def test_only_scalars_are_logged_on_the_calling_thread_and_each_tag_keeps_its_or
     assert [r.step for r in load_records(tmp_path)] == [0, 1, 2, 3, 4]
 
 
+def streams():
+    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002 - users'
+
+
 def test_writing_draws_from_no_random_stream(tmp_path):
     record = record_of()
-    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    before = streams()
     publisher = Publisher([TensorBoardLogger()], str(tmp_path), keep_matrices=True)
     publisher.publish(record)
     publisher.flush()
-    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
+    assert streams() == before
 
 
 class Slowly:
