@@ -146,6 +146,32 @@ def test_only_scalars_are_logged_on_the_calling_thread_and_each_tag_keeps_its_or
     assert [r.step for r in load_records(tmp_path)] == [0, 1, 2, 3, 4]
 
 
+class WandbLogger:
+    """Known by its name; its pictures must not be given from another thread."""
+
+    def __init__(self):
+        self.calls = []
+
+    def log_metrics(self, metrics, step):
+        self.calls.append(("scalars", step))
+
+    def log_image(self, tag, images, step):
+        assert threading.current_thread() is threading.main_thread()
+        self.calls.append((tag, step))
+
+
+def test_a_picture_is_handed_over_right_before_newer_scalars():
+    """W&B puts what a user logs without a step at the last step it was told: that must be the newest one."""
+    logger = WandbLogger()
+    publisher = Publisher([logger], None, keep_matrices=True)
+    publisher.publish(record_of(0))
+    publisher._background.drain()
+    publisher.publish(record_of(1))
+    publisher.flush()
+    pictures = [[(f"hessian/prob_class_{k}", step) for k in (0, 2)] for step in (0, 1)]
+    assert logger.calls == [("scalars", 0), *pictures[0], ("scalars", 1), *pictures[1]]
+
+
 def streams():
     return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002 - users'
 
