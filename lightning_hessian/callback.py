@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import wraps
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_hessian.curvature.dense import ChunkSize
 from lightning_hessian.curvature.plan import MethodChoice
-from lightning_hessian.errors import ConfigurationError, MeasurementError
+from lightning_hessian.errors import ConfigurationError, MeasurementError, WritingError
 from lightning_hessian.model_function import ForwardFunction, OutputFunction
 from lightning_hessian.monitor import Monitor, RunState, check_at_least, check_choice, check_names
 from lightning_hessian.preparation import Target, make_options
@@ -26,7 +26,8 @@ from lightning_hessian.record_files import Session, begin_session
 from lightning_hessian.resume import at_restored, from_state, settings, to_state
 from lightning_hessian.schedule import Budget, Schedule
 from lightning_hessian.trainer_facts import first_validation_batch, last_logged_step, log_folder, place, steps
-from lightning_hessian.writers.publish import publish, publish_failure, publish_skip, tensorboard_loggers
+from lightning_hessian.writers.loggers import picture_loggers, tensorboard_loggers
+from lightning_hessian.writers.publish import Publisher
 from lightning_hessian.writers.scalars import SPREAD
 
 SHARDED_STRATEGIES = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
@@ -71,7 +72,8 @@ class InputHessianMonitor(Callback):
             always made. Skipping is told once, and counted in ``hessian_cost/skipped``.
         keep_matrices: whether saved files hold the whole matrices of the ``heatmap_samples``.
         class_names: names of all classes, for pictures.
-        on_error: ``"warn"``: a measurement that fails is told about and training goes on; ``"raise"``.
+        on_error: ``"warn"``: a measurement that fails, or cannot be saved or shown, is told about and training goes on;
+            ``"raise"``: it ends training at once, for which every measurement also waits until it is written.
         seed: of the monitor's own random directions.
         name: tells this monitor from others of the same Trainer: in tags (``hessian_trace/NAME_prob_class_3``), files,
             records and warnings.
@@ -153,6 +155,7 @@ class InputHessianMonitor(Callback):
         self._probe: Probe | None = None
         self._probe_is_restored = False
         self._session: Session | None = None
+        self._publisher: Publisher | None = None  # on the first process, while a run lasts
         self._num_records = 0
         self._warned: set[str] = set()
 
@@ -181,7 +184,7 @@ class InputHessianMonitor(Callback):
                 )
         if trainer.fast_dev_run:  # type: ignore[attr-defined] # set by Lightning's debugging flags
             self._warn("fast_dev_run: measurements are made to test them, but nothing is saved or drawn.")
-        elif not tensorboard_loggers(trainer.loggers):
+        elif not tensorboard_loggers(trainer.loggers) + picture_loggers(trainer.loggers):
             self._warn(
                 "No TensorBoard logger: scalars go to the loggers there are and records to files, but there are "
                 "no pictures. Give Trainer(logger=TensorBoardLogger(...)) to see them."
@@ -199,7 +202,9 @@ class InputHessianMonitor(Callback):
         return to_state(self._probe, self._monitor.state, self._schedule, self._settings)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Sets the place right where a callback before this one saves at the end of a batch."""
+        """Sets the place right where a callback before this one saves; waits for the files of what was measured."""
+        if self._publisher is not None:
+            self._publisher.wait_for_files()
         if self._schedule.place.step != steps(trainer):
             checkpoint["callbacks"][self.state_key]["place"] = asdict(place(trainer))
 
@@ -261,6 +266,18 @@ class InputHessianMonitor(Callback):
         """Measures the final weights, if that was not done yet."""
         if self._schedule.is_new(steps(trainer)):
             self._run(trainer, pl_module, last_logged_step(trainer))
+        self._tell(trainer.strategy.broadcast(self._flush()))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Writes what was measured before training ended early."""
+        self._close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes what is left, before the loggers are closed."""
+        self._close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_publisher": None}  # it belongs to a run, not to the monitor
 
     def _take(self, source: Any) -> None:
         is_dataset = not isinstance(source, (Tensor, list, tuple, dict)) and hasattr(source, "__getitem__")
@@ -290,9 +307,8 @@ class InputHessianMonitor(Callback):
         """Tells that a measurement is missing because of its price."""
         reason = self._budget.skip()
         self._warn(f"no measurement at step {steps(trainer)}: {reason}", key=reason)
-        if trainer.is_global_zero:
-            with suppress(Exception):  # a logger that fails is told about at the next measurement
-                publish_skip(self._budget.num_skipped, trainer.loggers, step_of_loggers, self._monitor.name)
+        if self._publisher is not None:
+            self._publisher.publish_skip(self._budget.num_skipped, step_of_loggers)
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule, step_of_loggers: int) -> None:
         """One measurement, on the first process; every process gets the scalars, or the failure."""
@@ -300,7 +316,15 @@ class InputHessianMonitor(Callback):
         folder = log_folder(trainer)
         metrics: dict[str, float] = {}
         failure: Exception | None = None
+        unwritten: list[WritingError] = []
         if trainer.is_global_zero:
+            self._publisher = self._publisher or Publisher(
+                trainer.loggers,
+                folder,
+                keep_matrices=self._keep_matrices,
+                name=self._monitor.name,
+                session=self._session,
+            )
             try:
                 if self._num_records == 0:
                     rank_zero_info(
@@ -323,20 +347,40 @@ class InputHessianMonitor(Callback):
                         f"{self._monitor.title}: method {record.method} ({record.reason}); the first measurement took "
                         f"{record.seconds:.2g} s."
                     )
-                metrics = publish(
-                    record, trainer.loggers, folder, self._session, keep_matrices=self._keep_matrices, first=first
-                )
-            except Exception as error:  # a user's model or logger may fail in any way; training goes on
+                metrics = self._publisher.publish(record)
+            except Exception as error:  # a user's model may fail in any way; training goes on
                 untried = self._probe_is_restored and self._num_records == 0
                 failure = at_restored(error, self._probe) if untried else error
+            unwritten = self._flush() if self._on_error == "raise" else self._publisher.faults()
         told = None if failure is None else (str(failure), isinstance(failure, ConfigurationError))
-        metrics, told = trainer.strategy.broadcast((metrics, told))
+        metrics, told, unwritten = trainer.strategy.broadcast((metrics, told, unwritten))
         if told is not None:
             self._fail(failure or MeasurementError(told[0]), trainer, step_of_loggers, misconfigured=told[1])
             failure = None  # its traceback holds this frame, and with it what the measurement had in memory
         device = trainer.strategy.root_device
         watched = {k: torch.tensor(v, device=device) for k, v in metrics.items() if not k.startswith(SPREAD)}
         trainer.callback_metrics.update(watched)
+        self._tell(unwritten)
+
+    def _flush(self) -> list[WritingError]:
+        """Waits until everything is written; gives what could not be."""
+        if self._publisher is None:
+            return []
+        self._publisher.flush()
+        return self._publisher.faults()
+
+    def _close(self) -> None:
+        """Ends writing without raising: training has ended, or is ending for a reason of its own."""
+        for error in self._flush():
+            self._warn(str(error), key=error.cause)
+        self._publisher = None
+
+    def _tell(self, unwritten: list[WritingError]) -> None:
+        """Raises what could not be saved or shown, or warns of it, as ``on_error`` asks for."""
+        for error in unwritten:
+            if self._on_error == "raise":
+                raise error
+            self._warn(f"{error} Training goes on.", key=error.cause)
 
     def _fail(self, error: Exception, trainer: Trainer, step_of_loggers: int, *, misconfigured: bool) -> None:
         """Raises what must be mended before training, and what ``on_error`` asks for; tells about the rest."""
@@ -348,9 +392,8 @@ class InputHessianMonitor(Callback):
             f"no measurement at step {steps(trainer)}, and training goes on. {type(error).__name__}: {error}",
             key=str(error),
         )
-        if trainer.is_global_zero:
-            with suppress(Exception):  # the logger itself may be what failed; the warning has told it
-                publish_failure(str(error), trainer.loggers, step_of_loggers, self._monitor.name)
+        if self._publisher is not None:
+            self._publisher.publish_failure(str(error), step_of_loggers)
 
     def _warn(self, message: str, key: str | None = None) -> None:
         """Warns on the first process, once per cause."""

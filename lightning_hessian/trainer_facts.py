@@ -7,7 +7,7 @@ from typing import Any
 from lightning_hessian.isolation import frozen_random_streams
 from lightning_hessian.probe import first_batch
 from lightning_hessian.schedule import Place
-from lightning_hessian.writers.publish import tensorboard_loggers
+from lightning_hessian.writers.loggers import tensorboard_loggers
 
 
 def steps(trainer: Any) -> int:

@@ -1,13 +1,12 @@
 """A small but real training run on scikit-learn's digits, for tests of the callback."""
 
-from collections import defaultdict
 from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from sklearn.datasets import load_digits
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import DEFAULT_SIZE_GUIDANCE, EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -114,8 +113,8 @@ def fit(
 
 
 def events(folder: Path) -> EventAccumulator:
-    """What TensorBoard's own reader finds in the event file."""
-    return EventAccumulator(str(folder), size_guidance=defaultdict(int)).Reload()
+    """What TensorBoard's own reader finds in the event file, every step of it."""
+    return EventAccumulator(str(folder), size_guidance=dict.fromkeys(DEFAULT_SIZE_GUIDANCE, 0)).Reload()
 
 
 def scalar(folder: Path, tag: str) -> dict[int, float]:
