@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
 
 from lightning_hessian.curvature.dense import ChunkSize
 from lightning_hessian.curvature.plan import MethodChoice
@@ -18,9 +17,17 @@ from lightning_hessian.errors import ConfigurationError, MeasurementError
 from lightning_hessian.model_function import ForwardFunction, OutputFunction
 from lightning_hessian.monitor import Monitor, RunState, check_at_least, check_choice
 from lightning_hessian.preparation import Target, make_options
-from lightning_hessian.probe import InputFunction, Probe, probe_from_batch, probe_from_dataset
+from lightning_hessian.probe import InputFunction, Probe, probe_from
+from lightning_hessian.record import Stage
 from lightning_hessian.schedule import Schedule
-from lightning_hessian.trainer_facts import first_validation_batch, last_logged_step, log_folder, logged_step, steps
+from lightning_hessian.trainer_facts import (
+    chosen_batch,
+    first_validation_batch,
+    last_logged_step,
+    log_folder,
+    logged_step,
+    steps,
+)
 from lightning_hessian.writers.publish import publish, publish_failure, tensorboard_loggers
 from lightning_hessian.writers.scalars import SPREAD
 
@@ -34,7 +41,8 @@ class InputHessianMonitor(Callback):
     probe: before training, at the end of chosen epochs, and at the end of the fit; in eval mode, in
     ``dtype``, without autocast, on the trainer's device. Training goes on bit for bit as without it.
     Eigenvalues, trace, norms, heatmaps and a diagnosis in words go to TensorBoard; the scalars go to every
-    logger and into ``trainer.callback_metrics``; each measurement is saved under the log directory.
+    logger and into ``trainer.callback_metrics``; each measurement is saved under the log directory. A
+    ``trainer.validate()`` or ``trainer.test()`` of its own ends with one measurement.
 
     Args:
         classes: which outputs: ``"label"`` (each sample's own), ``"predicted"``, ``"all"``, an int or ints.
@@ -45,7 +53,8 @@ class InputHessianMonitor(Callback):
         epochs: measure at the end of exactly these epochs (from 0), in place of ``every_n_epochs``.
         every_n_train_steps: also measure after every n-th optimizer step.
         probe: the samples: a tensor ``[N, *shape]``, ``(x, labels)``, a map-style dataset, or None for the
-            first validation batch.
+            first validation batch (in ``trainer.test()``: test batch).
+        val_dataloader_idx: from which loader that batch is taken, where there are several.
         sample_indices: which samples of the probe or of the first validation batch, in place of the first ones.
         num_samples: how many samples.
         heatmap_samples: for how many of them the whole matrix is drawn and kept.
@@ -54,8 +63,11 @@ class InputHessianMonitor(Callback):
         density_vectors: with ``"lanczos"``, random starting vectors from which the density of eigenvalues is estimated
             for the histogram, 40 Hessian-vector products each; at least 2, or 0 for none. Elsewhere it is exact.
         dtype: ``"float32"`` or ``"float64"``.
-        wrt: name of the submodule whose output is the variable, in place of the input (``"embedding"`` for tokens).
-        input_fn: ``batch -> x`` or ``batch -> (x, labels)``, for batches that are not ``(x, labels)``.
+        wrt: name of the submodule whose output is the variable, in place of the input (``"embedding"`` for tokens),
+            or the key or position of one of several inputs.
+        input_fn: ``batch -> x`` or ``batch -> (x, labels)``, for batches that are not ``(x, labels)``; x may be a
+            dict (``module(**x)``) or tuple (``module(*x)``) of tensors. Of batches that are dicts, the only
+            floating-point tensor is found without it, or all inputs where ``wrt`` names one of them.
         forward_fn: ``(module, x) -> output``, in place of ``module(x)``.
         output_fn: ``output -> [N, C]``, for modules that return neither that nor something that holds it as ``logits``.
         chunk_size: Hessian columns computed at once; ``"auto"``: found while working.
@@ -86,6 +98,7 @@ class InputHessianMonitor(Callback):
         epochs: Collection[int] | None = None,
         every_n_train_steps: int | None = None,
         probe: Any = None,
+        val_dataloader_idx: int = 0,
         sample_indices: Sequence[int] | None = None,
         num_samples: int = 8,
         heatmap_samples: int = 1,
@@ -93,7 +106,7 @@ class InputHessianMonitor(Callback):
         num_eigenvalues: int = 10,
         density_vectors: int = 0,
         dtype: Literal["float32", "float64"] = "float32",
-        wrt: str | None = None,
+        wrt: str | int | None = None,
         input_fn: InputFunction | None = None,
         forward_fn: ForwardFunction | None = None,
         output_fn: OutputFunction | None = None,
@@ -108,6 +121,7 @@ class InputHessianMonitor(Callback):
         with _misconfiguration():
             check_choice("on_error", on_error, ("warn", "raise"))
             check_at_least("num_samples", num_samples, 1)
+            check_at_least("val_dataloader_idx", val_dataloader_idx, 0)
             self._schedule = Schedule(every_n_epochs, epochs, every_n_train_steps)
             self._monitor = Monitor(
                 classes=classes,
@@ -128,7 +142,8 @@ class InputHessianMonitor(Callback):
                 wrt=wrt,
             )
         self._given_probe = probe
-        self._how_to_probe = (num_samples, sample_indices, input_fn)
+        self._val_dataloader_idx = val_dataloader_idx
+        self._how_to_probe = (num_samples, sample_indices, input_fn, wrt)
         self._keep_matrices = keep_matrices
         self._on_error = on_error
         self._probe: Probe | None = None
@@ -138,9 +153,10 @@ class InputHessianMonitor(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks what can be checked before training, and takes the probe where it was given."""
-        if stage != "fit":
+        if stage not in get_args(Stage):
             return
-        self._probe, self._num_records, self._last_epoch = None, 0, 0  # a monitor may serve several runs
+        self._probe, self._num_records = None, 0  # a monitor may serve several runs
+        self._last_epoch = max(0, trainer.current_epoch - 1)
         self._schedule.last_step, self._monitor.state = None, RunState()
         with _misconfiguration():
             if sum(isinstance(callback, type(self)) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
@@ -155,7 +171,7 @@ class InputHessianMonitor(Callback):
                 )
             if self._given_probe is not None:
                 self._take(self._given_probe)
-            elif not trainer.enable_validation:
+            elif stage == "fit" and not trainer.enable_validation:
                 raise ConfigurationError(
                     "There are no samples to measure at: there is no validation loader with a validation_step (or "
                     "limit_val_batches is 0), and no probe was given. Give probe=x, probe=(x, labels) or probe=dataset."
@@ -176,17 +192,30 @@ class InputHessianMonitor(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps the probe from the first validation batch of a fit that passes."""
-        if self._probe is None and trainer.state.fn == "fit" and dataloader_idx == 0:
+        """Keeps the probe from the first validation batch that passes."""
+        if self._probe is None:
             with _misconfiguration():
-                self._take(batch)
+                chosen = chosen_batch(trainer, batch, dataloader_idx, self._val_dataloader_idx)
+                if chosen is not None:
+                    self._take(chosen)
+
+    on_test_batch_start = on_validation_batch_start
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measures once at the end of a ``trainer.validate()`` or ``trainer.test()``."""
+        if trainer.state.fn != "fit":
+            if self._probe is None:
+                self._warn("No measurement: no batch came from the loader val_dataloader_idx. Give probe=... instead.")
+            self._run(trainer, pl_module, logged_step(trainer))
+
+    on_test_end = on_validation_end
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures before training; finds the first validation batch itself where no sanity check ran."""
         if self._probe is None:
-            batch = first_validation_batch(trainer, pl_module)
-            if batch is not None:
-                with _misconfiguration():
+            with _misconfiguration():
+                batch = first_validation_batch(trainer, pl_module, self._val_dataloader_idx)
+                if batch is not None:
                     self._take(batch)
         if self._probe is None:
             self._warn(
@@ -216,15 +245,13 @@ class InputHessianMonitor(Callback):
             self._run(trainer, pl_module, last_logged_step(trainer))
 
     def _take(self, source: Any) -> None:
-        is_dataset = not isinstance(source, (Tensor, list, tuple, dict)) and hasattr(source, "__getitem__")
-        take = probe_from_dataset if is_dataset else probe_from_batch
-        probe = take(source, *self._how_to_probe)
+        probe = probe_from(source, *self._how_to_probe)
         self._monitor.check(probe)
         self._probe = probe
-        num_samples, indices, _ = self._how_to_probe
-        if indices is None and len(probe.x) < num_samples:
+        num_samples, indices, *_ = self._how_to_probe
+        if indices is None and len(probe) < num_samples:
             self._warn(
-                f"num_samples={num_samples}, but the batch or dataset has {len(probe.x)}: those are measured. Give "
+                f"num_samples={num_samples}, but the batch or dataset has {len(probe)}: those are measured. Give "
                 f"probe=... for more."
             )
 
@@ -240,8 +267,7 @@ class InputHessianMonitor(Callback):
             try:
                 if self._num_records == 0:
                     rank_zero_info(
-                        f"InputHessianMonitor: measuring {len(self._probe.x)} samples of "
-                        f"{self._probe.x[0].numel()} inputs, now and then during training."
+                        f"InputHessianMonitor: measuring {len(self._probe)} samples, now and then during the run."
                     )
                 record = self._monitor.measure(
                     pl_module,
@@ -249,6 +275,7 @@ class InputHessianMonitor(Callback):
                     step=steps(trainer),
                     logged_step=step_of_loggers,
                     epoch=self._last_epoch,
+                    stage=trainer.state.fn.value,  # type: ignore[union-attr] # there is one while hooks run
                 )
                 first, self._num_records = self._num_records == 0, self._num_records + 1
                 if first:
@@ -256,7 +283,7 @@ class InputHessianMonitor(Callback):
                         f"InputHessianMonitor: method {record.method} ({record.reason}); the first measurement took "
                         f"{record.seconds:.2g} s."
                     )
-                metrics = publish(record, trainer.loggers, folder, keep_matrices=self._keep_matrices, first=first)
+                metrics = publish(record, trainer.loggers, folder, keep_matrices=self._keep_matrices, first=first and record.stage == "fit")
             except Exception as error:  # a user's model or logger may fail in any way; training goes on
                 failure = error
         told = None if failure is None else (str(failure), isinstance(failure, ConfigurationError))
@@ -269,12 +296,12 @@ class InputHessianMonitor(Callback):
 
     def _fail(self, error: Exception, trainer: Trainer, step_of_loggers: int, *, misconfigured: bool) -> None:
         """Raises what must be mended before training, and what ``on_error`` asks for; tells about the rest."""
-        if misconfigured and steps(trainer) == 0:
+        if misconfigured and (steps(trainer) == 0 or trainer.state.fn != "fit"):
             raise MisconfigurationException(f"InputHessianMonitor: {error}") from error
         if self._on_error == "raise":
             raise error
         self._warn(
-            f"InputHessianMonitor: no measurement at step {steps(trainer)}, and training goes on. "
+            f"InputHessianMonitor: no measurement at step {steps(trainer)}, and the run goes on. "
             f"{type(error).__name__}: {error}",
             key=str(error),
         )

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -21,6 +21,7 @@ FORMAT_VERSION = 1
 FOLDER = "input_hessian"
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Stage = Literal["fit", "validate", "test"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,7 +34,8 @@ class Record:
         step: optimizer steps before the measurement (``trainer.global_step``).
         logged_step: the loggers' step, on the axis of Lightning's own curves.
         epoch: the epoch whose training made these weights, from 0 (Lightning's ``current_epoch``).
-        x: the probe ``[N, *shape]``.
+        stage: the method of the Trainer that was running: ``fit``, ``validate`` or ``test``.
+        x: the differentiated input at the probe, or the output of the layer that ``wrt`` names, ``[N, *shape]``.
         labels: ``[N]``, or None.
         predicted: ``[N]``, the class of the largest output.
         classes: ``[N, K]``.
@@ -57,6 +59,7 @@ class Record:
     step: int
     logged_step: int
     epoch: int
+    stage: Stage
     x: Array
     labels: Array | None
     predicted: Array
@@ -115,7 +118,13 @@ class Record:
     @property
     def moment(self) -> str:
         """When the measurement was made, in words."""
+        if self.stage != "fit":
+            return f"{self.stage}, after {self.step} optimizer steps"
         return "before training" if self.step == 0 else f"epoch {self.epoch}, after {self.step} optimizer steps"
+
+    def slot(self, column: str) -> str:
+        """What a tag says after its metric: a test's numbers, at other samples, are no points of the fit's curves."""
+        return f"{'' if self.stage == 'fit' else f'{self.stage}_'}{self.target}_{column}"
 
     def class_name(self, sample: int, column: int) -> str:
         """The name of the class looked at in one problem, or its number."""
@@ -150,14 +159,18 @@ def _array(value: Any) -> Any:
 
 
 def save_record(record: Record, log_dir: str | os.PathLike[str]) -> Path:
-    """Writes ``<log_dir>/input_hessian/step_<step, 9 digits>.safetensors``, whole or not at all."""
+    """Writes ``<log_dir>/input_hessian/step_<step, 9 digits>.safetensors``, whole or not at all.
+
+    Outside a fit, the stage is added to the name: ``step_000000008_test.safetensors``.
+    """
     folder = Path(log_dir) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     values = {f.name: getattr(record, f.name) for f in fields(record)}
     arrays = {k: np.ascontiguousarray(v) for k, v in values.items() if isinstance(v, np.ndarray)}
     meta = {k: v for k, v in values.items() if not isinstance(v, np.ndarray)}
     payload = save(arrays, {"lightning_hessian": json.dumps({"format": FORMAT_VERSION, **meta})})
-    path = folder / f"step_{record.step:09d}.safetensors"
+    suffix = "" if record.stage == "fit" else f"_{record.stage}"
+    path = folder / f"step_{record.step:09d}{suffix}.safetensors"
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

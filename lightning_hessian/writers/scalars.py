@@ -32,7 +32,7 @@ def scalars(record: Record) -> dict[str, float]:
     """
     values: dict[str, float] = {}
     for column, name in enumerate(record.columns):
-        slot = f"{record.target}_{name}"
+        slot = record.slot(name)
         for metric in METRICS:
             finite = finite_samples(record, metric, column)
             if len(finite):

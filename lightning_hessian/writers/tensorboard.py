@@ -19,7 +19,7 @@ BIN_EDGES = np.linspace(-20, 20, NUM_BINS + 1)  # |λ| up to 1e8
 def write_tensorboard(writer: Any, record: Record) -> None:
     """Writes histograms, composite pictures and the text of ``record`` through a ``SummaryWriter``."""
     for column, name in enumerate(record.columns):
-        slot = f"{record.target}_{name}"
+        slot = record.slot(name)
         if record.complete or record.density_nodes is not None or record.hessian is not None:
             _write_histogram(writer, f"hessian_spectrum_signed_log10/{slot}", record, column)
         if record.hessian is not None and len(record.hessian):
@@ -33,7 +33,7 @@ def write_layout(writer: Any, record: Record) -> None:
     layout = {}
     for metric in reversed(METRICS):  # TensorBoard shows a layout's charts last one first
         for name in reversed(record.columns):
-            slot = f"{record.target}_{name}"
+            slot = record.slot(name)
             tags = [f"hessian_{metric}/{slot}", *(spread_tag(metric, slot, p) for p in PERCENTILES)]
             layout[f"{TITLES[metric]}, {slot.replace('_', ' ')}"] = ["Margin", tags]
     writer.add_custom_scalars({"Input-Hessian: mean and 10th to 90th percentile over samples": layout})
