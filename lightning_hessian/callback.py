@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -23,6 +23,7 @@ from lightning_hessian.schedule import Schedule
 from lightning_hessian.trainer_facts import (
     chosen_batch,
     first_validation_batch,
+    in_both_packages,
     last_logged_step,
     log_folder,
     logged_step,
@@ -31,10 +32,11 @@ from lightning_hessian.trainer_facts import (
 from lightning_hessian.writers.publish import publish, publish_failure, tensorboard_loggers
 from lightning_hessian.writers.scalars import SPREAD
 
+_Callback = Callback if TYPE_CHECKING else in_both_packages(Callback)  # for LightningCLI of either package
 SHARDED_STRATEGIES = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
 
-class InputHessianMonitor(Callback):
+class InputHessianMonitor(_Callback):
     """Measures how curved chosen outputs are around held-out inputs while a network trains.
 
     The Hessian of a class's target with respect to the *input* is measured sample by sample on a fixed
@@ -297,7 +299,7 @@ class InputHessianMonitor(Callback):
     def _fail(self, error: Exception, trainer: Trainer, step_of_loggers: int, *, misconfigured: bool) -> None:
         """Raises what must be mended before training, and what ``on_error`` asks for; tells about the rest."""
         if misconfigured and (steps(trainer) == 0 or trainer.state.fn != "fit"):
-            raise MisconfigurationException(f"InputHessianMonitor: {error}") from error
+            raise in_both_packages(MisconfigurationException)(f"InputHessianMonitor: {error}") from error
         if self._on_error == "raise":
             raise error
         self._warn(
@@ -322,4 +324,4 @@ def _misconfiguration() -> Iterator[None]:
     try:
         yield
     except ConfigurationError as error:
-        raise MisconfigurationException(f"InputHessianMonitor: {error}") from error
+        raise in_both_packages(MisconfigurationException)(f"InputHessianMonitor: {error}") from error

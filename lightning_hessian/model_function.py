@@ -13,7 +13,7 @@ from torch.func import functional_call
 from lightning_hessian.errors import ConfigurationError
 
 ForwardFunction = Callable[[Any, Any], Any]
-OutputFunction = Callable[[Any], Tensor]
+OutputFunction = Callable[[Any], Any]  # a tensor; Any, so that a YAML file may name one without annotations
 Inputs = Tensor | dict[str, Any] | tuple[Any, ...]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch.utils._pytree as pytree
@@ -10,6 +11,13 @@ from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.isolation import frozen_random_streams
 from lightning_hessian.probe import first_batch
 from lightning_hessian.writers.publish import tensorboard_loggers
+
+
+def in_both_packages(own: type) -> type:
+    """A class of ``lightning``; where ``pytorch_lightning``, the same classes a second time, is in use, one of both."""
+    home = own.__module__.replace("lightning.pytorch", "pytorch_lightning").replace("lightning.fabric", "lightning_fabric")
+    twin = sys.modules.get(home)
+    return own if twin is None else type(own.__name__, (own, getattr(twin, own.__name__)), {})
 
 
 def steps(trainer: Any) -> int:
