@@ -32,7 +32,11 @@ from lightning_hessian.trainer_facts import (
 from lightning_hessian.writers.publish import publish, publish_failure, tensorboard_loggers
 from lightning_hessian.writers.scalars import SPREAD
 
-_Callback = Callback if TYPE_CHECKING else in_both_packages(Callback)  # for LightningCLI of either package
+if TYPE_CHECKING:
+    _Callback = Callback
+else:
+    _Callback = in_both_packages(Callback)  # LightningCLI of either package asks for its own
+
 SHARDED_STRATEGIES = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
 
@@ -285,7 +289,13 @@ class InputHessianMonitor(_Callback):
                         f"InputHessianMonitor: method {record.method} ({record.reason}); the first measurement took "
                         f"{record.seconds:.2g} s."
                     )
-                metrics = publish(record, trainer.loggers, folder, keep_matrices=self._keep_matrices, first=first and record.stage == "fit")
+                metrics = publish(
+                    record,
+                    trainer.loggers,
+                    folder,
+                    keep_matrices=self._keep_matrices,
+                    first=first and record.stage == "fit",
+                )
             except Exception as error:  # a user's model or logger may fail in any way; training goes on
                 failure = error
         told = None if failure is None else (str(failure), isinstance(failure, ConfigurationError))

@@ -155,7 +155,7 @@ def _split(batch: Any, source: str = "") -> tuple[Inputs, Tensor | None]:
     first, labels, *_ = (*batch, None, None) if isinstance(batch, (list, tuple)) else (batch, None)
     inputs = dict(first) if isinstance(first, Mapping) else tuple(first) if isinstance(first, list) else first
     several = isinstance(inputs, (dict, tuple))
-    parts = [*inputs.values()] if isinstance(inputs, dict) else [*inputs] if several else [inputs]
+    parts: list[Any] = [*inputs.values()] if isinstance(inputs, dict) else [*inputs] if several else [inputs]
     if not parts or not all(isinstance(t, Tensor) and t.dim() >= (1 if several else 2) for t in parts):
         raise _not_found(batch, source)
     check_lengths(parts)

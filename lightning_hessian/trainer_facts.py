@@ -15,7 +15,9 @@ from lightning_hessian.writers.publish import tensorboard_loggers
 
 def in_both_packages(own: type) -> type:
     """A class of ``lightning``; where ``pytorch_lightning``, the same classes a second time, is in use, one of both."""
-    home = own.__module__.replace("lightning.pytorch", "pytorch_lightning").replace("lightning.fabric", "lightning_fabric")
+    home = own.__module__.replace("lightning.pytorch", "pytorch_lightning").replace(
+        "lightning.fabric", "lightning_fabric"
+    )
     twin = sys.modules.get(home)
     return own if twin is None else type(own.__name__, (own, getattr(twin, own.__name__)), {})
 

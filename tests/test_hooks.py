@@ -6,18 +6,13 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from training import Classifier, digits, events, fit, scalar, small_monitor, trainer_of
+from training import quick_monitor as quick
 
 from lightning_hessian import load_records
 
 TRAIN, HELD_OUT, OTHER = digits(), digits(64, 96), digits(300, 332)
-
-
-def quick(**arguments):
-    """A monitor of one class and without pictures: what is looked at here is when it measures."""
-    return small_monitor(**{"classes": [3], "heatmap_samples": 0, **arguments})
 
 
 def steps_of(folder, **trainer_arguments):
@@ -41,13 +36,6 @@ class Stream(IterableDataset):
 
     def __iter__(self):
         yield from self.inner
-
-
-class TrainOnly(Classifier):
-    validation_step = None
-
-
-NO_VALIDATION_STEP = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
 
 
 @pytest.mark.parametrize(
@@ -155,7 +143,7 @@ def test_several_validation_loaders(tmp_path, kind, sanity, wanted):
 
 @pytest.mark.parametrize("sanity", [0, 2])
 def test_a_loader_that_is_not_there(tmp_path, sanity):
-    with pytest.raises(MisconfigurationException, match="val_dataloader_idx=1 is out of range: .* is 1"):
+    with pytest.raises(MisconfigurationException, match=r"val_dataloader_idx=1 is out of range: .* is 1"):
         fit(tmp_path, quick(val_dataloader_idx=1), num_sanity_val_steps=sanity)
     with pytest.raises(MisconfigurationException, match="val_dataloader_idx=-1 must be a whole number"):
         quick(val_dataloader_idx=-1)
@@ -233,106 +221,3 @@ def test_what_a_validation_cannot_measure_is_told(tmp_path):
 def test_predicting_measures_nothing(tmp_path):
     trainer_of(tmp_path, quick()).predict(Classifier(), DataLoader(HELD_OUT.tensors[0], 16))
     assert not (tmp_path / "input_hessian").exists()
-
-
-class Interrupted(Classifier):
-    """Something happens in the third training step, or while the measurement after the second is made."""
-
-    def __init__(self, error, measuring):
-        super().__init__()
-        self.error, self.measuring = error, measuring
-
-    def training_step(self, batch, batch_idx):
-        if batch_idx == 2 and not self.measuring:
-            raise self.error
-        return super().training_step(batch, batch_idx)
-
-    def forward(self, x):
-        if self.measuring and self.trainer.training and not self.training and self.trainer.global_step == 2:
-            raise self.error
-        return super().forward(x)
-
-
-@pytest.mark.parametrize("measuring", [False, True])
-@pytest.mark.parametrize(("error", "seen"), [(KeyboardInterrupt(), SystemExit), (RuntimeError("no"), Exception)])
-def test_an_interrupted_run_leaves_nothing_behind(tmp_path, monkeypatch, error, seen, measuring):
-    monkeypatch.setattr("signal.signal", lambda *handler: None)  # Lightning would go on ignoring Ctrl+C
-    monitor, model = quick(every_n_train_steps=2), Interrupted(error, measuring)
-    around = torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-    with pytest.raises(seen):
-        fit(tmp_path / "broken", monitor, model=model)
-    assert (torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == around
-    assert all(p.requires_grad for p in model.parameters())
-    assert all(module.training for module in model.modules())
-    assert [r.step for r in load_records(tmp_path / "broken")] == ([0] if measuring else [0, 2])
-    assert all(path.name.startswith("step_") for path in (tmp_path / "broken" / "input_hessian").iterdir())
-    assert steps_of(tmp_path / "again", monitor=monitor) == [0, 2, 4, 6, 8]
-
-
-def test_a_probe_of_another_shape_in_the_next_run(tmp_path):
-    class Flat(Classifier):
-        def __init__(self):
-            super().__init__()
-            self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.GELU(), nn.Linear(4, 10))
-
-    monitor = quick()
-    fit(tmp_path / "image", monitor, max_epochs=1)
-    flat = torch.utils.data.TensorDataset(HELD_OUT.tensors[0].flatten(1), HELD_OUT.tensors[1])
-    fit(tmp_path / "flat", monitor, model=Flat(), held_out=flat, max_epochs=1)
-    assert [r.x.shape for r in load_records(tmp_path / "flat")] == [(2, 64), (2, 64)]
-
-
-def failing(folder, sentence, monitor, steps, **arguments):
-    """A fit that warns once, ends normally, and measures at the steps where that was possible."""
-    with pytest.warns(UserWarning, match=sentence) as caught:
-        trainer = fit(folder, monitor, **arguments)
-    assert trainer.state.finished
-    assert sum("no measurement" in str(w.message) for w in caught) == 1
-    assert [r.step for r in load_records(folder)] == steps if steps else not list(folder.glob("input_hessian/*"))
-
-
-def test_a_probe_that_the_model_does_not_take(tmp_path):
-    wrong = torch.zeros(2, 1, 5, 5)
-    sentence = r"RuntimeError: .*shape \[2, 1, 5, 5\].*give input_fn, forward_fn or another probe"
-    failing(tmp_path, sentence, quick(probe=wrong, on_error="warn"), [])
-    with pytest.raises(RuntimeError, match=sentence):
-        fit(tmp_path / "raise", quick(probe=wrong))
-
-
-def test_nan_in_the_inputs(tmp_path):
-    x = HELD_OUT.tensors[0][:2].clone()
-    x[1, 0, 3, 3] = float("nan")
-    sentence = r"inputs are not finite.*samples \[1\] of 2.*Look for NaN"
-    failing(tmp_path, sentence, quick(probe=x, on_error="warn"), [])
-    with pytest.raises(RuntimeError, match=sentence):
-        fit(tmp_path / "raise", quick(probe=x))
-
-
-class Cube(torch.autograd.Function):
-    """Its derivative is right; a second one is not there."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, slope):
-        (x,) = ctx.saved_tensors
-        return 3 * x**2 * slope
-
-
-class Once(Classifier):
-    """Cannot be differentiated twice during the first epoch."""
-
-    def forward(self, x):
-        z = super().forward(x)
-        return z**3 if self._trainer is None or self.trainer.global_step >= 4 else Cube.apply(z)
-
-
-def test_a_derivative_that_is_not_there(tmp_path):
-    sentence = "(?s)no measurement at step 0.*(twice|second|custom)"
-    failing(tmp_path, sentence, quick(on_error="warn"), [4, 8], model=Once())
-    with pytest.raises(RuntimeError):
-        fit(tmp_path / "raise", quick(), model=Once())

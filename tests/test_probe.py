@@ -107,7 +107,18 @@ def test_labels_are_integers_one_per_sample():
 
 @pytest.mark.parametrize(
     "batch",
-    [{"x": X, "y": X}, {"x": X.byte()}, {"x": X, "mask": X.bool()}, {"labels": X}, {}, (), [Y], "text", (Y, X), ((), Y)],
+    [
+        {"x": X, "y": X},
+        {"x": X.byte()},
+        {"x": X, "mask": X.bool()},
+        {"labels": X},
+        {},
+        (),
+        [Y],
+        "text",
+        (Y, X),
+        ((), Y),
+    ],
 )
 def test_a_batch_that_nobody_can_guess(batch):
     with pytest.raises(ConfigurationError, match=r"input was not found in .* Give input_fn"):

@@ -79,6 +79,11 @@ def small_monitor(**arguments) -> InputHessianMonitor:
     return InputHessianMonitor(**{"classes": [2, 3], "num_samples": 2, "on_error": "raise", **arguments})
 
 
+def quick_monitor(**arguments) -> InputHessianMonitor:
+    """A monitor of one class and without pictures: what is looked at here is when it measures."""
+    return small_monitor(**{"classes": [3], "heatmap_samples": 0, **arguments})
+
+
 def trainer_of(folder: Path, *callbacks, **arguments) -> Trainer:
     """A quiet Trainer of two epochs that logs to TensorBoard."""
     return Trainer(
