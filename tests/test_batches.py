@@ -10,7 +10,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 from training import Classifier, digits, fit, small_monitor
 
-from lightning_hessian import input_hessian, load_records
+from lightning_hessian import ConfigurationError, input_hessian, load_records
+from lightning_hessian.curvature.plan import Options
+from lightning_hessian.monitor import Monitor
+from lightning_hessian.probe import Probe
 
 X, Y = digits(0, 48).tensors
 TOKENS = (X[:, 0, :, 2] * 9).long()  # eight grey values of a digit's column
@@ -142,6 +145,12 @@ def test_what_cannot_be_guessed_is_told_before_training(tmp_path, arguments, sen
             num_sanity_val_steps=sanity,
         )
     assert model.flags == []
+
+
+def test_a_probe_tells_at_once_what_is_missing():
+    monitor = Monitor(3, "logit", "float32", Options())
+    with pytest.raises(ConfigurationError, match=r"several inputs .*'image', 'weights'.*say with wrt"):
+        monitor.check(Probe({"image": X, "weights": WEIGHTS}, None))
 
 
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
