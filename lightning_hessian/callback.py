@@ -6,13 +6,12 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import wraps
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
 
 from lightning_hessian.curvature.dense import ChunkSize
 from lightning_hessian.curvature.plan import MethodChoice
@@ -20,27 +19,43 @@ from lightning_hessian.errors import ConfigurationError, MeasurementError, Writi
 from lightning_hessian.model_function import ForwardFunction, OutputFunction
 from lightning_hessian.monitor import Monitor, RunState, check_at_least, check_choice, check_names
 from lightning_hessian.preparation import Target, make_options
-from lightning_hessian.probe import InputFunction, Probe, probe_from_batch, probe_from_dataset
+from lightning_hessian.probe import InputFunction, Probe, probe_from
 from lightning_hessian.progress import MeasurementBar
+from lightning_hessian.record import Stage
 from lightning_hessian.record_files import Session, begin_session
 from lightning_hessian.resume import at_restored, from_state, settings, to_state
-from lightning_hessian.schedule import Budget, Schedule
-from lightning_hessian.trainer_facts import first_validation_batch, last_logged_step, log_folder, place, steps
+from lightning_hessian.schedule import Budget, Place, Schedule
+from lightning_hessian.trainer_facts import (
+    chosen_batch,
+    first_validation_batch,
+    in_both_packages,
+    last_logged_step,
+    log_folder,
+    logged_step,
+    place,
+    steps,
+)
 from lightning_hessian.writers.loggers import picture_loggers, tensorboard_loggers
 from lightning_hessian.writers.publish import Publisher
 from lightning_hessian.writers.scalars import SPREAD
 
+if TYPE_CHECKING:
+    _Callback = Callback
+else:
+    _Callback = in_both_packages(Callback)  # LightningCLI of either package asks for its own
+
 SHARDED_STRATEGIES = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
 
-class InputHessianMonitor(Callback):
+class InputHessianMonitor(_Callback):
     """Measures how curved chosen outputs are around held-out inputs while a network trains.
 
     The Hessian of a class's target with respect to the *input* is measured sample by sample on a fixed
     probe: before training, at the end of chosen epochs, and at the end of the fit; in eval mode, in
     ``dtype``, without autocast, on the trainer's device. Training goes on bit for bit as without it.
     Eigenvalues, trace, norms, heatmaps and a diagnosis in words go to TensorBoard; the scalars go to every
-    logger and into ``trainer.callback_metrics``; each measurement is saved under the log directory.
+    logger and into ``trainer.callback_metrics``; each measurement is saved under the log directory. A
+    ``trainer.validate()`` or ``trainer.test()`` of its own ends with one measurement.
 
     Args:
         classes: which outputs: ``"label"`` (each sample's own), ``"predicted"``, ``"all"``, an int or ints.
@@ -51,7 +66,8 @@ class InputHessianMonitor(Callback):
         epochs: measure at the end of exactly these epochs (from 0), in place of ``every_n_epochs``.
         every_n_train_steps: also measure after every n-th optimizer step.
         probe: the samples: a tensor ``[N, *shape]``, ``(x, labels)``, a map-style dataset, or None for the
-            first validation batch.
+            first validation batch (in ``trainer.test()``: test batch).
+        val_dataloader_idx: from which loader that batch is taken, where there are several.
         sample_indices: which samples of the probe or of the first validation batch, in place of the first ones.
         num_samples: how many samples.
         heatmap_samples: for how many of them the whole matrix is drawn and kept.
@@ -60,8 +76,11 @@ class InputHessianMonitor(Callback):
         density_vectors: with ``"lanczos"``, random starting vectors from which the density of eigenvalues is estimated
             for the histogram, 40 Hessian-vector products each; at least 2, or 0 for none. Elsewhere it is exact.
         dtype: ``"float32"`` or ``"float64"``.
-        wrt: name of the submodule whose output is the variable, in place of the input (``"embedding"`` for tokens).
-        input_fn: ``batch -> x`` or ``batch -> (x, labels)``, for batches that are not ``(x, labels)``.
+        wrt: name of the submodule whose output is the variable, in place of the input (``"embedding"`` for tokens),
+            or the key or position of one of several inputs.
+        input_fn: ``batch -> x`` or ``batch -> (x, labels)``, for batches that are not ``(x, labels)``; x may be a
+            dict (``module(**x)``) or tuple (``module(*x)``) of tensors. Of batches that are dicts, the only
+            floating-point tensor is found without it, or all inputs where ``wrt`` names one of them.
         forward_fn: ``(module, x) -> output``, in place of ``module(x)``.
         output_fn: ``output -> [N, C]``, for modules that return neither that nor something that holds it as ``logits``.
         chunk_size: Hessian columns computed at once; ``"auto"``: found while working.
@@ -102,6 +121,7 @@ class InputHessianMonitor(Callback):
         epochs: Collection[int] | None = None,
         every_n_train_steps: int | None = None,
         probe: Any = None,
+        val_dataloader_idx: int = 0,
         sample_indices: Sequence[int] | None = None,
         num_samples: int = 8,
         heatmap_samples: int = 1,
@@ -109,7 +129,7 @@ class InputHessianMonitor(Callback):
         num_eigenvalues: int = 10,
         density_vectors: int = 0,
         dtype: Literal["float32", "float64"] = "float32",
-        wrt: str | None = None,
+        wrt: str | int | None = None,
         input_fn: InputFunction | None = None,
         forward_fn: ForwardFunction | None = None,
         output_fn: OutputFunction | None = None,
@@ -126,6 +146,7 @@ class InputHessianMonitor(Callback):
         with _misconfiguration("InputHessianMonitor"):
             check_choice("on_error", on_error, ("warn", "raise"))
             check_at_least("num_samples", num_samples, 1)
+            check_at_least("val_dataloader_idx", val_dataloader_idx, 0)
             self._schedule = Schedule(every_n_epochs, epochs, every_n_train_steps)
             self._budget = Budget(max_overhead)
             self._monitor = Monitor(
@@ -148,7 +169,8 @@ class InputHessianMonitor(Callback):
                 name=name,
             )
         self._given_probe = probe
-        self._how_to_probe = (num_samples, sample_indices, input_fn)
+        self._val_dataloader_idx = val_dataloader_idx
+        self._how_to_probe = (num_samples, sample_indices, input_fn, wrt)
         self._settings = settings(self._monitor, probe, num_samples, sample_indices)
         self._keep_matrices = keep_matrices
         self._on_error = on_error
@@ -161,11 +183,12 @@ class InputHessianMonitor(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks what can be checked before training, and takes the probe where it was given."""
-        if stage != "fit":
+        if stage not in get_args(Stage):
             return
         self._probe, self._num_records, self._probe_is_restored = None, 0, False  # a monitor may serve several runs
-        self._monitor.state = RunState()
+        self._session, self._monitor.state = None, RunState()
         self._schedule.restart()
+        self._schedule.place = Place(epoch=max(0, trainer.current_epoch - 1))  # of a trained model; a fit's is its own
         self._budget.restart()
         with _misconfiguration(self._monitor.title):
             callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -177,7 +200,7 @@ class InputHessianMonitor(Callback):
                 )
             if self._given_probe is not None:
                 self._take(self._given_probe)
-            elif not trainer.enable_validation:
+            elif stage == "fit" and not trainer.enable_validation:
                 raise ConfigurationError(
                     "There are no samples to measure at: there is no validation loader with a validation_step (or "
                     "limit_val_batches is 0), and no probe was given. Give probe=x, probe=(x, labels) or probe=dataset."
@@ -225,17 +248,30 @@ class InputHessianMonitor(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps the probe from the first validation batch of a fit that passes."""
-        if self._probe is None and trainer.state.fn == "fit" and dataloader_idx == 0:
+        """Keeps the probe from the first validation batch that passes."""
+        if self._probe is None:
             with _misconfiguration(self._monitor.title):
-                self._take(batch)
+                chosen = chosen_batch(trainer, batch, dataloader_idx, self._val_dataloader_idx)
+                if chosen is not None:
+                    self._take(chosen)
+
+    on_test_batch_start = on_validation_batch_start
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measures once at the end of a ``trainer.validate()`` or ``trainer.test()``."""
+        if trainer.state.fn != "fit":
+            if self._probe is None:
+                self._warn("No measurement: no batch came from the loader val_dataloader_idx. Give probe=... instead.")
+            self._run(trainer, pl_module, logged_step(trainer))
+
+    on_test_end = on_validation_end
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures before training, or what a killed run did not finish; finds a probe where no sanity check ran."""
         if self._probe is None:
-            batch = first_validation_batch(trainer, pl_module)
-            if batch is not None:
-                with _misconfiguration(self._monitor.title):
+            with _misconfiguration(self._monitor.title):
+                batch = first_validation_batch(trainer, pl_module, self._val_dataloader_idx)
+                if batch is not None:
                     self._take(batch)
         folder = log_folder(trainer)
         if trainer.is_global_zero:
@@ -280,15 +316,13 @@ class InputHessianMonitor(Callback):
         return {**self.__dict__, "_publisher": None}  # it belongs to a run, not to the monitor
 
     def _take(self, source: Any) -> None:
-        is_dataset = not isinstance(source, (Tensor, list, tuple, dict)) and hasattr(source, "__getitem__")
-        take = probe_from_dataset if is_dataset else probe_from_batch
-        probe = take(source, *self._how_to_probe)
+        probe = probe_from(source, *self._how_to_probe)
         self._monitor.check(probe)
         self._probe = probe
-        num_samples, indices, _ = self._how_to_probe
-        if indices is None and len(probe.x) < num_samples:
+        num_samples, indices, *_ = self._how_to_probe
+        if indices is None and len(probe) < num_samples:
             self._warn(
-                f"num_samples={num_samples}, but the batch or dataset has {len(probe.x)}: those are measured. Give "
+                f"num_samples={num_samples}, but the batch or dataset has {len(probe)}: those are measured. Give "
                 f"probe=... for more."
             )
 
@@ -328,8 +362,7 @@ class InputHessianMonitor(Callback):
             try:
                 if self._num_records == 0:
                     rank_zero_info(
-                        f"{self._monitor.title}: measuring {len(self._probe.x)} samples of "
-                        f"{self._probe.x[0].numel()} inputs, now and then during training."
+                        f"{self._monitor.title}: measuring {len(self._probe)} samples, now and then during the run."
                     )
                 with MeasurementBar(trainer.progress_bar_callback) as bar:
                     record = self._monitor.measure(
@@ -338,6 +371,7 @@ class InputHessianMonitor(Callback):
                         step=steps(trainer),
                         logged_step=step_of_loggers,
                         epoch=self._schedule.place.epoch,
+                        stage=trainer.state.fn.value,  # type: ignore[union-attr] # there is one while hooks run
                         progress=bar,
                     )
                 record = replace(record, overhead=self._budget.overhead, skipped=self._budget.skipped)
@@ -380,16 +414,16 @@ class InputHessianMonitor(Callback):
         for error in unwritten:
             if self._on_error == "raise":
                 raise error
-            self._warn(f"{error} Training goes on.", key=error.cause)
+            self._warn(f"{error} The run goes on.", key=error.cause)
 
     def _fail(self, error: Exception, trainer: Trainer, step_of_loggers: int, *, misconfigured: bool) -> None:
         """Raises what must be mended before training, and what ``on_error`` asks for; tells about the rest."""
-        if misconfigured and steps(trainer) == 0:
-            raise MisconfigurationException(f"{self._monitor.title}: {error}") from error
+        if misconfigured and (steps(trainer) == 0 or trainer.state.fn != "fit"):
+            raise in_both_packages(MisconfigurationException)(f"{self._monitor.title}: {error}") from error
         if self._on_error == "raise":
             raise error
         self._warn(
-            f"no measurement at step {steps(trainer)}, and training goes on. {type(error).__name__}: {error}",
+            f"no measurement at step {steps(trainer)}, and the run goes on. {type(error).__name__}: {error}",
             key=str(error),
         )
         if self._publisher is not None:
@@ -408,4 +442,4 @@ def _misconfiguration(title: str) -> Iterator[None]:
     try:
         yield
     except ConfigurationError as error:
-        raise MisconfigurationException(f"{title}: {error}") from error
+        raise in_both_packages(MisconfigurationException)(f"{title}: {error}") from error

@@ -83,8 +83,9 @@ class Publisher:
                 # DataLoader's workers) while another thread is inside it.
                 spectra = histograms(record)
         self._saved = threading.Event()
-        self._background.submit(partial(self._write, record, spectra, self._saved, not self._has_layout))
-        self._has_layout = True
+        lay_out = record.stage == "fit" and not self._has_layout
+        self._has_layout |= lay_out
+        self._background.submit(partial(self._write, record, spectra, self._saved, lay_out))
         return metrics
 
     def publish_failure(self, message: str, logged_step: int) -> None:
