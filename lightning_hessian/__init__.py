@@ -21,7 +21,7 @@ _HOME = {
     "MeasurementError": "errors",
     "Spectrum": "curvature.spectrum",
     "Record": "record",
-    "load_records": "record",
+    "load_records": "record_files",
     "plot_spectrum": "render.figures",
     "plot_hessian": "render.figures",
     "plot_input": "render.figures",
@@ -53,7 +53,8 @@ if TYPE_CHECKING:
     from lightning_hessian.dataframe import to_dataframe
     from lightning_hessian.errors import ConfigurationError, MeasurementError
     from lightning_hessian.functional import input_gradient, input_hessian, input_hvp, input_spectrum
-    from lightning_hessian.record import Record, load_records
+    from lightning_hessian.record import Record
+    from lightning_hessian.record_files import load_records
     from lightning_hessian.render.figures import plot_hessian, plot_input, plot_spectrum
     from lightning_hessian.report import write_report
 

@@ -46,9 +46,9 @@ NUM_BINS = 64
 BIN_EDGES = np.linspace(-20, 20, NUM_BINS + 1)  # of sign(λ) · max(0, log10 |λ| + 12); |λ| up to 1e8
 
 TOLD = (
-    "step logged_step epoch moment target columns class_names diagnosis network message method reason engine seconds "
-    "num_hvps complete"
-).split()
+    *("step", "logged_step", "epoch", "moment", "target", "columns", "class_names", "diagnosis", "network", "message"),
+    *("method", "reason", "engine", "seconds", "num_hvps", "complete"),
+)
 
 
 def tag_of(name: str = "") -> str:

@@ -21,7 +21,10 @@ import numpy as np
 from safetensors.numpy import save
 
 from lightning_hessian.layout import META_KEY, METRICS, pack_summary, read_arrays, tag_of
-from lightning_hessian.record import FOLDER, Array, Record, load_record, record_paths
+from lightning_hessian.record import Array, Record
+from lightning_hessian.record_files import FOLDER, load_record, monitors, record_paths
+
+Summary = tuple[dict[str, Array], dict[str, Any]]
 
 SPECTRA = ("eigenvalues", "residuals", "converged", "histogram")
 SHARE = 0.5  # of the page for spectra, of the rest for maps, of what is left for matrices
@@ -34,7 +37,7 @@ class Tag:
 
     Attributes:
         run: name of the run on the page.
-        name: tag of the monitor.
+        monitor: its name, or None.
         paths: the record files, in order of step.
         summaries: arrays and words of the event file's layout, one per measurement.
         blocks: names of blocks: ``series``; by place of the measurement ``spectra``, ``x`` and ``maps``;
@@ -43,13 +46,18 @@ class Tag:
     """
 
     run: str
-    name: str
+    monitor: str | None
     paths: list[Path]
-    summaries: list[tuple[dict[str, Array], dict[str, Any]]]
+    summaries: list[Summary]
     blocks: dict[str, Any] = field(
         default_factory=lambda: {"series": None, "spectra": [], "x": {}, "maps": {}, "matrices": {}}
     )
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def tag(self) -> str:
+        """Its name in the event file."""
+        return tag_of(self.monitor or "")
 
 
 class Store:
@@ -88,7 +96,7 @@ def find_runs(log_dirs: Sequence[str | os.PathLike[str]]) -> dict[str, Path]:
         top = Path(given).resolve()
         if not top.is_dir():
             raise FileNotFoundError(f"There is no directory {given}: give the directory of a run, or one above it.")
-        runs = sorted(folder.parent for folder in top.rglob(FOLDER) if any(folder.glob("step_*.safetensors")))
+        runs = sorted(folder.parent for folder in top.rglob(FOLDER) if monitors(folder.parent))
         if not runs:
             raise FileNotFoundError(
                 f"No records in {given} or below it: give the directory that holds a run's event file, for example "
@@ -109,7 +117,7 @@ def gather(runs: dict[str, Path], max_bytes: int) -> tuple[list[Tag], Store]:
     Cost: every file is read up to four times; one record is held at a time.
     """
     store = Store(max_bytes)
-    tags = [_summarised(name, folder) for name, folder in runs.items()]
+    tags = [_summarised(run, folder, name) for run, folder in runs.items() for name in monitors(folder)]
     _add_spectra(tags, store)
     half = store.size + SHARE * (store.room - store.size)
     _add_maps(tags, store, half)
@@ -151,24 +159,28 @@ def narrow(values: Array) -> Array:
     return single if close.all() else values.astype(np.float64)
 
 
-def _summarised(run: str, folder: Path) -> Tag:
-    """The measurements of a run that can be shown side by side: of the same shape and meaning as the last one."""
-    by_step = {}
-    for path in record_paths(folder):
-        summary = read_arrays(pack_summary(load_record(path)))
-        by_step[summary[1]["logged_step"]] = path, summary  # of two at the same step the later one is shown
+def _summarised(run: str, folder: Path, name: str | None) -> Tag:
+    """The measurements of a monitor that can be shown side by side: of the same shape and meaning as the last one."""
+    by_stage: dict[str, dict[int, tuple[Path, Summary]]] = {}
+    for path in record_paths(folder, name):
+        record = load_record(path)
+        summary = read_arrays(pack_summary(record))
+        by_stage.setdefault(record.stage, {})[record.logged_step] = path, summary  # of two at a step the later one
+    stage = "fit" if "fit" in by_stage else next(iter(by_stage))
+    by_step = by_stage.pop(stage)
     measured = [by_step[step] for step in sorted(by_step)]
     alike = [each for each in measured if _kind(each[1]) == _kind(measured[-1][1])]
-    tag = Tag(run, tag_of(), [path for path, _ in alike], [summary for _, summary in alike])
+    tag = Tag(run, name, [path for path, _ in alike], [summary for _, summary in alike])
+    if by_stage:
+        tag.notes.append(f"This page shows measurements of {stage} only, not of {' and '.join(by_stage)}.")
     if missing := len(measured) - len(alike):
         tag.notes.append(
-            f"{_counted(missing, 'earlier measurement')} with other samples, classes or target left out, since they "
-            f"cannot be compared with the last one."
+            f"{_counted(missing, 'measurement')} of other samples, classes or targets than the last left out."
         )
     return tag
 
 
-def _kind(summary: tuple[dict[str, Array], dict[str, Any]]) -> tuple[Any, ...]:
+def _kind(summary: Summary) -> tuple[Any, ...]:
     arrays, meta = summary
     return meta["target"], meta["columns"], meta["shape"], arrays["classes"].shape
 
@@ -199,32 +211,32 @@ def _by_importance(tags: Sequence[Tag]) -> Iterator[tuple[Tag, int]]:
 def _add_spectra(tags: Sequence[Tag], store: Store) -> None:
     """Spectra, in whose place goes a measurement that does not fit: no number is shown without its residual."""
     store.size += sum(len(_block(*_series(tag))[1]) for tag in tags)  # added at the end, when it is known of which
-    names: dict[tuple[str, int], str] = {}
+    names: dict[tuple[int, int], str] = {}
     for tag, place in _by_importance(tags):
         arrays = {name: narrow(a) for name, a in tag.summaries[place][0].items() if name in SPECTRA}
         is_last = place == len(tag.paths) - 1
         if name := store.add(arrays, room=None if is_last else SHARE * store.room):
-            names[tag.run, place] = name
+            names[id(tag), place] = name
     for tag in tags:
-        here = [place for place in range(len(tag.paths)) if (tag.run, place) in names]
+        here = [place for place in range(len(tag.paths)) if (id(tag), place) in names]
         if len(here) < len(tag.paths):
             tag.notes.append(f"{len(here)} of {len(tag.paths)} measurements are on this page.")
         tag.paths = [tag.paths[place] for place in here]
         tag.summaries = [tag.summaries[place] for place in here]
-        tag.blocks["spectra"] = [names[tag.run, place] for place in here]
+        tag.blocks["spectra"] = [names[id(tag), place] for place in here]
 
 
 def _add_maps(tags: Sequence[Tag], store: Store, room: float) -> None:
     """Inputs, gradients, diagonals and eigenvectors; of a run with one that does not fit, no more are tried."""
-    full: set[str] = set()
+    full: set[int] = set()
     for tag, place in _by_importance(tags):
-        if tag.run in full or place in tag.blocks["maps"]:
+        if id(tag) in full or place in tag.blocks["maps"]:
             continue
         record = load_record(tag.paths[place])
         x = store.add({"x": narrow(record.x)}, room=room)
         maps = None if x is None else store.add(maps_of(record), room=room)
         if x is None or maps is None:
-            full.add(tag.run)
+            full.add(id(tag))
             continue
         tag.blocks["x"][place], tag.blocks["maps"][place] = x, maps
 
