@@ -85,8 +85,8 @@ def write_report(
     Args:
         log_dirs: directories of runs, or above them, as for ``tensorboard --logdir``.
         output: the file to write.
-        max_size: of the file, in MB (10⁶ bytes). Where the data is more, measurements' matrices, maps of input space
-            and at last spectra are left out, and the page says which; derived quantities are there in any case.
+        max_size: of the file, in MB (10⁶ bytes). Where the data is more, matrices, then maps of input space and at
+            last whole measurements are left out, and the page says how many. The last measurement stays.
 
     Returns:
         The path of the file.
@@ -160,7 +160,7 @@ def _data_url(text: str) -> str:
 
 def _script(text: str) -> str:
     """A script that may stand between ``<script>`` and ``</script>``."""
-    return re.sub(r"</(?=script)", r"<\\/", text, flags=re.IGNORECASE).replace("<!--", r"<\!--")
+    return re.sub(r"</(?=[sS][cC][rR][iI][pP][tT])", r"<\\/", text).replace("<!--", r"<\!--")
 
 
 def _json(value: Any) -> str:
