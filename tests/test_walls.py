@@ -25,6 +25,9 @@ ALLOWED = {
     "lightning_hessian.writers.background": set(),
     "lightning_hessian.writers.loggers": set(),
     "lightning_hessian.writers.publish": {"safetensors", "matplotlib"},
+    "lightning_hessian.layout": {"safetensors"},
+    "lightning_hessian.tensorboard_plugin.loader": {"tensorboard"},
+    "lightning_hessian.tensorboard_plugin.plugin": {"tensorboard", "safetensors"},
     "lightning_hessian.curvature.measure": {"torch"},
     "lightning_hessian.curvature.plan": {"torch"},
     "lightning_hessian.curvature.diagnosis": {"torch"},
@@ -55,6 +58,8 @@ NEIGHBOURS = {
     "lightning_hessian.dataframe": {"record", "layout"},
     "lightning_hessian.report": {"record", "record_files", "layout", "report_data"},
     "lightning_hessian.writers.publish": {"record", "record_files", "render"},
+    "lightning_hessian.layout": {"record"},
+    "lightning_hessian.tensorboard_plugin.plugin": {"record", "layout"},
     "lightning_hessian.functional": {
         "curvature",
         "targets",

@@ -13,7 +13,8 @@ from lightning_hessian.layout import PLUGIN_NAME
 from lightning_hessian.tensorboard_plugin.refusal import DamagedFile, Refused
 from lightning_hessian.tensorboard_plugin.safe_file import SafeFile
 
-NAME = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_.\- ]*")
+NAME = re.compile("[A-Za-z0-9_-]+")  # of a monitor
+STAGES = {"validate": "_validate", "test": "_test"}  # how the files of a measurement outside of a fit end
 ELSEWHERE = "Spectra and curves are in the event file and are shown all the same."
 
 
@@ -54,14 +55,14 @@ class RunFiles:
         )
 
     @contextmanager
-    def open(self, run: str, tag: str, step: int) -> Iterator[SafeFile]:
-        """The file of the measurement after ``step`` optimizer steps.
+    def open(self, run: str, tag: str, step: int, stage: object = "fit") -> Iterator[SafeFile]:
+        """The file of the measurement after ``step`` optimizer steps, in a stage of the Trainer.
 
         Raises:
             Refused: there is none that may be read, or it is damaged.
         """
         folder = self._folder(run, tag)
-        path = Path(os.path.realpath(folder / f"step_{step:09d}.safetensors"))
+        path = Path(os.path.realpath(folder / f"step_{step:09d}{STAGES.get(str(stage), '')}.safetensors"))
         # only a regular file: a named pipe would wait for ever
         if not path.is_relative_to(folder) or not path.is_file():
             raise Refused(404, f"The file of step {step} is not beside the events of this run. {ELSEWHERE}")

@@ -2,13 +2,14 @@
 
 import dataclasses
 
+import grpc
 import numpy as np
 import pytest
 from make_run import START, Tab, later, rewrite, train, unpack, write_run
 from torch import nn
 
 from lightning_hessian.layout import BIN_EDGES, METRICS, pack_summary
-from lightning_hessian.record import save_record
+from lightning_hessian.record_files import save_record
 from lightning_hessian.tensorboard_plugin import statics
 
 RUN = {"run": "exp/gelu", "tag": "input_hessian"}
@@ -23,18 +24,14 @@ def curved():
 @pytest.fixture(scope="module")
 def piecewise():
     """Measurements of a ReLU network: four eigenvalues are the whole spectrum."""
-    return [dataclasses.replace(r, hessian=None) for r in train(nn.ReLU)]
+    return [dataclasses.replace(r, hessian=None, name="late") for r in train(nn.ReLU)]
 
 
 @pytest.fixture(scope="module")
 def tab(curved, piecewise, tmp_path_factory):
     logdir = tmp_path_factory.mktemp("logs")
     write_run(logdir / "exp" / "gelu", curved)
-    write_run(logdir / "exp" / "relu", piecewise, tag=RELU["tag"], files=False)
-    for record in piecewise:
-        path = save_record(record, logdir / "exp" / "relu")
-        (path.parent / "late").mkdir(exist_ok=True)
-        path.rename(path.parent / "late" / path.name)
+    write_run(logdir / "exp" / "relu", piecewise, tag=RELU["tag"])
     return Tab(logdir)
 
 
@@ -45,7 +42,7 @@ def test_runs(tab, curved):
     (tag,) = told["runs"][0]["tags"]
     assert tag == {
         "tag": "input_hessian",
-        "name": "",
+        "name": None,
         "target": "prob",
         "columns": ["class_1", "class_3"],
         "class_names": None,
@@ -209,6 +206,36 @@ def test_measurements_of_other_samples_are_left_out_and_told(curved, tmp_path):
     arrays, meta = Tab(tmp_path).arrays("/series", run="run", tag="input_hessian")
     np.testing.assert_array_equal(arrays["steps"], [9, 19])
     assert meta["left_out"] == "Left out: 1 measurements of other samples or classes than the last."
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_a_measurement_outside_of_a_fit(curved, tmp_path, stage):
+    write_run(tmp_path / "run", [dataclasses.replace(curved[2], stage=stage)])
+    save_record(curved[1], tmp_path / "run")
+    question = {"run": "run", "tag": "input_hessian", "step": 19, "sample": 0, "column": 0}
+    np.testing.assert_array_equal(Tab(tmp_path).arrays("/problem", **question)[0]["gradient"], curved[2].gradient[0, 0])
+
+
+class Exhausted(grpc.RpcError):
+    def code(self):
+        return grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_more_than_tensorboard_hands_over_at_once(curved, tmp_path, monkeypatch):
+    write_run(tmp_path / "run", curved)
+    tab = Tab(tmp_path)
+    provider, read = tab.ingester.data_provider, tab.ingester.data_provider.read_tensors
+
+    def limited(ctx, *, downsample, **where):
+        if downsample > 2:
+            raise Exhausted
+        return read(ctx, downsample=downsample, **where)
+
+    monkeypatch.setattr(provider, "read_tensors", limited)
+    arrays, meta = tab.arrays("/series", run="run", tag="input_hessian")
+    assert len(arrays["steps"]) == 2
+    assert arrays["steps"][-1] == 19
+    assert "256 MiB" in meta["left_out"]
 
 
 def test_no_data(tmp_path):

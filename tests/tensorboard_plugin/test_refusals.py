@@ -9,7 +9,7 @@ from make_run import Tab, rewrite, train, unpack, write_run
 from safetensors.numpy import save
 
 from lightning_hessian.layout import pack_summary
-from lightning_hessian.record import save_record
+from lightning_hessian.record_files import save_record
 
 RUN = {"run": "run", "tag": "input_hessian"}
 PROBLEM = {**RUN, "step": 9, "sample": 0, "column": 1}
