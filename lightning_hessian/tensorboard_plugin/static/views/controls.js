@@ -66,7 +66,7 @@ export function controls(state, { settled, reload, link }) {
 
   function choose() {
     const chosen = [...runs.querySelectorAll("input:checked")].map(({ value }) => value);
-    state.set({ runs: chosen });
+    state.set({ runs: chosen.length ? chosen : state.runs }); // one at least
   }
 
   function update() {
