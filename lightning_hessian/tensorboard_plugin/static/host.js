@@ -36,7 +36,9 @@ export function tensorBoard(name) {
     parameters() {
       const prefix = `p.${name}.`;
       const told = [...new URLSearchParams(outerWindow().location.hash.slice(1))];
-      return Object.fromEntries(told.filter(([key]) => key.startsWith(prefix)).map(([key, value]) => [key.slice(prefix.length), value]));
+      return Object.fromEntries(
+        told.filter(([key]) => key.startsWith(prefix)).map(([key, value]) => [key.slice(prefix.length), value]),
+      );
     },
     // Calls `reload` when TensorBoard has reloaded; where it does not tell, every half minute.
     async onReload(reload) {

@@ -119,9 +119,12 @@ class Shown {
     const turn = ++this.#turn;
     const isStale = () => turn !== this.#turn;
     this.view.element.setAttribute("aria-busy", "true");
-    this.done = this.view.update(isStale).catch((error) => isStale() || this.#fail(error)).finally(() => {
-      if (!isStale()) this.view.element.setAttribute("aria-busy", "false");
-    });
+    this.done = this.view
+      .update(isStale)
+      .catch((error) => isStale() || this.#fail(error))
+      .finally(() => {
+        if (!isStale()) this.view.element.setAttribute("aria-busy", "false");
+      });
   }
 
   #fail(error) {
