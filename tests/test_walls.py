@@ -51,8 +51,8 @@ NEIGHBOURS = {
     "lightning_hessian.record_files": {"record"},
     "lightning_hessian.render.composite": {"record"},
     "lightning_hessian.writers.publish": {"record", "record_files", "render"},
-    "lightning_hessian.layout": {"record"},
-    "lightning_hessian.tensorboard_plugin.plugin": {"record", "layout"},
+    "lightning_hessian.layout": {"record", "histogram"},
+    "lightning_hessian.tensorboard_plugin.plugin": {"record", "layout", "histogram"},
     "lightning_hessian.functional": {
         "curvature",
         "targets",
