@@ -199,6 +199,11 @@ def test_arrays_that_do_not_fit_each_other(logdir, name, array):
     assert "damaged" in Tab(logdir).refused(404, "/matrix", **PROBLEM)
 
 
+def test_a_file_of_other_samples(logdir):
+    rewrite(logdir / "run", 10, arrays={"gradient": np.zeros((3, 2, 9))})
+    assert "of another measurement than the event" in Tab(logdir).refused(404, "/problem", **PROBLEM)
+
+
 def test_a_file_of_another_measurement(logdir, records):
     save_record(dataclasses.replace(records[1], logged_step=8), logdir / "run")
     assert "of another measurement than the event" in Tab(logdir).refused(404, "/problem", **PROBLEM)
