@@ -277,7 +277,7 @@ def input_spectrum(
     )
     how = {"dtype": dtype, "wrt": wrt, "forward_fn": forward_fn, "output_fn": output_fn, "max_memory": max_memory}
     with prepared(model, x, classes, target, **how) as task:  # type: ignore[arg-type]
-        spectrum = measure(task.problems, task.target_name, options).spectrum
+        spectrum = measure(task.problems, task.target_name, options, meter=task.meter).spectrum
     _warn_if_untrusted(spectrum.diagnosis)
     return spectrum
 

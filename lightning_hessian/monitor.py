@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,13 +13,14 @@ import torch
 import lightning_hessian
 from lightning_hessian.curvature.measure import Measurement, diagnose_finite, measure
 from lightning_hessian.curvature.plan import Options
+from lightning_hessian.curvature.progress import Progress, silent
 from lightning_hessian.curvature.spectrum import MethodName
 from lightning_hessian.drift import TopVectors, drift, top_vectors
 from lightning_hessian.errors import ConfigurationError, MeasurementError
-from lightning_hessian.model_function import ForwardFunction, OutputFunction
+from lightning_hessian.model_function import ForwardFunction, OutputFunction, differentiated
 from lightning_hessian.preparation import Model, Target, Task, check_input, prepared
 from lightning_hessian.probe import Probe
-from lightning_hessian.record import Record, make_record
+from lightning_hessian.record import Record, Stage, make_record
 from lightning_hessian.targets import TARGET_NAMES
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -53,7 +55,8 @@ class Monitor:
         class_names: names of all classes.
         forward_fn: ``(model, x) -> output``.
         output_fn: ``output -> [N, C]``.
-        wrt: name of the submodule whose output is the variable, in place of the input.
+        wrt: one of several inputs, or the name of the submodule whose output is the variable.
+        name: tells this monitor's records and warnings from those of others.
 
     Raises:
         ConfigurationError: an argument is not one of those allowed.
@@ -67,7 +70,8 @@ class Monitor:
     class_names: tuple[str, ...] | None = None
     forward_fn: ForwardFunction | None = None
     output_fn: OutputFunction | None = None
-    wrt: str | None = None
+    wrt: str | int | None = None
+    name: str | None = None
     state: RunState = field(default_factory=RunState, init=False)
 
     def __post_init__(self) -> None:
@@ -77,6 +81,15 @@ class Monitor:
             check_choice("classes", self.classes, CLASS_CHOICES)
         check_choice("dtype", self.dtype, tuple(DTYPES))
         check_at_least("heatmap_samples", self.heatmap_samples, 0)
+        if self.name is not None and not (isinstance(self.name, str) and re.fullmatch("[A-Za-z0-9_-]+", self.name)):
+            raise ConfigurationError(
+                f"name={self.name!r} goes into tags and names a folder: use letters, digits, '-' and '_', at least one."
+            )
+
+    @property
+    def title(self) -> str:
+        """How this monitor calls itself in warnings."""
+        return "InputHessianMonitor" if self.name is None else f"InputHessianMonitor '{self.name}'"
 
     def check(self, probe: Probe) -> None:
         """Tells at once whether the probe has what is needed.
@@ -84,30 +97,58 @@ class Monitor:
         Raises:
             ConfigurationError: labels are wanted and missing, or the input is not floating point.
         """
-        if self.wrt is None:
-            check_input(probe.x)
+        x = differentiated(probe.inputs, self.wrt)
+        if x is not None:
+            check_input(x)
         if self.classes == "label" and probe.labels is None:
             raise ConfigurationError(
                 "classes='label' needs integer labels [N], and the probe has none. Give classes as ints, "
                 "'predicted' or 'all', or an input_fn that gives (x, labels)."
             )
 
-    def measure(self, model: Model, probe: Probe, *, step: int, logged_step: int, epoch: int) -> Record:
-        """One measurement of ``model`` as it is now.
+    def measure(
+        self,
+        model: Model,
+        probe: Probe,
+        *,
+        step: int,
+        logged_step: int,
+        epoch: int,
+        stage: Stage = "fit",
+        progress: Progress = silent,
+    ) -> Record:
+        """One measurement of ``model`` as it is now; ``progress`` is told how far it is.
 
         Raises:
             ConfigurationError: the options do not fit the model.
             MeasurementError: no number was found that may be shown; the message says why.
         """
+        try:
+            return self._measure(model, probe, progress, step=step, logged_step=logged_step, epoch=epoch, stage=stage)
+        except (ConfigurationError, MeasurementError):
+            raise
+        except Exception as error:  # a user's model may fail in any way
+            raise MeasurementError(
+                f"Measuring failed ({type(error).__name__}: {error}). The probe has the shape {probe.shapes}: if the "
+                f"model does not take it as it is, give input_fn, forward_fn or another probe."
+            ) from error
+
+    def _measure(self, model: Model, probe: Probe, progress: Progress, **when: Any) -> Record:
         self.state.target = self.state.target or self._choose_target(model, probe)
         with self._prepared(model, probe, self.state.target) as task:
             if self.class_names and len(self.class_names) != task.num_outputs:
                 raise ConfigurationError(
                     f"class_names has {len(self.class_names)} names, and the model has {task.num_outputs} outputs."
                 )
-            num_matrices = min(self.heatmap_samples, len(probe.x))
+            num_matrices = min(self.heatmap_samples, len(probe))
             measurement = measure(
-                task.problems, task.target_name, self.options, num_matrices=num_matrices, kept=self.state.method
+                task.problems,
+                task.target_name,
+                self.options,
+                num_matrices=num_matrices,
+                kept=self.state.method,
+                meter=task.meter,
+                progress=progress,
             )
         diagnosis = measurement.spectrum.diagnosis
         if not diagnosis.trusted:
@@ -116,9 +157,8 @@ class Monitor:
             self.state.method = measurement.plan.method
         record = make_record(
             measurement,
-            step=step,
-            logged_step=logged_step,
-            epoch=epoch,
+            name=self.name,
+            **when,
             x=task.problems.x,
             labels=probe.labels,
             predicted=task.predicted,
@@ -135,7 +175,7 @@ class Monitor:
         classes: Any = probe.labels if self.classes == "label" else self.classes
         functions = {"forward_fn": self.forward_fn, "output_fn": self.output_fn, "wrt": self.wrt}
         how = {**functions, "dtype": DTYPES[self.dtype], "max_memory": self.options.max_memory}
-        return prepared(model, probe.x, classes, target, **how)  # type: ignore[arg-type]
+        return prepared(model, probe.inputs, classes, target, **how)  # type: ignore[arg-type]
 
     def _choose_target(self, model: Model, probe: Probe) -> Target:
         """``"logit"``, unless the network is piecewise linear and has several outputs: then ``"prob"``."""
@@ -146,8 +186,9 @@ class Monitor:
         if network not in ("linear", "piecewise_linear") or task.num_outputs == 1:
             return "logit"
         warnings.warn(
-            f"The network is {network.replace('_', ' ')} in its input (as ReLU networks are), so the Hessian of "
-            f"its outputs is zero everywhere. target='auto' measures 'prob' instead; give target=... to choose.",
+            f"{self.title}: the network is {network.replace('_', ' ')} in its input (as ReLU networks are), so the "
+            f"Hessian of its outputs is zero everywhere. target='auto' measures 'prob' instead; give target=... to "
+            f"choose.",
             stacklevel=2,
         )
         return "prob"
@@ -173,6 +214,17 @@ def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Raises a sentence if ``value`` is not one of ``allowed``."""
     if value not in allowed:
         raise ConfigurationError(f"{name}={value!r} is not known. Choose one of {', '.join(map(repr, allowed))}.")
+
+
+def check_names(names: Sequence[str | None]) -> None:
+    """Raises a sentence if two monitors of one Trainer have one name."""
+    folders = ["" if name is None else name.lower() for name in names]  # some file systems know no case
+    for name, folder in zip(names, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise ConfigurationError(
+                f"{folders.count(folder)} monitors of this Trainer have name={name!r} and would write to the same tags "
+                f"and files. Give each a name of its own, for example name='a' and name='b'."
+            )
 
 
 def check_at_least(name: str, value: object, least: int) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from lightning_hessian.curvature.cost import Meter
 from lightning_hessian.curvature.dense import ChunkSize
 from lightning_hessian.curvature.memory import allocated_per_sample, in_groups, on_few
 from lightning_hessian.curvature.plan import METHODS, MethodChoice, Options
@@ -28,12 +29,13 @@ Model = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Task:
-    """Problems made of a model and arguments, with what was found on the way."""
+    """Problems made of a model and arguments, with what was found on the way, and what that has cost so far."""
 
     problems: Problems
     target_name: str
     predicted: Tensor
     num_outputs: int
+    meter: Meter
 
 
 @contextmanager
@@ -56,10 +58,11 @@ def prepared(
     """
     network = ModelFunction(model, forward_fn, output_fn, wrt)
     tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    _check_lengths(tensors)
+    check_lengths(tensors)
     if wrt is None and isinstance(inputs, Tensor):
         check_input(inputs)
     device = network.device or tensors[0].device
+    meter = Meter(device)
     dtype = _possible_dtype(_resolve_dtype(dtype, tensors), model, network, inputs, device)
     with isolated(model, device, dtype):
         x, held = network.split(_moved(inputs, device, dtype), dtype)
@@ -70,7 +73,8 @@ def prepared(
         function = resolve_target(target, outputs.shape[1])
         with torch.no_grad():
             function(outputs, resolved)  # a callable target that gives another shape is told about here
-        yield Task(Problems(network, function, x, resolved, held), target_name(target), predicted, outputs.shape[1])
+        problems = Problems(network, function, x, resolved, held)
+        yield Task(problems, target_name(target), predicted, outputs.shape[1], meter)
 
 
 def _outputs(network: ModelFunction, x: Tensor, held: Any, max_memory: int | None) -> Tensor:
@@ -95,7 +99,12 @@ def _moved(inputs: Any, device: torch.device, dtype: torch.dtype) -> Any:
     )
 
 
-def _check_lengths(tensors: list[Tensor]) -> None:
+def check_lengths(tensors: list[Tensor]) -> None:
+    """Tells whether all inputs have one row per sample.
+
+    Raises:
+        ConfigurationError: they do not.
+    """
     lengths = {len(t) if t.dim() else 0 for t in tensors}
     if len(lengths) != 1:
         raise ConfigurationError(

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 if TYPE_CHECKING:
     from lightning_hessian.curvature.measure import Measurement
 
-FORMAT_VERSION = 1
-FOLDER = "input_hessian"
-
 Array = np.ndarray[Any, np.dtype[Any]]
+Stage = Literal["fit", "validate", "test"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,10 +22,12 @@ class Record:
     The names shared with ``Spectrum`` mean the same there; in addition:
 
     Attributes:
+        name: of the monitor, or None.
         step: optimizer steps before the measurement (``trainer.global_step``).
         logged_step: the loggers' step, on the axis of Lightning's own curves.
         epoch: the epoch whose training made these weights, from 0 (Lightning's ``current_epoch``).
-        x: the probe ``[N, *shape]``.
+        stage: the method of the Trainer that was running: ``fit``, ``validate`` or ``test``.
+        x: the differentiated input at the probe, or the output of the layer that ``wrt`` names, ``[N, *shape]``.
         labels: ``[N]``, or None.
         predicted: ``[N]``, the class of the largest output.
         classes: ``[N, K]``.
@@ -49,14 +43,21 @@ class Record:
         diagnosis: kind of function of the input; see ``Diagnosis``.
         network: the same of the outputs themselves.
         message: the diagnosis in words.
-        seconds: wall time of the measurement.
+        seconds: wall time of the measurement, without drawing and writing.
         num_hvps: HVPs per problem.
+        memory: bytes by which memory rose at its peak, or None where that is not known; see ``Cost``.
+        memory_exact: True if ``memory`` is that number, False if it is an upper bound.
+        overhead: seconds spent measuring so far in this fit, drawing and writing included, per second of training; None
+            before there was any training.
+        skipped: how many measurements were skipped so far because of ``max_overhead``; None where none was given.
         made_with: versions and options.
     """
 
+    name: str | None
     step: int
     logged_step: int
     epoch: int
+    stage: Stage
     x: Array
     labels: Array | None
     predicted: Array
@@ -107,6 +108,10 @@ class Record:
     message: str
     seconds: float
     num_hvps: int
+    memory: int | None
+    memory_exact: bool
+    overhead: float | None
+    skipped: int | None
     made_with: Mapping[str, Any]
 
     def __repr__(self) -> str:
@@ -115,12 +120,30 @@ class Record:
     @property
     def moment(self) -> str:
         """When the measurement was made, in words."""
+        if self.stage != "fit":
+            return f"{self.stage}, after {self.step} optimizer steps"
         return "before training" if self.step == 0 else f"epoch {self.epoch}, after {self.step} optimizer steps"
+
+    def slot(self, column: int) -> str:
+        """What tells one class column of this monitor from all others in tags: ``prob_class_3``, after the name.
+
+        A test's numbers, at other samples, are no points of the fit's curves: the stage is told, too.
+        """
+        return self.tag(f"{'' if self.stage == 'fit' else f'{self.stage}_'}{self.target}_{self.columns[column]}")
+
+    def tag(self, text: str) -> str:
+        """``text``, after the monitor's name where it has one."""
+        return named(self.name, text)
 
     def class_name(self, sample: int, column: int) -> str:
         """The name of the class looked at in one problem, or its number."""
         k = int(self.classes[sample, column])
         return self.class_names[k] if self.class_names else str(k)
+
+
+def named(name: str | None, text: str) -> str:
+    """``text``, after a monitor's name where it has one."""
+    return text if name is None else f"{name}_{text}"
 
 
 def make_record(measurement: Measurement, **context: Any) -> Record:
@@ -139,6 +162,10 @@ def make_record(measurement: Measurement, **context: Any) -> Record:
         "message": diagnosis.message,
         "seconds": cost.seconds,
         "num_hvps": cost.num_hvps,
+        "memory": cost.memory,
+        "memory_exact": cost.memory_exact,
+        "overhead": None,
+        "skipped": None,
     }
     values |= {name: getattr(spectrum, name) for name in told - set(values)}
     return Record(**{name: _array(value) for name, value in {**values, **context}.items()})
@@ -147,67 +174,3 @@ def make_record(measurement: Measurement, **context: Any) -> Record:
 def _array(value: Any) -> Any:
     """A torch tensor as a numpy array, told by its methods; anything else as it is."""
     return value.detach().cpu().numpy() if hasattr(value, "detach") else value
-
-
-def save_record(record: Record, log_dir: str | os.PathLike[str]) -> Path:
-    """Writes ``<log_dir>/input_hessian/step_<step, 9 digits>.safetensors``, whole or not at all."""
-    folder = Path(log_dir) / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    values = {f.name: getattr(record, f.name) for f in fields(record)}
-    arrays = {k: np.ascontiguousarray(v) for k, v in values.items() if isinstance(v, np.ndarray)}
-    meta = {k: v for k, v in values.items() if not isinstance(v, np.ndarray)}
-    payload = save(arrays, {"lightning_hessian": json.dumps({"format": FORMAT_VERSION, **meta})})
-    path = folder / f"step_{record.step:09d}.safetensors"
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return path
-
-
-def load_records(log_dir: str | os.PathLike[str]) -> list[Record]:
-    """The records that a run saved, in order of step.
-
-    Args:
-        log_dir: the logger's directory of the run (the one that holds ``input_hessian``).
-
-    Raises:
-        FileNotFoundError: there is no such directory, or the run saved nothing in it.
-        ValueError: a file is not one of ours, or from a newer version.
-
-    Example:
-        >>> from lightning_hessian import load_records
-        >>> load_records("not_there")
-        Traceback (most recent call last):
-        ...
-        FileNotFoundError: No records in not_there/input_hessian: give the directory of one run, ...
-    """
-    folder = Path(log_dir) / FOLDER
-    paths = sorted(folder.glob("step_*.safetensors"))
-    if not paths:
-        raise FileNotFoundError(
-            f"No records in {folder}: give the directory of one run, the one that holds the event file, for "
-            f"example lightning_logs/version_0."
-        )
-    return [_load(path) for path in paths]
-
-
-def _load(path: Path) -> Record:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            meta = json.loads(file.metadata()["lightning_hessian"])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a record of lightning-hessian, or damaged: {error}") from error
-    if meta.pop("format") != FORMAT_VERSION:
-        raise ValueError(f"{path} was written by another version of lightning-hessian: update the package.")
-    for name in ("columns", "class_names"):
-        meta[name] = None if meta[name] is None else tuple(meta[name])
-    return Record(**meta, **arrays)

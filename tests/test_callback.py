@@ -292,7 +292,7 @@ def test_no_samples_to_measure_at(tmp_path, arguments, sentence):
 @pytest.mark.parametrize(
     ("held_out", "arguments", "sentence"),
     [
-        ([{"image": x} for x in X], {}, r"dict with the keys \['image'\].*input_fn"),
+        ([{"image": x, "mask": x > 0} for x in X], {}, r"dict with the keys \['image', 'mask'\].*input_fn"),
         (list(X), {"classes": "label"}, "classes='label' needs integer labels"),
         (list(zip((16 * X).byte(), Y, strict=True)), {}, "torch.uint8.*floating point"),
         (digits(64, 96), {"classes": 10}, "classes=10 is out of range: the model has 10 outputs"),
@@ -322,11 +322,6 @@ def test_a_dataset_index_out_of_range(tmp_path):
 def test_the_probe_is_kept_for_the_whole_run(tmp_path):
     fit(tmp_path, small_monitor(), val_check_interval=0.5)
     assert len({r.x.tobytes() for r in load_records(tmp_path)}) == 1
-
-
-def test_two_monitors_would_overwrite_each_other(tmp_path):
-    with pytest.raises(MisconfigurationException, match="one InputHessianMonitor"):
-        fit(tmp_path, small_monitor(), small_monitor(target="prob"))
 
 
 def test_a_monitor_can_serve_a_second_run(tmp_path):

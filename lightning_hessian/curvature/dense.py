@@ -22,6 +22,7 @@ from lightning_hessian.curvature.low_rank import low_rank_bytes
 from lightning_hessian.curvature.memory import out_of_memory
 from lightning_hessian.curvature.parts import head_bytes
 from lightning_hessian.curvature.problems import Problems
+from lightning_hessian.curvature.progress import Progress, silent
 from lightning_hessian.errors import MeasurementError
 
 ChunkSize = int | Literal["auto"]
@@ -95,6 +96,7 @@ def hessians(
     max_memory: int,
     generator: torch.Generator,
     per_column: int,
+    progress: Progress = silent,
 ) -> tuple[Tensor, Counter[EngineName]]:
     """Whole Hessians ``[N, K, D, D]``, not yet made symmetric, and how many columns each engine made.
 
@@ -102,14 +104,15 @@ def hessians(
     is faster here; for one sample one takes ``per_column`` bytes, and the matrices with what decomposing them takes
     are to fit ``max_memory`` too. What ``forward_over_reverse`` made is checked against one HVP by
     ``reverse_over_reverse`` along a random direction, and all is made again by that engine if it disagrees.
+    ``progress`` is told after every block: a column done for n samples counts as n, of N·D.
     Cost: D columns, each (1 + K) or 2K passes.
     """
     limit = max(1, (max_memory - matrix_bytes(problems)) // (per_column * problems.num_samples))
     first = first_block(problems.num_samples, per_column)
     if chunk_size != "auto":
         first = limit = chunk_size
-    found = _columns_if_true(problems, BlockSearch(engines, first, limit), generator)
-    return found or _columns_in_blocks(problems, BlockSearch(("reverse_over_reverse",), first, limit))
+    found = _columns_if_true(problems, BlockSearch(engines, first, limit), generator, progress)
+    return found or _columns_in_blocks(problems, BlockSearch(("reverse_over_reverse",), first, limit), progress)
 
 
 def first_block(num_samples: int, per_column: int) -> int:
@@ -134,7 +137,9 @@ def matrix_bytes(problems: Problems) -> int:
     return 6 * num_samples * num_classes * num_inputs**2 * problems.x.element_size()
 
 
-def _columns_in_blocks(problems: Problems, block: BlockSearch) -> tuple[Tensor, Counter[EngineName]]:
+def _columns_in_blocks(
+    problems: Problems, block: BlockSearch, progress: Progress
+) -> tuple[Tensor, Counter[EngineName]]:
     """All D columns of every problem, as the rows of ``[N, K, D, D]``, and how many each engine made."""
     num_samples, num_classes, num_inputs = problems.shape
     matrices = problems.x.new_empty(num_samples, num_classes, num_inputs, num_inputs)
@@ -164,17 +169,18 @@ def _columns_in_blocks(problems: Problems, block: BlockSearch) -> tuple[Tensor, 
         block.report(len(columns), time.perf_counter() - begin)
         made[engine.name] += len(columns)
         done += len(columns)
+        progress("columns", done * num_samples, num_inputs * num_samples)
     return matrices, made
 
 
 def _columns_if_true(
-    problems: Problems, block: BlockSearch, generator: torch.Generator
+    problems: Problems, block: BlockSearch, generator: torch.Generator, progress: Progress
 ) -> tuple[Tensor, Counter[EngineName]] | None:
     """The columns, or None where the fast engine fails or is contradicted by the other one."""
     if block.engine == "reverse_over_reverse":
-        return _columns_in_blocks(problems, block)
+        return _columns_in_blocks(problems, block, progress)
     try:
-        matrices, made = _columns_in_blocks(problems, block)
+        matrices, made = _columns_in_blocks(problems, block, progress)
     except Exception as error:  # a kernel without a forward-mode rule that the check in float64 did not meet
         if out_of_memory(error):
             raise

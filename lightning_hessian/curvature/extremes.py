@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import torch
 from torch import Tensor
 
@@ -11,8 +13,9 @@ from lightning_hessian.curvature.facts import Facts
 from lightning_hessian.curvature.lanczos import lanczos
 from lightning_hessian.curvature.low_rank import head_factors, low_rank_bytes
 from lightning_hessian.curvature.memory import in_groups, joined
-from lightning_hessian.curvature.operator import HeadOperator, HessianOperator, Operator
+from lightning_hessian.curvature.operator import HeadOperator, HessianOperator, Operator, ToldOperator
 from lightning_hessian.curvature.problems import Problems
+from lightning_hessian.curvature.progress import Progress, silent
 from lightning_hessian.curvature.trace import Estimates, estimate, estimate_norm
 
 NUM_SKEW = 4  # random vectors, of which each pair tells about the asymmetry
@@ -29,6 +32,7 @@ def extreme_parts(
     group_size: int,
     generator: torch.Generator,
     density_vectors: int = 0,
+    progress: Progress = silent,
 ) -> tuple[dict[str, Tensor], int]:
     """Half of ``num_eigenvalues`` from each end, as the parts of a ``Spectrum`` by name, and the HVPs per problem.
 
@@ -42,16 +46,17 @@ def extreme_parts(
         generator: of random vectors; each group gets the same ones.
         density_vectors: S; from 2 on there are also the parts ``density_nodes`` and ``density_weights``, unless all
             D eigenvalues are found.
+        progress: is told after every product of a group how many there were.
     """
     state = generator.get_state()
+    counter = count(1)
 
     def work(samples: slice) -> tuple[dict[str, Tensor], int]:
         group = problems.select(samples)
         generator.set_state(state)
-        operator = HeadOperator(group) if head_only else HessianOperator(group)
-        max_basis = _basis_size(num_eigenvalues, block_size)
+        operator = ToldOperator(HeadOperator(group) if head_only else HessianOperator(group), progress, counter)
         along = gradient[samples]
-        found, used = _parts_of(operator, group, along, num_eigenvalues, block_size, max_basis, generator)
+        found, used = _parts_of(operator, group, along, num_eigenvalues, block_size, generator)
         if density_vectors and found["eigenvalues"].shape[-1] < problems.num_inputs:
             generator.set_state(state)  # the starts do not hang on how many vectors Lanczos drew
             rule = density(operator, NUM_STEPS, density_vectors, generator=generator)
@@ -85,7 +90,7 @@ def expected_products(num_inputs: int, num_eigenvalues: int, block_size: int, de
     """The products that ``extreme_parts`` is expected to make: a basis filled once, the estimates, the density."""
     basis = min(_basis_size(num_eigenvalues, block_size), num_inputs)
     norms = num_eigenvalues + 2 * NUM_RANDOM  # of trace and Frobenius norm, and of the network's part
-    return basis + norms + 3 + density_vectors * min(NUM_STEPS, num_inputs)
+    return basis + norms + 1 + NUM_SKEW + density_vectors * min(NUM_STEPS, num_inputs)
 
 
 def _basis_size(num_eigenvalues: int, block_size: int) -> int:
@@ -93,14 +98,14 @@ def _basis_size(num_eigenvalues: int, block_size: int) -> int:
 
 
 def _parts_of(
-    operator: Operator,
+    operator: ToldOperator,
     problems: Problems,
     gradient: Tensor,
     num_eigenvalues: int,
     block_size: int,
-    max_basis: int,
     generator: torch.Generator,
 ) -> tuple[dict[str, Tensor], int]:
+    max_basis = _basis_size(num_eigenvalues, block_size)
     # At least one from each end: lambda_max and lambda_min are read off them.
     pairs = lanczos(operator, max(2, num_eigenvalues), generator=generator, block_size=block_size, max_basis=max_basis)
     rest = estimate(operator, pairs, NUM_RANDOM, generator=generator)
@@ -144,7 +149,7 @@ def _skew_norm(operator: Operator, generator: torch.Generator) -> Tensor:
 
 
 def _part_norms(
-    operator: Operator,
+    operator: ToldOperator,
     problems: Problems,
     whole: Estimates,
     known: Tensor,
@@ -157,7 +162,7 @@ def _part_norms(
     """
     norm, error = whole.frobenius_norm, whole.frobenius_error
     nothing = torch.zeros_like(norm), torch.zeros_like(error)
-    if isinstance(operator, HeadOperator):
+    if isinstance(operator.operator, HeadOperator):
         return (norm, error), nothing, 0
     product = HeadOperator(problems)
     if not product(random_vectors(problems, generator).flatten(0, 1)).any():

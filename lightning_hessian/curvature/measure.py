@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from lightning_hessian.curvature.cost import Meter
 from lightning_hessian.curvature.dense import decompose, dense_bytes, hessians, symmetrize_, zero_parts
 from lightning_hessian.curvature.density import Density, exact_density
 from lightning_hessian.curvature.derivatives import EngineName, gradients
@@ -22,7 +22,8 @@ from lightning_hessian.curvature.memory import group_size, in_groups, joined
 from lightning_hessian.curvature.parts import part_norms
 from lightning_hessian.curvature.plan import FLAT, Options, Plan, make_plan, working_memory
 from lightning_hessian.curvature.problems import Problems
-from lightning_hessian.curvature.spectrum import Cost, MethodName, Spectrum
+from lightning_hessian.curvature.progress import Progress, silent
+from lightning_hessian.curvature.spectrum import MethodName, Spectrum
 from lightning_hessian.errors import MeasurementError
 
 # How asymmetric a Hessian may be before its digits are called rounding.
@@ -62,6 +63,7 @@ class _Given:
     diagnosis: Diagnosis
     options: Options
     num_matrices: int
+    progress: Progress
 
 
 def measure(
@@ -72,6 +74,8 @@ def measure(
     diagnosis: Diagnosis | None = None,
     num_matrices: int = 0,
     kept: MethodName | None = None,
+    meter: Meter | None = None,
+    progress: Progress = silent,
 ) -> Measurement:
     """The spectrum of every problem, and the whole matrices of a few samples.
 
@@ -82,12 +86,15 @@ def measure(
         diagnosis: of these problems, where it is known already.
         num_matrices: for how many samples, counted from the first, the matrices are wanted.
         kept: the method that an earlier measurement of a curved network chose.
+        meter: that of the measurement, where it has begun already.
+        progress: is told how many columns of the samples' matrices are done (``dense``), how many samples
+            (``low_rank``), or how many products (``lanczos``).
 
     Raises:
         MeasurementError: values, gradients or Hessians are not finite, the method does not apply, or nothing
             fits the memory.
     """
-    begin = time.perf_counter()
+    meter = meter or Meter(problems.x.device)
     options = replace(options, max_memory=options.memory(problems.x.device))
     facts = Facts(problems, options.seed)
     gradient = _finite_gradients(problems, facts, options)
@@ -100,8 +107,8 @@ def measure(
     else:
         left = working_memory(plan, problems, facts, diagnosis, options)
         run = {"dense": _dense, "low_rank": _low_rank, "lanczos": _lanczos}[plan.method]
-        given = _Given(problems, facts, gradient, diagnosis, replace(options, max_memory=left), plan.num_matrices)
-        result = run(given)
+        bounded = replace(options, max_memory=left)
+        result = run(_Given(problems, facts, gradient, diagnosis, bounded, plan.num_matrices, progress))
     spectrum = Spectrum(
         **_with_exact_errors(result.parts),
         complete=result.complete,
@@ -112,7 +119,7 @@ def measure(
         engine=result.engine,
         target=target,
         diagnosis=_with_asymmetry(diagnosis, result.parts["asymmetry"], problems.x.dtype),
-        cost=Cost(time.perf_counter() - begin, result.num_hvps),
+        cost=meter.cost(result.num_hvps),
     )
     return Measurement(spectrum, torch.cat(result.matrices) if plan.num_matrices else None, plan)
 
@@ -169,16 +176,16 @@ def _fitting(facts: Facts, options: Options, num_products: int) -> int:
 
 
 def whole_hessians(
-    problems: Problems, facts: Facts, options: Options, diagnosis: Diagnosis
+    problems: Problems, facts: Facts, options: Options, diagnosis: Diagnosis, progress: Progress = silent
 ) -> Iterator[tuple[slice, Tensor]]:
     """Symmetric whole Hessians, a group at a time: JᵀAJ if exact, else by the fastest engine that is true."""
-    size, make = _matrix_maker(problems, facts, options, diagnosis)
+    size, make = _matrix_maker(problems, facts, options, diagnosis, progress)
     for samples, (matrices, _, _) in in_groups(problems.num_samples, size, make):
         yield samples, matrices
 
 
 def _matrix_maker(
-    problems: Problems, facts: Facts, options: Options, diagnosis: Diagnosis
+    problems: Problems, facts: Facts, options: Options, diagnosis: Diagnosis, progress: Progress
 ) -> tuple[int, Callable[[slice], tuple[Tensor, Tensor, Counter[EngineName]]]]:
     """How many samples' whole Hessians fit the memory, and a function that makes them for some samples.
 
@@ -198,6 +205,9 @@ def _matrix_maker(
             return memory // per_sample, make_low_rank
 
     def make(samples: slice) -> tuple[Tensor, Tensor, Counter[EngineName]]:
+        def told(what: str, done: int, _: int | None) -> None:
+            progress(what, samples.start * problems.num_inputs + done, problems.num_samples * problems.num_inputs)
+
         matrices, made = hessians(
             problems.select(samples),
             get_args(EngineName) if facts.agree else ("reverse_over_reverse",),
@@ -205,6 +215,7 @@ def _matrix_maker(
             max_memory=memory,
             generator=options.generator(),
             per_column=facts.product_bytes,
+            progress=told,
         )
         return matrices, symmetrize_(matrices), made
 
@@ -222,7 +233,7 @@ def _zero(gradient: Tensor, options: Options, num_matrices: int) -> _Result:
 
 def _dense(given: _Given) -> _Result:
     problems, options = given.problems, given.options
-    size, make = _matrix_maker(problems, given.facts, options, given.diagnosis)
+    size, make = _matrix_maker(problems, given.facts, options, given.diagnosis, given.progress)
 
     def work(samples: slice) -> tuple[dict[str, Tensor], Tensor, Counter[EngineName]]:
         matrices, asymmetry, made = make(samples)
@@ -247,7 +258,10 @@ def _low_rank(given: _Given) -> _Result:
 
     memory = options.memory(problems.x.device)
     size = group_size(problems.num_samples, low_rank_bytes(given.facts), memory, "The gradients of all outputs")
-    parts = [found for _, found in in_groups(problems.num_samples, size, work)]
+    parts = []
+    for samples, found in in_groups(problems.num_samples, size, work):
+        parts.append(found)
+        given.progress("samples", samples.stop, problems.num_samples)
     return _Result(joined(parts), _first_matrices(given), 0)
 
 
@@ -264,6 +278,7 @@ def _lanczos(given: _Given) -> _Result:
         group_size=group_size(problems.num_samples, per_sample, memory, "The Lanczos basis"),
         generator=options.generator(),
         density_vectors=options.density_vectors,
+        progress=given.progress,
     )
     nodes, weights = (parts.pop(f"density_{name}", None) for name in ("nodes", "weights"))
     rule = None if nodes is None or weights is None else Density(nodes, weights)
@@ -275,7 +290,8 @@ def _first_matrices(given: _Given) -> list[Tensor]:
     if given.num_matrices == 0:
         return []
     few = given.problems.select(slice(0, given.num_matrices))
-    return [matrices for _, matrices in whole_hessians(few, given.facts, given.options, given.diagnosis)]
+    groups = whole_hessians(few, given.facts, given.options, given.diagnosis, given.progress)
+    return [matrices for _, matrices in groups]
 
 
 def _with_exact_errors(parts: dict[str, Tensor]) -> dict[str, Tensor]:

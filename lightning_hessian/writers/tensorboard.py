@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -15,28 +16,64 @@ SMALLEST_DECADE = -12  # |λ| at or below 1e-12 is drawn at 0
 NUM_BINS = 64
 BIN_EDGES = np.linspace(-20, 20, NUM_BINS + 1)  # |λ| up to 1e8
 
-
-def write_tensorboard(writer: Any, record: Record) -> None:
-    """Writes histograms, composite pictures and the text of ``record`` through a ``SummaryWriter``."""
-    for column, name in enumerate(record.columns):
-        slot = f"{record.target}_{name}"
-        if record.complete or record.density_nodes is not None or record.hessian is not None:
-            _write_histogram(writer, f"hessian_spectrum_signed_log10/{slot}", record, column)
-        if record.hessian is not None and len(record.hessian):
-            image = to_image(composite(record, column))
-            writer.add_image(f"hessian/{slot}", image, record.logged_step, dataformats="HWC")
-    writer.add_text("hessian_diagnosis", diagnosis_text(record), record.logged_step)
+_layouts: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()  # what each writer was given so far
 
 
-def write_layout(writer: Any, record: Record) -> None:
-    """Lays out a margin chart (mean, 10th to 90th percentile over samples) per metric and class; once a run."""
-    layout = {}
+Histogram = dict[str, Any]  # the arguments of SummaryWriter.add_histogram_raw
+
+
+def histograms(record: Record) -> dict[str, Histogram]:
+    """The spectrum of each class on a signed logarithmic axis, by tag; none where only the ends are known."""
+    if not (record.complete or record.density_nodes is not None or record.hessian is not None):
+        return {}
+    columns = range(len(record.columns))
+    return {f"hessian_spectrum_signed_log10/{record.slot(c)}": _histogram(record, c) for c in columns}
+
+
+def draw(record: Record) -> dict[str, Array]:
+    """The composite picture of each class ``[H, W, 3]``, by tag; none where no matrix was kept."""
+    if record.hessian is None or not len(record.hessian):
+        return {}
+    return {f"hessian/{record.slot(c)}": to_image(composite(record, c)) for c in range(len(record.columns))}
+
+
+def add_histograms(writer: Any, spectra: dict[str, Histogram], logged_step: int) -> None:
+    """Writes what ``histograms`` made through a ``SummaryWriter``."""
+    for tag, values in spectra.items():
+        writer.add_histogram_raw(tag, **values, global_step=logged_step)
+
+
+def add_pictures(writer: Any, pictures: dict[str, Array], logged_step: int) -> None:
+    """Writes what ``draw`` made."""
+    for tag, image in pictures.items():
+        writer.add_image(tag, image, logged_step, dataformats="HWC")
+
+
+def add_text(writer: Any, tag: str, words: str, logged_step: int) -> None:
+    """Writes words in markdown."""
+    writer.add_text(tag, words, logged_step)
+
+
+def diagnosis_tag(name: str | None) -> str:
+    """The tag of the words about a measurement, by the monitor's name."""
+    return "hessian_diagnosis" if name is None else f"hessian_diagnosis/{name}"
+
+
+def add_layout(writer: Any, record: Record) -> None:
+    """Lays out a margin chart (mean, 10th to 90th percentile over samples) per metric and class; once a run.
+
+    TensorBoard knows one layout of a run, the last: it has to hold the charts of the monitors before, too.
+    """
+    charts: dict[str, list[Any]] = {}
     for metric in reversed(METRICS):  # TensorBoard shows a layout's charts last one first
-        for name in reversed(record.columns):
-            slot = f"{record.target}_{name}"
+        for column in reversed(range(len(record.columns))):
+            slot = record.slot(column)
             tags = [f"hessian_{metric}/{slot}", *(spread_tag(metric, slot, p) for p in PERCENTILES)]
-            layout[f"{TITLES[metric]}, {slot.replace('_', ' ')}"] = ["Margin", tags]
-    writer.add_custom_scalars({"Input-Hessian: mean and 10th to 90th percentile over samples": layout})
+            charts[f"{TITLES[metric]}, {slot.replace('_', ' ')}"] = ["Margin", tags]
+    title = "Input-Hessian" if record.name is None else f"Input-Hessian {record.name}"
+    layout = _layouts.setdefault(writer, {})
+    layout[f"{title}: mean and 10th to 90th percentile over samples"] = charts
+    writer.add_custom_scalars(layout)
 
 
 def signed_log10(eigenvalues: Array) -> Array:
@@ -81,21 +118,19 @@ def _is_estimated(record: Record) -> bool:
     return not record.complete and record.density_nodes is not None
 
 
-def _write_histogram(writer: Any, tag: str, record: Record, column: int) -> None:
+def _histogram(record: Record, column: int) -> Histogram:
     nodes, counts = eigenvalue_counts(record, column)
     eigenvalues, counts = nodes.ravel(), counts.ravel() / len(nodes)
     values = _placed(eigenvalues[counts > 0])
-    writer.add_histogram_raw(
-        tag,
-        min=float(values.min()),
-        max=float(values.max()),
-        num=float(counts.sum()),
-        sum=float((values * counts[counts > 0]).sum()),
-        sum_squares=float((np.square(values) * counts[counts > 0]).sum()),
-        bucket_limits=BIN_EDGES[1:].tolist(),
-        bucket_counts=binned(eigenvalues, counts).tolist(),
-        global_step=record.logged_step,
-    )
+    return {
+        "min": float(values.min()),
+        "max": float(values.max()),
+        "num": float(counts.sum()),
+        "sum": float((values * counts[counts > 0]).sum()),
+        "sum_squares": float((np.square(values) * counts[counts > 0]).sum()),
+        "bucket_limits": BIN_EDGES[1:].tolist(),
+        "bucket_counts": binned(eigenvalues, counts).tolist(),
+    }
 
 
 def _about_histogram(record: Record) -> str:
@@ -135,10 +170,27 @@ def diagnosis_text(record: Record) -> str:
             "compares with the measurement before: |cos| between the top eigenvectors, and the overlap of the spaces "
             "of the top ones; 1 means that they have not turned, and undefined is what no gap separates from the rest.",
             f"{_about_histogram(record)} For readable pictures tick *Show actual image size* in the Images tab.",
-            f"{record.seconds:.2f} s, {record.num_hvps} Hessian-vector products for each sample and class. "
-            f"Method {record.method} ({record.reason}), engine {record.engine}. {_trust(record)}",
+            f"{_about_cost(record)} Method {record.method} ({record.reason}), engine {record.engine}. {_trust(record)}",
         ]
     )
+
+
+def _about_cost(record: Record) -> str:
+    """What the measurement cost, in words."""
+    told = f"{record.seconds:.2f} s, {record.num_hvps} Hessian-vector products for each sample and class"
+    if record.memory is not None:
+        mebibytes = round(record.memory / 2**20)
+        told += f", {'' if record.memory_exact and mebibytes else 'at most '}{max(1, mebibytes)} MiB of memory"
+    told += "."
+    if record.overhead is not None:
+        told += f" Measuring has taken {100 * record.overhead:.2g} % of the training time so far."
+    return f"{told} {about_skipped(record.skipped)}" if record.skipped else told
+
+
+def about_skipped(num_skipped: int) -> str:
+    """How many measurements are missing because of their price, in words."""
+    counted = "1 measurement has" if num_skipped == 1 else f"{num_skipped} measurements have"
+    return f"{counted} been skipped so far: the time would have exceeded max_overhead."
 
 
 def _trust(record: Record) -> str:
