@@ -141,7 +141,7 @@ function joined(rows, length) {
 
 function notHere(what, places, entry, step) {
   const here = Object.keys(places).map((place) => entry.steps[place]);
-  const known = here.length ? `They are here of the steps ${here.join(", ")}.` : "This page has none of this run.";
+  const known = here.length ? `Here they are of ${here.length > 1 ? "steps" : "step"} ${here.join(", ")}.` : "This page has none of this run.";
   return `${what} of step ${step} were left out to keep this page small. ${known} ` +
     "The run's own directory has them, and lightning-hessian report --max-size makes a larger page.";
 }
