@@ -1,7 +1,9 @@
 """What the tab reads is what was measured: packed, written by a real run, read back, and refused where damaged."""
 
 import json
+import sys
 from dataclasses import replace
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -128,18 +130,17 @@ def test_tags_and_files_of_stages_and_names():
 
 def test_a_writer_of_tensorboardx_gets_its_own_protos(monkeypatch):
     """Stands in for tensorboardX, whose event refuses the summaries of TensorBoard."""
-    from types import ModuleType
 
     class Summary:
         @staticmethod
-        def FromString(serialised):  # noqa: N802 - of protobuf
+        def FromString(serialised):
             return ("own", serialised)
 
     theirs = ModuleType("tensorboardX.proto.summary_pb2")
     theirs.Summary = Summary
     for name in ("tensorboardX", "tensorboardX.proto"):
-        monkeypatch.setitem(__import__("sys").modules, name, ModuleType(name))
-    monkeypatch.setitem(__import__("sys").modules, "tensorboardX.proto.summary_pb2", theirs)
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, "tensorboardX.proto.summary_pb2", theirs)
     seen = []
 
     class Writer:

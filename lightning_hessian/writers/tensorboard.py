@@ -154,8 +154,8 @@ def diagnosis_text(record: Record) -> str:
             "norm that the target puts on the outputs' slopes; the rest is the network's own bending. Drift "
             "compares with the measurement before: |cos| between the top eigenvectors, and the overlap of the spaces "
             "of the top ones; 1 means that they have not turned, and undefined is what no gap separates from the rest.",
-            f"{_about_shown(record)}{_about_histogram(record)} The colours of a Hessian's picture end where 99 % of its "
-            "entries did when it was first not zero in this run, so that pictures of different steps compare. For "
+            f"{_about_shown(record)}{_about_histogram(record)} The colours of a Hessian's picture end where 99 % of "
+            "its entries did when it was first not zero in this run, so that pictures of different steps compare. For "
             "readable pictures tick *Show actual image size* in the Images tab.",
             f"{_about_cost(record)} Method {record.method} ({record.reason}), engine {record.engine}. {_trust(record)}",
         ]

@@ -13,7 +13,6 @@ from lightning_hessian.probe import Probe
 from lightning_hessian.render.composite import composite
 from lightning_hessian.render.sheet import as_image, to_image
 
-
 ARRAYS = ("hessian", "x", "labels", "predicted", "classes", "gradient", "gradient_norm", "eigenvalues", "eigenvectors")
 ARRAYS += ("vector_index", "residuals", "converged", "lambda_min", "lambda_max")
 
@@ -60,7 +59,7 @@ def test_a_zero_hessian_can_be_drawn():
 
 
 def test_no_matrices_no_picture():
-    with pytest.raises(ValueError, match="step 12 holds no whole Hessian of sample 0, .* not all eigenvectors"):
+    with pytest.raises(ValueError, match=r"step 12 holds no whole Hessian of sample 0, .* not all eigenvectors"):
         composite(dataclasses.replace(record_of(8), hessian=None, eigenvectors=None), 0)
 
 
