@@ -14,17 +14,28 @@ from torch import Tensor
 
 from lightning_hessian.curvature.dense import ChunkSize
 from lightning_hessian.curvature.plan import MethodChoice
-from lightning_hessian.errors import ConfigurationError, MeasurementError
+from lightning_hessian.distribution import ALONE
+from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.model_function import ForwardFunction, OutputFunction
 from lightning_hessian.monitor import Monitor, RunState, check_at_least, check_choice
 from lightning_hessian.preparation import Target, make_options
 from lightning_hessian.probe import InputFunction, Probe, probe_from_batch, probe_from_dataset
 from lightning_hessian.schedule import Schedule
-from lightning_hessian.trainer_facts import first_validation_batch, last_logged_step, log_folder, logged_step, steps
+from lightning_hessian.trainer_facts import (
+    first_validation_batch,
+    last_logged_step,
+    log_folder,
+    logged_step,
+    ranks,
+    steps,
+)
 from lightning_hessian.writers.publish import publish, publish_failure, tensorboard_loggers
 from lightning_hessian.writers.scalars import SPREAD
 
-SHARDED_STRATEGIES = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
+NO_PROBE = (
+    "no validation batch has come, and it is this rank's samples that are measured. Give probe=..., or every rank a "
+    "validation batch."
+)
 
 
 class InputHessianMonitor(Callback):
@@ -132,6 +143,8 @@ class InputHessianMonitor(Callback):
         self._keep_matrices = keep_matrices
         self._on_error = on_error
         self._probe: Probe | None = None
+        self._probe_failure: Exception | None = None
+        self._ranks = ALONE
         self._last_epoch = 0
         self._num_records = 0
         self._warned: set[str] = set()
@@ -141,20 +154,16 @@ class InputHessianMonitor(Callback):
         if stage != "fit":
             return
         self._probe, self._num_records, self._last_epoch = None, 0, 0  # a monitor may serve several runs
-        self._schedule.last_step, self._monitor.state = None, RunState()
+        self._schedule.last_step, self._monitor.state, self._probe_failure = None, RunState(), None
         with _misconfiguration():
             if sum(isinstance(callback, type(self)) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
                 raise ConfigurationError(
                     "A Trainer can hold one InputHessianMonitor: two would write to the same files. Give one monitor "
                     "all the classes, or train twice."
                 )
-            if type(trainer.strategy).__name__ in SHARDED_STRATEGIES:
-                raise ConfigurationError(
-                    f"Measuring under {type(trainer.strategy).__name__} is not possible: parameters are "
-                    f"sharded over processes. Use a single device or DDP, or remove the callback."
-                )
+            self._ranks = ranks(trainer)
             if self._given_probe is not None:
-                self._take(self._given_probe)
+                self._probe = self._ranks.first(lambda: self._take(self._given_probe))
             elif not trainer.enable_validation:
                 raise ConfigurationError(
                     "There are no samples to measure at: there is no validation loader with a validation_step (or "
@@ -177,17 +186,20 @@ class InputHessianMonitor(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keeps the probe from the first validation batch of a fit that passes."""
-        if self._probe is None and trainer.state.fn == "fit" and dataloader_idx == 0:
-            with _misconfiguration():
-                self._take(batch)
+        if self._probe is not None or trainer.state.fn != "fit" or dataloader_idx != 0:
+            return
+        with _misconfiguration():
+            try:
+                self._probe = self._take(batch)
+            except Exception as error:
+                if self._ranks.size == 1:
+                    raise
+                self._probe_failure = error  # the other processes are told where all of them meet
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures before training; finds the first validation batch itself where no sanity check ran."""
-        if self._probe is None:
-            batch = first_validation_batch(trainer, pl_module)
-            if batch is not None:
-                with _misconfiguration():
-                    self._take(batch)
+        with _misconfiguration():
+            self._probe = self._ranks.first(lambda: self._probe_before_training(trainer, pl_module))
         if self._probe is None:
             self._warn(
                 "No measurement before training: no validation batch has passed yet, and the first one cannot be had "
@@ -215,61 +227,83 @@ class InputHessianMonitor(Callback):
         if self._schedule.is_new(steps(trainer)):
             self._run(trainer, pl_module, last_logged_step(trainer))
 
-    def _take(self, source: Any) -> None:
+    def _probe_before_training(self, trainer: Trainer, pl_module: LightningModule) -> Probe | None:
+        probe = self._known_probe()
+        batch = first_validation_batch(trainer, pl_module) if probe is None else None
+        return probe if batch is None else self._take(batch)
+
+    def _known_probe(self) -> Probe | None:
+        if self._probe_failure is not None:
+            raise self._probe_failure
+        return self._probe
+
+    def _take(self, source: Any) -> Probe:
         is_dataset = not isinstance(source, (Tensor, list, tuple, dict)) and hasattr(source, "__getitem__")
         take = probe_from_dataset if is_dataset else probe_from_batch
         probe = take(source, *self._how_to_probe)
         self._monitor.check(probe)
-        self._probe = probe
         num_samples, indices, _ = self._how_to_probe
         if indices is None and len(probe.x) < num_samples:
             self._warn(
                 f"num_samples={num_samples}, but the batch or dataset has {len(probe.x)}: those are measured. Give "
                 f"probe=... for more."
             )
+        return probe
 
     def _run(self, trainer: Trainer, pl_module: LightningModule, step_of_loggers: int) -> None:
-        """One measurement, on the first process; every process gets the scalars, or the failure."""
-        if self._probe is None:
+        """One measurement by all processes together; every one gets the scalars, or the failure.
+
+        What is asked of ``self._ranks`` is asked on every process, in this order: nothing before it may return early
+        on one of them alone.
+        """
+        try:
+            self._probe = self._ranks.agreed(self._known_probe, NO_PROBE)
+            if self._probe is None:
+                return
+            self._schedule.done(steps(trainer))
+            metrics = self._measure(trainer, pl_module, self._probe, step_of_loggers)
+        except Exception as error:  # a user's model or logger may fail in any way; training goes on
+            self._fail(error, trainer, step_of_loggers)
             return
-        self._schedule.done(steps(trainer))
-        folder = log_folder(trainer)
-        metrics: dict[str, float] = {}
-        failure: Exception | None = None
-        if trainer.is_global_zero:
-            try:
-                if self._num_records == 0:
-                    rank_zero_info(
-                        f"InputHessianMonitor: measuring {len(self._probe.x)} samples of "
-                        f"{self._probe.x[0].numel()} inputs, now and then during training."
-                    )
-                record = self._monitor.measure(
-                    pl_module,
-                    self._probe,
-                    step=steps(trainer),
-                    logged_step=step_of_loggers,
-                    epoch=self._last_epoch,
-                )
-                first, self._num_records = self._num_records == 0, self._num_records + 1
-                if first:
-                    rank_zero_info(
-                        f"InputHessianMonitor: method {record.method} ({record.reason}); the first measurement took "
-                        f"{record.seconds:.2g} s."
-                    )
-                metrics = publish(record, trainer.loggers, folder, keep_matrices=self._keep_matrices, first=first)
-            except Exception as error:  # a user's model or logger may fail in any way; training goes on
-                failure = error
-        told = None if failure is None else (str(failure), isinstance(failure, ConfigurationError))
-        metrics, told = trainer.strategy.broadcast((metrics, told))
-        if told is not None:
-            self._fail(failure or MeasurementError(told[0]), trainer, step_of_loggers, misconfigured=told[1])
         device = trainer.strategy.root_device
         watched = {k: torch.tensor(v, device=device) for k, v in metrics.items() if not k.startswith(SPREAD)}
         trainer.callback_metrics.update(watched)
 
-    def _fail(self, error: Exception, trainer: Trainer, step_of_loggers: int, *, misconfigured: bool) -> None:
+    def _measure(
+        self, trainer: Trainer, pl_module: LightningModule, probe: Probe, step_of_loggers: int
+    ) -> dict[str, float]:
+        """Measures and, on the first process, publishes; gives the scalars."""
+        folder = log_folder(trainer)
+        first = self._num_records == 0
+        if first:
+            rank_zero_info(
+                f"InputHessianMonitor: measuring {len(probe.x)} samples of {probe.x[0].numel()} inputs, now and then "
+                f"during training."
+            )
+        record = self._monitor.measure(
+            pl_module,
+            probe,
+            step=steps(trainer),
+            logged_step=step_of_loggers,
+            epoch=self._last_epoch,
+            ranks=self._ranks,
+        )
+        self._num_records += 1
+
+        def write() -> dict[str, float]:
+            assert record is not None  # on the first process it is not
+            if first:
+                rank_zero_info(
+                    f"InputHessianMonitor: method {record.method} ({record.reason}); the first measurement took "
+                    f"{record.seconds:.2g} s."
+                )
+            return publish(record, trainer.loggers, folder, keep_matrices=self._keep_matrices, first=first)
+
+        return self._ranks.first(write)
+
+    def _fail(self, error: Exception, trainer: Trainer, step_of_loggers: int) -> None:
         """Raises what must be mended before training, and what ``on_error`` asks for; tells about the rest."""
-        if misconfigured and steps(trainer) == 0:
+        if isinstance(error, ConfigurationError) and steps(trainer) == 0:
             raise MisconfigurationException(f"InputHessianMonitor: {error}") from error
         if self._on_error == "raise":
             raise error

@@ -57,6 +57,7 @@ def measure(
     diagnosis: Diagnosis | None = None,
     num_matrices: int = 0,
     kept: MethodName | None = None,
+    plan: Plan | None = None,
 ) -> Measurement:
     """The spectrum of every problem, and the whole matrices of a few samples.
 
@@ -67,6 +68,7 @@ def measure(
         diagnosis: of these problems, where it is known already.
         num_matrices: for how many samples, counted from the first, the matrices are wanted.
         kept: the method that an earlier measurement of a curved network chose.
+        plan: made already, for all samples of which these problems are a part.
 
     Raises:
         MeasurementError: values, gradients or Hessians are not finite, the method does not apply, or nothing
@@ -76,7 +78,7 @@ def measure(
     options = replace(options, max_memory=options.memory(problems.x.device))
     gradient = finite_gradients(problems, options)
     diagnosis = diagnosis or _diagnosed(problems, options)
-    plan = make_plan(problems, diagnosis, options, kept)
+    plan = plan or make_plan(problems, diagnosis, options, kept)
     if diagnosis.zero:
         result = _zero(gradient, options, num_matrices)
     else:
@@ -92,7 +94,7 @@ def measure(
         reason=plan.reason,
         engine=result.engine,
         target=target,
-        diagnosis=_with_asymmetry(diagnosis, result.parts["asymmetry"], problems.x.dtype),
+        diagnosis=with_asymmetry(diagnosis, result.parts["asymmetry"], problems.x.dtype),
         cost=Cost(time.perf_counter() - begin, result.num_hvps),
     )
     return Measurement(spectrum, torch.cat(result.matrices) if num_matrices else None, plan)
@@ -263,7 +265,8 @@ def _with_exact_errors(parts: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**{f"{name}_error": torch.zeros_like(parts[name]) for name in ESTIMATED}, **parts}
 
 
-def _with_asymmetry(diagnosis: Diagnosis, asymmetry: Tensor, dtype: torch.dtype) -> Diagnosis:
+def with_asymmetry(diagnosis: Diagnosis, asymmetry: Tensor, dtype: torch.dtype) -> Diagnosis:
+    """The diagnosis, and that it is not to be trusted where a Hessian was far from symmetric."""
     worst = float(asymmetry.max())
     if worst <= ASYMMETRY_TOLERANCE[dtype]:
         return diagnosis
