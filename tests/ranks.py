@@ -189,6 +189,7 @@ def own_rank() -> int:
 def run(folder: Path, name: str) -> None:
     """Runs one scenario on this rank, and writes down how it went."""
     rank = own_rank()
+    torch.manual_seed(1)
     arguments = scenario(name)
     monitor = arguments.pop("monitor", None)
     folder = folder / name

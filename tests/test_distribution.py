@@ -84,11 +84,10 @@ def test_three_samples_on_two_ranks_are_those_of_one_process(folder, scenario, a
     expected = alone(Classifier(activation), first["weights"], 3, **arguments)
     assert len(record.x) == 3
     assert_same(record, expected)
-    assert not torch.equal(first["weights"]["net.1.running_mean"], second["weights"]["net.1.running_mean"])
 
 
 def test_the_buffers_of_another_rank_give_other_numbers(folder):
-    """So the test above can fail."""
+    """So the test above can fail: each rank's batch norms have seen batches of their own."""
     record = load_records(folder / "uneven" / "home_0")[-1]
     other = alone(Classifier(), left(folder, "uneven")[1]["weights"], 3, heatmap_samples=2)
     with pytest.raises(AssertionError):

@@ -24,6 +24,9 @@ ALLOWED = {
     "lightning_hessian.isolation": {"torch"},
     "lightning_hessian.probe": {"torch"},
     "lightning_hessian.functional": {"torch"},
+    "lightning_hessian.distribution": {"torch"},
+    "lightning_hessian.curvature.join": {"torch"},
+    "lightning_hessian.trainer_facts": {"torch", "safetensors", "matplotlib"},
     "lightning_hessian.monitor": {"torch", "safetensors"},
 }
 
@@ -31,6 +34,8 @@ ALLOWED = {
 NEIGHBOURS = {
     "lightning_hessian.curvature.measure": {"curvature"},
     "lightning_hessian.curvature.plan": {"curvature"},
+    "lightning_hessian.curvature.join": {"curvature"},
+    "lightning_hessian.distribution": {"curvature"},
     "lightning_hessian.targets": set(),
     "lightning_hessian.model_function": set(),
     "lightning_hessian.isolation": {"keeper"},
