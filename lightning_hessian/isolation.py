@@ -24,9 +24,10 @@ def isolated(model: object, device: torch.device, dtype: torch.dtype) -> Iterato
 
     Inside: gradients on, inference mode, autocast, anomaly detection and TF32 off, eval mode, default dtype
     ``dtype``, attention on the math kernel, compiled code run eagerly, cuDNN off if the model holds RNNs
-    (cuDNN's have no second derivative), ``self.log`` silent. Restored, also on an exception: all of these,
-    the random streams of Python, NumPy and torch (CPU and ``device``), every module's ``training`` flag,
-    attributes, containers and generators that a forward wrote to, ``.grad`` and ``requires_grad``.
+    (cuDNN's have no second derivative), ``self.log`` silent, the hooks of FSDP2 and tensor parallelism off.
+    Restored, also on an exception: all of these, the random streams of Python, NumPy and torch (CPU and
+    ``device``), every module's ``training`` flag, attributes, containers and generators that a forward wrote
+    to, ``.grad`` and ``requires_grad``.
 
     ``model`` is a module, or a function: then the modules that it names or is bound to are isolated.
     """
@@ -174,7 +175,8 @@ def _preserved(model: nn.Module) -> Iterator[None]:
     """Puts back what a forward may write: attributes of every module, by reference and by value."""
     keeper = Keeper()
     for module in model.modules():
-        keeper.keep_attributes(module)
+        keeper.keep_attributes(module)  # and the hooks
+        _without_collectives(module)
     flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     for name in ("log", "log_dict"):
         if callable(getattr(model, name, None)) and hasattr(type(model), "trainer"):
@@ -188,6 +190,18 @@ def _preserved(model: nn.Module) -> Iterator[None]:
         for parameter, requires_grad, grad in flags:
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
+
+
+def _without_collectives(module: nn.Module) -> None:
+    """Takes off the hooks by which torch shards a forward over processes: one process alone would wait in them."""
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        ours = [key for key, hook in hooks.items() if getattr(hook, "__module__", "").startswith("torch.distributed.")]
+        for key in ours:
+            del hooks[key]
+    for name, value in list(vars(module).items()):  # methods that FSDP2 was told to treat as a forward
+        home = getattr(getattr(value, "__func__", None), "__globals__", {}).get("__name__", "")
+        if home.startswith("torch.distributed."):
+            del vars(module)[name]
 
 
 def _silent(*args: object, **kwargs: object) -> None:

@@ -67,6 +67,8 @@ class Keeper:
             self._keep(value, depth - 1)
 
     def _keep_tensor(self, tensor: Tensor) -> None:
+        if hasattr(tensor, "to_local"):  # a sharded one: of this process's part, since comparing wholes is collective
+            tensor = getattr(tensor.detach(), "to_local")()  # noqa: B009 - Tensor has no such method
         if tensor.layout != torch.strided or tensor.nbytes > LARGEST_COPY:
             return
         copy = tensor.detach().clone()

@@ -191,9 +191,9 @@ class Slowly:
     def __init__(self):
         self.save = publish.save_record
 
-    def __call__(self, record, folder):
+    def __call__(self, record, folder, session):
         time.sleep(0.1)
-        return self.save(record, folder)
+        return self.save(record, folder, session)
 
 
 @pytest.fixture
