@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_hessian.isolation import frozen_random_streams
+from lightning_hessian.isolation import frozen_random_streams, preserved
 from lightning_hessian.probe import first_batch
 from lightning_hessian.writers.publish import tensorboard_loggers
 
@@ -44,7 +44,7 @@ def first_validation_batch(trainer: Any, pl_module: Any) -> Any | None:
     # It goes the way of every validation batch; the user's hooks may look at the trainer's stage.
     trainer.validating = True
     try:
-        with frozen_random_streams(trainer.strategy.root_device):
+        with frozen_random_streams(trainer.strategy.root_device), preserved(pl_module):
             batch = trainer.precision_plugin.convert_input(batch)
             batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
             return trainer.strategy.batch_to_device(batch, dataloader_idx=0)

@@ -85,6 +85,7 @@ def fit(
     model: LightningModule | None = None,
     train: Dataset | None = None,
     held_out: Dataset | None = None,
+    loaders: list[DataLoader] | None = None,
     logger=None,
     **trainer_arguments,
 ) -> Trainer:
@@ -105,9 +106,10 @@ def fit(
             **trainer_arguments,
         }
     )
-    loaders = [DataLoader(digits() if train is None else train, batch_size=16, shuffle=True)]
-    if held_out is not False:
-        loaders.append(DataLoader(digits(64, 96) if held_out is None else held_out, batch_size=16))
+    if loaders is None:
+        loaders = [DataLoader(digits() if train is None else train, batch_size=16, shuffle=True)]
+        if held_out is not False:
+            loaders.append(DataLoader(digits(64, 96) if held_out is None else held_out, batch_size=16))
     trainer.fit(model, *loaders)
     return trainer
 
