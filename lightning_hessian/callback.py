@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
@@ -283,9 +284,10 @@ class InputHessianMonitor(Callback):
                 publish_failure(str(error), trainer.loggers, step_of_loggers)
 
     def _warn(self, message: str, key: str | None = None) -> None:
-        """Warns on the first process, once per cause."""
-        if (key or message) not in self._warned:
-            self._warned.add(key or message)
+        """Warns on the first process, once per cause, whatever the numbers in it."""
+        cause = re.sub(r"\d+(\.\d+)?(e[-+]\d+)?", "#", key or message)
+        if cause not in self._warned:
+            self._warned.add(cause)
             rank_zero_warn(message, category=UserWarning)
 
 

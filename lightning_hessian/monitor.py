@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 import lightning_hessian
+from lightning_hessian.curvature.diagnosis import Diagnosis
 from lightning_hessian.curvature.measure import Measurement, diagnose_finite, measure
 from lightning_hessian.curvature.plan import Options
 from lightning_hessian.curvature.spectrum import MethodName
@@ -109,9 +110,7 @@ class Monitor:
             measurement = measure(
                 task.problems, task.target_name, self.options, num_matrices=num_matrices, kept=self.state.method
             )
-        diagnosis = measurement.spectrum.diagnosis
-        if not diagnosis.trusted:
-            raise MeasurementError(f"The input-Hessian is not to be trusted. {diagnosis.message}")
+        _check_trusted(measurement.spectrum.diagnosis)
         if measurement.plan.lasts:
             self.state.method = measurement.plan.method
         record = make_record(
@@ -142,7 +141,9 @@ class Monitor:
         if self.target != "auto":
             return self.target
         with self._prepared(model, probe, "logit") as task:
-            network = diagnose_finite(task.problems, self.options).network
+            diagnosis = diagnose_finite(task.problems, self.options)
+        _check_trusted(diagnosis)
+        network = diagnosis.network
         if network not in ("linear", "piecewise_linear") or task.num_outputs == 1:
             return "logit"
         warnings.warn(
@@ -167,6 +168,11 @@ class Monitor:
             "expected_seconds": dict(measurement.plan.expected_seconds),
             **vars(self.options),
         }
+
+
+def _check_trusted(diagnosis: Diagnosis) -> None:
+    if not diagnosis.trusted:
+        raise MeasurementError(f"The input-Hessian is not to be trusted. {diagnosis.message}")
 
 
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -254,6 +254,7 @@ class Padded(Attention):
         return self.head(self.encoder(x, src_key_padding_mask=padding).mean(1))
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
 def test_padded_attention_is_measured_by_the_path_that_training_takes():
     """In eval mode without gradients, torch's fast path gives zeros at padding: another function."""
     model, x = Padded().double(), torch.randn(2, 3, 4, dtype=torch.float64)
