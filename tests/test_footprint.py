@@ -142,8 +142,8 @@ def test_what_cannot_be_measured_is_told_once_and_leaves_nothing(tmp_path, reaso
     case = Case(lambda: Learner(Unmeasurable(reason)), {"limit_val_batches": 0})
     probe = torch.rand(2, 1, 8, 8)
     without = run(case, tmp_path / "without")
+    monitor = small_monitor(target=target, probe=probe, every_n_train_steps=2, on_error="warn")
     with pytest.warns(UserWarning, match=told) as caught:
-        monitor = small_monitor(target=target, probe=probe, every_n_train_steps=2, on_error="warn")
         monitored = run(case, tmp_path / "with", monitor)
     assert sum("no measurement" in str(warning.message) for warning in caught) == 1
     assert differing(without, monitored) == []
