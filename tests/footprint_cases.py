@@ -105,6 +105,7 @@ class Careless(nn.Module):
         self.hidden = [cnn()]  # not registered, as a teacher often is
         self.net.register_forward_hook(self.note)
         self.net.register_forward_hook(self.add)
+        self.net.register_forward_hook(Note().__call__)  # a method of something that only the hook holds
         self.net.register_forward_pre_hook(counting_hook(self.history))
 
     def add(self, module, inputs, output):
@@ -175,6 +176,8 @@ class Unmeasurable(nn.Module):
             x = F.dropout(x, 0.5, training=True)
         if self.reason == "once":
             x = Once.apply(x)
+        if self.reason == "detached":
+            x = x**3 * x.mean((1, 2, 3), keepdim=True).exp().detach()
         if self.reason == "coupled":
             x = x - x.mean(0)
         if self.reason == "raises" and not self.training:
@@ -371,7 +374,9 @@ def plain_attributes(model: Careless) -> list[object]:
     """What a careless forward has written."""
     streams = [model.streams[0].get_state(), model.streams[1].bit_generator.state, model.streams[2].getstate()]
     written = [model.plain, model.array.tolist(), model.count, model.history, list(model.recent), model.nested]
-    return [*written, *streams, vars(model.note), model.added, model.last]
+    holders = [getattr(hook, "__self__", None) for hook in model.net._forward_hooks.values()]
+    notes = [vars(holder) for holder in [model.note, *holders] if isinstance(holder, Note)]
+    return [*written, *streams, notes, model.added, model.last]
 
 
 def differing(a: dict[str, object], b: dict[str, object]) -> list[str]:

@@ -134,6 +134,7 @@ def test_nothing_is_different(tmp_path, name):
     [
         ("random", "random"),
         ("once", "not to be trusted"),
+        ("detached", r"contradict the gradient by \d+%"),
         ("coupled", "changes with the other samples"),
         ("raises", "only for training"),
     ],
@@ -145,7 +146,8 @@ def test_what_cannot_be_measured_is_told_once_and_leaves_nothing(tmp_path, reaso
     monitor = small_monitor(target=target, probe=probe, every_n_train_steps=2, on_error="warn")
     with pytest.warns(UserWarning, match=told) as caught:
         monitored = run(case, tmp_path / "with", monitor)
-    assert sum("no measurement" in str(warning.message) for warning in caught) == 1
+    (message,) = [str(warning.message) for warning in caught if "no measurement" in str(warning.message)]
+    assert "lost in rounding" not in message  # which is not the cause
     assert differing(without, monitored) == []
     assert not (tmp_path / "with" / "input_hessian").exists()
 
