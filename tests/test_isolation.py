@@ -159,6 +159,24 @@ class Careless(nn.Module):
         return self.net(x)
 
 
+def test_a_large_plain_tensor_that_a_forward_writes_to_is_told(monkeypatch):
+    class Bank(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.bank = mlp().float(), torch.zeros(100)
+
+        def forward(self, x):
+            self.bank += 1
+            return self.net(x)
+
+    model = Bank()
+    input_hessian(model, X, 0)
+    assert not model.bank.any()
+    monkeypatch.setattr("lightning_hessian.keeper.LARGEST_COPY", 399)
+    with pytest.warns(UserWarning, match="leaves it changed. Register it with register_buffer"):
+        input_hessian(model, X, 0)
+
+
 @pytest.mark.parametrize(
     "wrap", [lambda m: m, lambda m: m.forward, lambda m: lambda x: m(x)], ids=["module", "method", "function"]
 )
