@@ -15,7 +15,8 @@ from benchmarks.models import ViT, cnn, frozen, mlp, mnist_cnn, problems_of
 from lightning_hessian import input_hessian
 from lightning_hessian.curvature.dense import hessians, symmetrize_
 from lightning_hessian.curvature.derivatives import engines_agree, gradients
-from lightning_hessian.curvature.memory import available_memory, product_bytes
+from lightning_hessian.curvature.facts import Facts
+from lightning_hessian.curvature.memory import available_memory
 from lightning_hessian.curvature.problems import Problems
 
 NUM_SAMPLES = 4
@@ -28,7 +29,7 @@ def engine_hessians(problems: Problems) -> Tensor:
     engines = ("forward_over_reverse", "reverse_over_reverse")
     if not engines_agree(problems, generator)[0]:
         engines = engines[1:]
-    memory, per_column = available_memory(problems.x.device), product_bytes(problems)
+    memory, per_column = available_memory(problems.x.device), Facts(problems).product_bytes
     how = {"chunk_size": "auto", "max_memory": memory, "generator": generator, "per_column": per_column}
     matrices, _ = hessians(problems, engines, **how)
     symmetrize_(matrices)

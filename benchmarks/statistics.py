@@ -12,6 +12,7 @@ from benchmarks.common import save
 from benchmarks.models import frozen, problems_of
 from lightning_hessian import input_spectrum
 from lightning_hessian.curvature.density import density
+from lightning_hessian.curvature.derivatives import gradients
 from lightning_hessian.curvature.extremes import NUM_RANDOM, extreme_parts
 from lightning_hessian.curvature.lanczos import lanczos
 from lightning_hessian.curvature.operator import MatrixOperator
@@ -102,10 +103,11 @@ def of_network(num_outputs: int) -> dict[str, Any]:
     for seed in range(SEEDS // 4):
         parts, _ = extreme_parts(
             problems,
+            gradients(problems),
             10,
             block_size=1,
             head_only=False,
-            max_memory=2**30,
+            group_size=problems.num_samples,
             generator=torch.Generator().manual_seed(seed),
         )
         for name in names:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -20,9 +21,10 @@ from lightning_hessian.model_function import ForwardFunction, OutputFunction
 from lightning_hessian.monitor import Monitor, RunState, check_at_least, check_choice
 from lightning_hessian.preparation import Target, make_options
 from lightning_hessian.probe import InputFunction, Probe, probe_from_batch, probe_from_dataset
-from lightning_hessian.schedule import Schedule
+from lightning_hessian.progress import MeasurementBar
+from lightning_hessian.schedule import Budget, Schedule
 from lightning_hessian.trainer_facts import first_validation_batch, last_logged_step, log_folder, logged_step, steps
-from lightning_hessian.writers.publish import publish, publish_failure, tensorboard_loggers
+from lightning_hessian.writers.publish import publish, publish_failure, publish_skip, tensorboard_loggers
 from lightning_hessian.writers.scalars import SPREAD
 
 SHARDED_STRATEGIES = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
@@ -61,6 +63,10 @@ class InputHessianMonitor(Callback):
         output_fn: ``output -> [N, C]``, for modules that return neither that nor something that holds it as ``logits``.
         chunk_size: Hessian columns computed at once; ``"auto"``: found while working.
         max_memory: bytes a measurement may use; None: half of what is free.
+        max_overhead: share of the training time that may go into measuring, such as 0.05; None: whatever it takes. A
+            measurement is skipped where (seconds spent measuring so far, drawing and writing included) + (those of the
+            last one) > ``max_overhead`` · (seconds of training so far, without measuring). The first one of a fit is
+            always made. Skipping is told once, and counted in ``hessian_cost/skipped``.
         keep_matrices: whether saved files hold the whole matrices of the ``heatmap_samples``.
         class_names: names of all classes, for pictures.
         on_error: ``"warn"``: a measurement that fails is told about and training goes on; ``"raise"``.
@@ -69,7 +75,8 @@ class InputHessianMonitor(Callback):
     Raises:
         MisconfigurationException: at construction or setup, naming the argument and what is allowed.
 
-    Cost: see ``input_spectrum``; logged as ``hessian_cost/seconds``.
+    Cost: see ``input_spectrum``; logged as ``hessian_cost/…``, and shown in the Trainer's progress bar where it takes
+    longer than a second.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -100,6 +107,7 @@ class InputHessianMonitor(Callback):
         output_fn: OutputFunction | None = None,
         chunk_size: ChunkSize = "auto",
         max_memory: int | None = None,
+        max_overhead: float | None = None,
         keep_matrices: bool = True,
         class_names: Sequence[str] | None = None,
         on_error: Literal["warn", "raise"] = "warn",
@@ -110,6 +118,7 @@ class InputHessianMonitor(Callback):
             check_choice("on_error", on_error, ("warn", "raise"))
             check_at_least("num_samples", num_samples, 1)
             self._schedule = Schedule(every_n_epochs, epochs, every_n_train_steps)
+            self._budget = Budget(max_overhead)
             self._monitor = Monitor(
                 classes=classes,
                 target=target,
@@ -143,6 +152,7 @@ class InputHessianMonitor(Callback):
             return
         self._probe, self._num_records, self._last_epoch = None, 0, 0  # a monitor may serve several runs
         self._schedule.last_step, self._monitor.state = None, RunState()
+        self._budget.restart()
         with _misconfiguration():
             if sum(isinstance(callback, type(self)) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
                 raise ConfigurationError(
@@ -196,6 +206,7 @@ class InputHessianMonitor(Callback):
             )
         elif steps(trainer) == 0:
             self._run(trainer, pl_module, logged_step(trainer))
+        self._budget.start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -230,10 +241,27 @@ class InputHessianMonitor(Callback):
             )
 
     def _run(self, trainer: Trainer, pl_module: LightningModule, step_of_loggers: int) -> None:
-        """One measurement, on the first process; every process gets the scalars, or the failure."""
+        """One measurement, unless the first process, whose clock counts, finds that it would cost too much."""
         if self._probe is None:
             return
         self._schedule.done(steps(trainer))
+        if trainer.strategy.broadcast(self._budget.allows()):
+            with self._budget.measuring():
+                self._measure(trainer, pl_module, step_of_loggers)
+        else:
+            self._skip(trainer, step_of_loggers)
+
+    def _skip(self, trainer: Trainer, step_of_loggers: int) -> None:
+        """Tells that a measurement is missing because of its price."""
+        reason = self._budget.skip()
+        self._warn(f"InputHessianMonitor: no measurement at step {steps(trainer)}: {reason}", key=reason)
+        if trainer.is_global_zero:
+            with suppress(Exception):  # a logger that fails is told about at the next measurement
+                publish_skip(self._budget.num_skipped, trainer.loggers, step_of_loggers)
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule, step_of_loggers: int) -> None:
+        """One measurement, on the first process; every process gets the scalars, or the failure."""
+        assert self._probe is not None
         folder = log_folder(trainer)
         metrics: dict[str, float] = {}
         failure: Exception | None = None
@@ -244,13 +272,16 @@ class InputHessianMonitor(Callback):
                         f"InputHessianMonitor: measuring {len(self._probe.x)} samples of "
                         f"{self._probe.x[0].numel()} inputs, now and then during training."
                     )
-                record = self._monitor.measure(
-                    pl_module,
-                    self._probe,
-                    step=steps(trainer),
-                    logged_step=step_of_loggers,
-                    epoch=self._last_epoch,
-                )
+                with MeasurementBar(trainer.progress_bar_callback) as bar:
+                    record = self._monitor.measure(
+                        pl_module,
+                        self._probe,
+                        step=steps(trainer),
+                        logged_step=step_of_loggers,
+                        epoch=self._last_epoch,
+                        progress=bar,
+                    )
+                record = replace(record, overhead=self._budget.overhead, skipped=self._budget.skipped)
                 first, self._num_records = self._num_records == 0, self._num_records + 1
                 if first:
                     rank_zero_info(
@@ -264,6 +295,7 @@ class InputHessianMonitor(Callback):
         metrics, told = trainer.strategy.broadcast((metrics, told))
         if told is not None:
             self._fail(failure or MeasurementError(told[0]), trainer, step_of_loggers, misconfigured=told[1])
+            failure = None  # its traceback holds this frame, and with it what the measurement had in memory
         device = trainer.strategy.root_device
         watched = {k: torch.tensor(v, device=device) for k, v in metrics.items() if not k.startswith(SPREAD)}
         trainer.callback_metrics.update(watched)

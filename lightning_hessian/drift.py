@@ -26,7 +26,7 @@ class TopVectors:
         classes: ``[N, K]``.
         vectors: ``[N, K, V, D]``, eigenvectors, largest |λ| first.
         gaps: ``[N, K, V]``, (|λ_v| − r_v − |λ_v+1| − r_v+1) / |λ_1| with residuals r: how clearly the first v
-            eigenvectors are separated from all others of D; at most 0 where they are not.
+            eigenvectors are separated from all others of D; at most 0 where they are not, or have not converged.
     """
 
     target: str
@@ -40,8 +40,8 @@ class Drift:
     """How much of the top directions two measurements share, ``[N, K]`` each, from 0 to 1.
 
     NaN where that is not defined: there is no measurement before, the target or the class of the problem is
-    another one, a Hessian is zero, or no gap of more than 5 % of the largest |λ| separates top eigenvectors from
-    the rest.
+    another one, a Hessian is zero, the numbers of eigenvectors differ, one of them has not converged, or no gap
+    of more than 5 % of the largest |λ| separates top eigenvectors from the rest.
 
     Attributes:
         cosine: |cos| between the eigenvectors of largest |λ|. Where others follow without such a gap, any mixture
@@ -70,6 +70,8 @@ def top_vectors(record: Record) -> TopVectors:
         behind = np.maximum(behind, unknown)
     largest = listed[..., :1]
     gaps = np.divide(listed - blurred - behind, largest, out=np.zeros_like(listed), where=largest > 0)
+    converged = np.take_along_axis(record.converged, record.vector_index, axis=-1)
+    gaps[~np.logical_and.accumulate(converged, axis=-1)] = 0  # what has not converged is not compared
     if gaps.shape[-1] == record.eigenvectors.shape[-1]:
         gaps[..., -1] = 0  # all D vectors span the same space in any case
     return TopVectors(record.target, record.classes, record.eigenvectors, gaps)

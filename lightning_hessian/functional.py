@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_hessian.curvature.dense import ChunkSize
 from lightning_hessian.curvature.derivatives import ReverseOverReverse, gradients
 from lightning_hessian.curvature.diagnosis import Diagnosis
+from lightning_hessian.curvature.facts import Facts
 from lightning_hessian.curvature.measure import diagnose_finite, measure, whole_hessians
 from lightning_hessian.curvature.memory import readable
 from lightning_hessian.curvature.plan import MethodChoice
@@ -131,8 +132,8 @@ def input_hessian(
 ) -> Tensor:
     """Whole Hessian of each sample's target with respect to that sample: H[n, k] = ∇²ₓ t(x[n], k).
 
-    Computed in blocks of columns by ``vmap``-batched forward-over-reverse differentiation, shared by all
-    classes, where that engine agrees with double backward on this model, and by double backward elsewhere;
+    Computed in blocks of columns, by ``vmap``-batched forward-over-reverse differentiation shared by all classes
+    where that engine agrees with double backward on this model, or by double backward, whichever is faster here;
     for a network that is piecewise linear in its input, as JᵀAJ from the gradients of its C outputs. A target
     that does not depend on x, or only linearly, gives exact zeros.
 
@@ -159,7 +160,7 @@ def input_hessian(
         ConfigurationError: an argument does not fit the model, or the result does not fit ``max_memory``.
         MeasurementError: the values, gradients or Hessians are not finite.
 
-    Cost: D columns, each a little more than (1 + K)/2 gradients of the batch; memory N·K·D² numbers.
+    Cost: D columns, each about (1 + K)/2 to K gradients of the batch; memory N·K·D² numbers.
 
     Example:
         >>> import torch
@@ -185,13 +186,14 @@ def input_hessian(
                 f"The Hessians {list(shape)} take {readable(result_bytes)}, more than the {readable(memory)} that "
                 f"may be used. {fewer}, or raise max_memory (in bytes)."
             )
-        diagnosis = diagnose_finite(problems, options)
+        facts = Facts(problems, seed)
+        diagnosis = diagnose_finite(problems, options, facts)
         _warn_if_untrusted(diagnosis)
         if diagnosis.zero:
             return problems.x.new_zeros(shape)
         left = replace(options, max_memory=memory - result_bytes)
         result = None
-        for samples, matrices in whole_hessians(problems, left, diagnosis):
+        for samples, matrices in whole_hessians(problems, facts, left, diagnosis):
             if len(matrices) == problems.num_samples:
                 return matrices
             result = problems.x.new_empty(shape) if result is None else result
@@ -254,9 +256,8 @@ def input_spectrum(
         MeasurementError: numbers are not finite, or one sample's matrices do not fit ``max_memory``.
 
     Cost: ``dense`` as ``input_hessian``, and D³ per problem for the eigenvalues; ``low_rank`` C gradients;
-    ``lanczos`` some ten products per eigenvalue, 20 for trace and Frobenius norm, and 40 for each of the
-    ``density_vectors``. As many samples are
-    worked on at a time as fit ``max_memory``.
+    ``lanczos`` some ten products per eigenvalue, about 55 for trace, norms and checks, and 40 for each of the
+    ``density_vectors``. As many samples are worked on at a time as fit ``max_memory``.
 
     Example:
         >>> import torch
@@ -276,7 +277,7 @@ def input_spectrum(
     )
     how = {"dtype": dtype, "wrt": wrt, "forward_fn": forward_fn, "output_fn": output_fn, "max_memory": max_memory}
     with prepared(model, x, classes, target, **how) as task:  # type: ignore[arg-type]
-        spectrum = measure(task.problems, task.target_name, options).spectrum
+        spectrum = measure(task.problems, task.target_name, options, meter=task.meter).spectrum
     _warn_if_untrusted(spectrum.diagnosis)
     return spectrum
 

@@ -83,11 +83,9 @@ def _without_autocast(device: torch.device) -> Iterator[None]:
     enter = autocast.__enter__
 
     def stay_off(context: Any) -> Any:
-        wanted, context._enabled = context._enabled, False
-        try:
-            return enter(context)
-        finally:
-            context._enabled = wanted  # a decorator uses the same one again
+        entered = enter(context)
+        torch.set_autocast_enabled(context.device, False)  # its exit puts back what was there before it
+        return entered
 
     autocast.__enter__ = stay_off
     try:
@@ -162,14 +160,16 @@ def _attention_by_products() -> Iterator[None]:
     module: Any = torch.nn.attention
     fast = torch.backends.mha.get_fastpath_enabled()
     with sdpa_kernel(SDPBackend.MATH):
-        choose = module._sdpa_kernel
-        module._sdpa_kernel = lambda backends, set_priority=False: None
+        choose = getattr(module, "_sdpa_kernel", None)  # private: without it, a forward's own choice is left to it
+        if choose is not None:
+            module._sdpa_kernel = lambda backends, set_priority=False: None
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
-            module._sdpa_kernel = choose
+            if choose is not None:
+                module._sdpa_kernel = choose
 
 
 @contextmanager

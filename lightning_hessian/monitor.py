@@ -13,6 +13,7 @@ import lightning_hessian
 from lightning_hessian.curvature.diagnosis import Diagnosis
 from lightning_hessian.curvature.measure import Measurement, diagnose_finite, measure
 from lightning_hessian.curvature.plan import Options
+from lightning_hessian.curvature.progress import Progress, silent
 from lightning_hessian.curvature.spectrum import MethodName
 from lightning_hessian.drift import TopVectors, drift, top_vectors
 from lightning_hessian.errors import ConfigurationError, MeasurementError
@@ -93,8 +94,10 @@ class Monitor:
                 "'predicted' or 'all', or an input_fn that gives (x, labels)."
             )
 
-    def measure(self, model: Model, probe: Probe, *, step: int, logged_step: int, epoch: int) -> Record:
-        """One measurement of ``model`` as it is now.
+    def measure(
+        self, model: Model, probe: Probe, *, step: int, logged_step: int, epoch: int, progress: Progress = silent
+    ) -> Record:
+        """One measurement of ``model`` as it is now; ``progress`` is told how far it is.
 
         Raises:
             ConfigurationError: the options do not fit the model.
@@ -108,7 +111,13 @@ class Monitor:
                 )
             num_matrices = min(self.heatmap_samples, len(probe.x))
             measurement = measure(
-                task.problems, task.target_name, self.options, num_matrices=num_matrices, kept=self.state.method
+                task.problems,
+                task.target_name,
+                self.options,
+                num_matrices=num_matrices,
+                kept=self.state.method,
+                meter=task.meter,
+                progress=progress,
             )
         _check_trusted(measurement.spectrum.diagnosis)
         if measurement.plan.lasts:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from lightning_hessian.curvature.cost import Meter
 from lightning_hessian.curvature.dense import ChunkSize
-from lightning_hessian.curvature.memory import allocated_per_sample, in_groups
+from lightning_hessian.curvature.memory import allocated_per_sample, in_groups, on_few
 from lightning_hessian.curvature.plan import METHODS, MethodChoice, Options
 from lightning_hessian.curvature.problems import Problems
-from lightning_hessian.errors import ConfigurationError
+from lightning_hessian.errors import ConfigurationError, MeasurementError
 from lightning_hessian.isolation import isolated
 from lightning_hessian.model_function import ForwardFunction, Inputs, ModelFunction, OutputFunction
 from lightning_hessian.targets import TargetFunction, TargetName, resolve_target, target_name
@@ -28,12 +29,13 @@ Model = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Task:
-    """Problems made of a model and arguments, with what was found on the way."""
+    """Problems made of a model and arguments, with what was found on the way, and what that has cost so far."""
 
     problems: Problems
     target_name: str
     predicted: Tensor
     num_outputs: int
+    meter: Meter
 
 
 @contextmanager
@@ -60,6 +62,7 @@ def prepared(
     if wrt is None and isinstance(inputs, Tensor):
         check_input(inputs)
     device = network.device or tensors[0].device
+    meter = Meter(device)
     dtype = _possible_dtype(_resolve_dtype(dtype, tensors), model, network, inputs, device)
     with isolated(model, device, dtype):
         x, held = network.split(_moved(inputs, device, dtype), dtype)
@@ -70,7 +73,8 @@ def prepared(
         function = resolve_target(target, outputs.shape[1])
         with torch.no_grad():
             function(outputs, resolved)  # a callable target that gives another shape is told about here
-        yield Task(Problems(network, function, x, resolved, held), target_name(target), predicted, outputs.shape[1])
+        problems = Problems(network, function, x, resolved, held)
+        yield Task(problems, target_name(target), predicted, outputs.shape[1], meter)
 
 
 def _outputs(network: ModelFunction, x: Tensor, held: Any, max_memory: int | None) -> Tensor:
@@ -82,7 +86,7 @@ def _outputs(network: ModelFunction, x: Tensor, held: Any, max_memory: int | Non
         return few.outputs(few.x)
 
     with torch.no_grad():
-        work(slice(0, 2))  # copies the parameters, which must not be counted as a sample's
+        on_few(problems, 2, lambda few: few.outputs(few.x))  # copies the parameters, which are no sample's
         per_sample = allocated_per_sample(problems, lambda few: few.outputs(few.x))
         size = max(1, Options(max_memory=max_memory).memory(x.device) // per_sample)
         return torch.cat([outputs for _, outputs in in_groups(len(x), size, work)])
@@ -171,13 +175,17 @@ def _possible_dtype(
     """float64 where the model can be evaluated in it, and float32, with a warning, where it cannot."""
     if dtype == torch.float32:
         return dtype
-    try:
+
+    def evaluates(samples: slice) -> bool:
+        few = tree_map_only(Tensor, lambda t: t[samples], inputs)
         with isolated(model, device, dtype), torch.no_grad():
-            few = tree_map_only(Tensor, lambda t: t[:2], inputs)
-            if network(*network.split(_moved(few, device, dtype), dtype)).dtype == dtype:
-                return dtype
+            return network(*network.split(_moved(few, device, dtype), dtype)).dtype == dtype
+
+    try:
+        if next(in_groups(2, 2, evaluates))[1]:
+            return dtype
         reason = "its outputs are not float64"
-    except ConfigurationError:
+    except (ConfigurationError, MeasurementError):  # MeasurementError: no memory for a single sample
         raise
     except Exception as error:  # x.float() in a forward, a device without float64
         reason = str(error).splitlines()[0]

@@ -49,8 +49,13 @@ class Record:
         diagnosis: kind of function of the input; see ``Diagnosis``.
         network: the same of the outputs themselves.
         message: the diagnosis in words.
-        seconds: wall time of the measurement.
+        seconds: wall time of the measurement, without drawing and writing.
         num_hvps: HVPs per problem.
+        memory: bytes by which memory rose at its peak, or None where that is not known; see ``Cost``.
+        memory_exact: True if ``memory`` is that number, False if it is an upper bound.
+        overhead: seconds spent measuring so far in this fit, drawing and writing included, per second of training; None
+            before there was any training.
+        skipped: how many measurements were skipped so far because of ``max_overhead``; None where none was given.
         made_with: versions and options.
     """
 
@@ -107,6 +112,10 @@ class Record:
     message: str
     seconds: float
     num_hvps: int
+    memory: int | None
+    memory_exact: bool
+    overhead: float | None
+    skipped: int | None
     made_with: Mapping[str, Any]
 
     def __repr__(self) -> str:
@@ -139,6 +148,10 @@ def make_record(measurement: Measurement, **context: Any) -> Record:
         "message": diagnosis.message,
         "seconds": cost.seconds,
         "num_hvps": cost.num_hvps,
+        "memory": cost.memory,
+        "memory_exact": cost.memory_exact,
+        "overhead": None,
+        "skipped": None,
     }
     values |= {name: getattr(spectrum, name) for name in told - set(values)}
     return Record(**{name: _array(value) for name, value in {**values, **context}.items()})

@@ -64,8 +64,8 @@ def test_the_numbers_are_those_of_the_function(tmp_path):
 def test_histogram_counts_every_eigenvalue(tmp_path):
     fit(tmp_path, small_monitor())
     histogram = events(tmp_path).Histograms("hessian_spectrum_signed_log10/logit_class_2")[-1].histogram_value
-    assert histogram.num == 2 * 64
-    assert sum(histogram.bucket) == 2 * 64
+    assert histogram.num == pytest.approx(64)  # of a mean sample
+    assert sum(histogram.bucket) == pytest.approx(64)
 
 
 def test_histogram_of_an_estimated_density_counts_the_eigenvalues_of_a_mean_sample(tmp_path):

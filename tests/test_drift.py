@@ -26,8 +26,11 @@ def turned(i, j, angle):
     return basis
 
 
-def top(values, basis=BASIS, num_vectors=4, *, listed=None, residual=0.0, target="prob", classes=0):
-    """Of Σ λ_i u_i u_iᵀ, as a record tells it; ``listed``: only so many eigenvalues, half from each end."""
+def top(values, basis=BASIS, num_vectors=4, *, listed=None, residual=0.0, unsure=0, target="prob", classes=0):
+    """Of Σ λ_i u_i u_iᵀ, as a record tells it.
+
+    ``listed``: only so many eigenvalues, half from each end; ``unsure``: the first so many have not converged.
+    """
     values = np.array([*values, *[0.0] * (8 - len(values))], dtype=float)
     order = values.argsort()[::-1]
     if listed is not None:
@@ -40,6 +43,7 @@ def top(values, basis=BASIS, num_vectors=4, *, listed=None, residual=0.0, target
             classes=np.array([[classes]]),
             eigenvalues=eigenvalues[None, None],
             residuals=np.full((1, 1, len(eigenvalues)), residual),
+            converged=np.arange(len(eigenvalues))[None, None] >= unsure,
             vector_index=index[None, None],
             eigenvectors=basis[order][index][None, None],
             complete=listed is None,
@@ -105,6 +109,7 @@ def test_signs_do_not_matter():
         (top([1] * 8), top([1] * 8)),  # four vectors of a group of eight
         (top([3, 2.99, 2], num_vectors=1), top([3, 2.99, 2], num_vectors=1)),  # half of a pair
         (top([9, 8.9, 8, 7, 6, 2, 1, 0.5], listed=4), top([9, 5, 4, 3, 2, 1, 0.5, 0.2], listed=4)),  # 8.9 may be two
+        (top([5, 1], unsure=1), top([5, 1])),
         (top([3, 2.5], residual=0.3), top([3, 2.5], residual=0.3, num_vectors=1)),
     ],
 )
@@ -133,6 +138,7 @@ def test_all_directions_together_say_nothing():
                 classes=np.zeros((1, 1)),
                 eigenvalues=np.array([[[3.0, 2.5]]]),
                 residuals=np.zeros((1, 1, 2)),
+                converged=np.ones((1, 1, 2), dtype=bool),
                 vector_index=np.array([[[0, 1]]]),
                 eigenvectors=np.linalg.eigh(m)[1].T[::-1][None, None],
                 complete=True,

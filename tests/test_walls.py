@@ -11,6 +11,8 @@ ALLOWED = {
     "lightning_hessian": set(),
     "lightning_hessian.errors": set(),
     "lightning_hessian.schedule": set(),
+    "lightning_hessian.progress": set(),
+    "lightning_hessian.curvature.progress": set(),
     "lightning_hessian.drift": set(),
     "lightning_hessian.record": {"safetensors"},
     "lightning_hessian.render.composite": {"safetensors", "matplotlib"},
@@ -25,12 +27,15 @@ ALLOWED = {
     "lightning_hessian.probe": {"torch"},
     "lightning_hessian.functional": {"torch"},
     "lightning_hessian.monitor": {"torch", "safetensors"},
+    "lightning_hessian.trainer_facts": {"torch", "safetensors", "matplotlib"},
 }
 
 # What a room may know of its own house, besides itself and errors.
 NEIGHBOURS = {
     "lightning_hessian.curvature.measure": {"curvature"},
     "lightning_hessian.curvature.plan": {"curvature"},
+    "lightning_hessian.schedule": set(),
+    "lightning_hessian.progress": set(),
     "lightning_hessian.targets": set(),
     "lightning_hessian.model_function": set(),
     "lightning_hessian.isolation": {"keeper"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
@@ -16,8 +17,12 @@ from lightning_hessian.curvature.derivatives import (
     random_vectors,
     relative_difference,
 )
-from lightning_hessian.curvature.memory import out_of_memory, product_bytes
+from lightning_hessian.curvature.facts import Facts
+from lightning_hessian.curvature.low_rank import low_rank_bytes
+from lightning_hessian.curvature.memory import out_of_memory
+from lightning_hessian.curvature.parts import head_bytes
 from lightning_hessian.curvature.problems import Problems
+from lightning_hessian.curvature.progress import Progress, silent
 from lightning_hessian.errors import MeasurementError
 
 ChunkSize = int | Literal["auto"]
@@ -91,27 +96,39 @@ def hessians(
     max_memory: int,
     generator: torch.Generator,
     per_column: int,
-) -> tuple[Tensor, EngineName]:
-    """Whole Hessians ``[N, K, D, D]``, not yet made symmetric, and the engine that made most of them.
+    progress: Progress = silent,
+) -> tuple[Tensor, Counter[EngineName]]:
+    """Whole Hessians ``[N, K, D, D]``, not yet made symmetric, and how many columns each engine made.
 
     Columns are computed in blocks of ``chunk_size`` (``"auto"``: found while working) by whichever of ``engines``
     is faster here; for one sample one takes ``per_column`` bytes, and the matrices with what decomposing them takes
     are to fit ``max_memory`` too. What ``forward_over_reverse`` made is checked against one HVP by
     ``reverse_over_reverse`` along a random direction, and all is made again by that engine if it disagrees.
+    ``progress`` is told after every block: a column done for n samples counts as n, of N·D.
     Cost: D columns, each (1 + K) or 2K passes.
     """
-    block_bytes = per_column * problems.num_samples
-    limit = max(1, (max_memory - matrix_bytes(problems)) // block_bytes)
-    first = min(LARGEST_FIRST_BLOCK, max(1, FIRST_BLOCK_BYTES // block_bytes))
+    limit = max(1, (max_memory - matrix_bytes(problems)) // (per_column * problems.num_samples))
+    first = first_block(problems.num_samples, per_column)
     if chunk_size != "auto":
         first = limit = chunk_size
-    found = _columns_if_true(problems, BlockSearch(engines, first, limit), generator)
-    return found or _columns_in_blocks(problems, BlockSearch(("reverse_over_reverse",), first, limit))
+    found = _columns_if_true(problems, BlockSearch(engines, first, limit), generator, progress)
+    return found or _columns_in_blocks(problems, BlockSearch(("reverse_over_reverse",), first, limit), progress)
 
 
-def dense_bytes(problems: Problems) -> int:
-    """The memory that whole Hessians take per sample: one column at a time, and their decomposition."""
-    return product_bytes(problems) + matrix_bytes(problems.select(slice(0, 1)))
+def first_block(num_samples: int, per_column: int) -> int:
+    """The columns of the block at which the search begins."""
+    return min(LARGEST_FIRST_BLOCK, max(1, FIRST_BLOCK_BYTES // (per_column * num_samples)))
+
+
+def dense_bytes(facts: Facts) -> int:
+    """The memory that whole Hessians take per sample: one column at a time, their decomposition, their two parts."""
+    return max(facts.product_bytes + 6 * facts.matrix_bytes, 4 * facts.matrix_bytes + head_bytes(facts))
+
+
+def whole_bytes(facts: Facts, flat: bool) -> int:
+    """The memory that the whole Hessians of one sample take: as JᵀAJ where the network is flat, or by columns."""
+    by_columns = facts.product_bytes + 6 * facts.matrix_bytes
+    return min(by_columns, low_rank_bytes(facts) + 6 * facts.matrix_bytes) if flat else by_columns
 
 
 def matrix_bytes(problems: Problems) -> int:
@@ -120,11 +137,14 @@ def matrix_bytes(problems: Problems) -> int:
     return 6 * num_samples * num_classes * num_inputs**2 * problems.x.element_size()
 
 
-def _columns_in_blocks(problems: Problems, block: BlockSearch) -> tuple[Tensor, EngineName]:
-    """All D columns of every problem, as the rows of ``[N, K, D, D]``, and the engine that was found fastest."""
+def _columns_in_blocks(
+    problems: Problems, block: BlockSearch, progress: Progress
+) -> tuple[Tensor, Counter[EngineName]]:
+    """All D columns of every problem, as the rows of ``[N, K, D, D]``, and how many each engine made."""
     num_samples, num_classes, num_inputs = problems.shape
     matrices = problems.x.new_empty(num_samples, num_classes, num_inputs, num_inputs)
-    made: dict[EngineName, Engine] = {}
+    engine: Engine | None = None
+    made: Counter[EngineName] = Counter()
     done = 0
     while done < num_inputs:
         left = num_inputs - done
@@ -132,13 +152,11 @@ def _columns_in_blocks(problems: Problems, block: BlockSearch) -> tuple[Tensor, 
         columns = torch.arange(done, done + count, device=matrices.device)
         basis = torch.nn.functional.one_hot(columns, num_inputs).to(matrices.dtype)
         try:
-            if block.settled:
-                made = {name: engine for name, engine in made.items() if name == block.engine}
-            if block.engine not in made:
-                made[block.engine] = ENGINES[block.engine](problems)
-            engine = made[block.engine]
+            if engine is None or engine.name != block.engine:
+                engine = None  # frees the graph of the other engine's block: there is room for one
+                engine = ENGINES[block.engine](problems)
             engine.prepare(count)
-            _wait_for(matrices)
+            wait_for(matrices)
             begin = time.perf_counter()
             # A column is a row by symmetry; written as rows, which lie in one piece in memory.
             matrices[:, :, done : done + len(columns)] = engine.columns(basis).mT
@@ -147,28 +165,31 @@ def _columns_in_blocks(problems: Problems, block: BlockSearch) -> tuple[Tensor, 
                 raise
             block.halve()
             continue
-        _wait_for(matrices)
+        wait_for(matrices)
         block.report(len(columns), time.perf_counter() - begin)
+        made[engine.name] += len(columns)
         done += len(columns)
-    return matrices, block.engine
+        progress("columns", done * num_samples, num_inputs * num_samples)
+    return matrices, made
 
 
 def _columns_if_true(
-    problems: Problems, block: BlockSearch, generator: torch.Generator
-) -> tuple[Tensor, EngineName] | None:
+    problems: Problems, block: BlockSearch, generator: torch.Generator, progress: Progress
+) -> tuple[Tensor, Counter[EngineName]] | None:
     """The columns, or None where the fast engine fails or is contradicted by the other one."""
     if block.engine == "reverse_over_reverse":
-        return _columns_in_blocks(problems, block)
+        return _columns_in_blocks(problems, block, progress)
     try:
-        matrices, engine = _columns_in_blocks(problems, block)
+        matrices, made = _columns_in_blocks(problems, block, progress)
     except Exception as error:  # a kernel without a forward-mode rule that the check in float64 did not meet
         if out_of_memory(error):
             raise
         return None
-    return (matrices, engine) if _confirmed(problems, matrices, generator) else None
+    return (matrices, made) if _confirmed(problems, matrices, generator) else None
 
 
-def _wait_for(tensor: Tensor) -> None:
+def wait_for(tensor: Tensor) -> None:
+    """Until the device has computed all that was asked of it, so that the clock tells of the work."""
     if tensor.is_cuda:
         torch.cuda.synchronize(tensor.device)
 
@@ -189,7 +210,8 @@ def symmetrize_(matrices: Tensor) -> Tensor:
     """
     scratch = matrices.new_empty(matrices.shape[-2:])
     asymmetry = matrices.new_zeros(matrices.shape[:2])
-    for matrix, place in zip(matrices.flatten(0, 1), asymmetry.view(-1), strict=True):
+    each = matrices.view(-1, *matrices.shape[-2:])  # raises where it would be a copy, which nobody would see
+    for matrix, place in zip(each, asymmetry.view(-1), strict=True):
         norm = matrix.norm()
         torch.sub(matrix, matrix.mT, out=scratch)
         place.copy_(scratch.norm() / norm.where(norm > 0, 1))

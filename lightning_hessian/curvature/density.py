@@ -59,8 +59,15 @@ def exact_density(eigenvalues: Tensor, num_inputs: int) -> Density:
         zero = torch.zeros_like(eigenvalues[..., :1])
         eigenvalues = torch.cat([eigenvalues, zero], dim=-1)
         weights = torch.cat([weights, zero + num_zeros / num_inputs], dim=-1)
-    nodes, order = eigenvalues.sort(dim=-1)
+    nodes, order = without_rounding(eigenvalues, num_inputs).sort(dim=-1)
     return Density(nodes.unsqueeze(-2), weights.gather(-1, order).unsqueeze(-2))
+
+
+def without_rounding(eigenvalues: Tensor, num_inputs: int) -> Tensor:
+    """``[..., M]`` with exact zeros for what rounding alone may have made: |λ| ≤ 10·eps·√D·max |λ|, a heuristic."""
+    largest = eigenvalues.abs().amax(dim=-1, keepdim=True)
+    rounding = 10 * torch.finfo(eigenvalues.dtype).eps * num_inputs**0.5 * largest
+    return eigenvalues.where(eigenvalues.abs() > rounding, 0)
 
 
 def density(operator: Operator, num_steps: int, num_vectors: int, *, generator: torch.Generator) -> Density:
@@ -79,11 +86,17 @@ def density(operator: Operator, num_steps: int, num_vectors: int, *, generator: 
     Returns:
         Rules ``[P, S, m]``.
 
+    Raises:
+        ValueError: a single vector has no spread.
+
     Cost: S·m products; P·m·D numbers of memory.
 
     Source: Golub and Meurant (1994); Ubaru, Chen and Saad (2017), section 3.
     """
-    num_steps = min(num_steps, operator.like.shape[1])
+    if num_vectors < 2:
+        raise ValueError(f"num_vectors={num_vectors} must be at least 2: the standard error is made of their spread.")
+    like = operator.like
+    num_steps = min(num_steps, like.shape[1])
     # Streams of their own: where a Krylov space is exhausted, its basis draws more, and the next start would change.
     seeds = torch.randint(2**62, (num_vectors,), generator=generator).tolist()
     nodes, weights = [], []
@@ -92,10 +105,9 @@ def density(operator: Operator, num_steps: int, num_vectors: int, *, generator: 
         for _ in range(num_steps):
             basis.grow()
         values, vectors = torch.linalg.eigh(basis.projection())
-        nodes.append(values)
+        nodes.append(without_rounding(values.to(like), like.shape[1]))
         weights.append(vectors[:, 0].square())
-    like = operator.like
-    return Density(torch.stack(nodes, dim=1).to(like), torch.stack(weights, dim=1).to(like))
+    return Density(torch.stack(nodes, dim=1), torch.stack(weights, dim=1).to(like))
 
 
 def _mean(values: Tensor) -> tuple[Tensor, Tensor]:

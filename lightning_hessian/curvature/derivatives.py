@@ -11,12 +11,14 @@ holds each sample's own gradient in that sample's row. Both engines take ``Probl
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
+from lightning_hessian.curvature.memory import on_few, out_of_memory
 from lightning_hessian.curvature.problems import Problems
 
 EngineName = Literal["forward_over_reverse", "reverse_over_reverse"]
@@ -41,7 +43,7 @@ class Engine(Protocol):
 
 
 class ReverseOverReverse:
-    """Differentiates the gradient's own graph, built once and kept: one backward pass per vector.
+    """Differentiates the gradient's own graph, built at the first use and kept: one backward pass per vector.
 
     Covers almost every module. A target that does not depend on x has zero derivatives; no error is raised.
     Memory: the activations of one forward and K backward passes, times M while columns are computed.
@@ -52,8 +54,11 @@ class ReverseOverReverse:
     def __init__(self, problems: Problems) -> None:
         self.problems = problems
         self._x = problems.x.detach().clone().requires_grad_()
-        self._gradients = _gradients_with_graph(problems, self._x)
         self._copies: ReverseOverReverse | None = None
+
+    @cached_property
+    def _gradients(self) -> list[Tensor]:
+        return _gradients_with_graph(self.problems, self._x)
 
     def gradient(self) -> Tensor:
         """The gradients ``[N, K, D]``."""
@@ -186,14 +191,18 @@ def relative_difference(a: Tensor, b: Tensor) -> Tensor:
 
 def in_float64(problems: Problems) -> Problems | None:
     """The problems in float64, or None where the model cannot be evaluated in it."""
-    try:
-        exact = problems.to(torch.float64)
-        few = exact.select(slice(0, 2))
-        with torch.no_grad():
-            values = few.values(few.x)
-    except Exception:  # no float64 on this device, or a forward that fails in it; float32 is still wanted
-        return None
-    return exact if values.dtype == torch.float64 else None
+
+    def evaluates(few: Problems) -> bool:
+        try:
+            exact = few.to(torch.float64)
+            with torch.no_grad():
+                return exact.values(exact.x).dtype == torch.float64
+        except Exception as error:  # no float64 on this device, or a forward that fails in it; float32 is still wanted
+            if out_of_memory(error):
+                raise
+            return False
+
+    return problems.to(torch.float64) if on_few(problems, 2, evaluates) else None
 
 
 def engines_agree(problems: Problems, generator: torch.Generator) -> tuple[bool, str]:
@@ -201,9 +210,18 @@ def engines_agree(problems: Problems, generator: torch.Generator) -> tuple[bool,
 
     Compared are columns along a random direction, in float64 where the model can be evaluated in it (so
     that rounding is not mistaken for disagreement; tolerance 1e-6) and in the dtype of ``x`` otherwise
-    (tolerance 1e-2). Cost: two HVPs by each engine, at no more than two samples.
+    (tolerance 1e-2). Cost: two HVPs by each engine, at two samples, or one where memory runs out.
     """
-    problems = problems.select(slice(0, 2))
+    state = generator.get_state()
+
+    def compared(few: Problems) -> tuple[bool, str]:
+        generator.set_state(state)
+        return _agree(few, generator)
+
+    return on_few(problems, 2, compared)
+
+
+def _agree(problems: Problems, generator: torch.Generator) -> tuple[bool, str]:
     exact = in_float64(problems)
     problems, tolerance = (problems, 1e-2) if exact is None else (exact, 1e-6)
     reverse = ReverseOverReverse(problems)
@@ -213,6 +231,8 @@ def engines_agree(problems: Problems, generator: torch.Generator) -> tuple[bool,
         try:
             forward = ForwardOverReverse(problems).columns(v[None]).squeeze(-1)
         except Exception as error:  # every kind of module that lacks a forward-mode or vmap rule
+            if out_of_memory(error):
+                raise
             return False, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
         difference = float(relative_difference(forward, expected))
         if not difference <= tolerance:

@@ -15,7 +15,7 @@ from lightning_hessian.curvature.derivatives import (
     in_float64,
     random_vectors,
 )
-from lightning_hessian.curvature.memory import in_groups, out_of_memory
+from lightning_hessian.curvature.memory import in_groups, on_few, out_of_memory
 from lightning_hessian.curvature.problems import Problems
 
 Kind = Literal["curved", "piecewise_linear", "linear", "disconnected", "inconsistent"]
@@ -50,6 +50,15 @@ MESSAGES: dict[Kind, str] = {
         "whose backward is not itself differentiable."
     ),
 }
+
+COUPLED = (
+    "The output for one sample changes with the other samples in the batch (batch norm without running "
+    "statistics, or a mean over the batch): there is no Hessian per sample. Measure with a forward that "
+    "treats samples one by one."
+)
+COUPLING_UNCHECKED = (
+    "The device has no room for two samples at a time, so whether one changes the output of another was not checked."
+)
 
 
 @dataclass(frozen=True)
@@ -90,9 +99,18 @@ def diagnose(problems: Problems, generator: torch.Generator, group_size: int | N
     differences. Cost: about 15 HVPs and 10 forward passes, ``GROUP`` samples at a time, or ``group_size`` at most.
     """
     group_size = group_size or problems.num_samples
-    for finding in (_random_forward(problems, group_size), _coupled_samples(problems, generator)):
-        if finding:
-            return Diagnosis("curved", "curved", (finding,), trusted=False)
+    if finding := _random_forward(problems, group_size):
+        return Diagnosis("curved", "curved", (finding,), trusted=False)
+    coupled = _coupled_samples(problems, generator)
+    if coupled:
+        return Diagnosis("curved", "curved", (COUPLED,), trusted=False)
+    result = _diagnosed_alone(problems, generator, group_size)
+    unchecked = (COUPLING_UNCHECKED,) if coupled is None else ()
+    return replace(result, findings=(*unchecked, *result.findings))
+
+
+def _diagnosed_alone(problems: Problems, generator: torch.Generator, group_size: int) -> Diagnosis:
+    """The diagnosis of a deterministic function of each sample alone."""
     exact = in_float64(problems)
     network = _kind(_mixture(_outputs(exact or problems), generator), generator, group_size)
     result = Diagnosis(_kind(_mixture(exact or problems, generator), generator, group_size), network)
@@ -102,14 +120,13 @@ def diagnose(problems: Problems, generator: torch.Generator, group_size: int | N
     if result.kind == "curved" and _lost(problems, exact, generator, group_size):
         finding = f"It is so flat that it underflows in {str(problems.x.dtype).removeprefix('torch.')}: use float64."
         return replace(result, findings=(finding,), trusted=False)
-    return _with_witness(result, exact.select(slice(0, WITNESS_SAMPLES)), generator)
+    return _with_witness(result, exact.select(slice(0, WITNESS_SAMPLES)), generator, group_size)
 
 
 def _mixture(problems: Problems, generator: torch.Generator) -> Problems:
     """One random weighted sum of each sample's targets: flat only if all of them are."""
-    few = problems.select(slice(0, 2))
     with torch.no_grad():
-        num_terms = few.values(few.x).shape[1]
+        num_terms = on_few(problems, 2, lambda few: few.values(few.x).shape[1])
     return replace(problems, mixture=torch.randn(num_terms, generator=generator, dtype=torch.float64))
 
 
@@ -190,19 +207,18 @@ def _random_forward(problems: Problems, group_size: int) -> str | None:
     )
 
 
-def _coupled_samples(problems: Problems, generator: torch.Generator) -> str | None:
-    """Compares the outputs of one sample in the company of two different others."""
+def _coupled_samples(problems: Problems, generator: torch.Generator) -> bool | None:
+    """Whether the outputs of one sample differ in the company of two different others; None: no room for two."""
     pair = problems.select(slice(0, 1)).repeat(2)
     noise = torch.randn((2, *pair.x.shape[1:]), generator=generator, dtype=torch.float64).to(pair.x)
-    with torch.no_grad():
-        alone, accompanied = (pair.outputs(torch.stack([pair.x[0], pair.x[1] + other]))[0] for other in noise)
-    if _close(alone, accompanied):
+    try:
+        with torch.no_grad():
+            alone, accompanied = (pair.outputs(torch.stack([pair.x[0], pair.x[1] + other]))[0] for other in noise)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         return None
-    return (
-        "The output for one sample changes with the other samples in the batch (batch norm without running "
-        "statistics, or a mean over the batch): there is no Hessian per sample. Measure with a forward that "
-        "treats samples one by one."
-    )
+    return not _close(alone, accompanied)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
@@ -212,13 +228,13 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=0, atol=tolerance * scale, equal_nan=True)
 
 
-def _with_witness(result: Diagnosis, few: Problems, generator: torch.Generator) -> Diagnosis:
-    for name, difference in _witness_differences(few, generator).items():
+def _with_witness(result: Diagnosis, few: Problems, generator: torch.Generator, group_size: int) -> Diagnosis:
+    for name, difference in _witness_differences(few, generator, group_size).items():
         if difference > WITNESS_TOLERANCE:
             finding = f"Finite differences contradict the {name} by {difference:.0%} along random directions."
             kind: Kind = "disconnected" if result.kind == "disconnected" else "inconsistent"
             return replace(result, kind=kind, findings=(finding,), trusted=False)
-    kinks = _samples_on_kinks(few, generator)
+    kinks = _samples_on_kinks(few, generator, group_size)
     if not kinks:
         return result
     finding = (
@@ -229,7 +245,7 @@ def _with_witness(result: Diagnosis, few: Problems, generator: torch.Generator) 
     return replace(result, findings=(finding,))
 
 
-def _witness_differences(problems: Problems, generator: torch.Generator) -> dict[str, float]:
+def _witness_differences(problems: Problems, generator: torch.Generator, group_size: int) -> dict[str, float]:
     """How far derivatives along random directions are from central finite differences, in float64.
 
     The gradient is held against differences of the values, the HVP against differences of the gradient:
@@ -241,6 +257,19 @@ def _witness_differences(problems: Problems, generator: torch.Generator) -> dict
     noise = torch.randn(problems.x.shape, generator=generator, dtype=torch.float64).to(problems.x)
     problems = replace(problems, x=problems.x + WITNESS_NOISE * (problems.x.std(correction=0) + 1e-3) * noise)
     direction = random_vectors(problems, generator)[:, :1]  # one per sample, for all its classes
+
+    def errors(samples: slice) -> dict[str, tuple[Tensor, Tensor]]:
+        return _witness_errors(problems.select(samples), direction[samples])
+
+    groups = [found for _, found in in_groups(problems.num_samples, group_size, errors)]
+    return {
+        name: _median(*(torch.cat(parts) for parts in zip(*(found[name] for found in groups), strict=True)))
+        for name in groups[0]
+    }
+
+
+def _witness_errors(problems: Problems, direction: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """For gradient and Hessian the relative error of every sample ``[N]``, and whether its quotients speak."""
     here = ReverseOverReverse(problems)
     gradient, product = here.gradient(), here.hvp(direction.expand(problems.shape))
     with torch.no_grad():
@@ -251,18 +280,24 @@ def _witness_differences(problems: Problems, generator: torch.Generator) -> dict
     eps = torch.finfo(torch.float64).eps
     noise = 1000 * eps / step.squeeze(-1)
     return {
-        "gradient": _median_error(slope, wide[0], narrow[0], noise * values.norm(dim=-1)),
-        "Hessian": _median_error(product, wide[1], narrow[1], noise * gradient.norm(dim=-1)),
+        "gradient": _relative_error(slope, wide[0], narrow[0], noise * values.norm(dim=-1)),
+        "Hessian": _relative_error(product, wide[1], narrow[1], noise * gradient.norm(dim=-1)),
     }
 
 
-def _samples_on_kinks(problems: Problems, generator: torch.Generator) -> int:
+def _samples_on_kinks(problems: Problems, generator: torch.Generator, group_size: int) -> int:
     """At how many samples the slopes ahead and behind along a random direction differ (float64)."""
     direction = random_vectors(problems, generator)[:, 0].reshape(problems.x.shape)
     step = WITNESS_STEP * 10 * (1 + problems.x.flatten(1).norm(dim=1, keepdim=True))
     shift = step.reshape(-1, *[1] * (problems.x.dim() - 1)) * direction
-    with torch.no_grad():
-        behind, here, ahead = (problems.values(problems.x + sign * shift) for sign in (-1, 0, 1))
+
+    def values(samples: slice) -> list[Tensor]:
+        few = problems.select(samples)
+        with torch.no_grad():
+            return [few.values(few.x + sign * shift[samples]) for sign in (-1, 0, 1)]
+
+    groups = [found for _, found in in_groups(problems.num_samples, group_size, values)]
+    behind, here, ahead = (torch.cat(parts) for parts in zip(*groups, strict=True))
     left, right = (here - behind) / step, (ahead - here) / step
     noise = 1000 * torch.finfo(torch.float64).eps / step * here.abs()
     scale = torch.maximum(left.abs(), right.abs())
@@ -280,10 +315,15 @@ def _difference_quotients(problems: Problems, direction: Tensor, step: Tensor) -
     return (above - below) / (2 * step), (ahead - behind) / (2 * step)
 
 
-def _median_error(derivative: Tensor, wide: Tensor, narrow: Tensor, noise: Tensor) -> float:
-    """Median relative error over the samples where two quotients agree; 0 where none do or noise rules."""
+def _relative_error(derivative: Tensor, wide: Tensor, narrow: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest error over each sample's classes beyond ``noise``, and whether its two quotients agree."""
     size = torch.maximum(derivative.norm(dim=-1), narrow.norm(dim=-1)).clamp_min(1e-300)
     unsteady = ((wide - narrow).norm(dim=-1) - noise).clamp_min(0) / size
     error = ((derivative - narrow).norm(dim=-1) - noise).clamp_min(0) / size
     speaks = (unsteady <= WITNESS_TOLERANCE / 10).all(dim=1)
-    return float(error.amax(dim=1)[speaks].median()) if speaks.any() else 0.0
+    return error.amax(dim=1), speaks
+
+
+def _median(error: Tensor, speaks: Tensor) -> float:
+    """Over the samples that speak; 0 where none do."""
+    return float(error[speaks].median()) if speaks.any() else 0.0

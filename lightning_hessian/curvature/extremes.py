@@ -2,56 +2,61 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import torch
 from torch import Tensor
 
 from lightning_hessian.curvature.density import NUM_STEPS, density
-from lightning_hessian.curvature.derivatives import gradients, random_vectors
+from lightning_hessian.curvature.derivatives import random_vectors
+from lightning_hessian.curvature.facts import Facts
 from lightning_hessian.curvature.lanczos import lanczos
-from lightning_hessian.curvature.low_rank import head_factors, head_hessian
-from lightning_hessian.curvature.memory import allocated_per_sample, group_size, in_groups, product_bytes
-from lightning_hessian.curvature.operator import HeadOperator, HessianOperator, Operator
+from lightning_hessian.curvature.low_rank import head_factors, low_rank_bytes
+from lightning_hessian.curvature.memory import in_groups, joined
+from lightning_hessian.curvature.operator import HeadOperator, HessianOperator, Operator, ToldOperator
 from lightning_hessian.curvature.problems import Problems
+from lightning_hessian.curvature.progress import Progress, silent
 from lightning_hessian.curvature.trace import Estimates, estimate, estimate_norm
 
+NUM_SKEW = 4  # random vectors, of which each pair tells about the asymmetry
 NUM_RANDOM = 20  # vectors for trace, Frobenius norm and diagonal: their errors fall like 1/√20
 
 
 def extreme_parts(
     problems: Problems,
+    gradient: Tensor,
     num_eigenvalues: int,
     *,
     block_size: int,
     head_only: bool,
-    max_memory: int,
+    group_size: int,
     generator: torch.Generator,
     density_vectors: int = 0,
+    progress: Progress = silent,
 ) -> tuple[dict[str, Tensor], int]:
     """Half of ``num_eigenvalues`` from each end, as the parts of a ``Spectrum`` by name, and the HVPs per problem.
 
     Args:
         problems: what to differentiate.
+        gradient: of every problem, ``[N, K, D]``.
         num_eigenvalues: M.
         block_size: start vectors of Lanczos, at least the multiplicity that is to be seen.
         head_only: the network is piecewise linear, so v ↦ Jᵀ(A(Jv)) is the whole Hessian.
-        max_memory: bytes for the Lanczos bases and graphs: problems are worked on in groups that fit.
+        group_size: samples worked on at a time (see ``lanczos_bytes``).
         generator: of random vectors; each group gets the same ones.
         density_vectors: S; from 2 on there are also the parts ``density_nodes`` and ``density_weights``, unless all
             D eigenvalues are found.
-
-    Raises:
-        MeasurementError: not even the bases of one sample fit ``max_memory``.
+        progress: is told after every product of a group how many there were.
     """
-    per_sample = lanczos_bytes(problems, num_eigenvalues, block_size)
-    size = group_size(problems.num_samples, per_sample, max_memory, "The Lanczos basis")
     state = generator.get_state()
+    counter = count(1)
 
     def work(samples: slice) -> tuple[dict[str, Tensor], int]:
         group = problems.select(samples)
         generator.set_state(state)
-        operator = HeadOperator(group) if head_only else HessianOperator(group)
-        max_basis = _basis_size(num_eigenvalues, block_size)
-        found, used = _parts_of(operator, group, num_eigenvalues, block_size, max_basis, generator)
+        operator = ToldOperator(HeadOperator(group) if head_only else HessianOperator(group), progress, counter)
+        along = gradient[samples]
+        found, used = _parts_of(operator, group, along, num_eigenvalues, block_size, generator)
         if density_vectors and found["eigenvalues"].shape[-1] < problems.num_inputs:
             generator.set_state(state)  # the starts do not hang on how many vectors Lanczos drew
             rule = density(operator, NUM_STEPS, density_vectors, generator=generator)
@@ -60,22 +65,32 @@ def extreme_parts(
             used += rule.nodes[0].numel()
         return found, used
 
-    parts, num_hvps = zip(*(result for _, result in in_groups(problems.num_samples, size, work)), strict=True)
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, max(num_hvps)
+    parts, num_hvps = zip(*(result for _, result in in_groups(problems.num_samples, group_size, work)), strict=True)
+    return joined(parts), max(num_hvps)
 
 
-def lanczos_bytes(problems: Problems, num_eigenvalues: int, block_size: int) -> int:
+def lanczos_bytes(facts: Facts, num_eigenvalues: int, block_size: int) -> int:
     """The memory that ``extreme_parts`` takes per sample.
 
     Two graphs of the Hessian (a smaller one is built when some problems have converged) and one of the head; the
-    basis and a copy of it, or what the estimates keep of every random vector.
+    basis and a copy of it, or what the estimates keep of every random vector. With few outputs J and A are formed
+    after the basis is gone (``low_rank_bytes``, and their copies for every class).
     """
-    flat = problems.select(slice(0, 2)).flatten()
-    row = problems.num_inputs * problems.x.element_size()
-    head = allocated_per_sample(flat, lambda few: HeadOperator(few)(few.x.flatten(1)))
-    basis = min(_basis_size(num_eigenvalues, block_size), problems.num_inputs)
-    num_rows = 2 * max(basis, NUM_RANDOM) + 4 * max(2, num_eigenvalues) + 10
-    return problems.num_classes * (2 * product_bytes(flat) + head + num_rows * row)
+    _, num_classes, num_inputs = facts.problems.shape
+    max_basis = _basis_size(num_eigenvalues, block_size)
+    num_rows = 4 * max(2, num_eigenvalues) + 10
+    while_iterating = num_classes * 2 * max(min(max_basis, num_inputs), NUM_RANDOM) * facts.row_bytes
+    if facts.num_outputs <= max_basis:
+        while_iterating = max(while_iterating, low_rank_bytes(facts))
+    graphs = 2 * facts.flat_product_bytes + facts.head_product_bytes
+    return while_iterating + num_classes * (graphs + num_rows * facts.row_bytes)
+
+
+def expected_products(num_inputs: int, num_eigenvalues: int, block_size: int, density_vectors: int) -> int:
+    """The products that ``extreme_parts`` is expected to make: a basis filled once, the estimates, the density."""
+    basis = min(_basis_size(num_eigenvalues, block_size), num_inputs)
+    norms = num_eigenvalues + 2 * NUM_RANDOM  # of trace and Frobenius norm, and of the network's part
+    return basis + norms + 1 + NUM_SKEW + density_vectors * min(NUM_STEPS, num_inputs)
 
 
 def _basis_size(num_eigenvalues: int, block_size: int) -> int:
@@ -83,22 +98,22 @@ def _basis_size(num_eigenvalues: int, block_size: int) -> int:
 
 
 def _parts_of(
-    operator: Operator,
+    operator: ToldOperator,
     problems: Problems,
+    gradient: Tensor,
     num_eigenvalues: int,
     block_size: int,
-    max_basis: int,
     generator: torch.Generator,
 ) -> tuple[dict[str, Tensor], int]:
+    max_basis = _basis_size(num_eigenvalues, block_size)
     # At least one from each end: lambda_max and lambda_min are read off them.
     pairs = lanczos(operator, max(2, num_eigenvalues), generator=generator, block_size=block_size, max_basis=max_basis)
     rest = estimate(operator, pairs, NUM_RANDOM, generator=generator)
-    gradient = gradients(problems).flatten(0, 1)
+    gradient = gradient.flatten(0, 1)
     along = (gradient * operator(gradient)).sum(dim=1) / gradient.square().sum(dim=1)
-    u, v = (random_vectors(problems, generator).flatten(0, 1) for _ in range(2))
-    crossed = (u * operator(v)).sum(dim=1) - (v * operator(u)).sum(dim=1)
+    skew = _skew_norm(operator, generator)
     order = pairs.eigenvalues.abs().argsort(dim=1, descending=True)
-    scale = rest.frobenius_norm / problems.num_inputs**0.5
+    norm = rest.frobenius_norm
     head, network, used = _part_norms(operator, problems, rest, pairs.eigenvectors, max_basis, generator)
     parts = {
         "eigenvalues": pairs.eigenvalues,
@@ -117,15 +132,24 @@ def _parts_of(
         "network_norm": network[0],
         "network_norm_error": network[1],
         "gradient_curvature": along,
-        "asymmetry": crossed.abs() / scale.where(scale > 0, 1),
+        "asymmetry": skew / norm.where(norm > 0, 1),
     }
     shape = (problems.num_samples, problems.num_classes)
     by_problem = {name: part.reshape(*shape, *part.shape[1:]) for name, part in parts.items()}
-    return by_problem, pairs.num_products + rest.num_products + 3 + used
+    return by_problem, pairs.num_products + rest.num_products + 1 + NUM_SKEW + used
+
+
+def _skew_norm(operator: Operator, generator: torch.Generator) -> Tensor:
+    """An estimate of ‖H − Hᵀ‖ (Frobenius), ``[P]``: E (uᵀHv − vᵀHu)² over random signs u and v is its square."""
+    like = operator.like
+    signs = [torch.randint(2, like.shape[1:], generator=generator).to(like) * 2 - 1 for _ in range(NUM_SKEW)]
+    forms = torch.stack([operator(v.expand_as(like)) @ torch.stack(signs, dim=1) for v in signs], dim=1)  # vᵀHᵀu
+    pairs = torch.triu_indices(NUM_SKEW, NUM_SKEW, offset=1, device=like.device)
+    return (forms - forms.mT)[:, pairs[0], pairs[1]].square().mean(dim=1).sqrt()
 
 
 def _part_norms(
-    operator: Operator,
+    operator: ToldOperator,
     problems: Problems,
     whole: Estimates,
     known: Tensor,
@@ -138,19 +162,20 @@ def _part_norms(
     """
     norm, error = whole.frobenius_norm, whole.frobenius_error
     nothing = torch.zeros_like(norm), torch.zeros_like(error)
-    if isinstance(operator, HeadOperator):
+    if isinstance(operator.operator, HeadOperator):
         return (norm, error), nothing, 0
-    bend = head_hessian(problems.select(slice(0, 2)))
-    if not bend.any():
+    product = HeadOperator(problems)
+    if not product(random_vectors(problems, generator).flatten(0, 1)).any():
         return nothing, (norm, error), 0
-    if bend.shape[-1] <= max_rows:
+    if product.num_outputs <= max_rows:
         rows, bends, head_norm = head_factors(problems)
         of_head = head_norm, torch.zeros_like(head_norm)
 
         def head(v: Tensor) -> Tensor:
             return (rows.mT @ (bends @ (rows @ v.unsqueeze(-1)))).squeeze(-1)
+
     else:
-        head = HeadOperator(problems)
+        head = product
         of_head = estimate_norm(head, known, NUM_RANDOM, generator=generator)
     of_network = estimate_norm(lambda v: operator(v) - head(v), known, NUM_RANDOM, generator=generator)
     return of_head, of_network, known.shape[1] + NUM_RANDOM

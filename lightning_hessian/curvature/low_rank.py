@@ -6,15 +6,16 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from lightning_hessian.curvature.derivatives import ReverseOverReverse, gradients, relative_difference
-from lightning_hessian.curvature.memory import gradient_bytes
+from lightning_hessian.curvature.derivatives import ReverseOverReverse, relative_difference
+from lightning_hessian.curvature.facts import Facts
+from lightning_hessian.curvature.memory import out_of_memory
 from lightning_hessian.curvature.problems import Problems
 
 VMAPPED_OUTPUTS = 16  # backward passes batched at once: most of the speed, and no C-fold activations at C = 1000
 
 
 def jacobian(problems: Problems) -> Tensor:
-    """Gradients of all C outputs with respect to the input, ``[N, C, D]``, from one forward pass.
+    """Gradients of all C outputs with respect to the input, ``[N, C, D]``.
 
     The backward passes are ``vmap``-batched where that gives what a plain backward pass gives along a random
     weighting of the outputs, and done one after another elsewhere. Cost: at most C gradients.
@@ -29,19 +30,25 @@ def jacobian(problems: Problems) -> Tensor:
         (gradient,) = torch.autograd.grad(outputs, x, weights, retain_graph=True, materialize_grads=True)
         return gradient.flatten(1)
 
-    one_hot = torch.eye(num_outputs, dtype=x.dtype, device=x.device)
+    numbers = torch.arange(num_outputs, device=x.device)
+
+    def one_hot(c: Tensor) -> Tensor:  # one at a time: all of them are C² numbers
+        return (numbers == c).to(x.dtype).expand(len(x), -1)
+
     try:
         pull_back = vjp(problems.outputs, x.detach())[1]
-        rows = vmap(lambda c: pull_back(c.expand(len(x), -1))[0], chunk_size=VMAPPED_OUTPUTS)(one_hot)
+        rows = vmap(lambda c: pull_back(one_hot(c))[0], chunk_size=VMAPPED_OUTPUTS)(numbers)
         batched = rows.flatten(2).transpose(0, 1)
-    except Exception:  # every kind of module that lacks a vmap rule
+    except Exception as error:  # every kind of module that lacks a vmap rule
+        if out_of_memory(error):
+            raise
         batched = None
     weights = torch.linspace(1, 2, num_outputs, dtype=x.dtype, device=x.device)
     expected = row(weights.expand(len(x), -1))
     tolerance = torch.finfo(x.dtype).eps ** 0.5
     if batched is not None and relative_difference(weights @ batched, expected) <= tolerance:
         return batched
-    return torch.stack([row(weights.expand(len(x), -1)) for weights in one_hot], dim=1)
+    return torch.stack([row(one_hot(c)) for c in numbers], dim=1)
 
 
 def head_hessian(problems: Problems) -> Tensor:
@@ -63,7 +70,7 @@ def head_factors(problems: Problems) -> tuple[Tensor, Tensor, Tensor]:
     return rows.repeat_interleave(problems.num_classes, dim=0), bend.flatten(0, 1), norms.flatten()
 
 
-def low_rank_parts(problems: Problems, num_vectors: int) -> dict[str, Tensor]:
+def low_rank_parts(problems: Problems, gradient: Tensor, num_vectors: int) -> dict[str, Tensor]:
     """The complete eigendecomposition of JᵀAJ, as the parts of a ``Spectrum`` by name.
 
     With Jᵀ = Q R reduced, H = JᵀAJ = Q (R A Rᵀ) Qᵀ: the eigenvalues are those of the small matrix R A Rᵀ, the
@@ -81,7 +88,6 @@ def low_rank_parts(problems: Problems, num_vectors: int) -> dict[str, Tensor]:
     eigenvalues, residuals, vectors = eigenvalues.flip(-1), residuals.flip(-1), vectors.flip(-1)
     index = eigenvalues.abs().topk(min(num_vectors, eigenvalues.shape[-1]), dim=-1).indices
     chosen = vectors.gather(-1, index.unsqueeze(-2).expand(*vectors.shape[:-1], -1))
-    gradient = gradients(problems)
     inside = ((gradient @ q).unsqueeze(-2) @ vectors).squeeze(-2)  # the gradient's part along each eigenvector
     rounding = torch.finfo(q.dtype).eps * (10 + small.shape[-1]) * eigenvalues.abs().amax(-1, keepdim=True)
     return {
@@ -100,29 +106,13 @@ def low_rank_parts(problems: Problems, num_vectors: int) -> dict[str, Tensor]:
     }
 
 
-def low_rank_bytes(problems: Problems) -> int:
+def low_rank_bytes(facts: Facts) -> int:
     """The memory that ``low_rank_parts`` takes per sample: C gradients, their QR, and products with it."""
-    few = problems.select(slice(0, 2))
-    with torch.no_grad():
-        num_outputs = few.outputs(few.x).shape[1]
-    _, num_classes, num_inputs = problems.shape
+    _, num_classes, num_inputs = facts.problems.shape
+    num_outputs = facts.num_outputs
     numbers = num_inputs * num_outputs * (6 + 4 * num_classes) + 12 * (num_classes + 1) * num_outputs**2
-    backward = min(num_outputs, VMAPPED_OUTPUTS) * gradient_bytes(problems)
-    return numbers * problems.x.element_size() + backward
-
-
-def part_norms(problems: Problems, matrices: Tensor) -> dict[str, Tensor]:
-    """Frobenius norms ``[N, K]`` of the two parts of whole Hessians: JᵀAJ, and what the network itself bends."""
-    bend = head_hessian(problems)
-    if not bend.any():
-        norm = torch.linalg.matrix_norm(matrices)
-        return {"head_norm": torch.zeros_like(norm), "network_norm": norm}
-    rows = jacobian(problems).unsqueeze(1)
-    head = rows.mT @ bend @ rows
-    return {
-        "head_norm": torch.linalg.matrix_norm(head),
-        "network_norm": torch.linalg.matrix_norm(matrices - head),
-    }
+    backward = min(num_outputs, VMAPPED_OUTPUTS) * facts.gradient_bytes
+    return numbers * facts.problems.x.element_size() + backward
 
 
 def low_rank_hessians(problems: Problems) -> Tensor:

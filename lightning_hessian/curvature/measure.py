@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import get_args
 
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.dense import decompose, hessians, matrix_bytes, symmetrize_, zero_parts
+from lightning_hessian.curvature.cost import Meter
+from lightning_hessian.curvature.dense import decompose, dense_bytes, hessians, symmetrize_, zero_parts
 from lightning_hessian.curvature.density import Density, exact_density
-from lightning_hessian.curvature.derivatives import EngineName, engines_agree, gradients
+from lightning_hessian.curvature.derivatives import EngineName, gradients
 from lightning_hessian.curvature.diagnosis import Diagnosis, diagnose
-from lightning_hessian.curvature.extremes import extreme_parts
-from lightning_hessian.curvature.low_rank import low_rank_bytes, low_rank_hessians, low_rank_parts, part_norms
-from lightning_hessian.curvature.memory import group_size, in_groups, product_bytes
+from lightning_hessian.curvature.extremes import extreme_parts, lanczos_bytes
+from lightning_hessian.curvature.facts import Facts
+from lightning_hessian.curvature.low_rank import low_rank_bytes, low_rank_hessians, low_rank_parts
+from lightning_hessian.curvature.memory import group_size, in_groups, joined
+from lightning_hessian.curvature.parts import part_norms
 from lightning_hessian.curvature.plan import FLAT, Options, Plan, make_plan, working_memory
 from lightning_hessian.curvature.problems import Problems
-from lightning_hessian.curvature.spectrum import Cost, MethodName, Spectrum
+from lightning_hessian.curvature.progress import Progress, silent
+from lightning_hessian.curvature.spectrum import MethodName, Spectrum
 from lightning_hessian.errors import MeasurementError
 
 # How asymmetric a Hessian may be before its digits are called rounding.
@@ -49,6 +53,19 @@ class _Result:
     density: Density | None = None
 
 
+@dataclass(frozen=True)
+class _Given:
+    """What a method works on. ``num_matrices``: of the first samples, whose whole matrices are wanted too."""
+
+    problems: Problems
+    facts: Facts
+    gradient: Tensor
+    diagnosis: Diagnosis
+    options: Options
+    num_matrices: int
+    progress: Progress
+
+
 def measure(
     problems: Problems,
     target: str,
@@ -57,6 +74,8 @@ def measure(
     diagnosis: Diagnosis | None = None,
     num_matrices: int = 0,
     kept: MethodName | None = None,
+    meter: Meter | None = None,
+    progress: Progress = silent,
 ) -> Measurement:
     """The spectrum of every problem, and the whole matrices of a few samples.
 
@@ -67,22 +86,29 @@ def measure(
         diagnosis: of these problems, where it is known already.
         num_matrices: for how many samples, counted from the first, the matrices are wanted.
         kept: the method that an earlier measurement of a curved network chose.
+        meter: that of the measurement, where it has begun already.
+        progress: is told how many columns of the samples' matrices are done (``dense``), how many samples
+            (``low_rank``), or how many products (``lanczos``).
 
     Raises:
         MeasurementError: values, gradients or Hessians are not finite, the method does not apply, or nothing
             fits the memory.
     """
-    begin = time.perf_counter()
+    meter = meter or Meter(problems.x.device)
     options = replace(options, max_memory=options.memory(problems.x.device))
-    gradient = finite_gradients(problems, options)
-    diagnosis = diagnosis or _diagnosed(problems, options)
-    plan = make_plan(problems, diagnosis, options, kept)
+    facts = Facts(problems, options.seed)
+    gradient = _finite_gradients(problems, facts, options)
+    diagnosis = diagnosis or _diagnosed(problems, facts, options)
+    plan = make_plan(problems, facts, diagnosis, options, kept, num_matrices)
+    if plan.finding:
+        diagnosis = replace(diagnosis, findings=(*diagnosis.findings, plan.finding))
     if diagnosis.zero:
-        result = _zero(gradient, options, num_matrices)
+        result = _zero(gradient, options, plan.num_matrices)
     else:
-        left = working_memory(plan.method, problems, diagnosis, options)
+        left = working_memory(plan, problems, facts, diagnosis, options)
         run = {"dense": _dense, "low_rank": _low_rank, "lanczos": _lanczos}[plan.method]
-        result = run(problems, gradient, diagnosis, replace(options, max_memory=left), num_matrices)
+        bounded = replace(options, max_memory=left)
+        result = run(_Given(problems, facts, gradient, diagnosis, bounded, plan.num_matrices, progress))
     spectrum = Spectrum(
         **_with_exact_errors(result.parts),
         complete=result.complete,
@@ -93,22 +119,23 @@ def measure(
         engine=result.engine,
         target=target,
         diagnosis=_with_asymmetry(diagnosis, result.parts["asymmetry"], problems.x.dtype),
-        cost=Cost(time.perf_counter() - begin, result.num_hvps),
+        cost=meter.cost(result.num_hvps),
     )
-    return Measurement(spectrum, torch.cat(result.matrices) if num_matrices else None, plan)
+    return Measurement(spectrum, torch.cat(result.matrices) if plan.num_matrices else None, plan)
 
 
-def diagnose_finite(problems: Problems, options: Options) -> Diagnosis:
+def diagnose_finite(problems: Problems, options: Options, facts: Facts | None = None) -> Diagnosis:
     """The diagnosis of problems whose values and gradients are finite.
 
     Raises:
         MeasurementError: they are not.
     """
-    finite_gradients(problems, options)
-    return _diagnosed(problems, options)
+    facts = facts or Facts(problems, options.seed)
+    _finite_gradients(problems, facts, options)
+    return _diagnosed(problems, facts, options)
 
 
-def finite_gradients(problems: Problems, options: Options) -> Tensor:
+def _finite_gradients(problems: Problems, facts: Facts, options: Options) -> Tensor:
     """The gradients ``[N, K, D]``, as many samples at a time as fit the memory.
 
     Raises:
@@ -122,7 +149,7 @@ def finite_gradients(problems: Problems, options: Options) -> Tensor:
         return values, gradients(group)
 
     _tell_if_not_finite("inputs", problems.x)
-    groups = in_groups(problems.num_samples, _fitting(problems, options, 1), work)
+    groups = in_groups(problems.num_samples, _fitting(facts, options, 1), work)
     values, gradient = (torch.cat(parts) for parts in zip(*(result for _, result in groups), strict=True))
     _tell_if_not_finite("values of the target", values)
     _tell_if_not_finite("gradients", gradient)
@@ -138,57 +165,64 @@ def _tell_if_not_finite(name: str, numbers: Tensor) -> None:
         )
 
 
-def _diagnosed(problems: Problems, options: Options) -> Diagnosis:
+def _diagnosed(problems: Problems, facts: Facts, options: Options) -> Diagnosis:
     # In float64, and by both engines: four times the memory of a product.
-    return diagnose(problems, options.generator(), _fitting(problems, options, 4))
+    return diagnose(problems, options.generator(), _fitting(facts, options, 4))
 
 
-def _fitting(problems: Problems, options: Options, num_products: int) -> int:
+def _fitting(facts: Facts, options: Options, num_products: int) -> int:
     """For how many samples the memory of ``num_products`` products may be taken; at least one."""
-    return max(1, options.memory(problems.x.device) // (num_products * product_bytes(problems)))
+    return max(1, options.memory(facts.problems.x.device) // (num_products * facts.product_bytes))
 
 
-def whole_hessians(problems: Problems, options: Options, diagnosis: Diagnosis) -> Iterator[tuple[slice, Tensor]]:
+def whole_hessians(
+    problems: Problems, facts: Facts, options: Options, diagnosis: Diagnosis, progress: Progress = silent
+) -> Iterator[tuple[slice, Tensor]]:
     """Symmetric whole Hessians, a group at a time: JᵀAJ if exact, else by the fastest engine that is true."""
-    size, make = _matrix_maker(problems, options, diagnosis)
+    size, make = _matrix_maker(problems, facts, options, diagnosis, progress)
     for samples, (matrices, _, _) in in_groups(problems.num_samples, size, make):
         yield samples, matrices
 
 
 def _matrix_maker(
-    problems: Problems, options: Options, diagnosis: Diagnosis
-) -> tuple[int, Callable[[slice], tuple[Tensor, Tensor, EngineName]]]:
+    problems: Problems, facts: Facts, options: Options, diagnosis: Diagnosis, progress: Progress
+) -> tuple[int, Callable[[slice], tuple[Tensor, Tensor, Counter[EngineName]]]]:
     """How many samples' whole Hessians fit the memory, and a function that makes them for some samples.
 
-    It gives symmetric matrices ``[n, K, D, D]``, their relative asymmetry before ``[n, K]``, and the engine.
+    It gives symmetric matrices ``[n, K, D, D]``, their relative asymmetry before ``[n, K]``, and how many columns
+    each engine made.
     """
     memory = options.memory(problems.x.device)
-    of_matrices = matrix_bytes(problems.select(slice(0, 1)))
-    per_sample = low_rank_bytes(problems) + of_matrices
-    if diagnosis.network in FLAT and options.method != "dense" and per_sample <= memory:
+    of_matrices = 6 * facts.matrix_bytes
+    if diagnosis.network in FLAT and options.method != "dense":
+        per_sample = low_rank_bytes(facts) + of_matrices
+        if per_sample <= memory:
 
-        def make_low_rank(samples: slice) -> tuple[Tensor, Tensor, EngineName]:
-            matrices = low_rank_hessians(problems.select(samples))
-            return matrices, symmetrize_(matrices), "reverse_over_reverse"
+            def make_low_rank(samples: slice) -> tuple[Tensor, Tensor, Counter[EngineName]]:
+                matrices = low_rank_hessians(problems.select(samples))
+                return matrices, symmetrize_(matrices), Counter()
 
-        return memory // per_sample, make_low_rank
-    per_column = product_bytes(problems)
-    generator = options.generator()
-    agree, _ = engines_agree(problems, generator)
+            return memory // per_sample, make_low_rank
 
-    def make(samples: slice) -> tuple[Tensor, Tensor, EngineName]:
-        matrices, engine = hessians(
+    def make(samples: slice) -> tuple[Tensor, Tensor, Counter[EngineName]]:
+        def told(what: str, done: int, _: int | None) -> None:
+            progress(what, samples.start * problems.num_inputs + done, problems.num_samples * problems.num_inputs)
+
+        matrices, made = hessians(
             problems.select(samples),
-            get_args(EngineName) if agree else ("reverse_over_reverse",),
+            get_args(EngineName) if facts.agree else ("reverse_over_reverse",),
             chunk_size=options.chunk_size,
             max_memory=memory,
-            generator=generator,
-            per_column=per_column,
+            generator=options.generator(),
+            per_column=facts.product_bytes,
+            progress=told,
         )
-        return matrices, symmetrize_(matrices), engine
+        return matrices, symmetrize_(matrices), made
 
     what = f"The whole Hessians ({problems.num_classes} classes, D = {problems.num_inputs})"
-    return group_size(problems.num_samples, per_column + of_matrices, memory, what), make
+    # With what part_norms needs where that fits: whole_hessians makes no part_norms, and may have room for less.
+    per_sample = dense_bytes(facts) if dense_bytes(facts) <= memory else facts.product_bytes + of_matrices
+    return group_size(problems.num_samples, per_sample, memory, what), make
 
 
 def _zero(gradient: Tensor, options: Options, num_matrices: int) -> _Result:
@@ -197,63 +231,67 @@ def _zero(gradient: Tensor, options: Options, num_matrices: int) -> _Result:
     return _Result(zero_parts(gradient, num_listed, num_listed), matrices, 0)
 
 
-def _dense(problems: Problems, gradient: Tensor, diagnosis: Diagnosis, options: Options, num_matrices: int) -> _Result:
-    size, make = _matrix_maker(problems, options, diagnosis)
+def _dense(given: _Given) -> _Result:
+    problems, options = given.problems, given.options
+    size, make = _matrix_maker(problems, given.facts, options, given.diagnosis, given.progress)
 
-    def work(samples: slice) -> tuple[dict[str, Tensor], Tensor, EngineName]:
-        matrices, asymmetry, engine = make(samples)
-        found = decompose(matrices, gradient[samples], options.num_eigenvalues)
+    def work(samples: slice) -> tuple[dict[str, Tensor], Tensor, Counter[EngineName]]:
+        matrices, asymmetry, made = make(samples)
+        found = decompose(matrices, given.gradient[samples], options.num_eigenvalues)
         found |= {**part_norms(problems.select(samples), matrices), "asymmetry": asymmetry}
-        return found, matrices[: max(0, num_matrices - samples.start)].clone(), engine
+        return found, matrices[: max(0, given.num_matrices - samples.start)].clone(), made
 
-    groups = [result for _, result in in_groups(problems.num_samples, size, work)]
-    parts, kept, engines = zip(*groups, strict=True)
-    return _Result(_joined(parts), list(kept), problems.num_inputs, engines[-1])
+    parts, kept, most = [], [], Counter[EngineName]()
+    for samples, (found, matrices, made) in in_groups(problems.num_samples, size, work):
+        parts.append(found)
+        kept.append(matrices)
+        for engine, num_columns in made.items():
+            most[engine] += num_columns * (samples.stop - samples.start)
+    return _Result(joined(parts), kept, problems.num_inputs, most.most_common(1)[0][0])
 
 
-def _low_rank(
-    problems: Problems, gradient: Tensor, diagnosis: Diagnosis, options: Options, num_matrices: int
-) -> _Result:
+def _low_rank(given: _Given) -> _Result:
+    problems, options = given.problems, given.options
+
+    def work(samples: slice) -> dict[str, Tensor]:
+        return low_rank_parts(problems.select(samples), given.gradient[samples], options.num_eigenvalues)
+
     memory = options.memory(problems.x.device)
-    size = group_size(problems.num_samples, low_rank_bytes(problems), memory, "The gradients of all outputs")
-    groups = in_groups(
-        problems.num_samples, size, lambda s: low_rank_parts(problems.select(s), options.num_eigenvalues)
-    )
-    parts = [found for _, found in groups]
-    kept = _first_matrices(problems, diagnosis, options, num_matrices)
-    return _Result(_joined(parts), kept, 0)
+    size = group_size(problems.num_samples, low_rank_bytes(given.facts), memory, "The gradients of all outputs")
+    parts = []
+    for samples, found in in_groups(problems.num_samples, size, work):
+        parts.append(found)
+        given.progress("samples", samples.stop, problems.num_samples)
+    return _Result(joined(parts), _first_matrices(given), 0)
 
 
-def _lanczos(
-    problems: Problems, gradient: Tensor, diagnosis: Diagnosis, options: Options, num_matrices: int
-) -> _Result:
-    flat = diagnosis.network in FLAT
+def _lanczos(given: _Given) -> _Result:
+    problems, options = given.problems, given.options
+    per_sample = lanczos_bytes(given.facts, options.num_eigenvalues, options.block_size)
     memory = options.memory(problems.x.device)
     parts, num_hvps = extreme_parts(
         problems,
+        given.gradient,
         options.num_eigenvalues,
         block_size=options.block_size,
-        head_only=flat,
-        max_memory=memory,
+        head_only=given.diagnosis.network in FLAT,
+        group_size=group_size(problems.num_samples, per_sample, memory, "The Lanczos basis"),
         generator=options.generator(),
         density_vectors=options.density_vectors,
+        progress=given.progress,
     )
     nodes, weights = (parts.pop(f"density_{name}", None) for name in ("nodes", "weights"))
     rule = None if nodes is None or weights is None else Density(nodes, weights)
-    kept = _first_matrices(problems, diagnosis, options, num_matrices)
     complete = parts["eigenvalues"].shape[-1] == problems.num_inputs
-    return _Result(parts, kept, num_hvps, complete=complete, density=rule)
+    return _Result(parts, _first_matrices(given), num_hvps, complete=complete, density=rule)
 
 
-def _first_matrices(problems: Problems, diagnosis: Diagnosis, options: Options, num_matrices: int) -> list[Tensor]:
-    if num_matrices == 0:
+def _first_matrices(given: _Given) -> list[Tensor]:
+    if given.num_matrices == 0:
         return []
-    few = problems.select(slice(0, num_matrices))
-    return [matrices for _, matrices in whole_hessians(few, options, diagnosis)]
-
-
-def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    few = given.problems.select(slice(0, given.num_matrices))
+    groups = whole_hessians(few, given.facts, given.options, given.diagnosis, given.progress)
+    return [matrices for _, matrices in groups]
 
 
 def _with_exact_errors(parts: dict[str, Tensor]) -> dict[str, Tensor]:

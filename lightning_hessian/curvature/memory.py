@@ -1,17 +1,16 @@
-"""How much memory a measurement may take, and how much one HVP takes."""
+"""How much memory a measurement may take, what a piece of work takes, and what to do where it runs out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_hessian.curvature.derivatives import ReverseOverReverse, gradients
 from lightning_hessian.curvature.problems import Problems
 from lightning_hessian.errors import MeasurementError
 
@@ -104,32 +103,50 @@ def in_groups(num_samples: int, size: int, work: Callable[[slice], Result]) -> I
         start = samples.stop
 
 
-def product_bytes(problems: Problems) -> int:
-    """Upper bound of the memory that one HVP of one sample's problems takes, from a count over two samples."""
+def on_few(problems: Problems, count: int, work: Callable[[Problems], Result]) -> Result:
+    """``work`` on the first ``count`` samples, or on fewer where the device runs out of memory.
 
-    def product(few: Problems) -> None:
-        engine = ReverseOverReverse(few)
-        engine.hvp(engine.gradient())
+    Raises:
+        MeasurementError: the device runs out of memory with a single sample.
+    """
+    few = problems.select(slice(0, count))
+    return next(in_groups(few.num_samples, few.num_samples, lambda samples: work(few.select(samples))))[1]
 
-    return allocated_per_sample(problems, product)
 
-
-def gradient_bytes(problems: Problems) -> int:
-    """The same for one gradient of one of one sample's outputs."""
-    return allocated_per_sample(replace(problems, classes=problems.classes[:, :1]), gradients)
+def joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Every part of all groups, one group's samples after another's."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def allocated_per_sample(problems: Problems, work: Callable[[Problems], object]) -> int:
-    """Bytes of the tensors that ``work`` makes for each sample, at least 1; counted over two samples."""
-    few = problems.select(slice(0, 2))
-    with AllocatedBytes() as allocated:
-        work(few)
-    return max(1, -(-allocated.total // few.num_samples))
+    """Bytes of the tensors that ``work`` makes for each sample, at least 1.
+
+    Counted over two samples, as some networks squeeze the axis of a single one; where the device has no room for
+    two, over one.
+    """
+
+    def count(few: Problems) -> int:
+        with AllocatedBytes() as allocated:
+            work(few)
+        return max(1, -(-allocated.total // few.num_samples))
+
+    return on_few(problems, 2, count)
+
+
+# How PyTorch's CPU allocator, cuBLAS, cuDNN and Metal say it where they raise a plain RuntimeError.
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+)
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` says that the device's memory is used up."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def readable(num_bytes: float) -> str:

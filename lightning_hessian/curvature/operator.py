@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import count
 from typing import Protocol
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from lightning_hessian.curvature.derivatives import ReverseOverReverse
 from lightning_hessian.curvature.problems import Problems
+from lightning_hessian.curvature.progress import Progress
 
 
 class Operator(Protocol):
@@ -89,6 +92,11 @@ class HeadOperator:
         (self._slope,) = torch.autograd.grad(value, self._z, create_graph=True, materialize_grads=True)
 
     @property
+    def num_outputs(self) -> int:
+        """C."""
+        return self._outputs.shape[1]
+
+    @property
     def like(self) -> Tensor:
         """An empty tensor ``[P, D]``."""
         return self.problems.x.flatten(1)
@@ -102,6 +110,30 @@ class HeadOperator:
     def select(self, index: Tensor) -> HeadOperator:
         """The problems at ``index``, with graphs of their own."""
         return HeadOperator(self.problems.select(index))
+
+
+class ToldOperator:
+    """Another operator, whose products are counted and told."""
+
+    def __init__(self, operator: Operator, progress: Progress, counter: Iterator[int] | None = None) -> None:
+        self.operator = operator
+        self._progress = progress
+        self._counter = count(1) if counter is None else counter
+
+    @property
+    def like(self) -> Tensor:
+        """An empty tensor ``[P, D]``."""
+        return self.operator.like
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """A v."""
+        product = self.operator(v)
+        self._progress("products", next(self._counter), None)
+        return product
+
+    def select(self, index: Tensor) -> ToldOperator:
+        """The operators at ``index``, counted on."""
+        return ToldOperator(self.operator.select(index), self._progress, self._counter)
 
 
 def _derivative(of: Tensor, by: Tensor, weights: Tensor) -> Tensor:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
-from lightning_hessian.curvature.dense import ChunkSize, dense_bytes
-from lightning_hessian.curvature.density import NUM_STEPS
-from lightning_hessian.curvature.derivatives import ReverseOverReverse, engines_agree, random_vectors
+from lightning_hessian.curvature.dense import ChunkSize, dense_bytes, first_block, wait_for, whole_bytes
+from lightning_hessian.curvature.derivatives import ENGINES, Engine, EngineName, ReverseOverReverse, random_vectors
 from lightning_hessian.curvature.diagnosis import Diagnosis
-from lightning_hessian.curvature.extremes import lanczos_bytes
+from lightning_hessian.curvature.extremes import expected_products, lanczos_bytes
+from lightning_hessian.curvature.facts import Facts
 from lightning_hessian.curvature.low_rank import low_rank_bytes
-from lightning_hessian.curvature.memory import available_memory, in_groups, product_bytes, readable
+from lightning_hessian.curvature.memory import available_memory, in_groups, readable
 from lightning_hessian.curvature.problems import Problems
 from lightning_hessian.curvature.spectrum import MethodName
 from lightning_hessian.errors import MeasurementError
@@ -31,9 +32,10 @@ LARGEST_DENSE = 256
 
 CHEAP = 1.0  # seconds that the whole spectrum may cost, whatever its ends would
 WORTH = 2.0  # how many times as much as its ends the whole spectrum may cost
-EIGH = 1e-10  # seconds per D³ of a float32 eigendecomposition with vectors (6e-11 to 1.3e-10, one CPU core)
-ESTIMATES = 60  # products for trace, norms of the two parts and checks
-ORTHOGONALISATION = 1.3  # what a Lanczos iteration costs in products
+# Seconds per D³ of an eigendecomposition with vectors on one CPU core: 6e-11 to 1.3e-10 in float32, by LAPACK, at
+# D = 256 to 3072. Float64 moves twice the bytes. Accelerators and several cores are faster: an upper figure there.
+EIGH = {torch.float32: 1e-10, torch.float64: 2e-10}
+ORTHOGONALISATION = 1.1  # what a Lanczos iteration costs in products (benchmarks/lanczos.py)
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,16 @@ class Plan:
         reason: why it was chosen, in words, with the numbers that decided.
         seconds_per_hvp: measured time of one HVP of every problem; None where it was not needed.
         expected_seconds: of each method that was compared.
+        num_matrices: for how many samples, counted from the first, whole matrices are made.
+        finding: what the memory has no room for, in a sentence.
     """
 
     method: MethodName
     reason: str
     seconds_per_hvp: float | None = None
     expected_seconds: Mapping[str, float] = field(default_factory=dict)
+    num_matrices: int = 0
+    finding: str = ""
 
     @property
     def lasts(self) -> bool:
@@ -90,34 +96,67 @@ class Plan:
         return self.seconds_per_hvp is not None or self.method == "lanczos"
 
 
-def make_plan(problems: Problems, diagnosis: Diagnosis, options: Options, kept: MethodName | None = None) -> Plan:
+def make_plan(
+    problems: Problems,
+    facts: Facts,
+    diagnosis: Diagnosis,
+    options: Options,
+    kept: MethodName | None = None,
+    num_matrices: int = 0,
+) -> Plan:
     """The cheapest method that is exact or knows its error, and fits the memory.
 
     Args:
         problems: what to differentiate.
+        facts: of these problems.
         diagnosis: of these problems.
         options: how to measure.
         kept: what an earlier measurement of the run chose by clock or memory: taken again where it still
             applies, so that the curves of a run are of one kind.
+        num_matrices: for how many samples the whole matrices are wanted: planned where they fit beside the results.
 
     Raises:
         MeasurementError: ``low_rank`` was asked for and the network is not piecewise linear.
     """
-    flat = diagnosis.network in FLAT
-    if options.method == "low_rank" and not flat:
+    if options.method == "low_rank" and diagnosis.network not in FLAT:
         raise MeasurementError(
             "method='low_rank' is exact for networks that are piecewise linear in their input, and this one is "
             f"{diagnosis.network}. Use method='auto', 'dense' or 'lanczos'."
         )
+    memory = options.memory(problems.x.device)
+    flat = diagnosis.network in FLAT
+    one = 0 if diagnosis.zero else whole_bytes(facts, flat)
+    fitting = num_matrices if result_bytes(problems, options, num_matrices) + one <= memory else 0
+    plan = _method(problems, facts, diagnosis, options, kept, fitting)
+    beside = 0 if diagnosis.zero else max(one, bytes_per_sample(plan.method, facts, options))
+    need = result_bytes(problems, options, num_matrices) + beside
+    if num_matrices == 0 or need <= memory:
+        return replace(plan, num_matrices=num_matrices)
+    finding = (
+        f"Whole matrices for heatmaps need {readable(need)}, and {readable(memory)} may be used: no heatmap. "
+        f"heatmap_samples=0 says so, or max_memory={need} makes room."
+    )
+    return replace(plan, num_matrices=0, finding=finding)
+
+
+def _method(
+    problems: Problems,
+    facts: Facts,
+    diagnosis: Diagnosis,
+    options: Options,
+    kept: MethodName | None,
+    num_matrices: int,
+) -> Plan:
     if options.method != "auto":
         return Plan(options.method, "asked for")
     if diagnosis.zero:
         return Plan("low_rank", "the Hessian is exactly zero")
+    flat = diagnosis.network in FLAT
     memory = options.memory(problems.x.device)
     whole: MethodName = "low_rank" if flat else "dense"
-    need = least_memory(whole, problems, options)
+    need = least_memory(whole, problems, facts, options)
     if need > memory:
-        less = least_memory("lanczos", problems, options) < need
+        less = least_memory("lanczos", problems, facts, options) < need
         what = "gradients of all outputs" if flat else "whole matrices"
         reason = f"the {what} need {readable(need)} for one sample, and {readable(memory)} may be used"
         return Plan("lanczos" if less else whole, reason)
@@ -127,95 +166,133 @@ def make_plan(problems: Problems, diagnosis: Diagnosis, options: Options, kept: 
         return Plan("low_rank", "the network is piecewise linear: C gradients hold the whole Hessian")
     if problems.num_inputs <= LARGEST_DENSE:
         return Plan("dense", f"D = {problems.num_inputs} is small enough for whole matrices")
-    agree, _ = engines_agree(problems, options.generator())
-    seconds = seconds_per_hvp(problems, memory, options.generator())
-    return cheaper(problems.shape, options, seconds, shared=agree)
+    if num_matrices == problems.num_samples:
+        return Plan("dense", "the whole matrices of every sample are wanted for heatmaps anyway")
+    return cheaper(
+        problems.shape,
+        options,
+        seconds_per_hvp(problems, facts, memory, options.generator()),
+        seconds_per_column(problems, facts, memory, options.chunk_size),
+        EIGH[problems.x.dtype],
+        num_matrices,
+    )
 
 
-def cheaper(shape: tuple[int, int, int], options: Options, seconds: float, *, shared: bool) -> Plan:
+def cheaper(
+    shape: tuple[int, int, int], options: Options, hvp: float, column: float, eigh: float, num_matrices: int = 0
+) -> Plan:
     """``dense`` unless it costs much more than ``lanczos``: it is exact and complete.
 
     Args:
         shape: (N, K, D).
         options: how to measure.
-        seconds: of one HVP of every problem.
-        shared: whether the fast engine works on this model: its columns share passes between classes.
+        hvp: seconds of one HVP of every problem.
+        column: seconds of one column of every problem's matrix, in a block.
+        eigh: seconds per D³ of an eigendecomposition.
+        num_matrices: for how many samples ``lanczos`` would be followed by all columns too.
     """
     num_samples, num_classes, num_inputs = shape
-    column = (1 + num_classes) / (2 * num_classes) if shared else 1
-    dense = num_inputs * column * seconds + num_samples * num_classes * EIGH * num_inputs**3
-    products = max(4 * options.num_eigenvalues, 40) + ESTIMATES + NUM_STEPS * options.density_vectors
-    lanczos = products * ORTHOGONALISATION * seconds
+    dense = num_inputs * column + num_samples * num_classes * eigh * num_inputs**3
+    products = expected_products(num_inputs, options.num_eigenvalues, options.block_size, options.density_vectors)
+    lanczos = products * ORTHOGONALISATION * hvp + num_matrices / num_samples * num_inputs * column
     numbers = (
-        f"with {seconds:.2g} s per Hessian-vector product, the whole spectrum (D = {num_inputs}) is expected to "
-        f"take {dense:.2g} s and its ends {lanczos:.2g} s"
+        f"with {hvp:.2g} s per Hessian-vector product and {column:.2g} s per column, the whole spectrum "
+        f"(D = {num_inputs}) is expected to take {dense:.2g} s and its ends {lanczos:.2g} s"
     )
     method: MethodName = "dense" if dense <= max(CHEAP, WORTH * lanczos) else "lanczos"
-    return Plan(method, numbers, seconds, {"dense": dense, "lanczos": lanczos})
+    return Plan(method, numbers, hvp, {"dense": dense, "lanczos": lanczos})
 
 
-def seconds_per_hvp(problems: Problems, memory: int, generator: torch.Generator) -> float:
+def seconds_per_hvp(problems: Problems, facts: Facts, memory: int, generator: torch.Generator) -> float:
     """Median time of three HVPs of all problems on their retained graph, from as many samples as fit ``memory``."""
 
     def times(samples: slice) -> list[float]:
         few = problems.select(samples)
         engine, v = ReverseOverReverse(few), random_vectors(few, generator)
         engine.hvp(v)  # warm-up
-        return [_seconds(engine, v) for _ in range(3)]
+        return [_seconds(lambda: engine.hvp(v)) for _ in range(3)]
 
-    size = max(1, memory // product_bytes(problems))
+    size = max(1, memory // facts.product_bytes)
     samples, measured = next(in_groups(problems.num_samples, size, times))
     return sorted(measured)[1] * problems.num_samples / (samples.stop - samples.start)
 
 
-def _seconds(engine: ReverseOverReverse, v: torch.Tensor) -> float:
+def seconds_per_column(problems: Problems, facts: Facts, memory: int, chunk_size: ChunkSize) -> float:
+    """Time of one column of all problems by the faster engine, from one block such as the work begins with.
+
+    What a column in a block costs hangs on block size and engine: only the clock tells.
+    """
+    engines: tuple[EngineName, ...] = get_args(EngineName) if facts.agree else ("reverse_over_reverse",)
+
+    def time_of(samples: slice) -> float:
+        few = problems.select(samples)
+        count = first_block(few.num_samples, facts.product_bytes) if chunk_size == "auto" else chunk_size
+        room = memory // (few.num_samples * facts.product_bytes)
+        basis = torch.eye(problems.num_inputs)[: max(1, min(count, room))].to(few.x)
+        return min(_seconds_of_block(ENGINES[name](few), basis) for name in engines) / len(basis)
+
+    size = max(1, memory // (facts.product_bytes + 6 * facts.matrix_bytes))  # as many as the work takes at a time
+    samples, measured = next(in_groups(problems.num_samples, size, time_of))
+    return measured * problems.num_samples / (samples.stop - samples.start)
+
+
+def _seconds_of_block(engine: Engine, basis: Tensor) -> float:
+    engine.prepare(len(basis))
+    return _seconds(lambda: engine.columns(basis))
+
+
+def _seconds(work: Callable[[], Tensor]) -> float:
     begin = time.perf_counter()
-    result = engine.hvp(v)
-    if result.is_cuda:
-        torch.cuda.synchronize(result.device)
+    wait_for(work())
     return time.perf_counter() - begin
 
 
-def result_bytes(problems: Problems, options: Options) -> int:
-    """The memory of a whole batch's results: vectors, gradients and diagonals, twice while groups are joined."""
+def result_bytes(problems: Problems, options: Options, num_matrices: int = 0) -> int:
+    """The memory of a whole batch's results, twice while groups are joined.
+
+    These are vectors, gradients and diagonals, and the whole matrices of the first ``num_matrices`` samples.
+    """
     num_samples, num_classes, num_inputs = problems.shape
-    num_rows = min(options.num_eigenvalues, num_inputs) + 6
-    return 2 * num_samples * num_classes * num_rows * num_inputs * problems.x.element_size()
+    num_rows = num_samples * (min(options.num_eigenvalues, num_inputs) + 6) + num_matrices * num_inputs
+    return 2 * num_classes * num_rows * num_inputs * problems.x.element_size()
 
 
-def bytes_per_sample(method: MethodName, problems: Problems, options: Options) -> int:
+def bytes_per_sample(method: MethodName, facts: Facts, options: Options) -> int:
     """The memory that a method takes for each sample it works on at the same time."""
     if method == "lanczos":
-        return lanczos_bytes(problems, options.num_eigenvalues, options.block_size)
-    return low_rank_bytes(problems) if method == "low_rank" else dense_bytes(problems)
+        return lanczos_bytes(facts, options.num_eigenvalues, options.block_size)
+    return low_rank_bytes(facts) if method == "low_rank" else dense_bytes(facts)
 
 
-def least_memory(method: MethodName, problems: Problems, options: Options) -> int:
+def least_memory(method: MethodName, problems: Problems, facts: Facts, options: Options) -> int:
     """The ``max_memory`` with which a method works, one sample at a time."""
-    return result_bytes(problems, options) + bytes_per_sample(method, problems, options)
+    return result_bytes(problems, options) + bytes_per_sample(method, facts, options)
 
 
-def working_memory(method: MethodName, problems: Problems, diagnosis: Diagnosis, options: Options) -> int:
+def working_memory(plan: Plan, problems: Problems, facts: Facts, diagnosis: Diagnosis, options: Options) -> int:
     """The bytes that are left beside the results.
 
     Raises:
         MeasurementError: they are not enough for one sample; the message says what would fit.
     """
     memory = options.memory(problems.x.device)
-    need = least_memory(method, problems, options)
+    need = least_memory(plan.method, problems, facts, options)
     if need <= memory:
-        return memory - result_bytes(problems, options)
+        return memory - result_bytes(problems, options, plan.num_matrices)
     num_samples, num_classes, num_inputs = problems.shape
     raise MeasurementError(
-        f"method='{method}' needs {readable(need)} to work on one sample of {num_classes} "
+        f"method='{plan.method}' needs {readable(need)} to work on one sample of {num_classes} "
         f"class{'es' if num_classes > 1 else ''} (D = {num_inputs}) beside the results of {num_samples}, and "
-        f"{readable(memory)} may be used. {_what_fits(method, problems, diagnosis, options, memory)}"
+        f"{readable(memory)} may be used. {_what_fits(plan.method, problems, facts, diagnosis, options, memory)}"
     )
 
 
-def _what_fits(method: MethodName, problems: Problems, diagnosis: Diagnosis, options: Options, memory: int) -> str:
+def _what_fits(
+    method: MethodName, problems: Problems, facts: Facts, diagnosis: Diagnosis, options: Options, memory: int
+) -> str:
     def fits(fewer: Problems, by: MethodName) -> bool:
-        return least_memory(by, fewer, options) <= memory
+        same = fewer.num_classes == problems.num_classes
+        return least_memory(by, fewer, facts if same else Facts(fewer), options) <= memory
 
     def most(count: int, select: str) -> int:
         """The largest number below ``count`` that fits; 0 if none does."""
@@ -234,7 +311,7 @@ def _what_fits(method: MethodName, problems: Problems, diagnosis: Diagnosis, opt
     exact: MethodName = "low_rank" if diagnosis.network in FLAT else "dense"
     others: tuple[MethodName, ...] = ("lanczos", exact)
     found += [f"take method='{other}'" for other in others if other != method and fits(problems, other)]
-    found.append(f"allow max_memory={least_memory(method, problems, options)}")
+    found.append(f"allow max_memory={least_memory(method, problems, facts, options)}")
     sentence = ", or ".join(found)
     return f"{sentence[0].upper()}{sentence[1:]}."
 

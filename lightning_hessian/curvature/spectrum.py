@@ -8,19 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_hessian.curvature.cost import Cost
 from lightning_hessian.curvature.density import Density
 from lightning_hessian.curvature.derivatives import EngineName
 from lightning_hessian.curvature.diagnosis import Diagnosis
 
 MethodName = Literal["dense", "low_rank", "lanczos"]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a measurement cost: wall time in seconds, and HVPs per problem."""
-
-    seconds: float
-    num_hvps: int
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_hessian.record import Record, save_record
 from lightning_hessian.writers.scalars import scalars
-from lightning_hessian.writers.tensorboard import write_layout, write_tensorboard
+from lightning_hessian.writers.tensorboard import about_skipped, write_layout, write_tensorboard
 
 
 def tensorboard_loggers(loggers: Sequence[Any]) -> list[Any]:
@@ -44,3 +44,14 @@ def publish_failure(message: str, loggers: Sequence[Any], logged_step: int) -> N
     """Tells TensorBoard in words why there is no measurement at this step."""
     for logger in tensorboard_loggers(loggers):
         logger.experiment.add_text("hessian_diagnosis", f"**No measurement here.** {message}", logged_step)
+
+
+def publish_skip(num_skipped: int, loggers: Sequence[Any], logged_step: int) -> dict[str, float]:
+    """Tells every logger how many measurements were skipped so far, TensorBoard at the first one in words too."""
+    metrics = {"hessian_cost/skipped": float(num_skipped)}
+    for logger in loggers:
+        logger.log_metrics(metrics, step=logged_step)
+    if num_skipped == 1:
+        for logger in tensorboard_loggers(loggers):
+            logger.experiment.add_text("hessian_diagnosis", f"**Skipped here.** {about_skipped(1)}", logged_step)
+    return metrics

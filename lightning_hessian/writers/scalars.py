@@ -40,21 +40,31 @@ def scalars(record: Record) -> dict[str, float]:
                 for percentile in PERCENTILES:
                     values[spread_tag(metric, slot, percentile)] = float(np.percentile(finite, percentile))
         values |= {f"hessian_error/{name}_{slot}": error for name, error in mean_errors(record, column).items()}
-    values["hessian_cost/seconds"] = record.seconds
-    values["hessian_cost/hvps"] = record.num_hvps
-    return values
+    return values | costs(record)
+
+
+def costs(record: Record) -> dict[str, float]:
+    """What the measurement cost, as far as it is known."""
+    known = {
+        "seconds": record.seconds,
+        "hvps": record.num_hvps,
+        "peak_memory_mib": record.memory / 2**20 if record.memory is not None and record.memory_exact else None,
+        "overhead": record.overhead,
+        "skipped": record.skipped,
+    }
+    return {f"hessian_cost/{name}": value for name, value in known.items() if value is not None}
 
 
 def mean_errors(record: Record, column: int) -> dict[str, float]:
     """How far the means over samples may be off, where they are not exact to rounding.
 
-    Of the extreme eigenvalues the mean residual, of trace, Frobenius norm and head share the standard error.
+    Of the extreme eigenvalues the mean residual; of trace, Frobenius norm and head share the mean standard error,
+    which is at least that of the mean: all samples share their random vectors, so their errors do not cancel.
     """
     if record.method != "lanczos":
         return {}
-    root = len(record.x) ** 0.5
     standard = {
-        name: float(np.sqrt(np.square(getattr(record, f"{name}_error")[:, column]).mean()) / root)
+        name: float(getattr(record, f"{name}_error")[:, column].mean())
         for name in ("trace", "frobenius_norm", "head_share")
     }
     ends = {"lambda_max": 0, "lambda_min": -1}

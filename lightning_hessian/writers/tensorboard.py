@@ -46,39 +46,23 @@ def signed_log10(eigenvalues: Array) -> Array:
     return np.sign(eigenvalues) * np.maximum(decades, 0)
 
 
-def shown_eigenvalues(record: Record, column: int) -> Array:
-    """All eigenvalues of one class column; those that rounding or the residual may have made, as zeros.
+def eigenvalue_counts(record: Record, column: int) -> tuple[Array, Array]:
+    """Eigenvalues, and how many of the D of a mean sample each stands for: of one class column.
 
-    Where only the ends of the spectra are known, those of the samples whose whole matrix was kept.
+    Both ``[S, n]``, one row for each starting vector of an estimated density; a single row of exact ones. Where
+    there is no density, they are those of the samples whose whole matrix was kept.
     """
     num_inputs = record.gradient.shape[-1]
-    if record.complete:
-        listed, residuals = record.eigenvalues[:, column], record.residuals[:, column]
+    if record.density_nodes is not None and record.density_weights is not None:
+        nodes, shares = (a[:, column].astype(np.float64) for a in (record.density_nodes, record.density_weights))
     else:
         assert record.hessian is not None
-        listed = np.linalg.eigvalsh(record.hessian[:, column])
-        residuals = np.zeros_like(listed)
-    rounding = np.finfo(listed.dtype).eps * num_inputs * np.abs(listed).max(axis=-1, keepdims=True)
-    certain = np.where(np.abs(listed) > np.maximum(residuals, rounding), listed, 0.0)
-    missing = num_inputs - listed.shape[-1]
-    return np.concatenate([certain, np.zeros((len(certain), missing))], axis=1).ravel()
-
-
-def density_points(record: Record, column: int) -> tuple[Array, Array]:
-    """Nodes of the estimated density and how many of the D eigenvalues of a mean sample each stands for.
-
-    Both ``[S, N·m]``, one row for each starting vector; nodes that rounding may have made are zeros.
-    """
-    assert record.density_nodes is not None
-    assert record.density_weights is not None
-    nodes, weights = (a[:, column].astype(np.float64) for a in (record.density_nodes, record.density_weights))
+        values = np.linalg.eigvalsh(record.hessian[:, column])
+        rounding = 10 * np.finfo(values.dtype).eps * num_inputs**0.5 * np.abs(values).max(axis=-1, keepdims=True)
+        nodes = np.where(np.abs(values) > rounding, values, 0.0)[:, None]
+        shares = np.full(nodes.shape, 1 / num_inputs)
     num_samples, num_vectors, _ = nodes.shape
-    num_inputs = record.gradient.shape[-1]
-    eps = np.finfo(record.density_nodes.dtype).eps
-    rounding = eps * num_inputs**0.5 * np.abs(nodes).max(axis=(1, 2), keepdims=True)
-    certain = np.where(np.abs(nodes) > rounding, nodes, 0.0)
-    shares = weights * (num_inputs / num_samples)
-    by_vector = [a.swapaxes(0, 1).reshape(num_vectors, -1) for a in (certain, shares)]
+    by_vector = [a.swapaxes(0, 1).reshape(num_vectors, -1) for a in (nodes, shares * (num_inputs / num_samples))]
     return by_vector[0], by_vector[1]
 
 
@@ -98,12 +82,8 @@ def _is_estimated(record: Record) -> bool:
 
 
 def _write_histogram(writer: Any, tag: str, record: Record, column: int) -> None:
-    if _is_estimated(record):
-        nodes, counts = density_points(record, column)
-        eigenvalues, counts = nodes.ravel(), counts.ravel() / len(nodes)
-    else:
-        eigenvalues = shown_eigenvalues(record, column)
-        counts = np.ones(len(eigenvalues))
+    nodes, counts = eigenvalue_counts(record, column)
+    eigenvalues, counts = nodes.ravel(), counts.ravel() / len(nodes)
     values = _placed(eigenvalues[counts > 0])
     writer.add_histogram_raw(
         tag,
@@ -120,17 +100,19 @@ def _write_histogram(writer: Any, tag: str, record: Record, column: int) -> None
 
 def _about_histogram(record: Record) -> str:
     """What the histogram of the spectrum shows, and how far it may be off, in words."""
-    axis = "In the histogram of the spectrum, x = ±(12 + log10 |λ|): ±9 is λ = ±1e-3, ±12 is λ = ±1."
+    axis = (
+        "In the histogram of the spectrum, x = ±(12 + log10 |λ|): ±9 is λ = ±1e-3, ±12 is λ = ±1; the bars sum to the "
+        f"{record.gradient.shape[-1]} eigenvalues of a mean sample."
+    )
     if not _is_estimated(record):
         return axis
     errors = []
     for column in range(len(record.columns)):
-        by_vector = np.stack([binned(*points) for points in zip(*density_points(record, column), strict=True)])
+        by_vector = np.stack([binned(*points) for points in zip(*eigenvalue_counts(record, column), strict=True)])
         errors.append(by_vector.std(axis=0, ddof=1).max() / len(by_vector) ** 0.5)
     return (
-        f"{axis} It is an estimate from {len(by_vector)} random starting vectors: each bar is how many of the "
-        f"{record.gradient.shape[-1]} eigenvalues of a mean sample are in that bin, with a standard error of at most "
-        f"{max(errors):.2g}. Where eigenvalues lie close, a bin may hold those of its neighbours."
+        f"{axis} It is an estimate from {len(by_vector)} random starting vectors, with a standard error of at most "
+        f"{max(errors):.2g} for each bar. Where eigenvalues lie close, a bin may hold those of its neighbours."
     )
 
 
@@ -153,10 +135,27 @@ def diagnosis_text(record: Record) -> str:
             "compares with the measurement before: |cos| between the top eigenvectors, and the overlap of the spaces "
             "of the top ones; 1 means that they have not turned, and undefined is what no gap separates from the rest.",
             f"{_about_histogram(record)} For readable pictures tick *Show actual image size* in the Images tab.",
-            f"{record.seconds:.2f} s, {record.num_hvps} Hessian-vector products for each sample and class. "
-            f"Method {record.method} ({record.reason}), engine {record.engine}. {_trust(record)}",
+            f"{_about_cost(record)} Method {record.method} ({record.reason}), engine {record.engine}. {_trust(record)}",
         ]
     )
+
+
+def _about_cost(record: Record) -> str:
+    """What the measurement cost, in words."""
+    told = f"{record.seconds:.2f} s, {record.num_hvps} Hessian-vector products for each sample and class"
+    if record.memory is not None:
+        mebibytes = round(record.memory / 2**20)
+        told += f", {'' if record.memory_exact and mebibytes else 'at most '}{max(1, mebibytes)} MiB of memory"
+    told += "."
+    if record.overhead is not None:
+        told += f" Measuring has taken {100 * record.overhead:.2g} % of the training time so far."
+    return f"{told} {about_skipped(record.skipped)}" if record.skipped else told
+
+
+def about_skipped(num_skipped: int) -> str:
+    """How many measurements are missing because of their price, in words."""
+    counted = "1 measurement has" if num_skipped == 1 else f"{num_skipped} measurements have"
+    return f"{counted} been skipped so far: the time would have exceeded max_overhead."
 
 
 def _trust(record: Record) -> str:

@@ -1,11 +1,18 @@
 """Column blocks: the search for engine and size, out-of-memory, symmetry."""
 
+import weakref
+from collections import Counter
+
 import pytest
 import torch
 from conftest import mlp
 
-from lightning_hessian.curvature.dense import BlockSearch, hessians, symmetrize_
+from lightning_hessian.curvature import measure as measurement
+from lightning_hessian.curvature import plan as planning
+from lightning_hessian.curvature.dense import BlockSearch, dense_bytes, hessians, symmetrize_
 from lightning_hessian.curvature.derivatives import ForwardOverReverse, ReverseOverReverse
+from lightning_hessian.curvature.facts import Facts
+from lightning_hessian.curvature.plan import Options
 from lightning_hessian.curvature.problems import Problems
 
 F64 = torch.float64
@@ -58,7 +65,7 @@ def problems(x):
 def run(given, engines=ENGINES, chunk_size="auto", max_memory=2**30):
     generator = torch.Generator().manual_seed(0)
     how = {"chunk_size": chunk_size, "max_memory": max_memory, "generator": generator, "per_column": 10_000}
-    return hessians(given, engines, **how)[0]
+    return hessians(given, engines, **how)
 
 
 @pytest.fixture
@@ -81,7 +88,8 @@ def test_columns_of_both_engines_side_by_side(given, monkeypatch):
             return columns(self, basis)
 
         monkeypatch.setattr(engine, "columns", noted)
-    found = run(given, chunk_size=7)
+    found, made = run(given, chunk_size=7)
+    assert made == {e: sum(count for name, count in used if name == e) for e in ENGINES}
     assert {name for name, _ in used} == set(ENGINES)
     assert sum(count for _, count in used) == 40  # no column is computed twice
     torch.testing.assert_close(found, expected_of(given), rtol=1e-10, atol=1e-13)
@@ -98,7 +106,8 @@ def test_out_of_memory_halves_the_block_and_tries_again(given, monkeypatch, engi
         return columns(self, basis)
 
     monkeypatch.setattr(engine, "columns", small)
-    found = run(given, engines=(engine.name,))
+    found, made = run(given, engines=(engine.name,))
+    assert made == {engine.name: 40}
     assert max(sizes) == 40
     assert sizes[-1] <= 5
     torch.testing.assert_close(found, expected_of(given), rtol=1e-10, atol=1e-13)
@@ -111,6 +120,39 @@ def test_out_of_memory_with_a_single_column_is_told(given, monkeypatch):
     monkeypatch.setattr(ReverseOverReverse, "columns", never)
     with pytest.raises(torch.OutOfMemoryError):
         run(given, engines=(REVERSE,))
+
+
+def test_one_engine_holds_its_graph_at_a_time(given, monkeypatch):
+    alive = weakref.WeakSet()
+    for engine in (ForwardOverReverse, ReverseOverReverse):
+        columns = engine.columns
+
+        def noted(self, basis, columns=columns):
+            alive.add(self)
+            assert {other.name for other in alive} == {self.name}
+            return columns(self, basis)
+
+        monkeypatch.setattr(engine, "columns", noted)
+    _, made = run(given, chunk_size=7)
+    assert set(made) == set(ENGINES)
+
+
+def test_the_engine_that_made_most_columns_is_recorded(given, monkeypatch):
+    """Two groups: the last of them, and the engine that would run next, say nothing."""
+    made = iter([Counter({FORWARD: 30, REVERSE: 10}), Counter({FORWARD: 15, REVERSE: 25})])
+    whole = measurement.hessians
+    monkeypatch.setattr(measurement, "hessians", lambda *a, **how: (whole(*a, **how)[0], next(made)))
+    few = given.select(slice(0, 2))
+    facts = Facts(few)
+    one_at_a_time = planning.result_bytes(few, Options()) + int(1.5 * dense_bytes(facts))
+    spectrum = measurement.measure(few, "logit", Options(method="dense", max_memory=one_at_a_time)).spectrum
+    assert spectrum.engine == FORWARD
+    assert next(made, None) is None
+
+
+def test_symmetrize_refuses_what_it_would_copy():
+    with pytest.raises(RuntimeError, match="view"):
+        symmetrize_(torch.randn(3, 2, 4, 4).transpose(0, 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])

@@ -8,7 +8,7 @@ from conftest import mlp
 from torch import nn
 
 from lightning_hessian import input_hessian, input_spectrum
-from lightning_hessian.curvature import derivatives, measure
+from lightning_hessian.curvature import derivatives, facts
 
 X = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 
@@ -164,7 +164,7 @@ def test_an_engine_that_gives_zeros_is_found_out(monkeypatch, precheck):
     broken = lambda self, basis: torch.zeros(*self.problems.shape, len(basis), dtype=basis.dtype)  # noqa: E731
     monkeypatch.setattr(derivatives.ForwardOverReverse, "columns", broken)
     if not precheck:
-        monkeypatch.setattr(measure, "engines_agree", lambda problems, generator: (True, ""))
+        monkeypatch.setattr(facts, "engines_agree", lambda problems, generator: (True, ""))
     spectrum = input_spectrum(net, X, "all")
     assert spectrum.engine == "reverse_over_reverse"
     torch.testing.assert_close(spectrum.eigenvalues, expected.eigenvalues)

@@ -8,6 +8,8 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import nn
 
 from lightning_hessian import MeasurementError, input_hessian, input_hvp, input_spectrum
+from lightning_hessian.curvature.extremes import _skew_norm
+from lightning_hessian.curvature.operator import MatrixOperator
 
 F64 = torch.float64
 
@@ -209,3 +211,26 @@ def test_a_separable_function_of_equal_terms_repeats_every_eigenvalue():
     expected = torch.cat([once[-1:].repeat(3), once[:1].repeat(3)])
     assert found.converged.all()
     torch.testing.assert_close(found.eigenvalues[0, 0], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["dense", "lanczos"])
+def test_a_target_that_bends_at_some_samples_only(method):
+    """Squared hinge: A = 2 where the output is above the hinge, 0 elsewhere, the first samples among them."""
+    net, x = mlp(nn.Tanh, inputs=20), torch.randn(6, 20, dtype=F64)
+    z = net(x)[:, 0].detach()
+    x, z = x[z.argsort()], z.sort().values
+    hinge = float(z[2:4].mean())
+    spectrum = input_spectrum(net, x, 0, lambda z, k: (z.gather(1, k) - hinge).relu() ** 2, method=method)
+    gradients = torch.stack([torch.func.grad(lambda v: net(v)[0])(v) for v in x])
+    expected = torch.where(z > hinge, 2 * gradients.square().sum(1), 0).detach()
+    torch.testing.assert_close(spectrum.head_norm[:, 0], expected, rtol=1e-8, atol=1e-12)
+
+
+def test_lanczos_measures_the_asymmetry_that_dense_does():
+    generator = torch.Generator().manual_seed(0)
+    matrices = torch.randn(2, 200, 200, generator=generator, dtype=F64)
+    matrices = matrices + matrices.mT + 0.3 * torch.randn(2, 200, 200, generator=generator, dtype=F64)
+    exact = torch.linalg.matrix_norm(matrices - matrices.mT)
+    found = _skew_norm(MatrixOperator(matrices), generator)
+    assert ((found / exact > 0.3) & (found / exact < 2)).all()
+    assert not _skew_norm(MatrixOperator(torch.eye(5).expand(2, 5, 5)), generator).any()

@@ -10,7 +10,8 @@ from torch import nn
 from lightning_hessian import MeasurementError, input_spectrum
 from lightning_hessian.curvature import plan as planning
 from lightning_hessian.curvature.diagnosis import Diagnosis
-from lightning_hessian.curvature.plan import EIGH, Options, cheaper, make_plan
+from lightning_hessian.curvature.facts import Facts
+from lightning_hessian.curvature.plan import ORTHOGONALISATION, Options, cheaper, make_plan
 from lightning_hessian.curvature.problems import Problems
 from lightning_hessian.monitor import Monitor
 from lightning_hessian.probe import Probe
@@ -25,60 +26,84 @@ def problems(inputs: int, activation: type[nn.Module] = nn.GELU) -> Problems:
 
 
 @pytest.mark.parametrize(
-    ("shape", "seconds", "method"),
+    ("shape", "hvp", "column", "method"),
     [
-        ((8, 1, 3072), 0.1, "lanczos"),  # 307 s against 13 s
-        ((8, 1, 300), 0.1, "lanczos"),  # 30 s against 13 s
-        ((8, 1, 258), 0.1, "dense"),  # 25.8 s: less than twice as much
-        ((8, 1, 784), 0.0006, "dense"),  # 0.86 s against 0.08 s: below a second
+        ((8, 1, 3072), 0.1, 0.1, "lanczos"),  # 307 s against 11 s
+        ((8, 1, 3072), 0.1, 0.004, "dense"),  # 12 s for the columns of blocks, 2 s for eigenvectors
+        ((8, 1, 300), 0.1, 0.1, "lanczos"),  # 30 s against 11 s
+        ((8, 1, 200), 0.1, 0.1, "dense"),  # 20 s: less than twice as much
+        ((8, 1, 784), 0.0006, 0.0006, "dense"),  # 0.86 s against 0.07 s: below a second
     ],
 )
-def test_the_whole_spectrum_where_it_is_worth_it(shape, seconds, method):
-    plan = cheaper(shape, Options(), seconds, shared=True)
-    expected = shape[2] * (1 + shape[1]) / (2 * shape[1]) * seconds + shape[0] * shape[1] * EIGH * shape[2] ** 3
+def test_the_whole_spectrum_where_it_is_worth_it(shape, hvp, column, method):
+    plan = cheaper(shape, Options(), hvp, column, eigh=1e-11)
+    expected = shape[2] * column + shape[0] * shape[1] * 1e-11 * shape[2] ** 3
     assert plan.expected_seconds["dense"] == pytest.approx(expected)
-    assert plan.expected_seconds["lanczos"] == pytest.approx(130 * seconds)
+    # a basis of 41, two times 20 random vectors, 10 pairs outside of which they are drawn, five checks
+    assert plan.expected_seconds["lanczos"] == pytest.approx(ORTHOGONALISATION * 96 * hvp)
     assert plan.method == method
-    assert plan.seconds_per_hvp == seconds
-    assert f"{seconds:.2g} s per" in plan.reason
+    assert plan.seconds_per_hvp == hvp
+    assert f"{hvp:.2g} s per" in plan.reason
 
 
-def test_shared_passes_make_columns_cheaper():
-    shape, seconds = (1, 10, 400), 0.1  # 22 s or 40 s, against 13 s
-    assert cheaper(shape, Options(), seconds, shared=True).method == "dense"
-    assert cheaper(shape, Options(), seconds, shared=False).method == "lanczos"
+def test_block_size_and_density_cost_products():
+    def lanczos(**options):
+        plan = cheaper((1, 1, 2000), Options(**options), 1.0, 1.0, 0.0)
+        return plan.expected_seconds["lanczos"] / ORTHOGONALISATION
+
+    assert lanczos() == pytest.approx(96)
+    assert lanczos(block_size=30) == pytest.approx(96 + (3 * 30 + 30) - 41)
+    assert lanczos(density_vectors=5) == pytest.approx(96 + 5 * 40)
+
+
+def test_columns_for_heatmaps_are_paid_by_lanczos_too():
+    few, some = (cheaper((4, 1, 400), Options(), 0.1, 0.1, 0.0, num_matrices=s) for s in (0, 2))
+    assert (few.method, some.method) == ("lanczos", "dense")  # 40 s against 11 s, or 12 and 20
+    assert some.expected_seconds["lanczos"] == pytest.approx(few.expected_seconds["lanczos"] + 20)
+
+
+def test_matrices_of_every_sample_are_dense(monkeypatch):
+    monkeypatch.delattr(planning, "seconds_per_hvp")
+    assert planned(problems(300), CURVED, num_matrices=2).method == "dense"
+    assert planned(problems(300), CURVED, Options(max_memory=4_000_000), num_matrices=2).method == "lanczos"
+
+
+def planned(given, diagnosis, options=Options(), **how):  # noqa: B008 # frozen
+    return make_plan(given, Facts(given), diagnosis, options, **how)
 
 
 @pytest.mark.parametrize(("seconds", "method"), [(1e-6, "dense"), (1.0, "lanczos")])
 def test_the_clock_decides_above_256_inputs(monkeypatch, seconds, method):
-    monkeypatch.setattr(planning, "seconds_per_hvp", lambda *_: seconds)
-    plan = make_plan(problems(700), CURVED, Options())
+    for name in ("hvp", "column"):
+        monkeypatch.setattr(planning, f"seconds_per_{name}", lambda *_: seconds)
+    plan = planned(problems(700), CURVED)
     assert (plan.method, plan.seconds_per_hvp) == (method, seconds)
 
 
 def test_what_needs_no_clock(monkeypatch):
     monkeypatch.delattr(planning, "seconds_per_hvp")
-    assert make_plan(problems(256), CURVED, Options()).method == "dense"
-    assert make_plan(problems(700), CURVED, Options(), kept="lanczos").method == "lanczos"
-    assert make_plan(problems(700), CURVED, Options(), kept="dense").method == "dense"
-    assert make_plan(problems(700, nn.ReLU), FLAT, Options(), kept="dense").method == "low_rank"
-    little = make_plan(problems(700), CURVED, Options(max_memory=10_000_000), kept="dense")
+    assert planned(problems(256), CURVED).method == "dense"
+    assert planned(problems(700), CURVED, kept="lanczos").method == "lanczos"
+    assert planned(problems(700), CURVED, kept="dense").method == "dense"
+    assert planned(problems(700, nn.ReLU), FLAT, kept="dense").method == "low_rank"
+    little = planned(problems(700), CURVED, Options(max_memory=10_000_000), kept="dense")
     assert little.method == "lanczos"
     assert "the whole matrices need 22" in little.reason
 
 
 def test_the_time_of_a_product_is_of_the_whole_batch(monkeypatch):
     seen = []
-    monkeypatch.setattr(planning, "_seconds", lambda engine, v: seen.append(len(v)) or float(len(seen)))
+    monkeypatch.setattr(planning, "_seconds", lambda work: seen.append(len(work())) or float(len(seen)))
     few = problems(6).repeat(8)
-    per_sample = planning.product_bytes(few)
-    assert planning.seconds_per_hvp(few, 4 * per_sample, torch.Generator()) == 2.0 * 16 / 4
+    per_sample = Facts(few).product_bytes
+    assert planning.seconds_per_hvp(few, Facts(few), 4 * per_sample, torch.Generator()) == 2.0 * 16 / 4
     assert seen == [4, 4, 4]
 
 
 def test_a_monitor_keeps_the_choice_of_its_first_curved_measurement(monkeypatch):
-    clock = iter([1e-6])  # a second look at it fails
-    monkeypatch.setattr(planning, "seconds_per_hvp", lambda *_: next(clock))
+    for name in ("hvp", "column"):
+        clock = iter([1e-6])  # a second look at it fails
+        monkeypatch.setattr(planning, f"seconds_per_{name}", lambda *_, clock=clock: next(clock))
     monitor = Monitor(0, "logit", "float64", Options(num_eigenvalues=2), heatmap_samples=0)
     probe, when = Probe(torch.randn(1, 260, dtype=F64), None), {"step": 0, "logged_step": 0, "epoch": 0}
     flat = monitor.measure(mlp(nn.ReLU, 260), probe, **when)

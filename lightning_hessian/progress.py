@@ -1,0 +1,118 @@
+"""Shows how far a long measurement is, beside a Trainer's own progress bars. Imports neither torch nor Lightning."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol
+
+DELAY = 1.0  # seconds before there is anything to see: a short measurement flickers nothing
+OWN = "input_hessian"  # field by which a task in Rich's display is known as ours
+
+
+class _Line(Protocol):
+    """One line of a display."""
+
+    def update(self, done: int) -> None:
+        """Shows how many are done."""
+
+    def close(self) -> None:
+        """Leaves the display as it was."""
+
+
+class MeasurementBar:
+    """A progress bar for one measurement, drawn by the Trainer's own kind of bar; a callable for ``measure``.
+
+    Args:
+        trainers_bar: ``trainer.progress_bar_callback``: a ``TQDMProgressBar`` or ``RichProgressBar`` of ``lightning``
+            or ``pytorch_lightning``, told by name; beside anything else, one that is disabled, or None, nothing is
+            shown.
+        clock: in seconds.
+    """
+
+    def __init__(self, trainers_bar: Any, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._trainers_bar = trainers_bar
+        self._clock = clock
+        self._begin = clock()
+        self._line: _Line | None = None
+        self._counted = ""
+
+    def __enter__(self) -> MeasurementBar:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with suppress(Exception):
+            self._close()
+
+    def __call__(self, what: str, done: int, total: int | None) -> None:
+        """Shows how many of what are done."""
+        if self._clock() - self._begin < DELAY:
+            return
+        try:
+            self._show(what, done, total)
+        except Exception:  # a terminal that is gone must not cost a measurement
+            self._trainers_bar = None
+
+    def _show(self, what: str, done: int, total: int | None) -> None:
+        if what != self._counted:
+            self._close()
+            self._line = line_beside(self._trainers_bar, f"Input-Hessian, {what}", total)
+            self._counted = what
+        if self._line is not None:
+            self._line.update(done)
+
+    def _close(self) -> None:
+        line, self._line, self._counted = self._line, None, ""
+        if line is not None:
+            line.close()
+
+
+def line_beside(trainers_bar: Any, text: str, total: int | None) -> _Line | None:
+    """A new line in the Trainer's display, or None where there is no display."""
+    for kind in type(trainers_bar).__mro__:
+        if kind.__name__ == "TQDMProgressBar" and trainers_bar.is_enabled:
+            return _TqdmLine(sys.modules[kind.__module__].Tqdm, text, total)
+        if kind.__name__ == "RichProgressBar" and trainers_bar.is_enabled and trainers_bar.progress is not None:
+            return _RichLine(trainers_bar, text, total)
+    return None
+
+
+class _TqdmLine:
+    """A bar of the class of the Trainer's own ones, which so finds the first free line below them."""
+
+    def __init__(self, tqdm: Any, text: str, total: int | None) -> None:
+        self._bar = tqdm(desc=text, total=total, leave=False, dynamic_ncols=True, file=sys.stdout)
+
+    def update(self, done: int) -> None:
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+class _RichLine:
+    """A task in the Trainer's display: hidden, never removed, and used again.
+
+    Lightning finds its own tasks by their place in the list, which a removal would shift.
+    """
+
+    def __init__(self, trainers_bar: Any, text: str, total: int | None) -> None:
+        self._trainers_bar, self._progress = trainers_bar, trainers_bar.progress
+        size = float("inf") if total is None else total  # Lightning's display takes no None
+        kind = "endless" if total is None else "counted"  # Lightning has a class of tasks of its own for endless ones
+        own = [task.id for task in self._progress.tasks if task.fields.get(OWN) == kind]
+        if own:
+            self._progress.reset(own[0], total=size, visible=True, description=text)
+        else:
+            own = [self._progress.add_task(text, total=size, **{OWN: kind})]
+        self._task = own[0]
+
+    def update(self, done: int) -> None:
+        self._progress.update(self._task, completed=done)
+        self._trainers_bar.refresh()
+
+    def close(self) -> None:
+        self._progress.update(self._task, visible=False)
+        self._trainers_bar.refresh()
