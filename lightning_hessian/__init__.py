@@ -21,7 +21,7 @@ _HOME = {
     "MeasurementError": "errors",
     "Spectrum": "curvature.spectrum",
     "Record": "record",
-    "load_records": "record",
+    "load_records": "record_files",
 }
 
 __all__ = [
@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from lightning_hessian.curvature.spectrum import Spectrum
     from lightning_hessian.errors import ConfigurationError, MeasurementError
     from lightning_hessian.functional import input_gradient, input_hessian, input_hvp, input_spectrum
-    from lightning_hessian.record import Record, load_records
+    from lightning_hessian.record import Record
+    from lightning_hessian.record_files import load_records
 
 
 def __getattr__(name: str) -> Any:

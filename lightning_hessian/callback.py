@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import wraps
 from typing import Any, Literal
 
 import torch
@@ -18,12 +19,14 @@ from lightning_hessian.curvature.dense import ChunkSize
 from lightning_hessian.curvature.plan import MethodChoice
 from lightning_hessian.errors import ConfigurationError, MeasurementError
 from lightning_hessian.model_function import ForwardFunction, OutputFunction
-from lightning_hessian.monitor import Monitor, RunState, check_at_least, check_choice
+from lightning_hessian.monitor import Monitor, RunState, check_at_least, check_choice, check_names
 from lightning_hessian.preparation import Target, make_options
 from lightning_hessian.probe import InputFunction, Probe, probe_from_batch, probe_from_dataset
 from lightning_hessian.progress import MeasurementBar
+from lightning_hessian.record_files import Session, begin_session
+from lightning_hessian.resume import at_restored, from_state, settings, to_state
 from lightning_hessian.schedule import Budget, Schedule
-from lightning_hessian.trainer_facts import first_validation_batch, last_logged_step, log_folder, logged_step, steps
+from lightning_hessian.trainer_facts import first_validation_batch, last_logged_step, log_folder, place, steps
 from lightning_hessian.writers.publish import publish, publish_failure, publish_skip, tensorboard_loggers
 from lightning_hessian.writers.scalars import SPREAD
 
@@ -71,6 +74,10 @@ class InputHessianMonitor(Callback):
         class_names: names of all classes, for pictures.
         on_error: ``"warn"``: a measurement that fails is told about and training goes on; ``"raise"``.
         seed: of the monitor's own random directions.
+        name: tells this monitor from others of the same Trainer: in tags (``hessian_trace/NAME_prob_class_3``), files,
+            records and warnings.
+
+    Checkpoints hold the probe and all that keeps curves of one kind; a run resumed from one goes on without a gap.
 
     Raises:
         MisconfigurationException: at construction or setup, naming the argument and what is allowed.
@@ -112,9 +119,10 @@ class InputHessianMonitor(Callback):
         class_names: Sequence[str] | None = None,
         on_error: Literal["warn", "raise"] = "warn",
         seed: int = 0,
+        name: str | None = None,
     ) -> None:
         super().__init__()
-        with _misconfiguration():
+        with _misconfiguration("InputHessianMonitor"):
             check_choice("on_error", on_error, ("warn", "raise"))
             check_at_least("num_samples", num_samples, 1)
             self._schedule = Schedule(every_n_epochs, epochs, every_n_train_steps)
@@ -136,13 +144,16 @@ class InputHessianMonitor(Callback):
                 forward_fn=forward_fn,
                 output_fn=output_fn,
                 wrt=wrt,
+                name=name,
             )
         self._given_probe = probe
         self._how_to_probe = (num_samples, sample_indices, input_fn)
+        self._settings = settings(self._monitor, probe, num_samples, sample_indices)
         self._keep_matrices = keep_matrices
         self._on_error = on_error
         self._probe: Probe | None = None
-        self._last_epoch = 0
+        self._probe_is_restored = False
+        self._session: Session | None = None
         self._num_records = 0
         self._warned: set[str] = set()
 
@@ -150,15 +161,13 @@ class InputHessianMonitor(Callback):
         """Checks what can be checked before training, and takes the probe where it was given."""
         if stage != "fit":
             return
-        self._probe, self._num_records, self._last_epoch = None, 0, 0  # a monitor may serve several runs
-        self._schedule.last_step, self._monitor.state = None, RunState()
+        self._probe, self._num_records, self._probe_is_restored = None, 0, False  # a monitor may serve several runs
+        self._monitor.state = RunState()
+        self._schedule.restart()
         self._budget.restart()
-        with _misconfiguration():
-            if sum(isinstance(callback, type(self)) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
-                raise ConfigurationError(
-                    "A Trainer can hold one InputHessianMonitor: two would write to the same files. Give one monitor "
-                    "all the classes, or train twice."
-                )
+        with _misconfiguration(self._monitor.title):
+            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            check_names([c._monitor.name for c in callbacks if isinstance(c, InputHessianMonitor)])
             if type(trainer.strategy).__name__ in SHARDED_STRATEGIES:
                 raise ConfigurationError(
                     f"Measuring under {type(trainer.strategy).__name__} is not possible: parameters are "
@@ -179,6 +188,31 @@ class InputHessianMonitor(Callback):
                 "no pictures. Give Trainer(logger=TensorBoardLogger(...)) to see them."
             )
 
+    @property
+    def state_key(self) -> str:
+        """One key for each name."""
+        return self._generate_state_key(name=self._monitor.name)
+
+    # Wrapped, since Lightning would refuse two monitors of one name before setup can say what to do.
+    @wraps(Callback.state_dict)
+    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
+        """The probe, what measurements hand on, and where the run is."""
+        return to_state(self._probe, self._monitor.state, self._schedule, self._settings)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Sets the place right where a callback before this one saves at the end of a batch."""
+        if self._schedule.place.step != steps(trainer):
+            checkpoint["callbacks"][self.state_key]["place"] = asdict(place(trainer))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on where the checkpoint was; comes after ``setup``."""
+        given = None if self._given_probe is None else self._probe
+        resumed = from_state(state_dict, self._monitor, self._schedule, self._settings, given)
+        self._probe, self._monitor.state = resumed.probe, resumed.run
+        self._probe_is_restored = given is None and resumed.probe is not None
+        if resumed.told is not None:
+            self._warn(resumed.told)
+
     def on_validation_batch_start(
         self,
         trainer: Trainer,
@@ -189,36 +223,38 @@ class InputHessianMonitor(Callback):
     ) -> None:
         """Keeps the probe from the first validation batch of a fit that passes."""
         if self._probe is None and trainer.state.fn == "fit" and dataloader_idx == 0:
-            with _misconfiguration():
+            with _misconfiguration(self._monitor.title):
                 self._take(batch)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures before training; finds the first validation batch itself where no sanity check ran."""
+        """Measures before training, or what a killed run did not finish; finds a probe where no sanity check ran."""
         if self._probe is None:
             batch = first_validation_batch(trainer, pl_module)
             if batch is not None:
-                with _misconfiguration():
+                with _misconfiguration(self._monitor.title):
                     self._take(batch)
+        folder = log_folder(trainer)
+        if trainer.is_global_zero:
+            self._session = begin_session(folder, self._monitor.name, steps(trainer))
         if self._probe is None:
             self._warn(
                 "No measurement before training: no validation batch has passed yet, and the first one cannot be had "
                 "without disturbing its loader. Give probe=... to measure before training too."
             )
-        elif steps(trainer) == 0:
-            self._run(trainer, pl_module, logged_step(trainer))
+        elif self._schedule.missed(steps(trainer)):
+            self._run(trainer, pl_module, self._schedule.place.logged_step)
         self._budget.start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measures after every n-th optimizer step, where asked to."""
-        self._last_epoch = trainer.current_epoch
+        self._schedule.place = place(trainer)
         if self._schedule.after_step(steps(trainer)):
-            self._run(trainer, pl_module, logged_step(trainer))
+            self._run(trainer, pl_module, self._schedule.place.logged_step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures at the end of chosen epochs, before Lightning's own monitoring callbacks look."""
-        self._last_epoch = trainer.current_epoch
         if self._schedule.at_epoch_end(trainer.current_epoch, steps(trainer)):
             self._run(trainer, pl_module, last_logged_step(trainer))
 
@@ -244,20 +280,20 @@ class InputHessianMonitor(Callback):
         """One measurement, unless the first process, whose clock counts, finds that it would cost too much."""
         if self._probe is None:
             return
-        self._schedule.done(steps(trainer))
         if trainer.strategy.broadcast(self._budget.allows()):
             with self._budget.measuring():
                 self._measure(trainer, pl_module, step_of_loggers)
         else:
             self._skip(trainer, step_of_loggers)
+        self._schedule.done(steps(trainer))  # only now: a checkpoint saved meanwhile must not call it done
 
     def _skip(self, trainer: Trainer, step_of_loggers: int) -> None:
         """Tells that a measurement is missing because of its price."""
         reason = self._budget.skip()
-        self._warn(f"InputHessianMonitor: no measurement at step {steps(trainer)}: {reason}", key=reason)
+        self._warn(f"no measurement at step {steps(trainer)}: {reason}", key=reason)
         if trainer.is_global_zero:
             with suppress(Exception):  # a logger that fails is told about at the next measurement
-                publish_skip(self._budget.num_skipped, trainer.loggers, step_of_loggers)
+                publish_skip(self._budget.num_skipped, trainer.loggers, step_of_loggers, self._monitor.name)
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule, step_of_loggers: int) -> None:
         """One measurement, on the first process; every process gets the scalars, or the failure."""
@@ -269,7 +305,7 @@ class InputHessianMonitor(Callback):
             try:
                 if self._num_records == 0:
                     rank_zero_info(
-                        f"InputHessianMonitor: measuring {len(self._probe.x)} samples of "
+                        f"{self._monitor.title}: measuring {len(self._probe.x)} samples of "
                         f"{self._probe.x[0].numel()} inputs, now and then during training."
                     )
                 with MeasurementBar(trainer.progress_bar_callback) as bar:
@@ -278,19 +314,22 @@ class InputHessianMonitor(Callback):
                         self._probe,
                         step=steps(trainer),
                         logged_step=step_of_loggers,
-                        epoch=self._last_epoch,
+                        epoch=self._schedule.place.epoch,
                         progress=bar,
                     )
                 record = replace(record, overhead=self._budget.overhead, skipped=self._budget.skipped)
                 first, self._num_records = self._num_records == 0, self._num_records + 1
                 if first:
                     rank_zero_info(
-                        f"InputHessianMonitor: method {record.method} ({record.reason}); the first measurement took "
+                        f"{self._monitor.title}: method {record.method} ({record.reason}); the first measurement took "
                         f"{record.seconds:.2g} s."
                     )
-                metrics = publish(record, trainer.loggers, folder, keep_matrices=self._keep_matrices, first=first)
+                metrics = publish(
+                    record, trainer.loggers, folder, self._session, keep_matrices=self._keep_matrices, first=first
+                )
             except Exception as error:  # a user's model or logger may fail in any way; training goes on
-                failure = error
+                untried = self._probe_is_restored and self._num_records == 0
+                failure = at_restored(error, self._probe) if untried else error
         told = None if failure is None else (str(failure), isinstance(failure, ConfigurationError))
         metrics, told = trainer.strategy.broadcast((metrics, told))
         if told is not None:
@@ -303,30 +342,29 @@ class InputHessianMonitor(Callback):
     def _fail(self, error: Exception, trainer: Trainer, step_of_loggers: int, *, misconfigured: bool) -> None:
         """Raises what must be mended before training, and what ``on_error`` asks for; tells about the rest."""
         if misconfigured and steps(trainer) == 0:
-            raise MisconfigurationException(f"InputHessianMonitor: {error}") from error
+            raise MisconfigurationException(f"{self._monitor.title}: {error}") from error
         if self._on_error == "raise":
             raise error
         self._warn(
-            f"InputHessianMonitor: no measurement at step {steps(trainer)}, and training goes on. "
-            f"{type(error).__name__}: {error}",
+            f"no measurement at step {steps(trainer)}, and training goes on. {type(error).__name__}: {error}",
             key=str(error),
         )
         if trainer.is_global_zero:
             with suppress(Exception):  # the logger itself may be what failed; the warning has told it
-                publish_failure(str(error), trainer.loggers, step_of_loggers)
+                publish_failure(str(error), trainer.loggers, step_of_loggers, self._monitor.name)
 
     def _warn(self, message: str, key: str | None = None) -> None:
         """Warns on the first process, once per cause, whatever the numbers in it."""
         cause = re.sub(r"\d+(\.\d+)?(e[-+]\d+)?", "#", key or message)
         if cause not in self._warned:
             self._warned.add(cause)
-            rank_zero_warn(message, category=UserWarning)
+            rank_zero_warn(f"{self._monitor.title}: {message}", category=UserWarning)
 
 
 @contextmanager
-def _misconfiguration() -> Iterator[None]:
+def _misconfiguration(title: str) -> Iterator[None]:
     """Raises configuration errors as Lightning's own kind."""
     try:
         yield
     except ConfigurationError as error:
-        raise MisconfigurationException(f"InputHessianMonitor: {error}") from error
+        raise MisconfigurationException(f"{title}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -56,6 +57,7 @@ class Monitor:
         forward_fn: ``(model, x) -> output``.
         output_fn: ``output -> [N, C]``.
         wrt: name of the submodule whose output is the variable, in place of the input.
+        name: tells this monitor's records and warnings from those of others.
 
     Raises:
         ConfigurationError: an argument is not one of those allowed.
@@ -70,6 +72,7 @@ class Monitor:
     forward_fn: ForwardFunction | None = None
     output_fn: OutputFunction | None = None
     wrt: str | None = None
+    name: str | None = None
     state: RunState = field(default_factory=RunState, init=False)
 
     def __post_init__(self) -> None:
@@ -79,6 +82,15 @@ class Monitor:
             check_choice("classes", self.classes, CLASS_CHOICES)
         check_choice("dtype", self.dtype, tuple(DTYPES))
         check_at_least("heatmap_samples", self.heatmap_samples, 0)
+        if self.name is not None and not (isinstance(self.name, str) and re.fullmatch("[A-Za-z0-9_-]+", self.name)):
+            raise ConfigurationError(
+                f"name={self.name!r} goes into tags and names a folder: use letters, digits, '-' and '_', at least one."
+            )
+
+    @property
+    def title(self) -> str:
+        """How this monitor calls itself in warnings."""
+        return "InputHessianMonitor" if self.name is None else f"InputHessianMonitor '{self.name}'"
 
     def check(self, probe: Probe) -> None:
         """Tells at once whether the probe has what is needed.
@@ -124,6 +136,7 @@ class Monitor:
             self.state.method = measurement.plan.method
         record = make_record(
             measurement,
+            name=self.name,
             step=step,
             logged_step=logged_step,
             epoch=epoch,
@@ -156,8 +169,9 @@ class Monitor:
         if network not in ("linear", "piecewise_linear") or task.num_outputs == 1:
             return "logit"
         warnings.warn(
-            f"The network is {network.replace('_', ' ')} in its input (as ReLU networks are), so the Hessian of "
-            f"its outputs is zero everywhere. target='auto' measures 'prob' instead; give target=... to choose.",
+            f"{self.title}: the network is {network.replace('_', ' ')} in its input (as ReLU networks are), so the "
+            f"Hessian of its outputs is zero everywhere. target='auto' measures 'prob' instead; give target=... to "
+            f"choose.",
             stacklevel=2,
         )
         return "prob"
@@ -188,6 +202,17 @@ def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Raises a sentence if ``value`` is not one of ``allowed``."""
     if value not in allowed:
         raise ConfigurationError(f"{name}={value!r} is not known. Choose one of {', '.join(map(repr, allowed))}.")
+
+
+def check_names(names: Sequence[str | None]) -> None:
+    """Raises a sentence if two monitors of one Trainer have one name."""
+    folders = ["" if name is None else name.lower() for name in names]  # some file systems know no case
+    for name, folder in zip(names, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise ConfigurationError(
+                f"{folders.count(folder)} monitors of this Trainer have name={name!r} and would write to the same tags "
+                f"and files. Give each a name of its own, for example name='a' and name='b'."
+            )
 
 
 def check_at_least(name: str, value: object, least: int) -> None:

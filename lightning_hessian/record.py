@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 if TYPE_CHECKING:
     from lightning_hessian.curvature.measure import Measurement
-
-FORMAT_VERSION = 1
-FOLDER = "input_hessian"
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -30,6 +21,7 @@ class Record:
     The names shared with ``Spectrum`` mean the same there; in addition:
 
     Attributes:
+        name: of the monitor, or None.
         step: optimizer steps before the measurement (``trainer.global_step``).
         logged_step: the loggers' step, on the axis of Lightning's own curves.
         epoch: the epoch whose training made these weights, from 0 (Lightning's ``current_epoch``).
@@ -59,6 +51,7 @@ class Record:
         made_with: versions and options.
     """
 
+    name: str | None
     step: int
     logged_step: int
     epoch: int
@@ -126,10 +119,23 @@ class Record:
         """When the measurement was made, in words."""
         return "before training" if self.step == 0 else f"epoch {self.epoch}, after {self.step} optimizer steps"
 
+    def slot(self, column: int) -> str:
+        """What tells one class column of this monitor from all others in tags: ``prob_class_3``, after the name."""
+        return self.tag(f"{self.target}_{self.columns[column]}")
+
+    def tag(self, text: str) -> str:
+        """``text``, after the monitor's name where it has one."""
+        return named(self.name, text)
+
     def class_name(self, sample: int, column: int) -> str:
         """The name of the class looked at in one problem, or its number."""
         k = int(self.classes[sample, column])
         return self.class_names[k] if self.class_names else str(k)
+
+
+def named(name: str | None, text: str) -> str:
+    """``text``, after a monitor's name where it has one."""
+    return text if name is None else f"{name}_{text}"
 
 
 def make_record(measurement: Measurement, **context: Any) -> Record:
@@ -160,67 +166,3 @@ def make_record(measurement: Measurement, **context: Any) -> Record:
 def _array(value: Any) -> Any:
     """A torch tensor as a numpy array, told by its methods; anything else as it is."""
     return value.detach().cpu().numpy() if hasattr(value, "detach") else value
-
-
-def save_record(record: Record, log_dir: str | os.PathLike[str]) -> Path:
-    """Writes ``<log_dir>/input_hessian/step_<step, 9 digits>.safetensors``, whole or not at all."""
-    folder = Path(log_dir) / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    values = {f.name: getattr(record, f.name) for f in fields(record)}
-    arrays = {k: np.ascontiguousarray(v) for k, v in values.items() if isinstance(v, np.ndarray)}
-    meta = {k: v for k, v in values.items() if not isinstance(v, np.ndarray)}
-    payload = save(arrays, {"lightning_hessian": json.dumps({"format": FORMAT_VERSION, **meta})})
-    path = folder / f"step_{record.step:09d}.safetensors"
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return path
-
-
-def load_records(log_dir: str | os.PathLike[str]) -> list[Record]:
-    """The records that a run saved, in order of step.
-
-    Args:
-        log_dir: the logger's directory of the run (the one that holds ``input_hessian``).
-
-    Raises:
-        FileNotFoundError: there is no such directory, or the run saved nothing in it.
-        ValueError: a file is not one of ours, or from a newer version.
-
-    Example:
-        >>> from lightning_hessian import load_records
-        >>> load_records("not_there")
-        Traceback (most recent call last):
-        ...
-        FileNotFoundError: No records in not_there/input_hessian: give the directory of one run, ...
-    """
-    folder = Path(log_dir) / FOLDER
-    paths = sorted(folder.glob("step_*.safetensors"))
-    if not paths:
-        raise FileNotFoundError(
-            f"No records in {folder}: give the directory of one run, the one that holds the event file, for "
-            f"example lightning_logs/version_0."
-        )
-    return [_load(path) for path in paths]
-
-
-def _load(path: Path) -> Record:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            meta = json.loads(file.metadata()["lightning_hessian"])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a record of lightning-hessian, or damaged: {error}") from error
-    if meta.pop("format") != FORMAT_VERSION:
-        raise ValueError(f"{path} was written by another version of lightning-hessian: update the package.")
-    for name in ("columns", "class_names"):
-        meta[name] = None if meta[name] is None else tuple(meta[name])
-    return Record(**meta, **arrays)

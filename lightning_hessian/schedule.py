@@ -10,6 +10,23 @@ from dataclasses import dataclass, field
 from lightning_hessian.errors import ConfigurationError
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a run was after its last batch; with it, a resumed run makes up for what a killed one did not finish.
+
+    Attributes:
+        step: optimizer steps so far.
+        logged_step: the loggers' step of that batch.
+        epoch: its epoch, from 0.
+        ends_epoch: whether it was the epoch's last.
+    """
+
+    step: int = 0
+    logged_step: int = 0
+    epoch: int = 0
+    ends_epoch: bool = False
+
+
 @dataclass
 class Schedule:
     """Says yes at chosen moments, and once per set of weights.
@@ -24,6 +41,7 @@ class Schedule:
     epochs: Collection[int] | None = None
     every_n_train_steps: int | None = None
     last_step: int | None = field(default=None, init=False)
+    place: Place = field(default=Place(), init=False)
 
     def __post_init__(self) -> None:
         for name in ("every_n_epochs", "every_n_train_steps"):
@@ -43,9 +61,20 @@ class Schedule:
         """Whether to measure after ``step`` optimizer steps, within an epoch."""
         return bool(self.every_n_train_steps) and step % (self.every_n_train_steps or 1) == 0 and self.is_new(step)
 
+    def missed(self, step: int) -> bool:
+        """Whether a run resumed after ``step`` optimizer steps has a measurement to make up for."""
+        if step == 0:  # the one before training
+            return self.is_new(0)
+        due = self.after_step(step) or (self.place.ends_epoch and self.at_epoch_end(self.place.epoch, step))
+        return self.place.step == step and due
+
     def is_new(self, step: int) -> bool:
         """Whether the weights after ``step`` optimizer steps have not been measured yet."""
         return step != self.last_step
+
+    def restart(self) -> None:
+        """Forget an earlier run."""
+        self.last_step, self.place = None, Place()
 
     def done(self, step: int) -> None:
         """Take note of a measurement, made or failed, after ``step`` optimizer steps."""

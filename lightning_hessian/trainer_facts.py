@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning_hessian.isolation import frozen_random_streams, preserved
 from lightning_hessian.probe import first_batch
+from lightning_hessian.schedule import Place
 from lightning_hessian.writers.publish import tensorboard_loggers
 
 
@@ -22,6 +23,11 @@ def logged_step(trainer: Any) -> int:
 def last_logged_step(trainer: Any) -> int:
     """The loggers' step of the batch that just ended, at which Lightning logs an epoch's own metrics."""
     return max(0, logged_step(trainer) - 1)
+
+
+def place(trainer: Any) -> Place:
+    """Where the run is, at the end of a batch."""
+    return Place(steps(trainer), logged_step(trainer), trainer.current_epoch, trainer.is_last_batch)
 
 
 def log_folder(trainer: Any) -> str | None:

@@ -324,11 +324,6 @@ def test_the_probe_is_kept_for_the_whole_run(tmp_path):
     assert len({r.x.tobytes() for r in load_records(tmp_path)}) == 1
 
 
-def test_two_monitors_would_overwrite_each_other(tmp_path):
-    with pytest.raises(MisconfigurationException, match="one InputHessianMonitor"):
-        fit(tmp_path, small_monitor(), small_monitor(target="prob"))
-
-
 def test_a_monitor_can_serve_a_second_run(tmp_path):
     monitor = small_monitor()
     fit(tmp_path / "first", monitor)

@@ -12,7 +12,7 @@ from lightning_hessian import load_records
 from lightning_hessian.curvature.plan import Options
 from lightning_hessian.monitor import Monitor
 from lightning_hessian.probe import Probe
-from lightning_hessian.record import save_record
+from lightning_hessian.record_files import save_record
 
 
 @pytest.fixture

@@ -87,6 +87,7 @@ def fit(
     held_out: Dataset | None = None,
     loaders: list[DataLoader] | None = None,
     logger=None,
+    ckpt_path: Path | None = None,
     **trainer_arguments,
 ) -> Trainer:
     """Trains for two epochs of four batches, and gives the Trainer."""
@@ -110,7 +111,7 @@ def fit(
         loaders = [DataLoader(digits() if train is None else train, batch_size=16, shuffle=True)]
         if held_out is not False:
             loaders.append(DataLoader(digits(64, 96) if held_out is None else held_out, batch_size=16))
-    trainer.fit(model, *loaders)
+    trainer.fit(model, *loaders, ckpt_path=ckpt_path)
     return trainer
 
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from lightning_hessian.record import Record, save_record
+from lightning_hessian.record import Record, named
+from lightning_hessian.record_files import Session, save_record
 from lightning_hessian.writers.scalars import scalars
-from lightning_hessian.writers.tensorboard import about_skipped, write_layout, write_tensorboard
+from lightning_hessian.writers.tensorboard import about_skipped, diagnosis_tag, write_layout, write_tensorboard
 
 
 def tensorboard_loggers(loggers: Sequence[Any]) -> list[Any]:
@@ -17,7 +18,13 @@ def tensorboard_loggers(loggers: Sequence[Any]) -> list[Any]:
 
 
 def publish(
-    record: Record, loggers: Sequence[Any], folder: str | None, *, keep_matrices: bool, first: bool
+    record: Record,
+    loggers: Sequence[Any],
+    folder: str | None,
+    session: Session | None,
+    *,
+    keep_matrices: bool,
+    first: bool,
 ) -> dict[str, float]:
     """Saves, logs and draws ``record``; gives the scalars that were logged.
 
@@ -25,12 +32,13 @@ def publish(
         record: what was measured.
         loggers: of the Trainer; all get the scalars, TensorBoard gets everything.
         folder: where the record is saved, or None for nowhere.
+        session: that the file is to tell.
         keep_matrices: whether the saved file holds the whole matrices.
         first: whether this is the run's first record, with which the charts are laid out.
     """
     metrics = scalars(record)
     if folder is not None:
-        save_record(record if keep_matrices else replace(record, hessian=None), folder)
+        save_record(record if keep_matrices else replace(record, hessian=None), folder, session)
     for logger in loggers:
         logger.log_metrics(metrics, step=record.logged_step)
     for logger in tensorboard_loggers(loggers):
@@ -40,18 +48,20 @@ def publish(
     return metrics
 
 
-def publish_failure(message: str, loggers: Sequence[Any], logged_step: int) -> None:
+def publish_failure(message: str, loggers: Sequence[Any], logged_step: int, name: str | None = None) -> None:
     """Tells TensorBoard in words why there is no measurement at this step."""
     for logger in tensorboard_loggers(loggers):
-        logger.experiment.add_text("hessian_diagnosis", f"**No measurement here.** {message}", logged_step)
+        logger.experiment.add_text(diagnosis_tag(name), f"**No measurement here.** {message}", logged_step)
 
 
-def publish_skip(num_skipped: int, loggers: Sequence[Any], logged_step: int) -> dict[str, float]:
+def publish_skip(
+    num_skipped: int, loggers: Sequence[Any], logged_step: int, name: str | None = None
+) -> dict[str, float]:
     """Tells every logger how many measurements were skipped so far, TensorBoard at the first one in words too."""
-    metrics = {"hessian_cost/skipped": float(num_skipped)}
+    metrics = {f"hessian_cost/{named(name, 'skipped')}": float(num_skipped)}
     for logger in loggers:
         logger.log_metrics(metrics, step=logged_step)
     if num_skipped == 1:
         for logger in tensorboard_loggers(loggers):
-            logger.experiment.add_text("hessian_diagnosis", f"**Skipped here.** {about_skipped(1)}", logged_step)
+            logger.experiment.add_text(diagnosis_tag(name), f"**Skipped here.** {about_skipped(1)}", logged_step)
     return metrics

@@ -27,12 +27,12 @@ def scalars(record: Record) -> dict[str, float]:
     """Tags and values: per class the mean over samples, and percentiles in a group of their own.
 
     ``hessian_<metric>/<target>_<class>`` is the mean and ``hessian_spread/<metric>_<target>_<class>_p10`` a
-    percentile. Samples where a metric is not finite (the linear radius of a zero Hessian) are left out, and
-    a metric that is finite for none is not logged.
+    percentile; a monitor's name goes before the target. Samples where a metric is not finite (the linear
+    radius of a zero Hessian) are left out, and a metric that is finite for none is not logged.
     """
     values: dict[str, float] = {}
-    for column, name in enumerate(record.columns):
-        slot = f"{record.target}_{name}"
+    for column in range(len(record.columns)):
+        slot = record.slot(column)
         for metric in METRICS:
             finite = finite_samples(record, metric, column)
             if len(finite):
@@ -52,7 +52,7 @@ def costs(record: Record) -> dict[str, float]:
         "overhead": record.overhead,
         "skipped": record.skipped,
     }
-    return {f"hessian_cost/{name}": value for name, value in known.items() if value is not None}
+    return {f"hessian_cost/{record.tag(name)}": value for name, value in known.items() if value is not None}
 
 
 def mean_errors(record: Record, column: int) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -15,28 +16,41 @@ SMALLEST_DECADE = -12  # |λ| at or below 1e-12 is drawn at 0
 NUM_BINS = 64
 BIN_EDGES = np.linspace(-20, 20, NUM_BINS + 1)  # |λ| up to 1e8
 
+_layouts: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()  # what each writer was given so far
+
 
 def write_tensorboard(writer: Any, record: Record) -> None:
     """Writes histograms, composite pictures and the text of ``record`` through a ``SummaryWriter``."""
-    for column, name in enumerate(record.columns):
-        slot = f"{record.target}_{name}"
+    for column in range(len(record.columns)):
+        slot = record.slot(column)
         if record.complete or record.density_nodes is not None or record.hessian is not None:
             _write_histogram(writer, f"hessian_spectrum_signed_log10/{slot}", record, column)
         if record.hessian is not None and len(record.hessian):
             image = to_image(composite(record, column))
             writer.add_image(f"hessian/{slot}", image, record.logged_step, dataformats="HWC")
-    writer.add_text("hessian_diagnosis", diagnosis_text(record), record.logged_step)
+    writer.add_text(diagnosis_tag(record.name), diagnosis_text(record), record.logged_step)
+
+
+def diagnosis_tag(name: str | None) -> str:
+    """The tag of the words about a measurement, by the monitor's name."""
+    return "hessian_diagnosis" if name is None else f"hessian_diagnosis/{name}"
 
 
 def write_layout(writer: Any, record: Record) -> None:
-    """Lays out a margin chart (mean, 10th to 90th percentile over samples) per metric and class; once a run."""
-    layout = {}
+    """Lays out a margin chart (mean, 10th to 90th percentile over samples) per metric and class; once a run.
+
+    TensorBoard knows one layout of a run, the last: it has to hold the charts of the monitors before, too.
+    """
+    charts: dict[str, list[Any]] = {}
     for metric in reversed(METRICS):  # TensorBoard shows a layout's charts last one first
-        for name in reversed(record.columns):
-            slot = f"{record.target}_{name}"
+        for column in reversed(range(len(record.columns))):
+            slot = record.slot(column)
             tags = [f"hessian_{metric}/{slot}", *(spread_tag(metric, slot, p) for p in PERCENTILES)]
-            layout[f"{TITLES[metric]}, {slot.replace('_', ' ')}"] = ["Margin", tags]
-    writer.add_custom_scalars({"Input-Hessian: mean and 10th to 90th percentile over samples": layout})
+            charts[f"{TITLES[metric]}, {slot.replace('_', ' ')}"] = ["Margin", tags]
+    title = "Input-Hessian" if record.name is None else f"Input-Hessian {record.name}"
+    layout = _layouts.setdefault(writer, {})
+    layout[f"{title}: mean and 10th to 90th percentile over samples"] = charts
+    writer.add_custom_scalars(layout)
 
 
 def signed_log10(eigenvalues: Array) -> Array:

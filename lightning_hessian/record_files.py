@@ -1,0 +1,167 @@
+"""Records on disk: written whole or not at all, told apart by session, and read back."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from lightning_hessian.record import Record
+
+FORMAT_VERSION = 1
+FOLDER = "input_hessian"
+
+
+@dataclass(frozen=True)
+class Session:
+    """One start of a run, as the files that it wrote tell it.
+
+    Attributes:
+        id: its own.
+        started: seconds since 1970.
+        resumed_from: optimizer steps of the checkpoint that it went on from; None: it began anew.
+    """
+
+    id: str
+    started: float
+    resumed_from: int | None
+
+
+UNKNOWN_SESSION = Session("", 0.0, None)  # older than any
+
+
+def begin_session(log_dir: str | os.PathLike[str] | None, name: str | None, step: int) -> Session:
+    """A new session after ``step`` optimizer steps; what a killed one left half-written is removed."""
+    if log_dir is not None:
+        for leftover in record_folder(log_dir, name).glob(".step_*.safetensors.*"):
+            with suppress(OSError):  # no reason to stop a training
+                leftover.unlink()
+    return Session(uuid.uuid4().hex[:12], time.time(), step or None)
+
+
+def record_folder(log_dir: str | os.PathLike[str], name: str | None) -> Path:
+    """Where the records of the monitor ``name`` lie."""
+    return Path(log_dir) / FOLDER / (name or "")
+
+
+def save_record(record: Record, log_dir: str | os.PathLike[str], session: Session | None = None) -> Path:
+    """Writes ``<log_dir>/input_hessian/[<name>/]step_<step, 9 digits>.safetensors``, whole or not at all.
+
+    A file of an earlier session with the same step is kept, as ``step_<step>.before_<session>.safetensors``.
+    """
+    folder = record_folder(log_dir, record.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step_{record.step:09d}.safetensors"
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(_serialised(record, session))
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        if session is not None and path.exists():
+            os.replace(path, path.with_suffix(f".before_{session.id}.safetensors"))
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path
+
+
+def _serialised(record: Record, session: Session | None) -> bytes:
+    values = {f.name: getattr(record, f.name) for f in fields(record)}
+    arrays = {k: np.ascontiguousarray(v) for k, v in values.items() if isinstance(v, np.ndarray)}
+    meta = {k: v for k, v in values.items() if not isinstance(v, np.ndarray)}
+    about = {"format": FORMAT_VERSION, "session": asdict(session or UNKNOWN_SESSION)}
+    return save(arrays, {"lightning_hessian": json.dumps({**about, **meta})})
+
+
+def load_records(log_dir: str | os.PathLike[str], name: str | None = None) -> list[Record]:
+    """The records that a run saved, in order of step.
+
+    Where a run was resumed into the same directory, only what leads to its present end: records of an older
+    session beyond the step from which a newer one went on are left out, and of equal steps the newest counts.
+    Their files stay.
+
+    Args:
+        log_dir: the logger's directory of the run (the one that holds ``input_hessian``).
+        name: of the monitor, where it was given one.
+
+    Raises:
+        FileNotFoundError: there is no such directory, or the monitor saved nothing in it.
+        ValueError: a file is not one of ours, or from a newer version.
+
+    Example:
+        >>> from lightning_hessian import load_records
+        >>> load_records("not_there")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: No records in not_there/input_hessian: give the directory of one run, ...
+    """
+    folder = record_folder(log_dir, name)
+    paths = sorted(folder.glob("step_*.safetensors"))
+    if not paths:
+        raise FileNotFoundError(_where_else(Path(log_dir), folder))
+    return [_load(path) for path in present({path: _written(path) for path in paths})]
+
+
+def present(written: Mapping[Path, tuple[int, Session]]) -> list[Path]:
+    """The files that are not superseded, in order of step, from the step and the session of each."""
+    kept: dict[int, Path] = {}
+    limit: float = math.inf
+    newest_first = sorted({s for _, s in written.values()}, key=lambda s: (s.started, s.id), reverse=True)
+    for session in newest_first:
+        for path, (step, by) in written.items():
+            if by == session and step <= limit:
+                kept.setdefault(step, path)
+        limit = min(limit, -1 if session.resumed_from is None else session.resumed_from)
+    return [kept[step] for step in sorted(kept)]
+
+
+def _where_else(log_dir: Path, folder: Path) -> str:
+    names = sorted({path.parent.name for path in (log_dir / FOLDER).glob("*/step_*.safetensors")})
+    if names:
+        return f"No records in {folder}, but those of named monitors: give name={' or '.join(map(repr, names))}."
+    return (
+        f"No records in {folder}: give the directory of one run, the one that holds the event file, for example "
+        f"lightning_logs/version_0."
+    )
+
+
+def _written(path: Path) -> tuple[int, Session]:
+    with _opened(path) as (_, meta):
+        return meta["step"], Session(**meta["session"])
+
+
+def _load(path: Path) -> Record:
+    with _opened(path) as (file, meta):
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    del meta["format"], meta["session"]
+    for name in ("columns", "class_names"):
+        meta[name] = None if meta[name] is None else tuple(meta[name])
+    return Record(**meta, **arrays)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """A file of ours and its metadata."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            meta = json.loads(file.metadata()["lightning_hessian"])
+            if meta["format"] != FORMAT_VERSION:
+                raise ValueError(f"{path} was written by another version of lightning-hessian: update the package.")
+            yield file, meta
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a record of lightning-hessian, or damaged: {error}") from error

@@ -1,0 +1,170 @@
+"""What of a run travels in its checkpoints, as tensors and plain values, and how a run goes on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_hessian.drift import TopVectors
+from lightning_hessian.errors import ConfigurationError, MeasurementError
+from lightning_hessian.monitor import Monitor, RunState
+from lightning_hessian.probe import Probe
+from lightning_hessian.schedule import Place, Schedule
+from lightning_hessian.targets import target_name
+
+VERSION = 1
+LARGEST_VECTORS = 2**26  # bytes of eigenvectors that a checkpoint may grow by; without them, drift begins anew
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides whether a run measures the same as the one whose checkpoint it goes on from, in words."""
+
+    classes: str
+    target: str
+    dtype: str
+    wrt: str
+    method: str
+    probe: str
+    num_samples: str
+    sample_indices: str
+
+
+OF_PROBE = ("probe", "num_samples", "sample_indices")
+
+
+def settings(monitor: Monitor, given_probe: Any, num_samples: int, sample_indices: Any) -> Settings:
+    """The settings of a monitor; lists, tuples and tensors of the same numbers are the same."""
+    return Settings(
+        classes=_numbers(monitor.classes),
+        target=target_name(monitor.target) if callable(monitor.target) else monitor.target,
+        dtype=monitor.dtype,
+        wrt=repr(monitor.wrt),
+        method=monitor.options.method,
+        probe="the first validation batch" if given_probe is None else "given samples",
+        num_samples=str(num_samples),
+        sample_indices=_numbers(sample_indices),
+    )
+
+
+def _numbers(values: Any) -> str:
+    if hasattr(values, "tolist"):
+        return repr(values.tolist())
+    return repr(list(values) if isinstance(values, Iterable) and not isinstance(values, str) else values)
+
+
+def to_state(probe: Probe | None, run: RunState, schedule: Schedule, now: Settings) -> dict[str, Any]:
+    """Tensors and plain values only, so that ``torch.load(weights_only=True)`` reads them.
+
+    Its size is that of the probe, and of N·K·V·D eigenvectors where they take no more than ``LARGEST_VECTORS``.
+    """
+    return {
+        "version": VERSION,
+        "settings": asdict(now),
+        "probe": None if probe is None else {"x": probe.x, "labels": probe.labels},
+        "target": run.target if isinstance(run.target, str) else None,
+        "method": run.method,
+        "top": _packed(run.top),
+        "last_step": schedule.last_step,
+        "place": asdict(schedule.place),
+    }
+
+
+def _packed(top: TopVectors | None) -> dict[str, Any] | None:
+    if top is None or top.vectors.nbytes > LARGEST_VECTORS:
+        return None
+    arrays = {name: torch.from_numpy(getattr(top, name)) for name in ("classes", "vectors", "gaps")}
+    return {"target": top.target, **arrays}
+
+
+def _unpacked(state: Mapping[str, Any] | None) -> TopVectors | None:
+    if state is None:
+        return None
+    return TopVectors(state["target"], *(state[name].numpy() for name in ("classes", "vectors", "gaps")))
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """How a run goes on: its probe, or None to take a new one; its state; and what the user is told."""
+
+    probe: Probe | None
+    run: RunState
+    told: str | None
+
+
+def from_state(
+    state: Mapping[str, Any], monitor: Monitor, schedule: Schedule, now: Settings, given: Probe | None
+) -> Resumed:
+    """How ``monitor`` goes on from a checkpoint's ``state``: with its own settings, where they are others.
+
+    Args:
+        state: from ``to_state``.
+        monitor: of the new run.
+        schedule: of the new run; it is put where the checkpoint's was.
+        now: its settings.
+        given: the samples that it was given, if any; they count.
+    """
+    if state.get("version") != VERSION:
+        return Resumed(
+            given, RunState(), "the checkpoint is from another version of lightning-hessian. All begins anew."
+        )
+    schedule.last_step, schedule.place = state["last_step"], Place(**state["place"])
+    before, present = state["settings"], asdict(now)
+    changed = [
+        f"{name}: {present[name]} (was {before.get(name)})" for name in present if present[name] != before.get(name)
+    ]
+    kept, problem = _probe(state, monitor, given, renewed=any(present[k] != before.get(k) for k in OF_PROBE))
+    if given is not None and now.probe == before.get("probe") and not _same(given, kept):
+        changed.append("probe: other samples")
+    changed += [] if problem is None else [problem]
+    if not changed:
+        return Resumed(given or kept, _run_state(state, monitor), None)
+    told = (
+        f"resumed with other settings than the checkpoint's: {'; '.join(changed)}. The new ones count from here on, "
+        f"and curves may jump."
+    )
+    return Resumed(given or kept, RunState(), told)
+
+
+def _probe(
+    state: Mapping[str, Any], monitor: Monitor, given: Probe | None, *, renewed: bool
+) -> tuple[Probe | None, str | None]:
+    """The checkpoint's probe, unless another one was asked for or it does not do; then why not."""
+    if state["probe"] is None or (renewed and given is None):
+        return None, None
+    probe = Probe(**state["probe"])
+    if given is not None:
+        return probe, None
+    try:
+        monitor.check(probe)
+    except ConfigurationError as error:
+        return None, f"probe: new samples, since those of the checkpoint do not do ({error})"
+    return probe, None
+
+
+def _same(a: Probe, b: Probe | None) -> bool:
+    def equal(s: Tensor | None, t: Tensor | None) -> bool:
+        return s is t if s is None or t is None else s.dtype == t.dtype and torch.equal(s, t)
+
+    return b is not None and equal(a.x, b.x) and equal(a.labels, b.labels)
+
+
+def _run_state(state: Mapping[str, Any], monitor: Monitor) -> RunState:
+    target = state["target"] if monitor.target == "auto" else None  # a callable comes from the new run
+    return RunState(target, state["method"], _unpacked(state["top"]))
+
+
+def at_restored(error: Exception, probe: Probe) -> Exception:
+    """A model's own failure at the samples of a checkpoint, with a word on where they are from."""
+    if isinstance(error, (ConfigurationError, MeasurementError)):
+        return error
+    told = MeasurementError(
+        f"The model failed at the samples that came with the checkpoint, of shape {tuple(probe.x.shape)} "
+        f"({type(error).__name__}: {error}). If the shape of its input has changed, give probe=..."
+    )
+    told.__cause__ = error
+    return told
