@@ -4,43 +4,59 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import wraps
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
 
 from lightning_hessian.curvature.dense import ChunkSize
 from lightning_hessian.curvature.plan import MethodChoice
-from lightning_hessian.errors import ConfigurationError, MeasurementError
+from lightning_hessian.errors import ConfigurationError, MeasurementError, WritingError
 from lightning_hessian.model_function import ForwardFunction, OutputFunction
 from lightning_hessian.monitor import Monitor, RunState, check_at_least, check_choice, check_names
 from lightning_hessian.preparation import Target, make_options
-from lightning_hessian.probe import InputFunction, Probe, probe_from_batch, probe_from_dataset
+from lightning_hessian.probe import InputFunction, Probe, probe_from
 from lightning_hessian.progress import MeasurementBar
+from lightning_hessian.record import Stage
 from lightning_hessian.record_files import Session, begin_session
 from lightning_hessian.resume import at_restored, from_state, settings, to_state
-from lightning_hessian.schedule import Budget, Schedule
-from lightning_hessian.trainer_facts import first_validation_batch, last_logged_step, log_folder, place, steps
-from lightning_hessian.writers.publish import publish, publish_failure, publish_skip, tensorboard_loggers
+from lightning_hessian.schedule import Budget, Place, Schedule
+from lightning_hessian.trainer_facts import (
+    chosen_batch,
+    first_validation_batch,
+    in_both_packages,
+    last_logged_step,
+    log_folder,
+    logged_step,
+    place,
+    steps,
+)
+from lightning_hessian.writers.loggers import picture_loggers, tensorboard_loggers
+from lightning_hessian.writers.publish import Publisher
 from lightning_hessian.writers.scalars import SPREAD
+
+if TYPE_CHECKING:
+    _Callback = Callback
+else:
+    _Callback = in_both_packages(Callback)  # LightningCLI of either package asks for its own
 
 SHARDED_STRATEGIES = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
 
-class InputHessianMonitor(Callback):
+class InputHessianMonitor(_Callback):
     """Measures how curved chosen outputs are around held-out inputs while a network trains.
 
     The Hessian of a class's target with respect to the *input* is measured sample by sample on a fixed
     probe: before training, at the end of chosen epochs, and at the end of the fit; in eval mode, in
     ``dtype``, without autocast, on the trainer's device. Training goes on bit for bit as without it.
     Eigenvalues, trace, norms, heatmaps and a diagnosis in words go to TensorBoard; the scalars go to every
-    logger and into ``trainer.callback_metrics``; each measurement is saved under the log directory.
+    logger and into ``trainer.callback_metrics``; each measurement is saved under the log directory. A
+    ``trainer.validate()`` or ``trainer.test()`` of its own ends with one measurement.
 
     Args:
         classes: which outputs: ``"label"`` (each sample's own), ``"predicted"``, ``"all"``, an int or ints.
@@ -51,7 +67,8 @@ class InputHessianMonitor(Callback):
         epochs: measure at the end of exactly these epochs (from 0), in place of ``every_n_epochs``.
         every_n_train_steps: also measure after every n-th optimizer step.
         probe: the samples: a tensor ``[N, *shape]``, ``(x, labels)``, a map-style dataset, or None for the
-            first validation batch.
+            first validation batch (in ``trainer.test()``: test batch).
+        val_dataloader_idx: from which loader that batch is taken, where there are several.
         sample_indices: which samples of the probe or of the first validation batch, in place of the first ones.
         num_samples: how many samples.
         heatmap_samples: for how many of them the whole matrix is drawn and kept.
@@ -60,8 +77,11 @@ class InputHessianMonitor(Callback):
         density_vectors: with ``"lanczos"``, random starting vectors from which the density of eigenvalues is estimated
             for the histogram, 40 Hessian-vector products each; at least 2, or 0 for none. Elsewhere it is exact.
         dtype: ``"float32"`` or ``"float64"``.
-        wrt: name of the submodule whose output is the variable, in place of the input (``"embedding"`` for tokens).
-        input_fn: ``batch -> x`` or ``batch -> (x, labels)``, for batches that are not ``(x, labels)``.
+        wrt: name of the submodule whose output is the variable, in place of the input (``"embedding"`` for tokens),
+            or the key or position of one of several inputs.
+        input_fn: ``batch -> x`` or ``batch -> (x, labels)``, for batches that are not ``(x, labels)``; x may be a
+            dict (``module(**x)``) or tuple (``module(*x)``) of tensors. Of batches that are dicts, the only
+            floating-point tensor is found without it, or all inputs where ``wrt`` names one of them.
         forward_fn: ``(module, x) -> output``, in place of ``module(x)``.
         output_fn: ``output -> [N, C]``, for modules that return neither that nor something that holds it as ``logits``.
         chunk_size: Hessian columns computed at once; ``"auto"``: found while working.
@@ -72,7 +92,8 @@ class InputHessianMonitor(Callback):
             always made. Skipping is told once, and counted in ``hessian_cost/skipped``.
         keep_matrices: whether saved files hold the whole matrices of the ``heatmap_samples``.
         class_names: names of all classes, for pictures.
-        on_error: ``"warn"``: a measurement that fails is told about and training goes on; ``"raise"``.
+        on_error: ``"warn"``: a measurement that fails, or cannot be saved or shown, is told about and training goes on;
+            ``"raise"``: it ends training at once, for which every measurement also waits until it is written.
         seed: of the monitor's own random directions.
         name: tells this monitor from others of the same Trainer: in tags (``hessian_trace/NAME_prob_class_3``), files,
             records and warnings.
@@ -101,6 +122,7 @@ class InputHessianMonitor(Callback):
         epochs: Collection[int] | None = None,
         every_n_train_steps: int | None = None,
         probe: Any = None,
+        val_dataloader_idx: int = 0,
         sample_indices: Sequence[int] | None = None,
         num_samples: int = 8,
         heatmap_samples: int = 1,
@@ -108,7 +130,7 @@ class InputHessianMonitor(Callback):
         num_eigenvalues: int = 10,
         density_vectors: int = 0,
         dtype: Literal["float32", "float64"] = "float32",
-        wrt: str | None = None,
+        wrt: str | int | None = None,
         input_fn: InputFunction | None = None,
         forward_fn: ForwardFunction | None = None,
         output_fn: OutputFunction | None = None,
@@ -125,6 +147,7 @@ class InputHessianMonitor(Callback):
         with _misconfiguration("InputHessianMonitor"):
             check_choice("on_error", on_error, ("warn", "raise"))
             check_at_least("num_samples", num_samples, 1)
+            check_at_least("val_dataloader_idx", val_dataloader_idx, 0)
             self._schedule = Schedule(every_n_epochs, epochs, every_n_train_steps)
             self._budget = Budget(max_overhead)
             self._monitor = Monitor(
@@ -147,23 +170,26 @@ class InputHessianMonitor(Callback):
                 name=name,
             )
         self._given_probe = probe
-        self._how_to_probe = (num_samples, sample_indices, input_fn)
+        self._val_dataloader_idx = val_dataloader_idx
+        self._how_to_probe = (num_samples, sample_indices, input_fn, wrt)
         self._settings = settings(self._monitor, probe, num_samples, sample_indices)
         self._keep_matrices = keep_matrices
         self._on_error = on_error
         self._probe: Probe | None = None
         self._probe_is_restored = False
         self._session: Session | None = None
+        self._publisher: Publisher | None = None  # on the first process, while a run lasts
         self._num_records = 0
         self._warned: set[str] = set()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks what can be checked before training, and takes the probe where it was given."""
-        if stage != "fit":
+        if stage not in get_args(Stage):
             return
         self._probe, self._num_records, self._probe_is_restored = None, 0, False  # a monitor may serve several runs
-        self._monitor.state = RunState()
+        self._session, self._monitor.state = None, RunState()
         self._schedule.restart()
+        self._schedule.place = Place(epoch=max(0, trainer.current_epoch - 1))  # of a trained model; a fit's is its own
         self._budget.restart()
         with _misconfiguration(self._monitor.title):
             callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -175,14 +201,14 @@ class InputHessianMonitor(Callback):
                 )
             if self._given_probe is not None:
                 self._take(self._given_probe)
-            elif not trainer.enable_validation:
+            elif stage == "fit" and not trainer.enable_validation:
                 raise ConfigurationError(
                     "There are no samples to measure at: there is no validation loader with a validation_step (or "
                     "limit_val_batches is 0), and no probe was given. Give probe=x, probe=(x, labels) or probe=dataset."
                 )
         if trainer.fast_dev_run:  # type: ignore[attr-defined] # set by Lightning's debugging flags
             self._warn("fast_dev_run: measurements are made to test them, but nothing is saved or drawn.")
-        elif not tensorboard_loggers(trainer.loggers):
+        elif not tensorboard_loggers(trainer.loggers) + picture_loggers(trainer.loggers):
             self._warn(
                 "No TensorBoard logger: scalars go to the loggers there are and records to files, but there are "
                 "no pictures. Give Trainer(logger=TensorBoardLogger(...)) to see them."
@@ -200,7 +226,9 @@ class InputHessianMonitor(Callback):
         return to_state(self._probe, self._monitor.state, self._schedule, self._settings)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Sets the place right where a callback before this one saves at the end of a batch."""
+        """Sets the place right where a callback before this one saves; waits for the files of what was measured."""
+        if self._publisher is not None:
+            self._publisher.wait_for_files()
         if self._schedule.place.step != steps(trainer):
             checkpoint["callbacks"][self.state_key]["place"] = asdict(place(trainer))
 
@@ -221,17 +249,30 @@ class InputHessianMonitor(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps the probe from the first validation batch of a fit that passes."""
-        if self._probe is None and trainer.state.fn == "fit" and dataloader_idx == 0:
+        """Keeps the probe from the first validation batch that passes."""
+        if self._probe is None:
             with _misconfiguration(self._monitor.title):
-                self._take(batch)
+                chosen = chosen_batch(trainer, batch, dataloader_idx, self._val_dataloader_idx)
+                if chosen is not None:
+                    self._take(chosen)
+
+    on_test_batch_start = on_validation_batch_start
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measures once at the end of a ``trainer.validate()`` or ``trainer.test()``."""
+        if trainer.state.fn != "fit":
+            if self._probe is None:
+                self._warn("No measurement: no batch came from the loader val_dataloader_idx. Give probe=... instead.")
+            self._run(trainer, pl_module, logged_step(trainer))
+
+    on_test_end = on_validation_end
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures before training, or what a killed run did not finish; finds a probe where no sanity check ran."""
         if self._probe is None:
-            batch = first_validation_batch(trainer, pl_module)
-            if batch is not None:
-                with _misconfiguration(self._monitor.title):
+            with _misconfiguration(self._monitor.title):
+                batch = first_validation_batch(trainer, pl_module, self._val_dataloader_idx)
+                if batch is not None:
                     self._take(batch)
         folder = log_folder(trainer)
         if trainer.is_global_zero:
@@ -262,17 +303,27 @@ class InputHessianMonitor(Callback):
         """Measures the final weights, if that was not done yet."""
         if self._schedule.is_new(steps(trainer)):
             self._run(trainer, pl_module, last_logged_step(trainer))
+        self._tell(trainer.strategy.broadcast(self._flush()))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Writes what was measured before training ended early."""
+        self._close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes what is left, before the loggers are closed."""
+        self._close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_publisher": None}  # it belongs to a run, not to the monitor
 
     def _take(self, source: Any) -> None:
-        is_dataset = not isinstance(source, (Tensor, list, tuple, dict)) and hasattr(source, "__getitem__")
-        take = probe_from_dataset if is_dataset else probe_from_batch
-        probe = take(source, *self._how_to_probe)
+        probe = probe_from(source, *self._how_to_probe)
         self._monitor.check(probe)
         self._probe = probe
-        num_samples, indices, _ = self._how_to_probe
-        if indices is None and len(probe.x) < num_samples:
+        num_samples, indices, *_ = self._how_to_probe
+        if indices is None and len(probe) < num_samples:
             self._warn(
-                f"num_samples={num_samples}, but the batch or dataset has {len(probe.x)}: those are measured. Give "
+                f"num_samples={num_samples}, but the batch or dataset has {len(probe)}: those are measured. Give "
                 f"probe=... for more."
             )
 
@@ -291,9 +342,8 @@ class InputHessianMonitor(Callback):
         """Tells that a measurement is missing because of its price."""
         reason = self._budget.skip()
         self._warn(f"no measurement at step {steps(trainer)}: {reason}", key=reason)
-        if trainer.is_global_zero:
-            with suppress(Exception):  # a logger that fails is told about at the next measurement
-                publish_skip(self._budget.num_skipped, trainer.loggers, step_of_loggers, self._monitor.name)
+        if self._publisher is not None:
+            self._publisher.publish_skip(self._budget.num_skipped, step_of_loggers)
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule, step_of_loggers: int) -> None:
         """One measurement, on the first process; every process gets the scalars, or the failure."""
@@ -301,12 +351,19 @@ class InputHessianMonitor(Callback):
         folder = log_folder(trainer)
         metrics: dict[str, float] = {}
         failure: Exception | None = None
+        unwritten: list[WritingError] = []
         if trainer.is_global_zero:
+            self._publisher = self._publisher or Publisher(
+                trainer.loggers,
+                folder,
+                keep_matrices=self._keep_matrices,
+                name=self._monitor.name,
+                session=self._session,
+            )
             try:
                 if self._num_records == 0:
                     rank_zero_info(
-                        f"{self._monitor.title}: measuring {len(self._probe.x)} samples of "
-                        f"{self._probe.x[0].numel()} inputs, now and then during training."
+                        f"{self._monitor.title}: measuring {len(self._probe)} samples, now and then during the run."
                     )
                 with MeasurementBar(trainer.progress_bar_callback) as bar:
                     record = self._monitor.measure(
@@ -315,6 +372,7 @@ class InputHessianMonitor(Callback):
                         step=steps(trainer),
                         logged_step=step_of_loggers,
                         epoch=self._schedule.place.epoch,
+                        stage=trainer.state.fn.value,  # type: ignore[union-attr] # there is one while hooks run
                         progress=bar,
                     )
                 record = replace(record, overhead=self._budget.overhead, skipped=self._budget.skipped)
@@ -324,34 +382,53 @@ class InputHessianMonitor(Callback):
                         f"{self._monitor.title}: method {record.method} ({record.reason}); the first measurement took "
                         f"{record.seconds:.2g} s."
                     )
-                metrics = publish(
-                    record, trainer.loggers, folder, self._session, keep_matrices=self._keep_matrices, first=first
-                )
-            except Exception as error:  # a user's model or logger may fail in any way; training goes on
+                metrics = self._publisher.publish(record)
+            except Exception as error:  # a user's model may fail in any way; training goes on
                 untried = self._probe_is_restored and self._num_records == 0
                 failure = at_restored(error, self._probe) if untried else error
+            unwritten = self._flush() if self._on_error == "raise" else self._publisher.faults()
         told = None if failure is None else (str(failure), isinstance(failure, ConfigurationError))
-        metrics, told = trainer.strategy.broadcast((metrics, told))
+        metrics, told, unwritten = trainer.strategy.broadcast((metrics, told, unwritten))
         if told is not None:
             self._fail(failure or MeasurementError(told[0]), trainer, step_of_loggers, misconfigured=told[1])
             failure = None  # its traceback holds this frame, and with it what the measurement had in memory
         device = trainer.strategy.root_device
         watched = {k: torch.tensor(v, device=device) for k, v in metrics.items() if not k.startswith(SPREAD)}
         trainer.callback_metrics.update(watched)
+        self._tell(unwritten)
+
+    def _flush(self) -> list[WritingError]:
+        """Waits until everything is written; gives what could not be."""
+        if self._publisher is None:
+            return []
+        self._publisher.flush()
+        return self._publisher.faults()
+
+    def _close(self) -> None:
+        """Ends writing without raising: training has ended, or is ending for a reason of its own."""
+        for error in self._flush():
+            self._warn(str(error), key=error.cause)
+        self._publisher = None
+
+    def _tell(self, unwritten: list[WritingError]) -> None:
+        """Raises what could not be saved or shown, or warns of it, as ``on_error`` asks for."""
+        for error in unwritten:
+            if self._on_error == "raise":
+                raise error
+            self._warn(f"{error} The run goes on.", key=error.cause)
 
     def _fail(self, error: Exception, trainer: Trainer, step_of_loggers: int, *, misconfigured: bool) -> None:
         """Raises what must be mended before training, and what ``on_error`` asks for; tells about the rest."""
-        if misconfigured and steps(trainer) == 0:
-            raise MisconfigurationException(f"{self._monitor.title}: {error}") from error
+        if misconfigured and (steps(trainer) == 0 or trainer.state.fn != "fit"):
+            raise in_both_packages(MisconfigurationException)(f"{self._monitor.title}: {error}") from error
         if self._on_error == "raise":
             raise error
         self._warn(
-            f"no measurement at step {steps(trainer)}, and training goes on. {type(error).__name__}: {error}",
+            f"no measurement at step {steps(trainer)}, and the run goes on. {type(error).__name__}: {error}",
             key=str(error),
         )
-        if trainer.is_global_zero:
-            with suppress(Exception):  # the logger itself may be what failed; the warning has told it
-                publish_failure(str(error), trainer.loggers, step_of_loggers, self._monitor.name)
+        if self._publisher is not None:
+            self._publisher.publish_failure(str(error), step_of_loggers)
 
     def _warn(self, message: str, key: str | None = None) -> None:
         """Warns on the first process, once per cause, whatever the numbers in it."""
@@ -367,4 +444,4 @@ def _misconfiguration(title: str) -> Iterator[None]:
     try:
         yield
     except ConfigurationError as error:
-        raise MisconfigurationException(f"{title}: {error}") from error
+        raise in_both_packages(MisconfigurationException)(f"{title}: {error}") from error

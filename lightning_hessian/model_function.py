@@ -13,7 +13,7 @@ from torch.func import functional_call
 from lightning_hessian.errors import ConfigurationError
 
 ForwardFunction = Callable[[Any, Any], Any]
-OutputFunction = Callable[[Any], Tensor]
+OutputFunction = Callable[[Any], Any]  # a tensor; Any, so that a YAML file may name one without annotations
 Inputs = Tensor | dict[str, Any] | tuple[Any, ...]
 
 
@@ -63,15 +63,12 @@ class ModelFunction:
         Raises:
             ConfigurationError: ``wrt`` names neither an input nor a layer, or is needed and missing.
         """
-        if self._wrt is None:
-            if not isinstance(inputs, Tensor):
-                raise ConfigurationError(
-                    f"There are several inputs ({_names(inputs)}): say with wrt which one is differentiated."
-                )
-            return inputs, None
-        if not isinstance(inputs, Tensor) and self._wrt in _keys(inputs):
-            held: dict[Any, Any] = dict(inputs) if isinstance(inputs, dict) else dict(enumerate(inputs))
-            return held.pop(self._wrt), held
+        x = differentiated(inputs, self._wrt)
+        if x is not None:
+            if isinstance(inputs, Tensor):
+                return x, None
+            held = {key: inputs[key] for key in _keys(inputs) if key != self._wrt}
+            return x, held
         layers = dict(self._model.named_modules()) if isinstance(self._model, nn.Module) else {}
         if self._wrt not in layers:
             known = f"inputs: {_names(inputs)}; layers: {', '.join(list(layers)[1:12]) or 'none'}"
@@ -156,6 +153,21 @@ def _hooked(layer: nn.Module, change: Callable[[Any], Any]) -> Iterator[list[Any
         yield seen
     finally:
         handle.remove()
+
+
+def differentiated(inputs: Inputs, wrt: str | int | None) -> Tensor | None:
+    """The input that is the variable, or None where ``wrt`` does not name one: then it has to name a layer.
+
+    Raises:
+        ConfigurationError: there are several inputs, and no ``wrt``.
+    """
+    if wrt is None and not isinstance(inputs, Tensor):
+        raise ConfigurationError(
+            f"There are several inputs ({_names(inputs)}): say with wrt which one is differentiated."
+        )
+    if isinstance(inputs, Tensor):
+        return inputs if wrt is None else None
+    return inputs[wrt] if wrt in _keys(inputs) else None  # type: ignore[index]
 
 
 def _keys(inputs: Inputs) -> list[Any]:

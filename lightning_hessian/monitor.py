@@ -18,10 +18,10 @@ from lightning_hessian.curvature.progress import Progress, silent
 from lightning_hessian.curvature.spectrum import MethodName
 from lightning_hessian.drift import TopVectors, drift, top_vectors
 from lightning_hessian.errors import ConfigurationError, MeasurementError
-from lightning_hessian.model_function import ForwardFunction, OutputFunction
+from lightning_hessian.model_function import ForwardFunction, OutputFunction, differentiated
 from lightning_hessian.preparation import Model, Target, Task, check_input, prepared
 from lightning_hessian.probe import Probe
-from lightning_hessian.record import Record, make_record
+from lightning_hessian.record import Record, Stage, make_record
 from lightning_hessian.targets import TARGET_NAMES
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -56,7 +56,7 @@ class Monitor:
         class_names: names of all classes.
         forward_fn: ``(model, x) -> output``.
         output_fn: ``output -> [N, C]``.
-        wrt: name of the submodule whose output is the variable, in place of the input.
+        wrt: one of several inputs, or the name of the submodule whose output is the variable.
         name: tells this monitor's records and warnings from those of others.
 
     Raises:
@@ -71,7 +71,7 @@ class Monitor:
     class_names: tuple[str, ...] | None = None
     forward_fn: ForwardFunction | None = None
     output_fn: OutputFunction | None = None
-    wrt: str | None = None
+    wrt: str | int | None = None
     name: str | None = None
     state: RunState = field(default_factory=RunState, init=False)
 
@@ -98,8 +98,9 @@ class Monitor:
         Raises:
             ConfigurationError: labels are wanted and missing, or the input is not floating point.
         """
-        if self.wrt is None:
-            check_input(probe.x)
+        x = differentiated(probe.inputs, self.wrt)
+        if x is not None:
+            check_input(x)
         if self.classes == "label" and probe.labels is None:
             raise ConfigurationError(
                 "classes='label' needs integer labels [N], and the probe has none. Give classes as ints, "
@@ -107,7 +108,15 @@ class Monitor:
             )
 
     def measure(
-        self, model: Model, probe: Probe, *, step: int, logged_step: int, epoch: int, progress: Progress = silent
+        self,
+        model: Model,
+        probe: Probe,
+        *,
+        step: int,
+        logged_step: int,
+        epoch: int,
+        stage: Stage = "fit",
+        progress: Progress = silent,
     ) -> Record:
         """One measurement of ``model`` as it is now; ``progress`` is told how far it is.
 
@@ -115,13 +124,24 @@ class Monitor:
             ConfigurationError: the options do not fit the model.
             MeasurementError: no number was found that may be shown; the message says why.
         """
+        try:
+            return self._measure(model, probe, progress, step=step, logged_step=logged_step, epoch=epoch, stage=stage)
+        except (ConfigurationError, MeasurementError):
+            raise
+        except Exception as error:  # a user's model may fail in any way
+            raise MeasurementError(
+                f"Measuring failed ({type(error).__name__}: {error}). The probe has the shape {probe.shapes}: if the "
+                f"model does not take it as it is, give input_fn, forward_fn or another probe."
+            ) from error
+
+    def _measure(self, model: Model, probe: Probe, progress: Progress, **when: Any) -> Record:
         self.state.target = self.state.target or self._choose_target(model, probe)
         with self._prepared(model, probe, self.state.target) as task:
             if self.class_names and len(self.class_names) != task.num_outputs:
                 raise ConfigurationError(
                     f"class_names has {len(self.class_names)} names, and the model has {task.num_outputs} outputs."
                 )
-            num_matrices = min(self.heatmap_samples, len(probe.x))
+            num_matrices = min(self.heatmap_samples, len(probe))
             measurement = measure(
                 task.problems,
                 task.target_name,
@@ -137,9 +157,7 @@ class Monitor:
         record = make_record(
             measurement,
             name=self.name,
-            step=step,
-            logged_step=logged_step,
-            epoch=epoch,
+            **when,
             x=task.problems.x,
             labels=probe.labels,
             predicted=task.predicted,
@@ -156,7 +174,7 @@ class Monitor:
         classes: Any = probe.labels if self.classes == "label" else self.classes
         functions = {"forward_fn": self.forward_fn, "output_fn": self.output_fn, "wrt": self.wrt}
         how = {**functions, "dtype": DTYPES[self.dtype], "max_memory": self.options.max_memory}
-        return prepared(model, probe.x, classes, target, **how)  # type: ignore[arg-type]
+        return prepared(model, probe.inputs, classes, target, **how)  # type: ignore[arg-type]
 
     def _choose_target(self, model: Model, probe: Probe) -> Target:
         """``"logit"``, unless the network is piecewise linear and has several outputs: then ``"prob"``."""

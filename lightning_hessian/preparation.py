@@ -58,7 +58,7 @@ def prepared(
     """
     network = ModelFunction(model, forward_fn, output_fn, wrt)
     tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    _check_lengths(tensors)
+    check_lengths(tensors)
     if wrt is None and isinstance(inputs, Tensor):
         check_input(inputs)
     device = network.device or tensors[0].device
@@ -99,7 +99,12 @@ def _moved(inputs: Any, device: torch.device, dtype: torch.dtype) -> Any:
     )
 
 
-def _check_lengths(tensors: list[Tensor]) -> None:
+def check_lengths(tensors: list[Tensor]) -> None:
+    """Tells whether all inputs have one row per sample.
+
+    Raises:
+        ConfigurationError: they do not.
+    """
     lengths = {len(t) if t.dim() else 0 for t in tensors}
     if len(lengths) != 1:
         raise ConfigurationError(

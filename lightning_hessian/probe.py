@@ -3,28 +3,53 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.isolation import frozen_random_streams
+from lightning_hessian.model_function import Inputs
+from lightning_hessian.preparation import check_lengths
 
 LARGEST_COPY = 2**30  # bytes of a dataset held in memory that may be copied for a moment
+LABEL_NAMES = ("labels", "label")  # of batches that are dicts: transformers' own, and the common one
 
 InputFunction = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
 class Probe:
-    """The fixed held-out samples ``x [N, *shape]``, on the CPU, and their labels ``[N]`` where known."""
+    """The fixed held-out samples, on the CPU.
 
-    x: Tensor
+    Attributes:
+        inputs: what the model takes: one tensor ``[N, *shape]``, or a dict or tuple of tensors ``[N, ...]``.
+        labels: integer ``[N]``, where known.
+    """
+
+    inputs: Inputs
     labels: Tensor | None
+
+    def __len__(self) -> int:
+        """N, the number of samples."""
+        return len(tree_leaves(self.inputs)[0])
+
+    @property
+    def shapes(self) -> str:
+        """The shapes of the inputs, in words."""
+        return str(tree_map(lambda t: [*t.shape], self.inputs))
+
+
+def probe_from(source: Any, *how: Any) -> Probe:
+    """A probe from a map-style dataset or a batch; ``how`` as for ``probe_from_batch``."""
+    is_batch = isinstance(source, (Tensor, list, tuple, Mapping)) or not hasattr(source, "__getitem__")
+    return (probe_from_batch if is_batch else probe_from_dataset)(source, *how)
 
 
 def probe_from_batch(
@@ -32,27 +57,32 @@ def probe_from_batch(
     num_samples: int,
     sample_indices: Sequence[int] | None = None,
     input_fn: InputFunction | None = None,
+    wrt: str | int | None = None,
 ) -> Probe:
     """The first ``num_samples`` of a batch, or those at ``sample_indices``, copied to the CPU.
 
     Args:
-        batch: a tensor, ``(x, labels, ...)``, or anything that ``input_fn`` understands.
+        batch: a tensor, ``(x, labels, ...)``, a dict in which x cannot be mistaken, or anything that ``input_fn``
+            understands.
         num_samples: how many samples to take; all of them if the batch has fewer.
         sample_indices: positions in the batch, in place of the first ones.
-        input_fn: ``batch -> x`` or ``batch -> (x, labels)``.
+        input_fn: ``batch -> x`` or ``batch -> (x, labels)``; x may be a dict or tuple of tensors.
+        wrt: the name of one of several inputs: then all tensors of a dict but its labels are inputs.
 
     Raises:
         ConfigurationError: x cannot be found in the batch, or an index is out of range.
     """
-    x, labels = _split(batch if input_fn is None else input_fn(batch), guess=input_fn is None)
-    if sample_indices is not None and not all(0 <= i < len(x) for i in sample_indices):
+    inputs, labels = _found(batch, wrt) if input_fn is None else _split(input_fn(batch), "(from input_fn)")
+    size = len(tree_leaves(inputs)[0])
+    if sample_indices is not None and not all(0 <= i < size for i in sample_indices):
         raise ConfigurationError(
-            f"sample_indices={list(sample_indices)} is out of range: there are {len(x)} samples to choose from."
+            f"sample_indices={list(sample_indices)} is out of range: there are {size} samples to choose from."
         )
     if sample_indices is not None and len(sample_indices) == 0:
         raise ConfigurationError("sample_indices=[] chooses no sample: give at least one, or None for the first ones.")
-    chosen = list(range(min(num_samples, len(x)))) if sample_indices is None else list(sample_indices)
-    return Probe(_keep(x, chosen), None if labels is None else _keep(labels, chosen))
+    chosen = list(range(min(num_samples, size))) if sample_indices is None else list(sample_indices)
+    with torch.inference_mode(False):  # an inference tensor could not be differentiated
+        return Probe(*tree_map_only(Tensor, lambda t: t.detach()[chosen].to("cpu", copy=True), (inputs, labels)))
 
 
 def probe_from_dataset(
@@ -60,6 +90,7 @@ def probe_from_dataset(
     num_samples: int,
     sample_indices: Sequence[int] | None = None,
     input_fn: InputFunction | None = None,
+    wrt: str | int | None = None,
 ) -> Probe:
     """The first samples of a map-style dataset, or those at ``sample_indices``; no random stream is drawn from."""
     if not hasattr(dataset, "__len__"):
@@ -70,7 +101,7 @@ def probe_from_dataset(
         raise ConfigurationError(f"sample_indices={chosen} is out of range: the dataset has {size} samples.")
     with frozen_random_streams():
         batch = default_collate([dataset[i] for i in chosen])
-    return probe_from_batch(batch, len(chosen), None, input_fn)
+    return probe_from_batch(batch, len(chosen), None, input_fn, wrt)
 
 
 def first_batch(loader: Any) -> Any | None:
@@ -105,21 +136,40 @@ def _arrays(value: object, depth: int = 4) -> Iterable[Tensor | np.ndarray[Any, 
             yield from _arrays(part, depth - 1)
 
 
-def _split(batch: Any, *, guess: bool) -> tuple[Tensor, Tensor | None]:
-    parts = tuple(batch) if isinstance(batch, (list, tuple)) else (batch,)
-    if not parts or not isinstance(parts[0], Tensor) or parts[0].dim() < 2:
-        got = f"{type(batch).__name__} with {type(parts[0]).__name__}" if parts else "an empty batch"
-        if isinstance(batch, dict):
-            got = f"dict with the keys {list(batch)}"
-        advice = "Give input_fn, which takes a batch and gives x [N, *shape] or (x, labels)"
-        raise ConfigurationError(
-            f"The input was not found in {got}{'' if guess else ' (from input_fn)'}. {advice}, for example "
-            f"input_fn=lambda batch: (batch['image'], batch['label'])."
-        )
-    x, labels = parts[0], parts[1] if len(parts) > 1 else None
-    is_labels = isinstance(labels, Tensor) and labels.shape == (len(x),) and not labels.is_floating_point()
-    return x, labels if is_labels else None
+def _found(batch: Any, wrt: str | int | None) -> tuple[Inputs, Tensor | None]:
+    """Inputs and labels of a batch; in a dict, only what cannot be mistaken."""
+    if not isinstance(batch, Mapping):
+        return _split(batch)
+    tensors = {name: t for name, t in batch.items() if isinstance(t, Tensor) and name not in LABEL_NAMES}
+    labels = next((batch[name] for name in LABEL_NAMES if name in batch), None)
+    if wrt in tensors:
+        return _split((tensors, labels))
+    large = [t for t in tensors.values() if t.dim() >= 2]
+    if len(large) != 1 or (wrt is None and not large[0].is_floating_point()):
+        raise _not_found(batch)
+    return _split((large[0], labels))
 
 
-def _keep(values: Tensor, chosen: list[int]) -> Tensor:
-    return values.detach()[chosen].to("cpu", copy=True)
+def _split(batch: Any, source: str = "") -> tuple[Inputs, Tensor | None]:
+    """``x``, ``(x,)`` or ``(x, labels, ...)`` as inputs and labels."""
+    first, labels, *_ = (*batch, None, None) if isinstance(batch, (list, tuple)) else (batch, None)
+    inputs = dict(first) if isinstance(first, Mapping) else tuple(first) if isinstance(first, list) else first
+    several = isinstance(inputs, (dict, tuple))
+    parts: list[Any] = [*inputs.values()] if isinstance(inputs, dict) else [*inputs] if several else [inputs]
+    if not parts or not all(isinstance(t, Tensor) and t.dim() >= (1 if several else 2) for t in parts):
+        raise _not_found(batch, source)
+    check_lengths(parts)
+    is_labels = isinstance(labels, Tensor) and labels.shape == parts[0].shape[:1] and not labels.is_floating_point()
+    return inputs, labels if is_labels else None
+
+
+def _not_found(batch: Any, source: str = "") -> ConfigurationError:
+    first = next(iter(batch), None) if isinstance(batch, (list, tuple)) else batch
+    got = f"{type(batch).__name__} with {type(first).__name__}" if first is not None else "an empty batch"
+    if isinstance(batch, Mapping):
+        got = f"{type(batch).__name__} with the keys {list(batch)}"
+    return ConfigurationError(
+        f"The input was not found in {' '.join(filter(None, [got, source]))}. Give input_fn, which takes a batch and "
+        f"gives x [N, *shape] or (x, labels), for example input_fn=lambda batch: (batch['image'], batch['label']); "
+        f"for several inputs x is a dict or tuple of tensors, and wrt says which one is differentiated."
+    )

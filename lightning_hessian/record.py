@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lightning_hessian.curvature.measure import Measurement
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Stage = Literal["fit", "validate", "test"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -25,7 +26,8 @@ class Record:
         step: optimizer steps before the measurement (``trainer.global_step``).
         logged_step: the loggers' step, on the axis of Lightning's own curves.
         epoch: the epoch whose training made these weights, from 0 (Lightning's ``current_epoch``).
-        x: the probe ``[N, *shape]``.
+        stage: the method of the Trainer that was running: ``fit``, ``validate`` or ``test``.
+        x: the differentiated input at the probe, or the output of the layer that ``wrt`` names, ``[N, *shape]``.
         labels: ``[N]``, or None.
         predicted: ``[N]``, the class of the largest output.
         classes: ``[N, K]``.
@@ -55,6 +57,7 @@ class Record:
     step: int
     logged_step: int
     epoch: int
+    stage: Stage
     x: Array
     labels: Array | None
     predicted: Array
@@ -117,11 +120,16 @@ class Record:
     @property
     def moment(self) -> str:
         """When the measurement was made, in words."""
+        if self.stage != "fit":
+            return f"{self.stage}, after {self.step} optimizer steps"
         return "before training" if self.step == 0 else f"epoch {self.epoch}, after {self.step} optimizer steps"
 
     def slot(self, column: int) -> str:
-        """What tells one class column of this monitor from all others in tags: ``prob_class_3``, after the name."""
-        return self.tag(f"{self.target}_{self.columns[column]}")
+        """What tells one class column of this monitor from all others in tags: ``prob_class_3``, after the name.
+
+        A test's numbers, at other samples, are no points of the fit's curves: the stage is told, too.
+        """
+        return self.tag(f"{'' if self.stage == 'fit' else f'{self.stage}_'}{self.target}_{self.columns[column]}")
 
     def tag(self, text: str) -> str:
         """``text``, after the monitor's name where it has one."""

@@ -59,11 +59,13 @@ def record_folder(log_dir: str | os.PathLike[str], name: str | None) -> Path:
 def save_record(record: Record, log_dir: str | os.PathLike[str], session: Session | None = None) -> Path:
     """Writes ``<log_dir>/input_hessian/[<name>/]step_<step, 9 digits>.safetensors``, whole or not at all.
 
-    A file of an earlier session with the same step is kept, as ``step_<step>.before_<session>.safetensors``.
+    Outside a fit, the stage is added to the name: ``step_000000008_test.safetensors``. A fit's file of an earlier
+    session with the same step is kept, as ``step_<step>.before_<session>.safetensors``.
     """
     folder = record_folder(log_dir, record.name)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step_{record.step:09d}.safetensors"
+    stage = "" if record.stage == "fit" else f"_{record.stage}"
+    path = folder / f"step_{record.step:09d}{stage}.safetensors"
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -114,7 +116,10 @@ def load_records(log_dir: str | os.PathLike[str], name: str | None = None) -> li
     paths = sorted(folder.glob("step_*.safetensors"))
     if not paths:
         raise FileNotFoundError(_where_else(Path(log_dir), folder))
-    return [_load(path) for path in present({path: _written(path) for path in paths})]
+    written = {path: _written(path) for path in paths}
+    fits = {path: (step, session) for path, (step, stage, session) in written.items() if stage == "fit"}
+    alone = [path for path, (_, stage, _) in written.items() if stage != "fit"]
+    return [_load(path) for path in sorted([*present(fits), *alone], key=lambda path: written[path][0])]
 
 
 def present(written: Mapping[Path, tuple[int, Session]]) -> list[Path]:
@@ -140,9 +145,9 @@ def _where_else(log_dir: Path, folder: Path) -> str:
     )
 
 
-def _written(path: Path) -> tuple[int, Session]:
+def _written(path: Path) -> tuple[int, str, Session]:
     with _opened(path) as (_, meta):
-        return meta["step"], Session(**meta["session"])
+        return meta["step"], meta["stage"], Session(**meta["session"])
 
 
 def _load(path: Path) -> Record:

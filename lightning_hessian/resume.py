@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 from lightning_hessian.drift import TopVectors
 from lightning_hessian.errors import ConfigurationError, MeasurementError
@@ -65,7 +66,7 @@ def to_state(probe: Probe | None, run: RunState, schedule: Schedule, now: Settin
     return {
         "version": VERSION,
         "settings": asdict(now),
-        "probe": None if probe is None else {"x": probe.x, "labels": probe.labels},
+        "probe": None if probe is None else {"inputs": probe.inputs, "labels": probe.labels},
         "target": run.target if isinstance(run.target, str) else None,
         "method": run.method,
         "top": _packed(run.top),
@@ -147,10 +148,13 @@ def _probe(
 
 
 def _same(a: Probe, b: Probe | None) -> bool:
-    def equal(s: Tensor | None, t: Tensor | None) -> bool:
-        return s is t if s is None or t is None else s.dtype == t.dtype and torch.equal(s, t)
+    def equal(s: Tensor, t: Tensor) -> bool:
+        return s.dtype == t.dtype and torch.equal(s, t)
 
-    return b is not None and equal(a.x, b.x) and equal(a.labels, b.labels)
+    if b is None:
+        return False
+    (ours, form), (theirs, other) = (tree_flatten((probe.inputs, probe.labels)) for probe in (a, b))
+    return form == other and all(map(equal, ours, theirs))
 
 
 def _run_state(state: Mapping[str, Any], monitor: Monitor) -> RunState:
@@ -163,7 +167,7 @@ def at_restored(error: Exception, probe: Probe) -> Exception:
     if isinstance(error, (ConfigurationError, MeasurementError)):
         return error
     told = MeasurementError(
-        f"The model failed at the samples that came with the checkpoint, of shape {tuple(probe.x.shape)} "
+        f"The model failed at the samples that came with the checkpoint, of shape {probe.shapes} "
         f"({type(error).__name__}: {error}). If the shape of its input has changed, give probe=..."
     )
     told.__cause__ = error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 from lightning_hessian.errors import ConfigurationError
 
 TargetName = Literal["logit", "log_prob", "prob", "loss", "margin"]
-TargetFunction = Callable[[Tensor, Tensor], Tensor]
+TargetFunction = Callable[[Tensor, Tensor], Any]  # as for OutputFunction
 
 TARGET_NAMES: tuple[str, ...] = get_args(TargetName)
 

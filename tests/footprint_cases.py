@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import keystr, tree_flatten_with_path
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
-from training import digits, fit
+from training import digits, trainer_of
 
 # Networks, from [N, 1, 8, 8] to [N, 10]
 
@@ -315,7 +315,8 @@ def run(case: Case, folder: Path, *callbacks: Callback) -> dict[str, object]:
     loader = {"batch_size": 8, **case.loader}
     train = DataLoader(Augmented(digits(0, 24)), shuffle=True, **loader)
     held_out = DataLoader(Augmented(digits(64, 72)), **loader)
-    trainer = fit(folder, *others, *callbacks, model=model, loaders=[train, held_out], **case.trainer)
+    trainer = trainer_of(folder, *others, *callbacks, **case.trainer)
+    trainer.fit(model, train, held_out)
     return outcome(trainer, others)
 
 

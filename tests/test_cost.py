@@ -267,10 +267,10 @@ def test_a_monitor_keeps_nothing_but_its_probe(tmp_path, method):
     monitor = small_monitor(method=method)
     fit(tmp_path, monitor)
     kept = list(tensors_in(monitor))
-    assert any(t is monitor._probe.x for t in kept)  # the walk finds what there is
+    assert any(t is monitor._probe.inputs for t in kept)  # the walk finds what there is
     assert all(t.device.type == "cpu" and not t.requires_grad for t in kept)
     probe = monitor._probe
-    assert sum(t.nbytes for t in kept) == probe.x.nbytes + probe.labels.nbytes
+    assert sum(t.nbytes for t in kept) == probe.inputs.nbytes + probe.labels.nbytes
 
 
 class Wide(nn.Module):

@@ -1,6 +1,7 @@
 """The probe is had without disturbing anybody's loader, dataset or random stream."""
 
 import random
+from collections import UserDict
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def test_a_given_dataset_draws_from_no_global_stream():
     found = probe_from_dataset(TensorDataset(X, Y), 3)
     probe_from_dataset(Stateful(), 3)
     assert global_streams() == before
-    assert torch.equal(found.x, X[:3])
+    assert torch.equal(found.inputs, X[:3])
     assert found.labels.tolist() == [0, 1, 2]
 
 
@@ -94,7 +95,7 @@ def test_the_probe_is_a_copy():
     x = X.clone()
     found = probe_from_batch((x, Y), 4)
     x.zero_()
-    assert torch.equal(found.x, X[:4])
+    assert torch.equal(found.inputs, X[:4])
 
 
 def test_labels_are_integers_one_per_sample():
@@ -104,7 +105,21 @@ def test_labels_are_integers_one_per_sample():
     assert probe_from_batch(X, 2).labels is None
 
 
-@pytest.mark.parametrize("batch", [{"x": X}, (), [Y], "text", (Y, X)])
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {"x": X, "y": X},
+        {"x": X.byte()},
+        {"x": X, "mask": X.bool()},
+        {"labels": X},
+        {},
+        (),
+        [Y],
+        "text",
+        (Y, X),
+        ((), Y),
+    ],
+)
 def test_a_batch_that_nobody_can_guess(batch):
     with pytest.raises(ConfigurationError, match=r"input was not found in .* Give input_fn"):
         probe_from_batch(batch, 2)
@@ -113,3 +128,58 @@ def test_a_batch_that_nobody_can_guess(batch):
 def test_input_fn_must_give_a_batch():
     with pytest.raises(ConfigurationError, match=r"\(from input_fn\)"):
         probe_from_batch({"x": X}, 2, input_fn=lambda batch: "x")
+
+
+MASK, TOKENS = torch.ones(10, 4, dtype=torch.long), torch.arange(40).reshape(10, 4)
+
+
+@pytest.mark.parametrize("name", ["labels", "label"])
+def test_the_only_image_of_a_dict_is_found_with_its_labels(name):
+    found = probe_from_batch({"index": Y, "pixel_values": X, name: Y + 1, "path": ["a"] * 10}, 2)
+    assert torch.equal(found.inputs, X[:2])
+    assert found.labels.tolist() == [1, 2]
+    assert probe_from_batch(UserDict(image=X), 2).labels is None  # transformers' BatchEncoding is a UserDict
+
+
+def test_all_inputs_of_a_dict_are_found_where_wrt_names_one():
+    found = probe_from_batch({"image": X, "mask": MASK, "labels": Y}, 3, [4, 1], wrt="image")
+    assert list(found.inputs) == ["image", "mask"]
+    assert torch.equal(found.inputs["image"], X[[4, 1]])
+    assert torch.equal(found.inputs["mask"], MASK[[4, 1]])
+    assert found.labels.tolist() == [4, 1]
+    assert len(found) == 2
+    assert found.shapes == "{'image': [2, 1, 4, 4], 'mask': [2, 4]}"
+
+
+def test_the_only_tokens_of_a_dict_are_found_where_wrt_names_a_layer():
+    found = probe_from_batch({"input_ids": TOKENS, "labels": Y}, 2, wrt="embedding")
+    assert torch.equal(found.inputs, TOKENS[:2])
+
+
+@pytest.mark.parametrize(
+    ("returned", "inputs", "labels"),
+    [
+        (({"input_ids": TOKENS, "mask": MASK}, Y), {"input_ids": TOKENS[:2], "mask": MASK[:2]}, [0, 1]),
+        ({"input_ids": TOKENS, "mask": MASK}, {"input_ids": TOKENS[:2], "mask": MASK[:2]}, None),
+        (((X, MASK), Y), (X[:2], MASK[:2]), [0, 1]),
+        (([X, MASK], None), (X[:2], MASK[:2]), None),
+    ],
+)
+def test_an_input_fn_may_give_several_inputs(returned, inputs, labels):
+    found = probe_from_batch("anything", 2, input_fn=lambda batch: returned)
+    assert type(found.inputs) is type(inputs)
+    torch.testing.assert_close(found.inputs, inputs, rtol=0, atol=0)
+    assert (None if found.labels is None else found.labels.tolist()) == labels
+    assert len(found) == 2
+
+
+def test_several_inputs_have_one_row_per_sample():
+    with pytest.raises(ConfigurationError, match=r"first dimensions are \[3, 10\].*forward_fn"):
+        probe_from_batch(((X, X[:3]), Y), 2)
+
+
+def test_a_probe_taken_in_inference_mode_can_be_differentiated():
+    with torch.inference_mode():
+        found = probe_from_batch((X * 1, Y * 1), 2)
+    assert not found.inputs.is_inference()
+    assert not found.labels.is_inference()

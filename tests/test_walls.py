@@ -18,6 +18,8 @@ ALLOWED = {
     "lightning_hessian.record_files": {"safetensors"},
     "lightning_hessian.render.composite": {"matplotlib"},
     "lightning_hessian.writers.scalars": set(),
+    "lightning_hessian.writers.background": set(),
+    "lightning_hessian.writers.loggers": set(),
     "lightning_hessian.writers.publish": {"safetensors", "matplotlib"},
     "lightning_hessian.curvature.measure": {"torch"},
     "lightning_hessian.curvature.plan": {"torch"},

@@ -1,13 +1,12 @@
 """A small but real training run on scikit-learn's digits, for tests of the callback."""
 
-from collections import defaultdict
 from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from sklearn.datasets import load_digits
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import DEFAULT_SIZE_GUIDANCE, EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -79,45 +78,54 @@ def small_monitor(**arguments) -> InputHessianMonitor:
     return InputHessianMonitor(**{"classes": [2, 3], "num_samples": 2, "on_error": "raise", **arguments})
 
 
-def fit(
-    folder: Path,
-    *callbacks,
-    model: LightningModule | None = None,
-    train: Dataset | None = None,
-    held_out: Dataset | None = None,
-    loaders: list[DataLoader] | None = None,
-    logger=None,
-    ckpt_path: Path | None = None,
-    **trainer_arguments,
-) -> Trainer:
-    """Trains for two epochs of four batches, and gives the Trainer."""
-    torch.manual_seed(1)
-    model = Classifier() if model is None else model
-    trainer = Trainer(
+def quick_monitor(**arguments) -> InputHessianMonitor:
+    """A monitor of one class and without pictures: what is looked at here is when it measures."""
+    return small_monitor(**{"classes": [3], "heatmap_samples": 0, **arguments})
+
+
+def trainer_of(folder: Path, *callbacks, **arguments) -> Trainer:
+    """A quiet Trainer of two epochs that logs to TensorBoard."""
+    return Trainer(
         **{
             "max_epochs": 2,
             "accelerator": "cpu",
-            "logger": TensorBoardLogger(folder, name="", version="") if logger is None else logger,
+            "logger": TensorBoardLogger(folder, name="", version=""),
             "callbacks": list(callbacks),
             "enable_progress_bar": False,
             "enable_model_summary": False,
             "enable_checkpointing": False,
             "log_every_n_steps": 1,
             "default_root_dir": folder,
-            **trainer_arguments,
+            **arguments,
         }
     )
-    if loaders is None:
-        loaders = [DataLoader(digits() if train is None else train, batch_size=16, shuffle=True)]
-        if held_out is not False:
-            loaders.append(DataLoader(digits(64, 96) if held_out is None else held_out, batch_size=16))
-    trainer.fit(model, *loaders, ckpt_path=ckpt_path)
+
+
+def fit(
+    folder: Path,
+    *callbacks,
+    model: LightningModule | None = None,
+    train: Dataset | None = None,
+    held_out: Dataset | None = None,
+    loaders=None,
+    shuffle: bool = True,
+    ckpt_path: Path | None = None,
+    **trainer_arguments,
+) -> Trainer:
+    """Trains for two epochs of four batches, and gives the Trainer. ``loaders``: several, in place of ``held_out``."""
+    torch.manual_seed(1)
+    model = Classifier() if model is None else model
+    trainer = trainer_of(folder, *callbacks, **trainer_arguments)
+    if loaders is None and held_out is not False:
+        loaders = DataLoader(digits(64, 96) if held_out is None else held_out, batch_size=16)
+    train_loader = DataLoader(digits() if train is None else train, batch_size=16, shuffle=shuffle)
+    trainer.fit(model, train_loader, loaders, ckpt_path=ckpt_path)
     return trainer
 
 
 def events(folder: Path) -> EventAccumulator:
-    """What TensorBoard's own reader finds in the event file."""
-    return EventAccumulator(str(folder), size_guidance=defaultdict(int)).Reload()
+    """What TensorBoard's own reader finds in the event file, every step of it."""
+    return EventAccumulator(str(folder), size_guidance=dict.fromkeys(DEFAULT_SIZE_GUIDANCE, 0)).Reload()
 
 
 def scalar(folder: Path, tag: str) -> dict[int, float]:

@@ -1,1 +1,1 @@
-"""From a record to what loggers take: scalars for any logger, the rest for TensorBoard."""
+"""From a record to files and to what loggers take: scalars for any, pictures for some, the rest for TensorBoard."""

@@ -19,16 +19,39 @@ BIN_EDGES = np.linspace(-20, 20, NUM_BINS + 1)  # |λ| up to 1e8
 _layouts: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()  # what each writer was given so far
 
 
-def write_tensorboard(writer: Any, record: Record) -> None:
-    """Writes histograms, composite pictures and the text of ``record`` through a ``SummaryWriter``."""
-    for column in range(len(record.columns)):
-        slot = record.slot(column)
-        if record.complete or record.density_nodes is not None or record.hessian is not None:
-            _write_histogram(writer, f"hessian_spectrum_signed_log10/{slot}", record, column)
-        if record.hessian is not None and len(record.hessian):
-            image = to_image(composite(record, column))
-            writer.add_image(f"hessian/{slot}", image, record.logged_step, dataformats="HWC")
-    writer.add_text(diagnosis_tag(record.name), diagnosis_text(record), record.logged_step)
+Histogram = dict[str, Any]  # the arguments of SummaryWriter.add_histogram_raw
+
+
+def histograms(record: Record) -> dict[str, Histogram]:
+    """The spectrum of each class on a signed logarithmic axis, by tag; none where only the ends are known."""
+    if not (record.complete or record.density_nodes is not None or record.hessian is not None):
+        return {}
+    columns = range(len(record.columns))
+    return {f"hessian_spectrum_signed_log10/{record.slot(c)}": _histogram(record, c) for c in columns}
+
+
+def draw(record: Record) -> dict[str, Array]:
+    """The composite picture of each class ``[H, W, 3]``, by tag; none where no matrix was kept."""
+    if record.hessian is None or not len(record.hessian):
+        return {}
+    return {f"hessian/{record.slot(c)}": to_image(composite(record, c)) for c in range(len(record.columns))}
+
+
+def add_histograms(writer: Any, spectra: dict[str, Histogram], logged_step: int) -> None:
+    """Writes what ``histograms`` made through a ``SummaryWriter``."""
+    for tag, values in spectra.items():
+        writer.add_histogram_raw(tag, **values, global_step=logged_step)
+
+
+def add_pictures(writer: Any, pictures: dict[str, Array], logged_step: int) -> None:
+    """Writes what ``draw`` made."""
+    for tag, image in pictures.items():
+        writer.add_image(tag, image, logged_step, dataformats="HWC")
+
+
+def add_text(writer: Any, tag: str, words: str, logged_step: int) -> None:
+    """Writes words in markdown."""
+    writer.add_text(tag, words, logged_step)
 
 
 def diagnosis_tag(name: str | None) -> str:
@@ -36,7 +59,7 @@ def diagnosis_tag(name: str | None) -> str:
     return "hessian_diagnosis" if name is None else f"hessian_diagnosis/{name}"
 
 
-def write_layout(writer: Any, record: Record) -> None:
+def add_layout(writer: Any, record: Record) -> None:
     """Lays out a margin chart (mean, 10th to 90th percentile over samples) per metric and class; once a run.
 
     TensorBoard knows one layout of a run, the last: it has to hold the charts of the monitors before, too.
@@ -95,21 +118,19 @@ def _is_estimated(record: Record) -> bool:
     return not record.complete and record.density_nodes is not None
 
 
-def _write_histogram(writer: Any, tag: str, record: Record, column: int) -> None:
+def _histogram(record: Record, column: int) -> Histogram:
     nodes, counts = eigenvalue_counts(record, column)
     eigenvalues, counts = nodes.ravel(), counts.ravel() / len(nodes)
     values = _placed(eigenvalues[counts > 0])
-    writer.add_histogram_raw(
-        tag,
-        min=float(values.min()),
-        max=float(values.max()),
-        num=float(counts.sum()),
-        sum=float((values * counts[counts > 0]).sum()),
-        sum_squares=float((np.square(values) * counts[counts > 0]).sum()),
-        bucket_limits=BIN_EDGES[1:].tolist(),
-        bucket_counts=binned(eigenvalues, counts).tolist(),
-        global_step=record.logged_step,
-    )
+    return {
+        "min": float(values.min()),
+        "max": float(values.max()),
+        "num": float(counts.sum()),
+        "sum": float((values * counts[counts > 0]).sum()),
+        "sum_squares": float((np.square(values) * counts[counts > 0]).sum()),
+        "bucket_limits": BIN_EDGES[1:].tolist(),
+        "bucket_counts": binned(eigenvalues, counts).tolist(),
+    }
 
 
 def _about_histogram(record: Record) -> str:

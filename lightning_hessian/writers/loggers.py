@@ -1,0 +1,39 @@
+"""What a Trainer's loggers can take. They are told by their class names: imports no logger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lightning_hessian.record import Array
+
+
+def tensorboard_loggers(loggers: Sequence[Any]) -> list[Any]:
+    """The TensorBoard loggers, of ``lightning`` and ``pytorch_lightning`` alike (two class trees)."""
+    return [logger for logger in loggers if "TensorBoardLogger" in _names(logger)]
+
+
+def picture_loggers(loggers: Sequence[Any]) -> list[Any]:
+    """The other loggers that have a public way to take a picture."""
+    return [logger for logger in loggers if _names(logger) & set(_GIVE)]
+
+
+def give_picture(logger: Any, tag: str, image: Array, step: int) -> None:
+    """Hands one of ``picture_loggers`` a picture ``[H, W, 3]`` of uint8; on the training thread, as its scalars are."""
+    (name,) = _names(logger) & set(_GIVE)
+    _GIVE[name](logger, tag, image, step)
+
+
+def _give_wandb(logger: Any, tag: str, image: Array, step: int) -> None:
+    logger.log_image(tag, [image], step=step)
+
+
+def _give_mlflow(logger: Any, tag: str, image: Array, step: int) -> None:
+    logger.experiment.log_image(logger.run_id, image, key=tag, step=step)
+
+
+_GIVE: dict[str, Callable[[Any, str, Array, int], None]] = {"WandbLogger": _give_wandb, "MLFlowLogger": _give_mlflow}
+
+
+def _names(logger: Any) -> set[str]:
+    return {c.__name__ for c in type(logger).__mro__}
