@@ -100,7 +100,8 @@ class ModelFunction:
     def _run(self, inputs: Inputs, dtype: torch.dtype) -> Any:
         if self._caller is None:
             return self._forward_fn(self._model, inputs)
-        return functional_call(self._caller, self._cast_tensors(dtype), (inputs,))
+        with _told_dtype(self._caller, dtype):
+            return functional_call(self._caller, self._cast_tensors(dtype), (inputs,))
 
     def _cast_tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
         assert self._caller is not None
@@ -124,6 +125,19 @@ class _Caller(nn.Module):
 
     def forward(self, inputs: Inputs) -> Any:
         return self.call(self.module, inputs)
+
+
+@contextmanager
+def _told_dtype(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Lets ``x.to(self.dtype)`` in a LightningModule follow its parameters: that dtype is noted, not looked up."""
+    noted = [(module, vars(module)["_dtype"]) for module in model.modules() if "_dtype" in vars(module)]
+    for module, _ in noted:
+        module.__dict__["_dtype"] = dtype
+    try:
+        yield
+    finally:
+        for module, before in noted:
+            module.__dict__["_dtype"] = before
 
 
 def _call(model: Any, inputs: Inputs) -> Any:

@@ -234,9 +234,7 @@ class Monitor:
             return task, on_cpu(part)
 
     def _record(self, probe: Probe, task: Task, measurement: Measurement, when: Mapping[str, Any]) -> Record:
-        diagnosis = measurement.spectrum.diagnosis
-        if not diagnosis.trusted:
-            raise MeasurementError(f"The input-Hessian is not to be trusted. {diagnosis.message}")
+        _check_trusted(measurement.spectrum.diagnosis)
         if measurement.plan.lasts:
             self.state.method = measurement.plan.method
         record = make_record(
@@ -288,7 +286,9 @@ class Monitor:
         if self.target != "auto":
             return self.target
         with self._prepared(model, probe, "logit", tensors) as task:
-            network = diagnose_finite(task.problems, self.options).network
+            diagnosis = diagnose_finite(task.problems, self.options)
+        _check_trusted(diagnosis)
+        network = diagnosis.network
         if network not in ("linear", "piecewise_linear") or task.num_outputs == 1:
             return "logit"
         warnings.warn(
@@ -328,6 +328,11 @@ def _in_words(probe: Probe) -> Iterator[None]:
             f"Measuring failed ({type(error).__name__}: {error}). The probe has the shape {probe.shapes}: if the "
             f"model does not take it as it is, give input_fn, forward_fn or another probe."
         ) from error
+
+
+def _check_trusted(diagnosis: Diagnosis) -> None:
+    if not diagnosis.trusted:
+        raise MeasurementError(f"The input-Hessian is not to be trusted. {diagnosis.message}")
 
 
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ import torch.utils._pytree as pytree
 
 from lightning_hessian.distribution import Ranks
 from lightning_hessian.errors import ConfigurationError
-from lightning_hessian.isolation import frozen_random_streams
+from lightning_hessian.isolation import frozen_random_streams, preserved
 from lightning_hessian.probe import first_batch
 from lightning_hessian.schedule import Place
 from lightning_hessian.writers.loggers import tensorboard_loggers
@@ -114,7 +114,7 @@ def first_validation_batch(trainer: Any, pl_module: Any, wanted: int) -> Any | N
     # It goes the way of every validation batch; the user's hooks may look at the trainer's stage.
     trainer.validating = True
     try:
-        with frozen_random_streams(trainer.strategy.root_device):
+        with frozen_random_streams(trainer.strategy.root_device), preserved(pl_module):
             batch = trainer.precision_plugin.convert_input(batch)
             batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=index)
             batch = trainer.strategy.batch_to_device(batch, dataloader_idx=index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
@@ -176,7 +177,8 @@ class Visits:
             self.warn(f"{error} The run goes on.", key=error.cause)
 
     def warn(self, message: str, key: str | None = None) -> None:
-        """Warns on the first process, once per cause."""
-        if (key or message) not in self._warned:
-            self._warned.add(key or message)
+        """Warns on the first process, once per cause, whatever the numbers in it."""
+        cause = re.sub(r"\d+(\.\d+)?(e[-+]\d+)?", "#", key or message)
+        if cause not in self._warned:
+            self._warned.add(cause)
             self._tell_warning(f"{self._monitor.title}: {message}")

@@ -307,8 +307,8 @@ def _with_exact_errors(parts: dict[str, Tensor]) -> dict[str, Tensor]:
 def with_asymmetry(diagnosis: Diagnosis, asymmetry: Tensor, dtype: torch.dtype) -> Diagnosis:
     """The diagnosis, and that it is not to be trusted where a Hessian was far from symmetric."""
     worst = float(asymmetry.max())
-    if worst <= ASYMMETRY_TOLERANCE[dtype]:
-        return diagnosis
+    if not diagnosis.trusted or worst <= ASYMMETRY_TOLERANCE[dtype]:
+        return diagnosis  # where the cause is known, rounding is not it
     finding = (
         f"A Hessian is asymmetric by {worst:.1e} of its norm: in {str(dtype).removeprefix('torch.')} it is "
         f"lost in rounding. Measure in float64."
