@@ -76,7 +76,7 @@ def assert_same(record, expected, tolerance=2e-5):
         ("float64", nn.GELU, {"heatmap_samples": 2, "dtype": "float64", "classes": "predicted"}),
     ],
 )
-@pytest.mark.filterwarnings("ignore:The network is piecewise linear")
+@pytest.mark.filterwarnings("ignore:the network is piecewise linear")
 def test_three_samples_on_two_ranks_are_those_of_one_process(folder, scenario, activation, arguments):
     first, second = left(folder, scenario)
     assert first["error"] is second["error"] is None
@@ -168,8 +168,8 @@ def test_a_failure_that_ends_the_run_is_the_same_on_all_ranks(folder, scenario, 
 def test_a_failure_in_writing_reaches_all(folder):
     first, second = left(folder, "unwritable")
     assert first["error"] is second["error"] is None
-    assert any(f"On rank 0 of 2: OSError: {BROKEN}" in w for w in first["warnings"])
-    assert not any(k.startswith("hessian") for k in second["metrics"])
+    assert any(f"failed. OSError: {BROKEN}" in w for w in first["warnings"])
+    assert any(k.startswith("hessian") for k in second["metrics"])  # what was measured is known all the same
 
 
 def test_a_rank_without_a_probe_measures_that_of_the_first(folder):
