@@ -36,6 +36,8 @@ ALLOWED = {
     "lightning_hessian.functional": {"torch"},
     "lightning_hessian.monitor": {"torch"},
     "lightning_hessian.resume": {"torch"},
+    "lightning_hessian.distribution": {"torch"},
+    "lightning_hessian.curvature.join": {"torch"},
     "lightning_hessian.trainer_facts": {"torch", "safetensors", "matplotlib"},
 }
 
@@ -45,6 +47,8 @@ NEIGHBOURS = {
     "lightning_hessian.curvature.plan": {"curvature"},
     "lightning_hessian.schedule": set(),
     "lightning_hessian.progress": set(),
+    "lightning_hessian.curvature.join": {"curvature"},
+    "lightning_hessian.distribution": {"curvature"},
     "lightning_hessian.targets": set(),
     "lightning_hessian.model_function": set(),
     "lightning_hessian.isolation": {"keeper"},
