@@ -46,17 +46,30 @@ NUM_BINS = 64
 BIN_EDGES = np.linspace(-20, 20, NUM_BINS + 1)  # of sign(λ) · max(0, log10 |λ| + 12); |λ| up to 1e8
 
 TOLD = (
-    *("step", "logged_step", "epoch", "moment", "target", "columns", "class_names", "diagnosis", "network", "message"),
+    *(
+        "name",
+        "step",
+        "logged_step",
+        "epoch",
+        "stage",
+        "moment",
+        "target",
+        "columns",
+        "class_names",
+        "diagnosis",
+        "network",
+        "message",
+    ),
     *("method", "reason", "engine", "seconds", "num_hvps", "complete"),
 )
 
 
-def tag_of(name: str = "") -> str:
+def tag_of(name: str | None) -> str:
     """The tag of a monitor's measurements."""
     return f"{PLUGIN_NAME}/{name}" if name else PLUGIN_NAME
 
 
-def pack_summary(record: Record, name: str = "") -> bytes:
+def pack_summary(record: Record) -> bytes:
     """What the event of ``record`` holds."""
     arrays = {metric: getattr(record, metric).astype(np.float32) for metric in METRICS}
     arrays |= {"classes": record.classes.astype(np.int32), "predicted": record.predicted.astype(np.int32)}
@@ -70,7 +83,6 @@ def pack_summary(record: Record, name: str = "") -> bytes:
     kept = [] if record.hessian is None else list(range(len(record.hessian)))
     meta: dict[str, Any] = {
         "layout": LAYOUT_VERSION,
-        "name": name,
         **{field: getattr(record, field) for field in TOLD},
         "num_inputs": record.gradient.shape[-1],
         "shape": list(record.x.shape[1:]),

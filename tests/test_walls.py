@@ -21,6 +21,9 @@ ALLOWED = {
     "lightning_hessian.writers.background": set(),
     "lightning_hessian.writers.loggers": set(),
     "lightning_hessian.writers.publish": {"safetensors", "matplotlib"},
+    "lightning_hessian.layout": {"safetensors"},
+    "lightning_hessian.tensorboard_plugin.loader": {"tensorboard"},
+    "lightning_hessian.tensorboard_plugin.plugin": {"tensorboard", "safetensors"},
     "lightning_hessian.curvature.measure": {"torch"},
     "lightning_hessian.curvature.plan": {"torch"},
     "lightning_hessian.curvature.diagnosis": {"torch"},
@@ -48,6 +51,8 @@ NEIGHBOURS = {
     "lightning_hessian.record_files": {"record"},
     "lightning_hessian.render.composite": {"record"},
     "lightning_hessian.writers.publish": {"record", "record_files", "render"},
+    "lightning_hessian.layout": {"record"},
+    "lightning_hessian.tensorboard_plugin.plugin": {"record", "layout"},
     "lightning_hessian.functional": {
         "curvature",
         "targets",

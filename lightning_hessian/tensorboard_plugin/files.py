@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,8 @@ from lightning_hessian.layout import PLUGIN_NAME
 from lightning_hessian.tensorboard_plugin.refusal import DamagedFile, Refused
 from lightning_hessian.tensorboard_plugin.safe_file import SafeFile
 
-NAME = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_.\- ]*")
+NAME = re.compile("[A-Za-z0-9_-]+")  # of a monitor
+STAGES = {"validate": "_validate", "test": "_test"}  # how the files of a measurement outside of a fit end
 ELSEWHERE = "Spectra and curves are in the event file and are shown all the same."
 
 
@@ -55,30 +55,24 @@ class RunFiles:
         )
 
     @contextmanager
-    def open(self, run: str, tag: str, step: int) -> Iterator[SafeFile]:
-        """The file of the measurement after ``step`` optimizer steps.
+    def open(self, run: str, tag: str, step: int, stage: object = "fit") -> Iterator[SafeFile]:
+        """The file of the measurement after ``step`` optimizer steps, in a stage of the Trainer.
 
         Raises:
             Refused: there is none that may be read, or it is damaged.
         """
         folder = self._folder(run, tag)
-        path = Path(os.path.realpath(folder / f"step_{step:09d}.safetensors"))
-        missing = f"The file of step {step} is not beside the events of this run. {ELSEWHERE}"
-        if not path.is_relative_to(folder):
-            raise Refused(404, missing)
+        path = Path(os.path.realpath(folder / f"step_{step:09d}{STAGES.get(str(stage), '')}.safetensors"))
+        # only a regular file: a named pipe would wait for ever
+        if not path.is_relative_to(folder) or not path.is_file():
+            raise Refused(404, f"The file of step {step} is not beside the events of this run. {ELSEWHERE}")
         try:
-            # a named pipe would wait for ever without O_NONBLOCK
-            handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        except (OSError, ValueError) as error:
-            raise Refused(404, missing) from error
-        with os.fdopen(handle, "rb") as source:
-            facts = os.fstat(source.fileno())
-            if not stat.S_ISREG(facts.st_mode):
-                raise Refused(404, missing)
-            try:
-                yield SafeFile(source, facts.st_size)
-            except DamagedFile as error:
-                raise Refused(404, f"The file of step {step} is damaged: {error}.") from error
+            with path.open("rb") as source:
+                yield SafeFile(source, os.fstat(source.fileno()).st_size)
+        except DamagedFile as error:
+            raise Refused(404, f"The file of step {step} is damaged: {error}.") from error
+        except OSError as error:
+            raise Refused(404, f"The file of step {step} cannot be read: {error.strerror}. {ELSEWHERE}") from error
 
     def _folder(self, run: str, tag: str) -> Path:
         """The real folder of a tag's files, which lies in the run's, which lies in the logdir."""

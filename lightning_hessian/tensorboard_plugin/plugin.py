@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ class InputHessianPlugin(base_plugin.TBPlugin):  # type: ignore[misc] # TensorBo
 
     def _problem(self, request: wrappers.Request) -> wrappers.Response:
         problem = self._asked_problem(request)
-        with self._files.open(problem.run, problem.tag, problem.summary.meta["step"]) as file:
+        with self._opened(problem) as file:
             at = (problem.sample, problem.column)
             arrays = {"x": file.read("x", problem.sample)}
             arrays |= {name: file.read(name, *at) for name in ("gradient", "diagonal", "diagonal_error")}
@@ -132,13 +133,13 @@ class InputHessianPlugin(base_plugin.TBPlugin):  # type: ignore[misc] # TensorBo
     def _matrix(self, request: wrappers.Request) -> wrappers.Response:
         problem = self._asked_problem(request)
         size = number(request, "size", LARGEST_SIZE + 1, least=1, default=DEFAULT_SIZE)
-        with self._files.open(problem.run, problem.tag, problem.summary.meta["step"]) as file:
+        with self._opened(problem) as file:
             matrix = self._found(file, problem)
             return _binary(request, draw(matrix, size), {"matrix": matrix.source})
 
     def _row(self, request: wrappers.Request) -> wrappers.Response:
         problem = self._asked_problem(request)
-        with self._files.open(problem.run, problem.tag, problem.summary.meta["step"]) as file:
+        with self._opened(problem) as file:
             matrix = self._found(file, problem)
             index = number(request, "index", matrix.num_inputs)
             arrays = {"row": matrix.rows(index, index + 1)[0], "index": np.array(index, np.int32)}
@@ -151,6 +152,10 @@ class InputHessianPlugin(base_plugin.TBPlugin):  # type: ignore[misc] # TensorBo
     def _asked_problem(self, request: wrappers.Request) -> Problem:
         summary = self._asked_series(request).at(number(request, "step", ANY_STEP))
         return Problem(text(request, "run"), text(request, "tag"), summary, *_indices(request, summary))
+
+    def _opened(self, problem: Problem) -> AbstractContextManager[SafeFile]:
+        meta = problem.summary.meta
+        return self._files.open(problem.run, problem.tag, meta["step"], meta.get("stage"))
 
     def _find(self, file: SafeFile, problem: Problem) -> Matrix | str:
         """The problem's matrix, or why there is none."""

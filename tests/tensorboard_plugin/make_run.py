@@ -25,7 +25,7 @@ from lightning_hessian.curvature.plan import Options
 from lightning_hessian.layout import pack_summary
 from lightning_hessian.monitor import Monitor
 from lightning_hessian.probe import Probe
-from lightning_hessian.record import save_record
+from lightning_hessian.record_files import save_record
 from lightning_hessian.tensorboard_plugin.loader import InputHessianLoader
 from lightning_hessian.tensorboard_plugin.safe_file import SafeFile
 
