@@ -53,25 +53,32 @@ export async function start(root, source, { plotly, host = standalone() }) {
   function refresh() {
     bar.update();
     grid.hidden = !state.entry;
-    empty.hidden = Boolean(state.entry) || !error.hidden;
     if (state.entry) views.forEach((view) => view.refresh());
   }
 
   async function reload() {
     try {
       const catalog = await answers.runs();
-      error.hidden = true;
       const told = JSON.stringify(catalog);
-      if (told === last) return;
+      if (told === last) {
+        tellErrors();
+        return;
+      }
       last = told;
       answers.renew();
       views.forEach((view) => view.forget());
       state.setCatalog(catalog);
+      tellErrors();
     } catch (problem) {
-      error.hidden = false;
-      error.textContent = problem.message;
-      refresh();
+      tellErrors(problem.message);
     }
+  }
+
+  function tellErrors(...sentences) {
+    const told = [...sentences, ...state.unreadable];
+    error.hidden = !told.length;
+    error.textContent = told.join(" ");
+    empty.hidden = Boolean(state.entry || told.length);
   }
 
   state.listen(refresh);

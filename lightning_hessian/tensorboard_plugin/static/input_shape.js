@@ -84,10 +84,11 @@ function drawImage(canvas, values, shape, { kind, size, marks, channel, textColo
     ? colourImageOf(values, columns, rows, low, high)
     : imageOf(shape.spreadOut(values), columns, rows, low, high, kind);
   context.drawImage(image, 0, 0, width, height);
-  if (overlaid) {
+  const flat = kind === "signed" && largestMagnitude(values) === 0;
+  if (overlaid || flat) {
     context.fillStyle = textColour;
     context.textBaseline = "top";
-    context.fillText(`${short(low, 2)} to ${short(high, 2)} shown as 0 to 1`, 0, height + 6);
+    context.fillText(flat ? "exactly zero" : `${short(low, 2)} to ${short(high, 2)} shown as 0 to 1`, 0, height + 6);
   } else {
     lyingBar(context, 0, height + 4, width, low, high, kind, textColour);
   }

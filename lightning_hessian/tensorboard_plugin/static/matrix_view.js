@@ -7,7 +7,7 @@ import { niceTicks, short } from "./numbers.js";
 const LEFT = 52;
 const TOP = 8;
 const BOTTOM = 40;
-const RIGHT = 76;
+const RIGHT = 100;
 const SMALLEST_VIEW = 4; // entries across
 
 export class MatrixView {

@@ -33,25 +33,28 @@ export function spread(values) {
 // The histograms' own axis: a value lies at ±(12 + log10 |λ|), in bins of this width.
 const SMALLEST_DECADE = -12;
 const BIN_WIDTH = 40 / 64;
-const SHOWN_DECADES = 8;
+const SHOWN_DECADES = [2, 8]; // at least and at most
 const MIDDLE = 0.5; // half the width that is given to everything too close to zero
 
-// An axis that is logarithmic to both sides of zero and ends about `SHOWN_DECADES` below the largest magnitude, at an
-// edge of the histograms' bins. `place` puts a value on it, `placeOfBin` such an edge (null: inside the middle).
-export function signedLog(largest) {
+// An axis that is logarithmic to both sides of zero, from the smallest magnitude (but not too far below the largest) on;
+// what is nearer to zero is one place in the middle, which ends at an edge of the histograms' bins. `place` puts a value on it, `placeOfBin` such an edge (null: inside the middle).
+export function signedLog(smallest, largest) {
   const top = Math.log10(Math.max(largest, 1e-11)) - SMALLEST_DECADE;
-  const cut = BIN_WIDTH * Math.max(1, Math.ceil((top - SHOWN_DECADES) / BIN_WIDTH));
+  const wanted = Math.log10(largest / smallest) + 0.5;
+  const decades = Math.min(Math.max(wanted, SHOWN_DECADES[0]), SHOWN_DECADES[1]);
+  const cut = BIN_WIDTH * Math.max(1, Math.floor((top - decades) / BIN_WIDTH));
   const out = (sign, distance) => sign * (MIDDLE + distance - cut);
   const place = (value) => {
     const distance = Math.log10(Math.abs(value)) - SMALLEST_DECADE;
     return distance > cut ? out(Math.sign(value), distance) : 0;
   };
   const placeOfBin = (edge) => (Math.abs(edge) < cut - 1e-9 ? null : out(Math.sign(edge), Math.abs(edge)));
-  const smallest = Math.ceil(cut + SMALLEST_DECADE + 1);
+  const stride = decades > 5 ? 2 : 1;
+  const lowest = Math.ceil(cut + SMALLEST_DECADE + 0.2 * decades - 0.2); // clear of the words in the middle
   const largestDecade = Math.ceil(top + SMALLEST_DECADE);
   const values = [0];
   const text = [`|λ| ≤ ${short(10 ** (cut + SMALLEST_DECADE), 1)}`];
-  for (let decade = largestDecade; decade >= smallest; decade -= 2) {
+  for (let decade = largestDecade; decade >= lowest; decade -= stride) {
     values.push(out(1, decade - SMALLEST_DECADE), out(-1, decade - SMALLEST_DECADE));
     text.push(`10${superscript(decade)}`, `−10${superscript(decade)}`);
   }

@@ -3,10 +3,15 @@
 import { signedLog } from "./numbers.js";
 
 // The same axis at every step, so that nothing jumps while the steps play.
-export function axisFor({ arrays: { eigenvalues } }) {
-  let largest = 0;
-  for (const value of eigenvalues.data) if (Math.abs(value) > largest) largest = Math.abs(value);
-  return signedLog(largest);
+export function axisFor({ arrays: { eigenvalues, histogram } }) {
+  let [smallest, largest] = [Infinity, 0];
+  for (const value of eigenvalues.data) {
+    const size = Math.abs(value);
+    if (size > largest) largest = size;
+    if (size > 0 && size < smallest) smallest = size;
+  }
+  const between = histogram?.data.some(Number.isFinite); // then there is something between the listed ones and zero
+  return largest > 0 ? signedLog(between ? 0 : smallest, largest) : signedLog(1e-2, 1);
 }
 
 // The eigenvalues listed at one step: value, residual, whether it converged, and rank by |λ| from 1.

@@ -8,6 +8,7 @@ export class State {
 
   constructor(asked = {}) {
     this.catalog = [];
+    this.unreadable = []; // why the rest of the runs cannot be shown, in sentences
     this.hover = new Hover();
     this.#asked = { ...DEFAULTS, ...asked };
     this.#settle();
@@ -28,11 +29,10 @@ export class State {
 
   // Takes the answer to runs().
   setCatalog({ runs }) {
-    const several = runs.reduce((sum, { tags }) => sum + tags.length, 0) > 1;
-    this.catalog = runs.flatMap(({ run, tags }) =>
-      tags.map((tag) => ({ ...tag, run, id: JSON.stringify([run, tag.tag]), label: label(run, tag, several) })),
-    );
-    this.catalog.forEach((entry, index) => (entry.index = index));
+    const all = runs.flatMap(({ run, tags }) => tags.map((tag) => ({ ...tag, run, id: JSON.stringify([run, tag.tag]) })));
+    this.catalog = all.filter(({ error }) => !error);
+    this.unreadable = all.filter(({ error }) => error).map(({ error }) => error);
+    this.catalog.forEach((entry, index) => Object.assign(entry, { index, label: label(entry) }));
     this.#settle();
     this.#tell();
   }
@@ -124,9 +124,8 @@ function nearest(steps, step) {
   return best;
 }
 
-function label(run, { name, target }, several) {
-  const place = run === "." ? "this directory" : run;
-  return [place, name, several || name ? target : null].filter(Boolean).join(" · ");
+function label({ run, name, target }) {
+  return [run === "." ? "this directory" : run, name, target].filter(Boolean).join(" · ");
 }
 
 // The class looked at in one column, in words.

@@ -30,7 +30,7 @@ export function evolution({ state, source, charts }) {
     await charts.draw(frame.body, traces, {
       height: 380,
       xaxis: { title: { text: "step" } },
-      yaxis: { title: { text: "λ" }, tickvals: axis.ticks.values, ticktext: axis.ticks.text, range: [-axis.reach, axis.reach] },
+      yaxis: { title: { text: "λ", standoff: 14 }, tickvals: axis.ticks.values, ticktext: axis.ticks.text, range: [-axis.reach, axis.reach] },
       showlegend: false,
       shapes: [marker(state.step, charts.colour("accent"))],
     });
@@ -51,7 +51,7 @@ function image(steps, bars, some, charts) {
     z: some.map((_, bin) => bars.map((each) => (each ? counted(each[bin].count) : null))),
     text: some.map((_, bin) => bars.map((each) => (each ? short(each[bin].count) : "no histogram"))),
     hovertemplate: "step %{x}: %{text} eigenvalues here<extra></extra>",
-    colorscale: [[0, charts.colour("panel")], [0.15, charts.colour("density-low")], [1, charts.colour("density-high")]],
+    colorscale: [[0, charts.colour("panel")], [0.02, charts.colour("density-low")], [1, charts.colour("density-high")]],
     colorbar: { title: { text: "eigenvalues" }, thickness: 12, outlinewidth: 0, ...countTicks(most) },
   };
 }

@@ -10,13 +10,13 @@ import { columnTitle } from "../state.js";
 
 const DRAWN = 1024; // cells across at most; a larger matrix comes with several entries in a cell
 const SIDE = 500;
-const MAP = 230;
+const MAP = 300;
 
 export function hessian({ state, source, charts }) {
   const frame = panel(
     "hessian",
     "The Hessian, entry by entry",
-    "Red: positive, blue: negative. Wheel or drag a square to zoom, double-click to see all. Point at a pixel of the input: the map below it shows that pixel's row of the Hessian, that is, with which other pixels it interacts. Click to hold it.",
+    "Red: positive, blue: negative. Wheel or drag a square to zoom, double-click to see all. Point at a pixel of the input: the map beside it shows that pixel's row of the Hessian, that is, with which other pixels it interacts. Click to hold it.",
   );
   const heatmap = el("canvas", { className: "exact", "aria-label": "the Hessian as a heatmap", ...named("heatmap") });
   const readout = el("p", { className: "readout", ...named("heatmap-readout") });
@@ -65,7 +65,15 @@ export function hessian({ state, source, charts }) {
       shown: answer.arrays.matrix.shape[0],
       ...Object.fromEntries(["size", "block", "limit", "largest"].map((name) => [name, scalar(answer, name)])),
     };
-    shown = { problem, matrix, rows: new RowReader(source, where, matrix), shape: new InputShape(problem.meta.shape ?? entry.shape) };
+    const { size, block, values } = matrix;
+    const diagonal = block > 1 ? problem.arrays.diagonal.data : Float32Array.from({ length: size }, (_, i) => values[i * size + i]);
+    shown = {
+      problem,
+      matrix,
+      rows: new RowReader(source, where, matrix),
+      shape: new InputShape(problem.meta.shape ?? entry.shape),
+      start: largest(diagonal), // the row shown until one is pointed at
+    };
     frame.clear();
     frame.tell(inWords(entry, state, problem, matrix));
     channelChoice.hidden = !shown.shape.isColour;
@@ -79,7 +87,7 @@ export function hessian({ state, source, charts }) {
     if (!shown) return;
     const mine = shown;
     const { row: pointedRow, column, pinned } = state.hover;
-    const index = pointedRow ?? largest(mine.problem.arrays.diagonal.data);
+    const index = pointedRow ?? mine.start;
     view.mark(index, column);
     drawInput();
     let values;
@@ -102,7 +110,7 @@ export function hessian({ state, source, charts }) {
 
   function marks() {
     const { row: pointedRow, column } = state.hover;
-    const index = pointedRow ?? largest(shown.problem.arrays.diagonal.data);
+    const index = pointedRow ?? shown.start;
     const other = column === null ? [] : [{ index: column, colour: charts.colour("muted") }];
     return [...other, { index, colour: charts.colour("accent") }];
   }

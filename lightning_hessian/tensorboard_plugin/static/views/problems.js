@@ -98,7 +98,7 @@ function rowsOf(entry, { arrays, meta }) {
       trace: [arrays.trace.data[place], arrays.trace_error?.data[place] ?? 0, false],
       ...Object.fromEntries(plain.map((key) => [key, arrays[key].data[place]])),
       method: meta.method,
-      engine: meta.engine,
+      engine: meta.engine.replaceAll("_", " "),
       diagnosis: meta.diagnosis.replaceAll("_", " "),
     };
   });
