@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = {"torch", "lightning", "pytorch_lightning", "tensorboard", "matplotlib", "safetensors"}
+HEAVY = {"torch", "lightning", "pytorch_lightning", "tensorboard", "matplotlib", "safetensors", "pandas", "plotly"}
 
 ALLOWED = {
     "lightning_hessian": set(),
@@ -16,7 +16,11 @@ ALLOWED = {
     "lightning_hessian.drift": set(),
     "lightning_hessian.record": set(),
     "lightning_hessian.record_files": {"safetensors"},
+    "lightning_hessian.dataframe": {"safetensors"},
+    "lightning_hessian.report": {"safetensors", "plotly"},
+    "lightning_hessian.cli": {"safetensors", "plotly"},
     "lightning_hessian.render.composite": {"matplotlib"},
+    "lightning_hessian.render.figures": {"matplotlib"},
     "lightning_hessian.writers.scalars": set(),
     "lightning_hessian.writers.background": set(),
     "lightning_hessian.writers.loggers": set(),
@@ -50,6 +54,9 @@ NEIGHBOURS = {
     "lightning_hessian.record": set(),
     "lightning_hessian.record_files": {"record"},
     "lightning_hessian.render.composite": {"record"},
+    "lightning_hessian.render.figures": {"record"},
+    "lightning_hessian.dataframe": {"record", "layout"},
+    "lightning_hessian.report": {"record", "record_files", "layout", "report_data"},
     "lightning_hessian.writers.publish": {"record", "record_files", "render"},
     "lightning_hessian.layout": {"record"},
     "lightning_hessian.tensorboard_plugin.plugin": {"record", "layout"},
