@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,6 +65,21 @@ class Tab:
         self.root = self.page.frame_locator("iframe")
         self.settle()
 
+    def open_when_active(self, address: str) -> None:
+        """Opens the tab as soon as TensorBoard has read something for it."""
+        self.page.goto(address)
+        self.root = self.page.frame_locator("iframe")
+        expect(self.get("empty")).to_be_attached(timeout=PATIENCE_MS)
+
+    def reload_until(self, words: str) -> None:
+        """Presses TensorBoard's own reload button until the step's text ends with ``words``."""
+        until = time.monotonic() + PATIENCE_MS / 1000
+        while words not in (shown := self.get("step-text").text_content()):
+            assert time.monotonic() < until, shown
+            self.page.get_by_title("Reload data").or_(self.page.get_by_label("Reload data")).first.click()
+            self.page.wait_for_timeout(500)
+        self.settle()
+
     def open_page(self, path: Path) -> None:
         """Opens a page of its own as a file."""
         self.page.goto(path.as_uri())
@@ -77,6 +93,10 @@ class Tab:
         complaints, self.complaints, self.requests = self.complaints, [], []
         assert complaints == []
         assert away == []
+
+    def forgive(self, words: str) -> None:
+        """Drops the complaints that a test has provoked."""
+        self.complaints = [told for told in self.complaints if words not in told]
 
     def get(self, name: str):
         """The element of a test id."""
