@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load, save
 
-from lightning_hessian.record import Array, Record
+from lightning_hessian.histogram import problem_histograms
+from lightning_hessian.record import Array, Record, Stage
 
 PLUGIN_NAME = "input_hessian"
 LAYOUT_VERSION = 1
-META_KEY = "lightning_hessian"
+META = "lightning_hessian"  # under which the JSON lies in the metadata of a safetensors payload or file
+FOLDER = "input_hessian"  # of the records, beside the event file
 MAX_EIGENVALUES = 64  # of largest magnitude, per problem
 
 METRICS = {
@@ -41,10 +43,6 @@ METRICS = {
     "asymmetry": "asymmetry",
 }
 
-SMALLEST_DECADE = -12  # |λ| at or below 1e-12 is drawn at 0
-NUM_BINS = 64
-BIN_EDGES = np.linspace(-20, 20, NUM_BINS + 1)  # of sign(λ) · max(0, log10 |λ| + 12); |λ| up to 1e8
-
 TOLD = (
     *(
         "name",
@@ -64,9 +62,15 @@ TOLD = (
 )
 
 
-def tag_of(name: str | None) -> str:
-    """The tag of a monitor's measurements."""
-    return f"{PLUGIN_NAME}/{name}" if name else PLUGIN_NAME
+def tag(name: str | None, stage: Stage = "fit") -> str:
+    """The tag of a monitor's events: ``input_hessian[/NAME]``; outside a fit, ``input_hessian_test[/NAME]``."""
+    plugin = PLUGIN_NAME if stage == "fit" else f"{PLUGIN_NAME}_{stage}"
+    return plugin if name is None else f"{plugin}/{name}"
+
+
+def file_name(step: int, stage: Stage = "fit") -> str:
+    """The name of a record's file in ``input_hessian/[NAME/]``, by optimizer steps."""
+    return f"step_{step:09d}{'' if stage == 'fit' else f'_{stage}'}.safetensors"
 
 
 def pack_summary(record: Record) -> bytes:
@@ -78,8 +82,9 @@ def pack_summary(record: Record) -> bytes:
     listed = _largest(record.eigenvalues)
     for field, dtype in (("eigenvalues", np.float32), ("residuals", np.float32), ("converged", np.uint8)):
         arrays[field] = np.take_along_axis(getattr(record, field), listed, axis=-1).astype(dtype)
-    if record.density_nodes is not None and record.density_weights is not None:
-        arrays["histogram"] = _histogram(record.density_nodes, record.density_weights, record.gradient.shape[-1])
+    histogram = problem_histograms(record)
+    if histogram is not None:
+        arrays["histogram"] = histogram.astype(np.float32)
     kept = [] if record.hessian is None else list(range(len(record.hessian)))
     meta: dict[str, Any] = {
         "layout": LAYOUT_VERSION,
@@ -89,33 +94,20 @@ def pack_summary(record: Record) -> bytes:
         "dtype": str(record.gradient.dtype),
         "kept": {"matrices": kept, "vectors": record.eigenvectors is not None, "why_not": _why_not(record)},
     }
-    return save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, {META_KEY: json.dumps(meta)})
+    return save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, {META: json.dumps(meta)})
 
 
 def read_arrays(payload: bytes) -> tuple[dict[str, Array], dict[str, Any]]:
     """The arrays and the words of one of our own payloads; what others wrote is read by ``safe_file``."""
     length = int.from_bytes(payload[:8], "little")
     header = json.loads(payload[8 : 8 + length])
-    return load(payload), json.loads(header["__metadata__"][META_KEY])
+    return load(payload), json.loads(header["__metadata__"][META])
 
 
 def _largest(eigenvalues: Array) -> Array:
     """Places of the eigenvalues of largest magnitude, in their own (descending) order."""
     places = np.argsort(-np.abs(eigenvalues), axis=-1, kind="stable")[..., :MAX_EIGENVALUES]
     return np.sort(places, axis=-1)
-
-
-def _histogram(nodes: Array, weights: Array, num_inputs: int) -> Array:
-    """Expected number of eigenvalues per bin of the signed logarithmic axis, ``[N, K, 64]``."""
-    with np.errstate(divide="ignore"):
-        decades = np.maximum(np.log10(np.abs(nodes)) - SMALLEST_DECADE, 0)
-    places = np.clip(np.sign(nodes) * decades, BIN_EDGES[0], BIN_EDGES[-1])
-    shares = weights * (num_inputs / nodes.shape[2])
-    counts = [
-        np.histogram(p, BIN_EDGES, weights=w)[0]
-        for p, w in zip(places.reshape(-1, places[0, 0].size), shares.reshape(-1, places[0, 0].size), strict=True)
-    ]
-    return np.reshape(counts, (*nodes.shape[:2], NUM_BINS)).astype(np.float32)
 
 
 def _why_not(record: Record) -> str:

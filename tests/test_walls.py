@@ -58,8 +58,8 @@ NEIGHBOURS = {
     "lightning_hessian.dataframe": {"record", "layout"},
     "lightning_hessian.report": {"record", "record_files", "layout", "report_data"},
     "lightning_hessian.writers.publish": {"record", "record_files", "render"},
-    "lightning_hessian.layout": {"record"},
-    "lightning_hessian.tensorboard_plugin.plugin": {"record", "layout"},
+    "lightning_hessian.layout": {"record", "histogram"},
+    "lightning_hessian.tensorboard_plugin.plugin": {"record", "layout", "histogram"},
     "lightning_hessian.functional": {
         "curvature",
         "targets",

@@ -8,13 +8,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from lightning_hessian.layout import PLUGIN_NAME
+from lightning_hessian.layout import FOLDER, PLUGIN_NAME, file_name
 from lightning_hessian.tensorboard_plugin.refusal import DamagedFile, Refused
 from lightning_hessian.tensorboard_plugin.safe_file import SafeFile
 
-NAME = re.compile("[A-Za-z0-9_-]+")  # of a monitor
-STAGES = {"validate": "_validate", "test": "_test"}  # how the files of a measurement outside of a fit end
+TAG = re.compile(rf"{PLUGIN_NAME}(?:_(validate|test))?(?:/([A-Za-z0-9_-]+))?")
 ELSEWHERE = "Spectra and curves are in the event file and are shown all the same."
 
 
@@ -50,19 +50,20 @@ class RunFiles:
         if any(folder.glob("step_*.safetensors")):
             return None
         return (
-            f"There are no files in {PLUGIN_NAME} beside the events of this run: they were removed, or not copied "
+            f"There are no files in {FOLDER} beside the events of this run: they were removed, or not copied "
             f"with it. {ELSEWHERE}"
         )
 
     @contextmanager
-    def open(self, run: str, tag: str, step: int, stage: object = "fit") -> Iterator[SafeFile]:
-        """The file of the measurement after ``step`` optimizer steps, in a stage of the Trainer.
+    def open(self, run: str, tag: str, step: int) -> Iterator[SafeFile]:
+        """The file of the measurement after ``step`` optimizer steps.
 
         Raises:
             Refused: there is none that may be read, or it is damaged.
         """
         folder = self._folder(run, tag)
-        path = Path(os.path.realpath(folder / f"step_{step:09d}{STAGES.get(str(stage), '')}.safetensors"))
+        stage: Any = _parts(tag)[0]
+        path = Path(os.path.realpath(folder / file_name(step, stage)))
         # only a regular file: a named pipe would wait for ever
         if not path.is_relative_to(folder) or not path.is_file():
             raise Refused(404, f"The file of step {step} is not beside the events of this run. {ELSEWHERE}")
@@ -78,11 +79,9 @@ class RunFiles:
         """The real folder of a tag's files, which lies in the run's, which lies in the logdir."""
         if self._why_none is not None or self._logdir is None:
             raise Refused(404, self._why_none or "")
-        name = tag.removeprefix(PLUGIN_NAME).removeprefix("/")
-        if name and not NAME.fullmatch(name):
-            raise Refused(404, f"{name!r} is not the name of a monitor, so there are no files. {ELSEWHERE}")
+        _, name = _parts(tag)
         logdir, own = Path(os.path.realpath(self._logdir)), Path(os.path.realpath(self._logdir / run))
-        folder = Path(os.path.realpath(own / PLUGIN_NAME / name))
+        folder = Path(os.path.realpath(own / FOLDER / name))
         if not own.is_relative_to(logdir) or not folder.is_relative_to(own):
             raise Refused(
                 404,
@@ -90,3 +89,15 @@ class RunFiles:
                 f"Start TensorBoard with --logdir at the real directory. {ELSEWHERE}",
             )
         return folder
+
+
+def _parts(tag: str) -> tuple[str, str]:
+    """The stage of the Trainer and the name of the monitor that a tag tells.
+
+    Raises:
+        Refused: it is no tag of a monitor.
+    """
+    found = TAG.fullmatch(tag)
+    if found is None:
+        raise Refused(404, f"{tag!r} is not the tag of a monitor, so there are no files. {ELSEWHERE}")
+    return found.group(1) or "fit", found.group(2) or ""

@@ -17,13 +17,13 @@ from tensorboard.backend import http_util
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
-from lightning_hessian.layout import LAYOUT_VERSION, PLUGIN_NAME
+from lightning_hessian.layout import LAYOUT_VERSION, META, PLUGIN_NAME
 from lightning_hessian.record import Array
 from lightning_hessian.tensorboard_plugin.files import RunFiles
 from lightning_hessian.tensorboard_plugin.matrix import Matrix, draw, find_matrix
 from lightning_hessian.tensorboard_plugin.question import number, text
 from lightning_hessian.tensorboard_plugin.refusal import DamagedFile, Refused
-from lightning_hessian.tensorboard_plugin.safe_file import META_KEY, SafeFile
+from lightning_hessian.tensorboard_plugin.safe_file import SafeFile
 from lightning_hessian.tensorboard_plugin.series import Summaries, Summary, curves, spectra
 from lightning_hessian.tensorboard_plugin.statics import plotly_script, static_files
 
@@ -154,13 +154,13 @@ class InputHessianPlugin(base_plugin.TBPlugin):  # type: ignore[misc] # TensorBo
         return Problem(text(request, "run"), text(request, "tag"), summary, *_indices(request, summary))
 
     def _opened(self, problem: Problem) -> AbstractContextManager[SafeFile]:
-        meta = problem.summary.meta
-        return self._files.open(problem.run, problem.tag, meta["step"], meta.get("stage"))
+        return self._files.open(problem.run, problem.tag, problem.summary.meta["step"])
 
     def _find(self, file: SafeFile, problem: Problem) -> Matrix | str:
         """The problem's matrix, or why there is none."""
         expected = (*problem.summary.shape, problem.summary.meta["num_inputs"])
-        if file.shape("gradient") != expected:
+        of_event = (file.meta or {}).get("logged_step") == problem.summary.logged_step
+        if not of_event or file.shape("gradient") != expected:
             raise DamagedFile("it is of another measurement than the event")
         kept = problem.summary.meta.get("kept")
         return find_matrix(file, problem.sample, problem.column, kept if isinstance(kept, dict) else {})
@@ -180,7 +180,7 @@ def _indices(request: wrappers.Request, summary: Summary) -> tuple[int, int]:
 def _binary(request: wrappers.Request, arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> wrappers.Response:
     """Arrays as safetensors, with ``meta`` as JSON: NaN and infinity stay what they are."""
     whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    content = save(whole, {META_KEY: json.dumps(meta, allow_nan=False)})
+    content = save(whole, {META: json.dumps(meta, allow_nan=False)})
     return http_util.Respond(request, content, "application/octet-stream")
 
 

@@ -14,10 +14,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from lightning_hessian.layout import META
 from lightning_hessian.record import Array
 from lightning_hessian.tensorboard_plugin.refusal import DamagedFile
 
-META_KEY = "lightning_hessian"
 MAX_HEADER = 1 << 24  # bytes; ours are some 10 kB
 MAX_DIMENSIONS = 16
 DTYPES = {
@@ -60,7 +60,7 @@ class SafeFile:
         self._source = source
         header, start = _read_header(source, size)
         words = header.pop("__metadata__", {})
-        text = words.get(META_KEY) if isinstance(words, dict) else None
+        text = words.get(META) if isinstance(words, dict) else None
         self.meta = finite_json(text) if isinstance(text, str) else None
         if not isinstance(self.meta, dict):
             raise DamagedFile("it does not say what it holds")

@@ -13,7 +13,8 @@ import grpc
 import numpy as np
 from tensorboard.data import provider as tensorboard_provider
 
-from lightning_hessian.layout import BIN_EDGES, LAYOUT_VERSION, METRICS, PLUGIN_NAME
+from lightning_hessian.histogram import BIN_EDGES
+from lightning_hessian.layout import LAYOUT_VERSION, METRICS, PLUGIN_NAME
 from lightning_hessian.record import Array
 from lightning_hessian.tensorboard_plugin.refusal import DamagedFile, Refused
 from lightning_hessian.tensorboard_plugin.safe_file import SafeFile, finite_json

@@ -8,7 +8,9 @@ import pytest
 from make_run import START, Tab, later, rewrite, train, unpack, write_run
 from torch import nn
 
-from lightning_hessian.layout import BIN_EDGES, METRICS, pack_summary
+from lightning_hessian import layout
+from lightning_hessian.histogram import BIN_EDGES
+from lightning_hessian.layout import METRICS, pack_summary
 from lightning_hessian.record_files import save_record
 from lightning_hessian.tensorboard_plugin import statics
 
@@ -210,9 +212,11 @@ def test_measurements_of_other_samples_are_left_out_and_told(curved, tmp_path):
 
 @pytest.mark.parametrize("stage", ["validate", "test"])
 def test_a_measurement_outside_of_a_fit(curved, tmp_path, stage):
-    write_run(tmp_path / "run", [dataclasses.replace(curved[2], stage=stage)])
-    save_record(curved[1], tmp_path / "run")
-    question = {"run": "run", "tag": "input_hessian", "step": 19, "sample": 0, "column": 0}
+    outside = dataclasses.replace(curved[2], stage=stage, name="late")
+    tag = layout.tag("late", stage)
+    write_run(tmp_path / "run", [outside], tag=tag)
+    save_record(dataclasses.replace(curved[1], name="late", step=20, logged_step=19), tmp_path / "run")
+    question = {"run": "run", "tag": tag, "step": 19, "sample": 0, "column": 0}
     np.testing.assert_array_equal(Tab(tmp_path).arrays("/problem", **question)[0]["gradient"], curved[2].gradient[0, 0])
 
 

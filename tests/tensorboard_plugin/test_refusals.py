@@ -1,5 +1,6 @@
 """What must not be answered is refused in words, and nothing outside of a run's files is read."""
 
+import dataclasses
 import json
 import os
 
@@ -52,7 +53,7 @@ def test_a_tag_in_the_event_file_that_leads_elsewhere(logdir, records, name):
     write_run(logdir / "bad", records, tag=f"input_hessian/{name}", files=False)
     tab = Tab(logdir)
     told = tab.refused(404, "/problem", **{**PROBLEM, "run": "bad", "tag": f"input_hessian/{name}"})
-    assert "not the name of a monitor" in told
+    assert "not the tag of a monitor" in told
     assert not tab.get("/runs").json["runs"][0]["tags"][0]["files"]
 
 
@@ -196,6 +197,16 @@ def test_offsets_beyond_the_file_and_overlaps(logdir, path):
 def test_arrays_that_do_not_fit_each_other(logdir, name, array):
     rewrite(logdir / "run", 10, arrays={"hessian": None, name: array})
     assert "damaged" in Tab(logdir).refused(404, "/matrix", **PROBLEM)
+
+
+def test_a_file_of_other_samples(logdir):
+    rewrite(logdir / "run", 10, arrays={"gradient": np.zeros((3, 2, 9))})
+    assert "of another measurement than the event" in Tab(logdir).refused(404, "/problem", **PROBLEM)
+
+
+def test_a_file_of_another_measurement(logdir, records):
+    save_record(dataclasses.replace(records[1], logged_step=8), logdir / "run")
+    assert "of another measurement than the event" in Tab(logdir).refused(404, "/problem", **PROBLEM)
 
 
 @pytest.mark.parametrize("index", [[0, 1, 2, 9], [-1, 0, 1, 2], [0, 1]])

@@ -125,6 +125,7 @@ def test_a_header_longer_than_any_of_ours_is_not_read():
         (told(a=entry(-8, 0)), b"12345678"),
         (told(a=entry(0, 8, [-1, -2])), b"12345678"),
         (told(a=entry(0, 8, [3])), b"12345678"),
+        (told(a=entry(0, 4)), b"12345678"),
         (told(a=entry(0, 8, [2.0])), b"12345678"),
         (told(a=entry(0, 8, [True, 2])), b"12345678"),
         (told(a=entry(0, 8, [float("nan")])), b"12345678"),
