@@ -50,7 +50,11 @@ export function lyingBar(context, x, y, width, low, high, kind, colour) {
   context.fillRect(x, y, width, 8);
   context.fillStyle = colour;
   context.textBaseline = "top";
-  const places = [[low, x, "left"], [(low + high) / 2, x + width / 2, "center"], [high, x + width, "right"]];
+  const places = [
+    [low, x, "left"],
+    [(low + high) / 2, x + width / 2, "center"],
+    [high, x + width, "right"],
+  ];
   for (const [value, at, align] of places) {
     context.textAlign = align;
     context.fillText(short(value, 2), at, y + 11);

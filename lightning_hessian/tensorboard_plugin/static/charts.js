@@ -52,7 +52,8 @@ export function loadPlotly(url) {
     const script = document.createElement("script");
     script.src = url;
     script.onload = () => resolve(window.Plotly);
-    script.onerror = () => reject(new Error("The charts' library (plotly.min.js) did not load, so there are no charts."));
+    script.onerror = () =>
+      reject(new Error("The charts' library (plotly.min.js) did not load, so there are no charts."));
     document.head.append(script);
   });
 }

@@ -1,9 +1,9 @@
-// What the page around the tab tells: reloads and link parameters of TensorBoard, and whether it is dark.
+// What the page around the tab tells: what a link asks for, when TensorBoard has reloaded, and whether it is dark.
 
 const REPLY_MS = 2000;
 const POLL_MS = 30000;
 
-// TensorBoard's experimental messages to plugins; `connect` says whether anyone answers.
+// TensorBoard's experimental messages to plugins.
 export function tensorBoard(name) {
   const waiting = new Map();
   const listeners = new Map();
@@ -31,13 +31,14 @@ export function tensorBoard(name) {
     });
 
   return {
-    // What a shared link asks for; nothing where the page around does not answer.
-    async parameters() {
-      try {
-        return (await ask("experimental.GetURLPluginData")) ?? {};
-      } catch {
-        return {};
-      }
+    // What a shared link asks for: `p.<plugin>.…` after the tab's name in the address. TensorBoard's own message for it
+    // (GetURLPluginData) answers with nothing until the address changes, so it is read from the page around.
+    parameters() {
+      const prefix = `p.${name}.`;
+      const told = [...new URLSearchParams(outerWindow().location.hash.slice(1))];
+      return Object.fromEntries(
+        told.filter(([key]) => key.startsWith(prefix)).map(([key, value]) => [key.slice(prefix.length), value]),
+      );
     },
     // Calls `reload` when TensorBoard has reloaded; where it does not tell, every half minute.
     async onReload(reload) {
@@ -48,14 +49,11 @@ export function tensorBoard(name) {
         setInterval(reload, POLL_MS);
       }
     },
-    // A link to this selection: TensorBoard passes `p.<plugin>.<name>` on to the plugin.
+    // A link to this selection: of what follows the tab's name, TensorBoard passes `p.<plugin>.…` on to the plugin.
     link(parameters) {
       const url = new URL(outerWindow().location.href);
-      for (const key of [...url.searchParams.keys()]) {
-        if (key.startsWith(`p.${name}.`)) url.searchParams.delete(key);
-      }
-      for (const [key, value] of Object.entries(parameters)) url.searchParams.set(`p.${name}.${key}`, value);
-      url.hash = name;
+      const told = Object.entries(parameters).map(([key, value]) => `&p.${name}.${key}=${encodeURIComponent(value)}`);
+      url.hash = name + told.join("");
       return url.href;
     },
   };
@@ -64,7 +62,7 @@ export function tensorBoard(name) {
 // The host of a page of its own: the selection is in the address, and nothing reloads.
 export function standalone() {
   return {
-    parameters: async () => Object.fromEntries(new URLSearchParams(location.hash.slice(1))),
+    parameters: () => Object.fromEntries(new URLSearchParams(location.hash.slice(1))),
     onReload: async () => {},
     link: (parameters) => {
       const url = new URL(location.href);

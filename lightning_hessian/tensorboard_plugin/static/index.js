@@ -23,7 +23,7 @@ const NOTHING =
 // What TensorBoard calls inside the plugin's frame.
 export async function render() {
   document.title = "Input Hessian";
-  document.head.append(el("link", { rel: "stylesheet", href: new URL("./style.css", import.meta.url).href }));
+  await addStyle(new URL("./style.css", import.meta.url).href); // charts read their colours from it
   const root = el("main");
   document.body.append(root);
   await start(root, httpSource(document.baseURI), {
@@ -32,11 +32,17 @@ export async function render() {
   });
 }
 
+function addStyle(href) {
+  return new Promise((settle) => {
+    document.head.append(el("link", { rel: "stylesheet", href, onload: settle, onerror: settle }));
+  });
+}
+
 // Shows `source` in `root`; `options.plotly` is Plotly or a promise of it, `options.host` one of host.js.
 export async function start(root, source, { plotly, host = standalone() }) {
   root.classList.add("input-hessian");
   const answers = cached(source);
-  const state = new State(State.fromParameters(await host.parameters()));
+  const state = new State(State.fromParameters(host.parameters()));
   const charts = new Charts(plotly, root);
   const error = el("p", { className: "message error", hidden: true, ...named("error") });
   const empty = el("p", { className: "message empty", hidden: true, ...named("empty") }, NOTHING);
@@ -113,9 +119,12 @@ class Shown {
     const turn = ++this.#turn;
     const isStale = () => turn !== this.#turn;
     this.view.element.setAttribute("aria-busy", "true");
-    this.done = this.view.update(isStale).catch((error) => isStale() || this.#fail(error)).finally(() => {
-      if (!isStale()) this.view.element.setAttribute("aria-busy", "false");
-    });
+    this.done = this.view
+      .update(isStale)
+      .catch((error) => isStale() || this.#fail(error))
+      .finally(() => {
+        if (!isStale()) this.view.element.setAttribute("aria-busy", "false");
+      });
   }
 
   #fail(error) {

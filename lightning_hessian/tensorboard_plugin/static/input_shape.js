@@ -105,7 +105,10 @@ function drawImage(canvas, values, shape, { kind, size, marks, channel, textColo
 }
 
 function frame(context, x, y, width, height, colour) {
-  for (const [outset, lineWidth, style] of [[1.5, 4, "#fff"], [1.5, 2, colour]]) {
+  for (const [outset, lineWidth, style] of [
+    [1.5, 4, "#fff"],
+    [1.5, 2, colour],
+  ]) {
     context.strokeStyle = style;
     context.lineWidth = lineWidth;
     context.strokeRect(x - outset, y - outset, width + 2 * outset, height + 2 * outset);

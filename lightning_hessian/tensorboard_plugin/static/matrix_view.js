@@ -56,7 +56,17 @@ export class MatrixView {
     const { image, block } = this.#matrix;
     const { row, column, across } = this.#view;
     const context = prepare(this.canvas, LEFT + this.side + RIGHT, TOP + this.side + BOTTOM);
-    context.drawImage(image, column / block, row / block, across / block, across / block, LEFT, TOP, this.side, this.side);
+    context.drawImage(
+      image,
+      column / block,
+      row / block,
+      across / block,
+      across / block,
+      LEFT,
+      TOP,
+      this.side,
+      this.side,
+    );
     this.#axes(context);
     this.#bar(context);
     if (this.#mark) this.#cross(context);
@@ -108,7 +118,11 @@ export class MatrixView {
     context.fillStyle = this.colour("text");
     context.textAlign = "left";
     context.textBaseline = "middle";
-    const words = [[`${clipped ? "≥ " : ""}${short(limit, 2)}`, 0], ["0", 0.5], [`${clipped ? "≤ " : ""}${short(-limit, 2)}`, 1]];
+    const words = [
+      [`${clipped ? "≥ " : ""}${short(limit, 2)}`, 0],
+      ["0", 0.5],
+      [`${clipped ? "≤ " : ""}${short(-limit, 2)}`, 1],
+    ];
     for (const [text, down] of words) context.fillText(text, x + 17, TOP + 6 + down * (this.side - 12));
   }
 
@@ -124,7 +138,8 @@ export class MatrixView {
     context.fillStyle = faded(accent, scale > 6 ? 0.25 : 0.7);
     const y = TOP + (this.#mark.row - row) * scale;
     context.fillRect(LEFT, y, this.side, thickness);
-    if (this.#mark.column !== null) context.fillRect(LEFT + (this.#mark.column - column) * scale, TOP, thickness, this.side);
+    if (this.#mark.column !== null)
+      context.fillRect(LEFT + (this.#mark.column - column) * scale, TOP, thickness, this.side);
     context.restore();
   }
 
@@ -165,7 +180,11 @@ export class MatrixView {
     }
     const { row, column, across } = this.#view;
     const scale = across / this.side;
-    this.#show(row + (drag.square.y - TOP) * scale, column + (drag.square.x - LEFT) * scale, drag.square.length * scale);
+    this.#show(
+      row + (drag.square.y - TOP) * scale,
+      column + (drag.square.x - LEFT) * scale,
+      drag.square.length * scale,
+    );
   }
 
   #wheel(event) {

@@ -20,7 +20,8 @@ export function listed({ arrays: { eigenvalues, residuals, converged } }, step) 
   const pairs = [];
   for (let i = step * width; i < (step + 1) * width; i++) {
     const value = eigenvalues.data[i];
-    if (Number.isFinite(value)) pairs.push({ value, residual: residuals.data[i], converged: Boolean(converged.data[i]) });
+    if (Number.isFinite(value))
+      pairs.push({ value, residual: residuals.data[i], converged: Boolean(converged.data[i]) });
   }
   const order = [...pairs].sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
   order.forEach((pair, index) => (pair.rank = index + 1));
@@ -40,7 +41,8 @@ export function histogramAt({ arrays: { histogram, bin_edges: edges } }, step, a
     const [left, right] = [axis.placeOfBin(edges.data[i]), axis.placeOfBin(edges.data[i + 1])];
     const inside = left === null || right === null || (left < 0 && right > 0);
     if (inside) middle.count += count;
-    else if (Math.min(Math.abs(left), Math.abs(right)) < axis.reach) (right < 0 ? below : above).push({ left, right, count });
+    else if (Math.min(Math.abs(left), Math.abs(right)) < axis.reach)
+      (right < 0 ? below : above).push({ left, right, count });
   });
   return [...below, middle, ...above];
 }

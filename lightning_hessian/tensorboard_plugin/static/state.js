@@ -29,7 +29,9 @@ export class State {
 
   // Takes the answer to runs().
   setCatalog({ runs }) {
-    const all = runs.flatMap(({ run, tags }) => tags.map((tag) => ({ ...tag, run, id: JSON.stringify([run, tag.tag]) })));
+    const all = runs.flatMap(({ run, tags }) =>
+      tags.map((tag) => ({ ...tag, run, id: JSON.stringify([run, tag.tag]) })),
+    );
     this.catalog = all.filter(({ error }) => !error);
     this.unreadable = all.filter(({ error }) => error).map(({ error }) => error);
     this.catalog.forEach((entry, index) => Object.assign(entry, { index, label: label(entry) }));

@@ -13,7 +13,10 @@ export function controls(state, { settled, reload, link }) {
   const column = choice("column-select", "class", (name) => state.set({ column: name }));
   const sample = choice("sample-select", "sample", (number) => state.set({ sample: Number(number) }));
   const slider = el("input", {
-    type: "range", min: 0, "aria-label": "step", ...named("step-slider"),
+    type: "range",
+    min: 0,
+    "aria-label": "step",
+    ...named("step-slider"),
     oninput: () => state.setStepIndex(Number(slider.value)),
   });
   const when = el("output", { ...named("step-text") });
@@ -33,7 +36,9 @@ export function controls(state, { settled, reload, link }) {
     el(
       "div",
       { className: "row" },
-      focus.element, column.element, sample.element,
+      focus.element,
+      column.element,
+      sample.element,
       el("label", { className: "choice step" }, el("span", {}, "step"), play, slider, when),
       buttons,
     ),
@@ -66,7 +71,7 @@ export function controls(state, { settled, reload, link }) {
 
   function choose() {
     const chosen = [...runs.querySelectorAll("input:checked")].map(({ value }) => value);
-    state.set({ runs: chosen });
+    state.set({ runs: chosen.length ? chosen : state.runs }); // one at least
   }
 
   function update() {
@@ -76,15 +81,27 @@ export function controls(state, { settled, reload, link }) {
     runs.replaceChildren(
       el("legend", {}, "runs"),
       ...state.catalog.map(({ id, run, label, index }) => {
-        const box = el("input", { type: "checkbox", value: id, checked: state.runs.includes(id), onchange: choose, "data-run": run });
+        const box = el("input", {
+          type: "checkbox",
+          value: id,
+          checked: state.runs.includes(id),
+          onchange: choose,
+          "data-run": run,
+        });
         box.style.accentColor = lineColour(index);
         const swatch = el("span", { className: "swatch" });
         swatch.style.background = lineColour(index);
         return el("label", {}, box, swatch, label);
       }),
     );
-    focus.show(state.entries.map(({ id, label }) => [id, label]), state.run);
-    column.show(entry.columns.map((name) => [name, columnTitle(entry, name)]), state.column);
+    focus.show(
+      state.entries.map(({ id, label }) => [id, label]),
+      state.run,
+    );
+    column.show(
+      entry.columns.map((name) => [name, columnTitle(entry, name)]),
+      state.column,
+    );
     const samples = Array.from({ length: entry.num_samples }, (_, number) => [String(number), String(number)]);
     sample.show(samples, String(state.sample));
     slider.max = Math.max(0, state.steps.length - 1);

@@ -10,7 +10,11 @@ const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
 const END_OF_SPECTRUM = { lambda_max: "first", lambda_min: "last" };
 
 export function curves({ state, source, charts }) {
-  const frame = panel("curves", "Curvature over training", "One number per sample and step. Click a point to go to its step.");
+  const frame = panel(
+    "curves",
+    "Curvature over training",
+    "One number per sample and step. Click a point to go to its step.",
+  );
   const chosen = choice("metric-select", "show", (name) => state.set({ metric: name }));
   const lines = choice("lines-select", "as", (name) => state.set({ lines: name }));
   const meaning = el("p", { className: "words" });
@@ -18,7 +22,10 @@ export function curves({ state, source, charts }) {
 
   async function update(isStale) {
     const { entries, metric: name } = state;
-    chosen.show(METRICS.map(({ name: each, title }) => [each, title]), name);
+    chosen.show(
+      METRICS.map(({ name: each, title }) => [each, title]),
+      name,
+    );
     lines.show(
       [
         ["spread", "mean over samples, band: 10th to 90th percentile"],
@@ -96,7 +103,11 @@ export function curves({ state, source, charts }) {
     return Array.from(arrays.steps.data, (step, s) => {
       const value = samplesOf(arrays[name], s, column)[sample];
       const own = end ? endOf(spectra.arrays, s, end) : null;
-      const error = own ? own.residual : (arrays[`${name}_error`] ? samplesOf(arrays[`${name}_error`], s, column)[sample] : 0);
+      const error = own
+        ? own.residual
+        : arrays[`${name}_error`]
+          ? samplesOf(arrays[`${name}_error`], s, column)[sample]
+          : 0;
       return { step, value, error, missing: Number.isFinite(value) ? 0 : 1, missed: own && !own.converged ? 1 : 0 };
     });
   }
@@ -113,7 +124,9 @@ function samplesOf({ shape: [, samples, columns], data }, step, column) {
 // The listed eigenvalue at one end of the spectrum: its residual, and whether it converged.
 function endOf({ eigenvalues, residuals, converged }, step, end) {
   const width = eigenvalues.shape[1];
-  const places = Array.from({ length: width }, (_, i) => step * width + i).filter((i) => Number.isFinite(eigenvalues.data[i]));
+  const places = Array.from({ length: width }, (_, i) => step * width + i).filter((i) =>
+    Number.isFinite(eigenvalues.data[i]),
+  );
   const place = end === "first" ? places[0] : places.at(-1);
   return { residual: residuals.data[place] ?? 0, converged: Boolean(converged.data[place]) };
 }
@@ -126,12 +139,25 @@ function traces({ title, colour, dash, points, band }) {
       short(value) + (error > 0 ? ` ± ${short(error, 2)}` : ""),
       band && `10 to 90 %: ${short(low)} to ${short(high)}`,
       missed > 0 && "not converged",
-    ].filter(Boolean).join("<br>"),
+    ]
+      .filter(Boolean)
+      .join("<br>"),
   );
   const line = {
-    x, y, text: told, name: title, mode: "lines+markers", line: { color: colour, dash, width: 2 },
+    x,
+    y,
+    text: told,
+    name: title,
+    mode: "lines+markers",
+    line: { color: colour, dash, width: 2 },
     marker: { color: colour, size: 6, symbol: points.map(({ missed }) => (missed > 0 ? "x-open" : "circle")) },
-    error_y: { type: "data", array: points.map(({ error }) => error || 0), visible: points.some(({ error }) => error > 0), color: colour, thickness: 1 },
+    error_y: {
+      type: "data",
+      array: points.map(({ error }) => error || 0),
+      visible: points.some(({ error }) => error > 0),
+      color: colour,
+      thickness: 1,
+    },
     hovertemplate: "step %{x}: %{text}<extra>%{fullData.name}</extra>",
   };
   if (!band) return [line];
@@ -151,10 +177,18 @@ function notes(drawn) {
     all.some(({ error }) => error > 0) && "Bars: residuals of eigenvalues or standard errors of estimates.",
     missed && `Crosses: ${missed} points with eigenvalues that have not converged.`,
     missing && `At ${missing} points samples whose value is infinite or undefined are left out.`,
-  ].filter(Boolean).join(" ");
+  ]
+    .filter(Boolean)
+    .join(" ");
 }
 
 // The vertical line at the step that is shown.
 export const marker = (step, colour) => ({
-  type: "line", x0: step, x1: step, y0: 0, y1: 1, yref: "paper", line: { color: colour, width: 1.5, dash: "dot" },
+  type: "line",
+  x0: step,
+  x1: step,
+  y0: 0,
+  y1: 1,
+  yref: "paper",
+  line: { color: colour, width: 1.5, dash: "dot" },
 });

@@ -26,11 +26,18 @@ export function evolution({ state, source, charts }) {
         ? "Colours count eigenvalues on a logarithmic scale; points are the listed largest and smallest ones."
         : "There are no histograms (density_vectors=0): the lines are the listed eigenvalues.",
     );
-    const traces = known.length ? [image(steps, bars, known[0], charts), ...ends(spectra, steps, axis, charts)] : ranks(spectra, steps, axis, charts);
+    const traces = known.length
+      ? [image(steps, bars, known[0], charts), ...ends(spectra, steps, axis, charts)]
+      : ranks(spectra, steps, axis, charts);
     await charts.draw(frame.body, traces, {
       height: 380,
       xaxis: { title: { text: "step" } },
-      yaxis: { title: { text: "λ", standoff: 14 }, tickvals: axis.ticks.values, ticktext: axis.ticks.text, range: [-axis.reach, axis.reach] },
+      yaxis: {
+        title: { text: "λ", standoff: 14 },
+        tickvals: axis.ticks.values,
+        ticktext: axis.ticks.text,
+        range: [-axis.reach, axis.reach],
+      },
       showlegend: false,
       shapes: [marker(state.step, charts.colour("accent"))],
     });
@@ -47,11 +54,17 @@ export function evolution({ state, source, charts }) {
 function image(steps, bars, some, charts) {
   const most = [{ count: Math.max(...bars.flatMap((each) => each ?? []).map(({ count }) => count)) }];
   return {
-    type: "heatmap", x: steps, y: [...some.map(({ left }) => left), some.at(-1).right],
+    type: "heatmap",
+    x: steps,
+    y: [...some.map(({ left }) => left), some.at(-1).right],
     z: some.map((_, bin) => bars.map((each) => (each ? counted(each[bin].count) : null))),
     text: some.map((_, bin) => bars.map((each) => (each ? short(each[bin].count) : "no histogram"))),
     hovertemplate: "step %{x}: %{text} eigenvalues here<extra></extra>",
-    colorscale: [[0, charts.colour("panel")], [0.02, charts.colour("density-low")], [1, charts.colour("density-high")]],
+    colorscale: [
+      [0, charts.colour("panel")],
+      [0.02, charts.colour("density-low")],
+      [1, charts.colour("density-high")],
+    ],
     colorbar: { title: { text: "eigenvalues" }, thickness: 12, outlinewidth: 0, ...countTicks(most) },
   };
 }
@@ -59,8 +72,17 @@ function image(steps, bars, some, charts) {
 // The outermost listed eigenvalues as points, which a histogram's bins blur.
 function ends(spectra, steps, axis, charts) {
   const all = steps.map((_, index) => listed(spectra, index));
-  return [[0, "largest", "positive"], [-1, "smallest", "negative"]].map(([place, name, colour]) =>
-    line(steps, all.map((pairs) => pairs.at(place)), name, axis, charts.colour(colour)),
+  return [
+    [0, "largest", "positive"],
+    [-1, "smallest", "negative"],
+  ].map(([place, name, colour]) =>
+    line(
+      steps,
+      all.map((pairs) => pairs.at(place)),
+      name,
+      axis,
+      charts.colour(colour),
+    ),
   );
 }
 
@@ -69,14 +91,26 @@ function ranks(spectra, steps, axis, charts) {
   const most = Math.max(...all.map((pairs) => pairs.length));
   return Array.from({ length: most }, (_, place) => {
     const pairs = all.map((each) => each[place]);
-    return line(steps, pairs, `eigenvalue ${place + 1}`, axis, charts.colour(pairs.find(Boolean).value < 0 ? "negative" : "positive"));
+    return line(
+      steps,
+      pairs,
+      `eigenvalue ${place + 1}`,
+      axis,
+      charts.colour(pairs.find(Boolean).value < 0 ? "negative" : "positive"),
+    );
   });
 }
 
 const line = (steps, pairs, name, axis, colour) => ({
-  x: steps, y: pairs.map((pair) => (pair ? axis.place(pair.value) : null)), name, mode: "lines+markers",
+  x: steps,
+  y: pairs.map((pair) => (pair ? axis.place(pair.value) : null)),
+  name,
+  mode: "lines+markers",
   line: { color: colour, width: 1 },
   marker: { color: colour, size: 5, symbol: pairs.map((pair) => (pair && !pair.converged ? "x-open" : "circle")) },
-  text: pairs.map((pair) => pair && `${name}: ${short(pair.value, 5)} ± ${short(pair.residual, 1)}${pair.converged ? "" : ", not converged"}`),
+  text: pairs.map(
+    (pair) =>
+      pair && `${name}: ${short(pair.value, 5)} ± ${short(pair.residual, 1)}${pair.converged ? "" : ", not converged"}`,
+  ),
   hovertemplate: "step %{x}: %{text}<extra></extra>",
 });

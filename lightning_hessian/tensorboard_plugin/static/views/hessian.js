@@ -28,7 +28,12 @@ export function hessian({ state, source, charts }) {
   const inputFigure = el("figure", {}, el("figcaption", {}, "input: point at a pixel"), channelChoice, input);
   const rowFigure = el("figure", {}, rowTitle, row);
   frame.body.append(
-    el("div", { className: "beside" }, el("div", {}, heatmap, readout), el("div", { className: "stack" }, inputFigure, rowFigure)),
+    el(
+      "div",
+      { className: "beside" },
+      el("div", {}, heatmap, readout),
+      el("div", { className: "stack" }, inputFigure, rowFigure),
+    ),
   );
 
   const view = new MatrixView(heatmap, {
@@ -66,7 +71,8 @@ export function hessian({ state, source, charts }) {
       ...Object.fromEntries(["size", "block", "limit", "largest"].map((name) => [name, scalar(answer, name)])),
     };
     const { size, block, values } = matrix;
-    const diagonal = block > 1 ? problem.arrays.diagonal.data : Float32Array.from({ length: size }, (_, i) => values[i * size + i]);
+    const diagonal =
+      block > 1 ? problem.arrays.diagonal.data : Float32Array.from({ length: size }, (_, i) => values[i * size + i]);
     shown = {
       problem,
       matrix,
@@ -77,7 +83,8 @@ export function hessian({ state, source, charts }) {
     frame.clear();
     frame.tell(inWords(entry, state, problem, matrix));
     channelChoice.hidden = !shown.shape.isColour;
-    if (shown.shape.isColour && !channel.length) channel.append(...["red", "green", "blue"].map((name, i) => el("option", { value: i }, name)));
+    if (shown.shape.isColour && !channel.length)
+      channel.append(...["red", "green", "blue"].map((name, i) => el("option", { value: i }, name)));
     view.show(matrix);
     await follow();
   }
@@ -119,7 +126,13 @@ export function hessian({ state, source, charts }) {
     if (!shown) return;
     const { shape, problem } = shown;
     const kind = shape.isColour ? "colour" : "grey";
-    const options = { kind, size: MAP, marks: marks(), channel: Number(channel.value), textColour: charts.colour("text") };
+    const options = {
+      kind,
+      size: MAP,
+      marks: marks(),
+      channel: Number(channel.value),
+      textColour: charts.colour("text"),
+    };
     entryAt = drawMap(input, problem.arrays.x.data, shape, options);
   }
 
@@ -142,5 +155,7 @@ function inWords(entry, { sample, column }, { meta }, { size, block, limit, larg
     block > 1 && `Each cell shows the largest of ${block}×${block} entries; the value under the pointer is exact.`,
     meta.matrix === "from eigenvectors" && "Put together from its eigenvectors, which are complete.",
     most === 0 && "It is exactly zero.",
-  ].filter(Boolean).join(" ");
+  ]
+    .filter(Boolean)
+    .join(" ");
 }

@@ -31,7 +31,13 @@ export function maps({ state, source, charts }) {
     const inputKind = shape.isColour ? "colour" : "grey";
     const norm = Math.hypot(...arrays.gradient.data);
     const figures = [
-      figure(arrays.x.data, shape, inputKind, ["input", known.map(([word, k]) => `${word} ${className(entry, k)}`).join(", ")], "x"),
+      figure(
+        arrays.x.data,
+        shape,
+        inputKind,
+        ["input", known.map(([word, k]) => `${word} ${className(entry, k)}`).join(", ")],
+        "x",
+      ),
       figure(arrays.gradient.data, shape, "signed", ["gradient", `‖g‖ = ${short(norm)}`], "gradient"),
       figure(arrays.diagonal.data, shape, "signed", ["diagonal of the Hessian", diagonalError(arrays)], "diagonal"),
       ...eigenvectors(arrays, shape),
@@ -41,7 +47,15 @@ export function maps({ state, source, charts }) {
     frame.body.replaceChildren(...figures);
   }
 
-  function eigenvectors({ eigenvectors: vectors, eigenvector_values: values, eigenvector_residuals: residuals, eigenvector_converged: converged }, shape) {
+  function eigenvectors(
+    {
+      eigenvectors: vectors,
+      eigenvector_values: values,
+      eigenvector_residuals: residuals,
+      eigenvector_converged: converged,
+    },
+    shape,
+  ) {
     if (!vectors) return [el("p", { className: "words" }, "No eigenvectors were kept.")];
     const [count, size] = vectors.shape;
     return Array.from({ length: count }, (_, rank) => {
@@ -74,5 +88,8 @@ function diagonalError({ diagonal_error: error }) {
 // Label and prediction of a sample at one step, as far as known: [word, class number].
 export function knownClasses({ arrays: { labels, predicted } }, step, sample) {
   const of = (array) => array && array.data[step * array.shape[1] + sample];
-  return [["label", of(labels)], ["predicted", of(predicted)]].filter(([, number]) => number >= 0);
+  return [
+    ["label", of(labels)],
+    ["predicted", of(predicted)],
+  ].filter(([, number]) => number >= 0);
 }

@@ -5,7 +5,12 @@ import { percent, short } from "../numbers.js";
 import { className } from "../state.js";
 
 const number = (digits) => ({ cell: (value) => short(value, digits), numeric: true });
-const uncertain = { cell: ([value, error, open]) => short(value) + (error > 0 ? ` ± ${short(error, 1)}` : "") + (open ? " not converged" : ""), numeric: true, order: ([value]) => value };
+const uncertain = {
+  cell: ([value, error, open]) =>
+    short(value) + (error > 0 ? ` ± ${short(error, 1)}` : "") + (open ? " not converged" : ""),
+  numeric: true,
+  order: ([value]) => value,
+};
 
 // Key, heading, how a cell is written and ordered.
 const COLUMNS = [
@@ -27,7 +32,11 @@ const COLUMNS = [
 ];
 
 export function problems({ state, source }) {
-  const frame = panel("problems", "All samples and classes at this step", "Click a heading to sort, a row to look at it.");
+  const frame = panel(
+    "problems",
+    "All samples and classes at this step",
+    "Click a heading to sort, a row to look at it.",
+  );
   let order = { key: "sample", sign: 1 };
   let rows = [];
 
@@ -50,15 +59,33 @@ export function problems({ state, source }) {
     const value = (row) => (how.order ?? ((each) => each))(row[order.key]);
     const sorted = [...rows].sort((a, b) => order.sign * compare(value(a), value(b)));
     const head = COLUMNS.map(([key, title]) =>
-      el("th", { "aria-sort": key !== order.key ? "none" : order.sign > 0 ? "ascending" : "descending" },
-        el("button", { type: "button", "data-sort": key, onclick: () => sort(key) }, title, key === order.key ? (order.sign > 0 ? " ▲" : " ▼") : "")),
+      el(
+        "th",
+        { "aria-sort": key !== order.key ? "none" : order.sign > 0 ? "ascending" : "descending" },
+        el(
+          "button",
+          { type: "button", "data-sort": key, onclick: () => sort(key) },
+          title,
+          key === order.key ? (order.sign > 0 ? " ▲" : " ▼") : "",
+        ),
+      ),
     );
     const body = sorted.map((row) => {
       const selected = row.sample === state.sample && row.column === state.columnIndex;
       const cells = COLUMNS.map(([key, , { cell = String, numeric }]) =>
         el("td", { className: numeric ? "number" : "", "data-key": key }, cell(row[key] ?? "")),
       );
-      const line = el("tr", { tabIndex: 0, className: selected ? "selected" : "", "data-sample": row.sample, "data-column": row.column, onclick: () => select(row) }, ...cells);
+      const line = el(
+        "tr",
+        {
+          tabIndex: 0,
+          className: selected ? "selected" : "",
+          "data-sample": row.sample,
+          "data-column": row.column,
+          onclick: () => select(row),
+        },
+        ...cells,
+      );
       line.addEventListener("keydown", ({ key }) => key === "Enter" && select(row));
       return line;
     });

@@ -26,14 +26,34 @@ export function spectrum({ state, source, charts }) {
     const bars = histogramAt(spectra, index, axis);
     frame.clear();
     frame.tell(inWords(entry, state, pairs, bars));
-    const traces = [points(pairs.filter(({ converged }) => converged), "converged", axis, charts)];
+    const traces = [
+      points(
+        pairs.filter(({ converged }) => converged),
+        "converged",
+        axis,
+        charts,
+      ),
+    ];
     const open = pairs.filter(({ converged }) => !converged);
     if (open.length) traces.push(points(open, "not converged", axis, charts));
     if (bars) traces.push(histogram(bars, charts));
     await charts.draw(frame.body, traces, {
       height: 380,
-      xaxis: { title: { text: `λ (${entry.target} per input unit²)` }, tickvals: axis.ticks.values, ticktext: axis.ticks.text, range: [-axis.reach, axis.reach], anchor: "y2", zeroline: true },
-      yaxis: { title: { text: "rank by |λ|" }, autorange: "reversed", domain: bars ? [0.4, 1] : [0, 1], rangemode: "tozero", zeroline: false },
+      xaxis: {
+        title: { text: `λ (${entry.target} per input unit²)` },
+        tickvals: axis.ticks.values,
+        ticktext: axis.ticks.text,
+        range: [-axis.reach, axis.reach],
+        anchor: "y2",
+        zeroline: true,
+      },
+      yaxis: {
+        title: { text: "rank by |λ|" },
+        autorange: "reversed",
+        domain: bars ? [0.4, 1] : [0, 1],
+        rangemode: "tozero",
+        zeroline: false,
+      },
       yaxis2: { title: { text: "count" }, domain: [0, 0.34], ...countTicks(bars), zeroline: false },
       showlegend: open.length > 0,
       legend: { orientation: "h", y: 1.12 },
@@ -50,24 +70,47 @@ function points(pairs, name, axis, charts) {
   const away = ({ value, residual }, sign) => Math.abs(axis.place(value + sign * (residual || 0)) - axis.place(value));
   const converged = name === "converged";
   return {
-    name, mode: "markers", x: pairs.map(({ value }) => axis.place(value)), y: pairs.map((pair) => pair.rank),
-    text: pairs.map(({ value, residual }) => `λ = ${short(value, 5)} ± ${short(residual, 1)}${converged ? "" : " (not converged)"}`),
+    name,
+    mode: "markers",
+    x: pairs.map(({ value }) => axis.place(value)),
+    y: pairs.map((pair) => pair.rank),
+    text: pairs.map(
+      ({ value, residual }) => `λ = ${short(value, 5)} ± ${short(residual, 1)}${converged ? "" : " (not converged)"}`,
+    ),
     hovertemplate: "%{text}<extra></extra>",
     marker: {
-      symbol: converged ? "circle" : "x-open", size: converged ? 7 : 10,
-      color: converged ? pairs.map(({ value }) => (value < 0 ? charts.colour("negative") : charts.colour("positive"))) : charts.colour("warning"),
+      symbol: converged ? "circle" : "x-open",
+      size: converged ? 7 : 10,
+      color: converged
+        ? pairs.map(({ value }) => (value < 0 ? charts.colour("negative") : charts.colour("positive")))
+        : charts.colour("warning"),
     },
-    error_x: { type: "data", symmetric: false, array: pairs.map((pair) => away(pair, 1)), arrayminus: pairs.map((pair) => away(pair, -1)), color: charts.colour("muted"), thickness: 1 },
+    error_x: {
+      type: "data",
+      symmetric: false,
+      array: pairs.map((pair) => away(pair, 1)),
+      arrayminus: pairs.map((pair) => away(pair, -1)),
+      color: charts.colour("muted"),
+      thickness: 1,
+    },
   };
 }
 
 function histogram(bars, charts) {
   const centres = bars.map(({ left, right }) => (left + right) / 2);
   return {
-    type: "bar", yaxis: "y2", showlegend: false, x: centres, y: bars.map(({ count }) => counted(count)),
+    type: "bar",
+    yaxis: "y2",
+    showlegend: false,
+    x: centres,
+    y: bars.map(({ count }) => counted(count)),
     width: bars.map(({ left, right }) => right - left),
-    marker: { color: centres.map((centre) => charts.colour(centre < 0 ? "negative" : centre > 0 ? "positive" : "muted")) },
-    text: bars.map(({ count }) => `${short(count)} eigenvalues`), textposition: "none", hovertemplate: "%{text}<extra></extra>",
+    marker: {
+      color: centres.map((centre) => charts.colour(centre < 0 ? "negative" : centre > 0 ? "positive" : "muted")),
+    },
+    text: bars.map(({ count }) => `${short(count)} eigenvalues`),
+    textposition: "none",
+    hovertemplate: "%{text}<extra></extra>",
   };
 }
 
@@ -85,5 +128,7 @@ function inWords(entry, { sample, column }, pairs, bars) {
     all > 0 && `${percent(negative / all)} of their Σ|λ| is negative.`,
     open ? `${open} have NOT converged.` : `All have converged, residuals at most ${short(residual, 1)}.`,
     !bars && "There is no histogram: what lies between the ends was not estimated (density_vectors=0).",
-  ].filter(Boolean).join(" ");
+  ]
+    .filter(Boolean)
+    .join(" ");
 }
