@@ -118,11 +118,14 @@ def gather(runs: dict[str, Path], max_bytes: int) -> tuple[list[Tag], Store]:
     """
     store = Store(max_bytes)
     tags = [_summarised(run, folder, name) for run, folder in runs.items() for name in monitors(folder)]
+    reserved = sum(len(_block(*_series(tag))[1]) for tag in tags)  # added at the end, when it is known of which steps
+    store.size += reserved
     _add_spectra(tags, store)
     half = store.size + SHARE * (store.room - store.size)
     _add_maps(tags, store, half)
     _add_matrices(tags, store)
     _add_maps(tags, store, store.room)
+    store.size -= reserved
     for tag in tags:
         tag.notes += _left_out(tag)
         tag.blocks["series"] = store.add(*_series(tag))
@@ -210,7 +213,6 @@ def _by_importance(tags: Sequence[Tag]) -> Iterator[tuple[Tag, int]]:
 
 def _add_spectra(tags: Sequence[Tag], store: Store) -> None:
     """Spectra, in whose place goes a measurement that does not fit: no number is shown without its residual."""
-    store.size += sum(len(_block(*_series(tag))[1]) for tag in tags)  # added at the end, when it is known of which
     names: dict[tuple[int, int], str] = {}
     for tag, place in _by_importance(tags):
         arrays = {name: narrow(a) for name, a in tag.summaries[place][0].items() if name in SPECTRA}
