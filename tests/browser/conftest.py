@@ -74,7 +74,7 @@ def tab(opened) -> Iterator[Tab]:
     opened.check_quiet()
 
 
-@pytest.fixture
-def page_watched(chromium):
+@pytest.fixture(scope="module")
+def watched(chromium):
     """``watched_page`` of this browser, for tests that open pages of their own."""
     return lambda **options: watched_page(chromium, **options)

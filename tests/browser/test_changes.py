@@ -32,8 +32,8 @@ class Look(Callback):
 
 
 @pytest.mark.parametrize("loader", ["true", "false"])
-def test_a_reload_shows_a_step_measured_meanwhile(page_watched, tmp_path, loader):
-    with tensorboard(tmp_path, f"--load_fast={loader}") as address, page_watched() as tab:
+def test_a_reload_shows_a_step_measured_meanwhile(watched, tmp_path, loader):
+    with tensorboard(tmp_path, f"--load_fast={loader}") as address, watched() as tab:
 
         def look(epoch: int) -> None:
             if epoch == 0:
@@ -50,9 +50,9 @@ def test_a_reload_shows_a_step_measured_meanwhile(page_watched, tmp_path, loader
         fit(tmp_path / "run", small_monitor(), Look(look), max_epochs=3)
 
 
-def test_a_file_that_was_removed_is_told_in_the_views_that_need_it(page_watched, own_logdir):
+def test_a_file_that_was_removed_is_told_in_the_views_that_need_it(watched, own_logdir):
     records = load_records(own_logdir / "gelu")
-    with tensorboard(own_logdir) as address, page_watched() as tab:
+    with tensorboard(own_logdir) as address, watched() as tab:
         tab.open(f"{address}#input_hessian")
         (own_logdir / "gelu" / "input_hessian" / f"step_{records[1].step:09d}.safetensors").unlink()
         tab.choose(step=1)
@@ -66,27 +66,27 @@ def test_a_file_that_was_removed_is_told_in_the_views_that_need_it(page_watched,
         tab.forgive(MISSING)
 
 
-def test_a_damaged_file_is_told_in_words(page_watched, own_logdir):
+def test_a_damaged_file_is_told_in_words(watched, own_logdir):
     records = load_records(own_logdir / "gelu")
     path = own_logdir / "gelu" / "input_hessian" / f"step_{records[1].step:09d}.safetensors"
     path.write_bytes(path.read_bytes()[:5000])
-    with tensorboard(own_logdir) as address, page_watched() as tab:
+    with tensorboard(own_logdir) as address, watched() as tab:
         tab.open(f"{address}#input_hessian")
         tab.choose(step=1)
         expect(tab.panel("hessian").get_by_test_id("error")).to_contain_text("is damaged")
         tab.forgive(MISSING)
 
 
-def test_without_measurements_the_tab_says_what_to_attach(page_watched, tmp_path):
+def test_without_measurements_the_tab_says_what_to_attach(watched, tmp_path):
     fit(tmp_path / "run")
-    with tensorboard(tmp_path) as address, page_watched() as tab:
+    with tensorboard(tmp_path) as address, watched() as tab:
         tab.page.goto(f"{address}#input_hessian")
         tab.root = tab.page.frame_locator("iframe")
         expect(tab.get("empty")).to_contain_text("Attach InputHessianMonitor")
 
 
-def test_when_tensorboard_has_ended_the_tab_says_so(page_watched, logdir):
-    with page_watched() as tab:
+def test_when_tensorboard_has_ended_the_tab_says_so(watched, logdir):
+    with watched() as tab:
         with tensorboard(logdir) as address:
             tab.open(f"{address}#input_hessian")
         tab.get("reload").click()

@@ -7,7 +7,7 @@ from browsing import VIEWS, number
 from playwright.sync_api import expect
 
 from lightning_hessian import load_records
-from lightning_hessian.layout import BIN_EDGES
+from lightning_hessian.histogram import BIN_EDGES
 
 SAMPLE, COLUMN, STEP = 1, 1, 2  # what is chosen: not what is shown at first
 INPUT_SIDE, VECTOR_SIDE = 230, 170  # pixels of the maps
@@ -40,8 +40,8 @@ def drawn(canvas, side: int) -> np.ndarray:
     return np.array(canvas.evaluate(script, side))
 
 
-def test_the_tab_stands_in_tensorboards_bar_and_opens_with_a_click(server, page_watched):
-    with page_watched() as tab:
+def test_the_tab_stands_in_tensorboards_bar_and_opens_with_a_click(server, watched):
+    with watched() as tab:
         tab.page.goto(server)
         tab.page.get_by_role("tab", name="Input Hessian").click()
         tab.root = tab.page.frame_locator("iframe")
@@ -224,10 +224,10 @@ def test_the_slider_plays_to_the_end(tab, records):
     expect(tab.get("step-text")).to_contain_text(f"({len(records)} of {len(records)})")
 
 
-def test_a_link_leads_to_what_was_selected(tab, page_watched):
+def test_a_link_leads_to_what_was_selected(tab, watched):
     tab.choose(column="class_3", sample=SAMPLE, step=STEP, metric="trace")
     shown = tab.get("step-text").inner_text()
-    with page_watched() as other:
+    with watched() as other:
         other.open(tab.link())
         assert other.get("column-select").input_value() == "class_3"
         assert other.get("sample-select").input_value() == str(SAMPLE)
@@ -235,8 +235,8 @@ def test_a_link_leads_to_what_was_selected(tab, page_watched):
         assert other.get("step-text").inner_text() == shown
 
 
-def test_dark_mode_follows_tensorboard(server, page_watched):
-    with page_watched(color_scheme="dark") as tab:
+def test_dark_mode_follows_tensorboard(server, watched):
+    with watched(color_scheme="dark") as tab:
         tab.open(f"{server}#input_hessian")
         expect(tab.root.locator("main")).to_have_attribute("data-theme", "dark")
         tab.screenshot("dark")
