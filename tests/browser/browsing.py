@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from playwright.sync_api import ConsoleMessage, FrameLocator, Page, expect
 
 ARTEFACTS = Path(__file__).parent / "artefacts"
-PATIENCE_MS = 60_000  # for a machine that is busy with other things
+PATIENCE_MS = 15_000  # for a machine that is busy with other things
 HERE = {"127.0.0.1", "localhost"}
 VIEWS = ("curves", "spectrum", "evolution", "hessian", "maps", "problems", "cost")
 
@@ -76,7 +76,7 @@ class Tab:
         until = time.monotonic() + PATIENCE_MS / 1000
         while words not in (shown := self.get("step-text").text_content()):
             assert time.monotonic() < until, shown
-            self.page.get_by_title("Reload data").or_(self.page.get_by_label("Reload data")).first.click()
+            self.page.locator("button.reload-button").click()
             self.page.wait_for_timeout(500)
         self.settle()
 
@@ -160,7 +160,7 @@ class Tab:
     def screenshot(self, name: str) -> None:
         """Keeps a picture of all views: the window is made high enough for them, as no frame is drawn beyond its own."""
         size = self.page.viewport_size
-        high = self.root.locator("main").evaluate("e => Math.ceil(e.getBoundingClientRect().height)")
+        high = self.root.locator(".input-hessian").evaluate("e => Math.ceil(e.getBoundingClientRect().height)")
         self.page.set_viewport_size({**size, "height": high + 80})
         self.page.wait_for_timeout(300)
         self.page.screenshot(path=self.artefact(name))

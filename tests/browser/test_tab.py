@@ -10,7 +10,6 @@ from lightning_hessian import load_records
 from lightning_hessian.histogram import BIN_EDGES
 
 SAMPLE, COLUMN, STEP = 1, 1, 2  # what is chosen: not what is shown at first
-INPUT_SIDE, VECTOR_SIDE = 230, 170  # pixels of the maps
 LEFT, TOP, SIDE = 52, 8, 500  # of the heatmap on its canvas
 
 
@@ -33,11 +32,19 @@ def colours(values: np.ndarray) -> np.ndarray:
     return matplotlib.colormaps["RdBu_r"](levels.clip(0, 255), bytes=True)[..., :3]
 
 
-def drawn(canvas, side: int) -> np.ndarray:
-    """The colours in the middle of the 8×8 cells of a map."""
-    script = """(canvas, side) => Array.from({length: 64}, (_, i) => Array.from(canvas.getContext("2d").getImageData(
-        Math.floor((i % 8 + 0.5) * side / 8), Math.floor((Math.floor(i / 8) + 0.5) * side / 8), 1, 1).data).slice(0, 3))"""
-    return np.array(canvas.evaluate(script, side))
+def drawn(canvas) -> np.ndarray:
+    """The colours in the middle of the 8×8 cells of a map, which is as wide as its canvas."""
+    script = """canvas => Array.from({length: 64}, (_, i) => Array.from(canvas.getContext("2d").getImageData(
+        (i % 8 + 0.5) * canvas.width / 8, (Math.floor(i / 8) + 0.5) * canvas.width / 8, 1, 1).data).slice(0, 3))"""
+    return np.array(canvas.evaluate(script))
+
+
+def point_at(tab, row: int, column: int) -> None:
+    """Moves the pointer to a pixel of the input."""
+    cell = tab.get("input-map").evaluate("canvas => canvas.clientWidth") / 8
+    tab.get("input-map").hover(position={"x": (column + 0.5) * cell, "y": (row + 0.5) * cell})
+    expect(tab.get("row-map")).to_have_attribute("data-row", str(8 * row + column))
+    tab.page.wait_for_timeout(50)
 
 
 def test_the_tab_stands_in_tensorboards_bar_and_opens_with_a_click(server, watched):
@@ -118,11 +125,8 @@ def test_pointing_at_an_input_pixel_shows_its_row_of_the_hessian(tab, logdir, ru
     matrix = whole_matrix(record)
     for row, column in ((2, 5), (4, 3)):
         index = 8 * row + column
-        cell = INPUT_SIDE / 8
-        tab.get("input-map").hover(position={"x": (column + 0.5) * cell, "y": (row + 0.5) * cell})
-        expect(tab.get("row-map")).to_have_attribute("data-row", str(index))
-        tab.page.wait_for_timeout(50)
-        assert np.abs(drawn(tab.get("row-map"), INPUT_SIDE) - colours(matrix[index]).astype(int)).max() <= 2
+        point_at(tab, row, column)
+        assert np.abs(drawn(tab.get("row-map")) - colours(matrix[index]).astype(int)).max() <= 2
         assert f"row {row}, column {column}" in tab.get("row-title").inner_text()
         assert float(tab.get("heatmap-readout").get_attribute("data-value")) == pytest.approx(matrix[index, index], rel=1e-4, abs=1e-7)
     tab.screenshot(f"hover_{run}")
@@ -180,7 +184,7 @@ def test_maps_are_the_records_arrays(tab, record):
         ("eigenvector-0", record.eigenvectors[:, :, 0]),
         ("eigenvector-3", record.eigenvectors[:, :, 3]),
     ):
-        shown = drawn(tab.get(f"map-{name}"), VECTOR_SIDE)
+        shown = drawn(tab.get(f"map-{name}"))
         assert np.abs(shown - colours(values[SAMPLE, COLUMN]).astype(int)).max() <= 2
 
 
@@ -214,7 +218,7 @@ def test_cost_tells_method_reason_and_price(tab, record):
 
 def test_a_matrix_that_was_not_kept_is_told_in_words(tab):
     tab.choose(sample=2)
-    expect(tab.panel("hessian").locator(".message")).to_contain_text("kept of the first 2 samples only")
+    expect(tab.panel("hessian").locator(".message")).to_contain_text("of this sample was not kept")
     expect(tab.get("map-gradient")).to_be_visible()
 
 
@@ -238,5 +242,5 @@ def test_a_link_leads_to_what_was_selected(tab, watched):
 def test_dark_mode_follows_tensorboard(server, watched):
     with watched(color_scheme="dark") as tab:
         tab.open(f"{server}#input_hessian")
-        expect(tab.root.locator("main")).to_have_attribute("data-theme", "dark")
+        expect(tab.root.locator(".input-hessian")).to_have_attribute("data-theme", "dark")
         tab.screenshot("dark")
