@@ -51,6 +51,7 @@ class Record:
             before there was any training.
         skipped: how many measurements were skipped so far because of ``max_overhead``; None where none was given.
         made_with: versions and options.
+        why_no_matrix: why ``hessian`` is None or holds fewer samples than asked for; None where it holds them all.
     """
 
     name: str | None
@@ -113,6 +114,7 @@ class Record:
     overhead: float | None
     skipped: int | None
     made_with: Mapping[str, Any]
+    why_no_matrix: str | None = None
 
     def __repr__(self) -> str:
         return f"Record({self.target}, {self.moment}, classes {list(self.columns)}, x {self.x.shape}, {self.diagnosis})"
@@ -149,7 +151,7 @@ def named(name: str | None, text: str) -> str:
 def make_record(measurement: Measurement, **context: Any) -> Record:
     """A record of ``measurement``; ``context`` gives the fields that a measurement does not know."""
     spectrum = measurement.spectrum
-    told = {f.name for f in fields(Record)} - set(context)
+    told = {f.name for f in fields(Record)} - set(context) - {"why_no_matrix"}
     diagnosis, cost = spectrum.diagnosis, spectrum.cost
     values: dict[str, Any] = {
         "hessian": measurement.hessian,

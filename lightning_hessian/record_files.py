@@ -18,10 +18,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from lightning_hessian.layout import FOLDER, file_name
 from lightning_hessian.record import Record
 
 FORMAT_VERSION = 1
-FOLDER = "input_hessian"
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,7 @@ def save_record(record: Record, log_dir: str | os.PathLike[str], session: Sessio
     """
     folder = record_folder(log_dir, record.name)
     folder.mkdir(parents=True, exist_ok=True)
-    stage = "" if record.stage == "fit" else f"_{record.stage}"
-    path = folder / f"step_{record.step:09d}{stage}.safetensors"
+    path = folder / file_name(record.step, record.stage)
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -6,16 +6,18 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
+from lightning_hessian import layout
 from lightning_hessian.errors import WritingError
 from lightning_hessian.record import Array, Record, named
 from lightning_hessian.record_files import Session, save_record
 from lightning_hessian.writers.background import Background
 from lightning_hessian.writers.loggers import give_picture, picture_loggers, tensorboard_loggers
 from lightning_hessian.writers.scalars import scalars
+from lightning_hessian.writers.tab import add_payload
 from lightning_hessian.writers.tensorboard import (
     Histogram,
     about_skipped,
@@ -77,15 +79,17 @@ class Publisher:
         self._hand_over()
         self._log(metrics, record.logged_step)
         spectra: dict[str, Histogram] = {}
+        payload = b""
         if self._writers:
             with self._kept("making the histograms", "Please report it; the file and the scalars are whole."):
                 # Here, not in the background: it decomposes matrices, and BLAS does not survive a fork (by a
                 # DataLoader's workers) while another thread is inside it.
                 spectra = histograms(record)
+                payload = layout.pack_summary(record, session=None if self._session is None else asdict(self._session))
         self._saved = threading.Event()
         lay_out = record.stage == "fit" and not self._has_layout
         self._has_layout |= lay_out
-        self._background.submit(partial(self._write, record, spectra, self._saved, lay_out))
+        self._background.submit(partial(self._write, record, spectra, payload, self._saved, lay_out))
         return metrics
 
     def publish_failure(self, message: str, logged_step: int) -> None:
@@ -119,7 +123,9 @@ class Publisher:
     def _say(self, words: str, logged_step: int) -> None:
         self._background.submit(partial(self._add, "the text", add_text, diagnosis_tag(self._name), words, logged_step))
 
-    def _write(self, record: Record, spectra: dict[str, Histogram], saved: threading.Event, first: bool) -> None:
+    def _write(
+        self, record: Record, spectra: dict[str, Histogram], payload: bytes, saved: threading.Event, first: bool
+    ) -> None:
         """What is done in the background for one record."""
         try:
             self._save(record)
@@ -131,6 +137,9 @@ class Publisher:
                 pictures = draw(record)
         if self._picture_loggers and pictures:
             self._drawn.append((record.logged_step, pictures))
+        if payload:
+            tag = layout.tag(record.name, record.stage)
+            self._add("the numbers of the tab", add_payload, tag, payload, record.logged_step)
         if first:
             self._add("the layout of charts", add_layout, record)
         self._add("the histograms", add_histograms, spectra, record.logged_step)

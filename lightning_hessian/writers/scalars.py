@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
+from lightning_hessian import layout
 from lightning_hessian.record import Array, Record
 
-TITLES = {
-    "lambda_max": "largest λ",
-    "lambda_min": "smallest λ",
-    "trace": "trace",
-    "frobenius_norm": "Frobenius norm",
-    "gradient_norm": "gradient norm",
-    "normalized_curvature": "normalized curvature",
-    "linear_radius": "linear radius",
-    "head_share": "head share",
-    "drift_cosine": "drift: |cos|",
-    "drift_overlap": "drift: overlap",
-}
-METRICS = tuple(TITLES)
+METRICS = (
+    "lambda_max",
+    "lambda_min",
+    "trace",
+    "frobenius_norm",
+    "gradient_norm",
+    "normalized_curvature",
+    "linear_radius",
+    "head_share",
+    "drift_cosine",
+    "drift_overlap",
+)
+TITLES = {name: layout.METRICS[name] for name in METRICS}
 PERCENTILES = (10, 90)
 SPREAD = "hessian_spread/"
 

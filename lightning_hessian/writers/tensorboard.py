@@ -7,14 +7,11 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from lightning_hessian.histogram import BIN_EDGES, binned, has_spectra, placed, whole_spectra
 from lightning_hessian.record import Array, Record
 from lightning_hessian.render.composite import composite
 from lightning_hessian.render.sheet import to_image
 from lightning_hessian.writers.scalars import METRICS, PERCENTILES, TITLES, finite_samples, mean_errors, spread_tag
-
-SMALLEST_DECADE = -12  # |λ| at or below 1e-12 is drawn at 0
-NUM_BINS = 64
-BIN_EDGES = np.linspace(-20, 20, NUM_BINS + 1)  # |λ| up to 1e8
 
 _layouts: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()  # what each writer was given so far
 
@@ -24,7 +21,7 @@ Histogram = dict[str, Any]  # the arguments of SummaryWriter.add_histogram_raw
 
 def histograms(record: Record) -> dict[str, Histogram]:
     """The spectrum of each class on a signed logarithmic axis, by tag; none where only the ends are known."""
-    if not (record.complete or record.density_nodes is not None or record.hessian is not None):
+    if not has_spectra(record):
         return {}
     columns = range(len(record.columns))
     return {f"hessian_spectrum_signed_log10/{record.slot(c)}": _histogram(record, c) for c in columns}
@@ -76,41 +73,16 @@ def add_layout(writer: Any, record: Record) -> None:
     writer.add_custom_scalars(layout)
 
 
-def signed_log10(eigenvalues: Array) -> Array:
-    """sign(λ) · max(0, log10 |λ| + 12): ±9 means λ = ±1e-3, ±12 means ±1, and 0 means |λ| ≤ 1e-12."""
-    with np.errstate(divide="ignore"):
-        decades = np.log10(np.abs(eigenvalues)) - SMALLEST_DECADE
-    return np.sign(eigenvalues) * np.maximum(decades, 0)
-
-
 def eigenvalue_counts(record: Record, column: int) -> tuple[Array, Array]:
     """Eigenvalues, and how many of the D of a mean sample each stands for: of one class column.
 
     Both ``[S, n]``, one row for each starting vector of an estimated density; a single row of exact ones. Where
     there is no density, they are those of the samples whose whole matrix was kept.
     """
-    num_inputs = record.gradient.shape[-1]
-    if record.density_nodes is not None and record.density_weights is not None:
-        nodes, shares = (a[:, column].astype(np.float64) for a in (record.density_nodes, record.density_weights))
-    else:
-        assert record.hessian is not None
-        values = np.linalg.eigvalsh(record.hessian[:, column])
-        rounding = 10 * np.finfo(values.dtype).eps * num_inputs**0.5 * np.abs(values).max(axis=-1, keepdims=True)
-        nodes = np.where(np.abs(values) > rounding, values, 0.0)[:, None]
-        shares = np.full(nodes.shape, 1 / num_inputs)
+    nodes, counts = whole_spectra(record, column)
     num_samples, num_vectors, _ = nodes.shape
-    by_vector = [a.swapaxes(0, 1).reshape(num_vectors, -1) for a in (nodes, shares * (num_inputs / num_samples))]
+    by_vector = [a.swapaxes(0, 1).reshape(num_vectors, -1) for a in (nodes, counts / num_samples)]
     return by_vector[0], by_vector[1]
-
-
-def binned(eigenvalues: Array, counts: Array) -> Array:
-    """How many eigenvalues are in each bin of the histogram."""
-    return np.histogram(_placed(eigenvalues), BIN_EDGES, weights=counts)[0]
-
-
-def _placed(eigenvalues: Array) -> Array:
-    """Where on the axis of the histogram eigenvalues are drawn."""
-    return np.clip(signed_log10(eigenvalues), BIN_EDGES[0], BIN_EDGES[-1])
 
 
 def _is_estimated(record: Record) -> bool:
@@ -121,7 +93,7 @@ def _is_estimated(record: Record) -> bool:
 def _histogram(record: Record, column: int) -> Histogram:
     nodes, counts = eigenvalue_counts(record, column)
     eigenvalues, counts = nodes.ravel(), counts.ravel() / len(nodes)
-    values = _placed(eigenvalues[counts > 0])
+    values = placed(eigenvalues[counts > 0])
     return {
         "min": float(values.min()),
         "max": float(values.max()),

@@ -114,7 +114,7 @@ def test_problem(tab, curved):
     np.testing.assert_array_equal(arrays["eigenvector_residuals"], record.residuals[1, 1, index])
     np.testing.assert_array_equal(arrays["eigenvector_converged"], record.converged[1, 1, index])
     assert meta["matrix"] == "none"
-    assert "first 1 samples" in meta["why_not"]
+    assert "kept only of sample 0 at this step" in meta["why_not"]
     assert meta["shape"] == [1, 3, 3]
     assert tab.arrays("/problem", **RUN, step=19, sample=0, column=1)[1]["matrix"] == "kept"
 
@@ -162,7 +162,7 @@ def test_which_samples_were_kept_is_told_by_the_event(curved, tmp_path):
     write_run(tmp_path / "run", curved[:1], payload=payload)
     tab, problem = Tab(tmp_path), {"run": "run", "tag": "input_hessian", "step": 0, "column": 0}
     np.testing.assert_array_equal(tab.arrays("/matrix", **problem, sample=1)[0]["matrix"], curved[0].hessian[0, 0])
-    assert "first 1 samples" in tab.refused(404, "/matrix", **problem, sample=0)
+    assert "kept only of sample 1" in tab.refused(404, "/matrix", **problem, sample=0)
 
 
 def test_steps_that_a_resumed_run_wrote_anew_count_once(curved, tmp_path):

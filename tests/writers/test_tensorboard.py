@@ -8,16 +8,11 @@ import torch
 from conftest import mlp
 
 from lightning_hessian.curvature.plan import Options
+from lightning_hessian.histogram import BIN_EDGES, binned, signed_log10
 from lightning_hessian.monitor import Monitor
 from lightning_hessian.probe import Probe
 from lightning_hessian.writers.scalars import scalars
-from lightning_hessian.writers.tensorboard import (
-    BIN_EDGES,
-    binned,
-    diagnosis_text,
-    eigenvalue_counts,
-    signed_log10,
-)
+from lightning_hessian.writers.tensorboard import diagnosis_text, eigenvalue_counts
 
 
 def record_of(target="prob", activation=torch.nn.GELU):
