@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_hessian.curvature.dense import ChunkSize
 from lightning_hessian.curvature.plan import MethodChoice
 from lightning_hessian.errors import ConfigurationError, MeasurementError, WritingError
+from lightning_hessian.keep_matrices import KeepMatrices, keep_policy
 from lightning_hessian.model_function import ForwardFunction, OutputFunction
 from lightning_hessian.monitor import Monitor, RunState, check_at_least, check_choice, check_names
 from lightning_hessian.preparation import Target, make_options
@@ -89,7 +90,9 @@ class InputHessianMonitor(_Callback):
             measurement is skipped where (seconds spent measuring so far, drawing and writing included) + (those of the
             last one) > ``max_overhead`` · (seconds of training so far, without measuring). The first one of a fit is
             always made. Skipping is told once, and counted in ``hessian_cost/skipped``.
-        keep_matrices: whether saved files hold the whole matrices of the ``heatmap_samples``.
+        keep_matrices: whether saved files hold the whole matrices of the ``heatmap_samples``; an int n: at every n-th
+            measurement; or ``KeepMatrices(every_n, storage, max_total_bytes)``, in YAML its fields. By default upper
+            triangles (which are exact) up to 1 GiB a run. Where eigenvectors give the matrix, it is not kept besides.
         class_names: names of all classes, for pictures.
         on_error: ``"warn"``: a measurement that fails, or cannot be saved or shown, is told about and training goes on;
             ``"raise"``: it ends training at once, for which every measurement also waits until it is written.
@@ -136,7 +139,7 @@ class InputHessianMonitor(_Callback):
         chunk_size: ChunkSize = "auto",
         max_memory: int | None = None,
         max_overhead: float | None = None,
-        keep_matrices: bool = True,
+        keep_matrices: bool | int | KeepMatrices = True,
         class_names: Sequence[str] | None = None,
         on_error: Literal["warn", "raise"] = "warn",
         seed: int = 0,
@@ -147,6 +150,7 @@ class InputHessianMonitor(_Callback):
             check_choice("on_error", on_error, ("warn", "raise"))
             check_at_least("num_samples", num_samples, 1)
             check_at_least("val_dataloader_idx", val_dataloader_idx, 0)
+            self._keep_matrices = keep_policy(keep_matrices)
             self._schedule = Schedule(every_n_epochs, epochs, every_n_train_steps)
             self._budget = Budget(max_overhead)
             self._monitor = Monitor(
@@ -172,7 +176,6 @@ class InputHessianMonitor(_Callback):
         self._val_dataloader_idx = val_dataloader_idx
         self._how_to_probe = (num_samples, sample_indices, input_fn, wrt)
         self._settings = settings(self._monitor, probe, num_samples, sample_indices)
-        self._keep_matrices = keep_matrices
         self._on_error = on_error
         self._probe: Probe | None = None
         self._probe_is_restored = False

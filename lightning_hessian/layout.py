@@ -77,13 +77,18 @@ def file_name(step: int, stage: Stage = "fit") -> str:
     return f"step_{step:09d}{'' if stage == 'fit' else f'_{stage}'}.safetensors"
 
 
-def pack_summary(record: Record, session: Mapping[str, Any] | None = None) -> bytes:
+def pack_summary(record: Record, session: Mapping[str, Any] | None = None, kept: Record | None = None) -> bytes:
     """The payload of a record's event: all numbers but those that grow with D, as safetensors.
 
     Arrays are float32 where nothing else is said: every one of ``METRICS`` ``[N, K]``; ``eigenvalues`` and
     ``residuals`` ``[N, K, M']`` with ``converged`` (uint8), M' ≤ 64 those of largest magnitude, descending and
     algebraic; ``histogram`` ``[N, K, 64]``, see ``histogram.problem_histograms``, absent where only ends are known;
     ``labels`` ``[N]``, absent where unknown, ``predicted`` ``[N]`` and ``classes`` ``[N, K]`` (int32).
+
+    Args:
+        record: the measurement.
+        session: about the start of the run that made it.
+        kept: the record as its file holds it, where that is less.
 
     Cost: no more than 4·N·K·(19 + 2·64 + 64) + N·K·64 bytes, and a few kB.
     """
@@ -94,7 +99,7 @@ def pack_summary(record: Record, session: Mapping[str, Any] | None = None) -> by
     arrays |= {name: values.astype(np.int32) for name, values in numbers.items() if values is not None}
     if histogram is not None:
         arrays["histogram"] = histogram.astype(np.float32)
-    return pack(arrays, _about(record, session))
+    return pack(arrays, _about(record, session, kept or record))
 
 
 def _largest_eigenvalues(record: Record) -> dict[str, Array]:
@@ -104,11 +109,11 @@ def _largest_eigenvalues(record: Record) -> dict[str, Array]:
     return {n: np.take_along_axis(getattr(record, n), order, axis=-1).astype(kind) for n, kind in kinds.items()}
 
 
-def _about(record: Record, session: Mapping[str, Any] | None) -> dict[str, Any]:
+def _about(record: Record, session: Mapping[str, Any] | None, in_file: Record) -> dict[str, Any]:
     when = ("step", "logged_step", "epoch", "stage", "moment")
     what = ("name", "target", "columns", "class_names", "diagnosis", "network", "message")
     how = ("method", "reason", "engine", "seconds", "num_hvps", "complete")
-    kept = 0 if record.hessian is None else len(record.hessian)
+    num_kept = 0 if in_file.hessian is None else len(in_file.hessian)
     return {
         "layout": LAYOUT_VERSION,
         **{name: getattr(record, name) for name in (*when, *what, *how)},
@@ -117,9 +122,9 @@ def _about(record: Record, session: Mapping[str, Any] | None) -> dict[str, Any]:
         "dtype": str(record.x.dtype),
         "session": None if session is None else dict(session),
         "kept": {
-            "matrices": list(range(kept)),
-            "vectors": record.eigenvectors is not None,
-            "why_not": record.why_no_matrix,
+            "matrices": list(range(num_kept)),
+            "vectors": in_file.eigenvectors is not None,
+            "why_not": in_file.why_no_matrix,
         },
     }
 

@@ -27,7 +27,6 @@ ALLOWED = {
     "lightning_hessian.writers.background": set(),
     "lightning_hessian.writers.loggers": set(),
     "lightning_hessian.writers.publish": {"safetensors", "matplotlib"},
-    "lightning_hessian.layout": {"safetensors"},
     "lightning_hessian.tensorboard_plugin.loader": {"tensorboard"},
     "lightning_hessian.tensorboard_plugin.plugin": {"tensorboard", "safetensors"},
     "lightning_hessian.curvature.measure": {"torch"},

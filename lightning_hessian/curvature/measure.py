@@ -29,6 +29,8 @@ from lightning_hessian.errors import MeasurementError
 # How asymmetric a Hessian may be before its digits are called rounding.
 ASYMMETRY_TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-6}
 
+ALL_VECTORS = 64  # outputs up to which ``low_rank`` keeps all eigenvectors: with them the spectrum is the matrix
+
 ESTIMATED = ("trace", "frobenius_norm", "diagonal", "head_norm", "network_norm")
 
 
@@ -254,10 +256,16 @@ def _low_rank(given: _Given) -> _Result:
     problems, options = given.problems, given.options
 
     def work(samples: slice) -> dict[str, Tensor]:
-        return low_rank_parts(problems.select(samples), given.gradient[samples], options.num_eigenvalues)
+        return low_rank_parts(problems.select(samples), given.gradient[samples], num_vectors)
 
-    memory = options.memory(problems.x.device)
-    size = group_size(problems.num_samples, low_rank_bytes(given.facts), memory, "The gradients of all outputs")
+    memory, needed = options.memory(problems.x.device), low_rank_bytes(given.facts)
+    num_vectors = options.num_eigenvalues
+    more = min(given.facts.num_outputs, problems.num_inputs) - num_vectors
+    # Twice while groups are joined, as all results.
+    beside = 2 * problems.num_samples * problems.num_classes * more * given.facts.row_bytes
+    if more > 0 and num_vectors + more <= ALL_VECTORS and needed + beside <= memory:
+        num_vectors, memory = num_vectors + more, memory - beside
+    size = group_size(problems.num_samples, needed, memory, "The gradients of all outputs")
     parts = []
     for samples, found in in_groups(problems.num_samples, size, work):
         parts.append(found)

@@ -47,19 +47,19 @@ def find_matrix(file: SafeFile, sample: int, column: int, kept: dict[str, Any]) 
         DamagedFile: the arrays of the file do not fit each other.
     """
     _, num_columns, num_inputs = _shape(file, "gradient", 3)
+    others: list[int] = []
     for name, shape in (("hessian", (num_inputs, num_inputs)), ("hessian_triangle", (_triangle(num_inputs),))):
         if name in file:
-            place = _place(file.shape(name)[0] if file.shape(name) else 0, kept, sample)
             if file.shape(name)[1:] != (num_columns, *shape):
                 raise DamagedFile(f"{name} does not fit the gradient")
-            if place is not None:
+            others = _kept_samples(file.shape(name)[0], kept)
+            if sample in others:
                 reader = _full_rows if name == "hessian" else _triangle_rows
-                return Matrix(num_inputs, "kept", reader(file, name, place, column, num_inputs))
+                return Matrix(num_inputs, "kept", reader(file, name, others.index(sample), column, num_inputs))
     rows = _eigenvector_rows(file, sample, column, num_inputs)
     if rows is not None:
         return Matrix(num_inputs, "from eigenvectors", rows)
-    told = kept.get("why_not")
-    return told if isinstance(told, str) and told else "The whole matrix of this sample was not kept."
+    return _why_none(others, kept.get("why_not"))
 
 
 def draw(matrix: Matrix, size: int) -> dict[str, Array]:
@@ -116,12 +116,19 @@ def _triangle(num_inputs: int) -> int:
     return num_inputs * (num_inputs + 1) // 2
 
 
-def _place(num_kept: int, kept: dict[str, Any], sample: int) -> int | None:
-    """Which of the kept matrices is the sample's: the event tells, or they are those of the first samples."""
+def _kept_samples(num_kept: int, kept: dict[str, Any]) -> list[int]:
+    """Whose matrices were kept: the event tells, or they are those of the first samples."""
     samples = kept.get("matrices")
-    if not (isinstance(samples, list) and len(samples) == num_kept and all(type(i) is int for i in samples)):
-        samples = list(range(num_kept))
-    return samples.index(sample) if sample in samples else None
+    if isinstance(samples, list) and len(samples) == num_kept and all(type(i) is int for i in samples):
+        return samples
+    return list(range(num_kept))
+
+
+def _why_none(others: list[int], told: object) -> str:
+    if isinstance(told, str) and told:
+        return told
+    kept = f"only of sample {', '.join(map(str, others))}" if others else "of no sample"
+    return f"The whole matrix was kept {kept} at this step, and the eigenvectors that were kept do not make it up."
 
 
 def _full_rows(file: SafeFile, name: str, place: int, column: int, num_inputs: int) -> Callable[[int, int], Array]:

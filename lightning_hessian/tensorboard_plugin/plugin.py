@@ -20,7 +20,7 @@ from werkzeug import wrappers
 from lightning_hessian.layout import LAYOUT_VERSION, META, PLUGIN_NAME
 from lightning_hessian.record import Array
 from lightning_hessian.tensorboard_plugin.files import RunFiles
-from lightning_hessian.tensorboard_plugin.matrix import Matrix, draw, find_matrix
+from lightning_hessian.tensorboard_plugin.matrix import LARGEST_DRAWN, Matrix, draw, find_matrix
 from lightning_hessian.tensorboard_plugin.question import number, text
 from lightning_hessian.tensorboard_plugin.refusal import DamagedFile, Refused
 from lightning_hessian.tensorboard_plugin.safe_file import SafeFile
@@ -31,6 +31,7 @@ ANY_STEP = 10**12
 LARGEST_SIZE = 2048
 DEFAULT_SIZE = 784
 DAY = 24 * 3600
+TOO_LARGE = f"The matrix of {{}} inputs is too large to be drawn (more than {LARGEST_DRAWN}); single rows can be had."
 
 Answer = Callable[[wrappers.Request], wrappers.Response]
 
@@ -135,6 +136,8 @@ class InputHessianPlugin(base_plugin.TBPlugin):  # type: ignore[misc] # TensorBo
         size = number(request, "size", LARGEST_SIZE + 1, least=1, default=DEFAULT_SIZE)
         with self._opened(problem) as file:
             matrix = self._found(file, problem)
+            if matrix.num_inputs > LARGEST_DRAWN:
+                raise Refused(404, TOO_LARGE.format(matrix.num_inputs))
             return _binary(request, draw(matrix, size), {"matrix": matrix.source})
 
     def _row(self, request: wrappers.Request) -> wrappers.Response:

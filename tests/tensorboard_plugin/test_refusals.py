@@ -11,6 +11,7 @@ from safetensors.numpy import save
 
 from lightning_hessian.layout import pack_summary
 from lightning_hessian.record_files import save_record
+from lightning_hessian.tensorboard_plugin import plugin
 
 RUN = {"run": "run", "tag": "input_hessian"}
 PROBLEM = {**RUN, "step": 9, "sample": 0, "column": 1}
@@ -220,7 +221,14 @@ def test_eigenvectors_that_do_not_fit(logdir, index):
 
 def test_part_of_the_eigenvectors_is_not_the_matrix(logdir):
     rewrite(logdir / "run", 10, arrays={"hessian": None})
-    assert "first 1 samples" in Tab(logdir).refused(404, "/matrix", **PROBLEM)
+    assert "kept of no sample at this step" in Tab(logdir).refused(404, "/matrix", **PROBLEM)
+
+
+def test_a_matrix_too_large_to_be_drawn_still_has_rows(logdir, monkeypatch):
+    monkeypatch.setattr(plugin, "LARGEST_DRAWN", 8)
+    tab = Tab(logdir)
+    assert "too large to be drawn" in tab.refused(404, "/matrix", **PROBLEM)
+    assert tab.get("/row", **PROBLEM, index=0).status_code == 200
 
 
 def test_words_that_json_does_not_know(records, tmp_path):
