@@ -45,7 +45,18 @@ def killed_in_measurement(folder: Path, number: int, saves: str) -> None:
 
 def numbers(folder: Path) -> dict[int, dict[str, np.ndarray]]:
     """What was measured at each step."""
-    names = ("x", "labels", "eigenvalues", "trace", "hessian", "drift_cosine", "drift_overlap", "epoch", "logged_step")
+    names = (
+        "x",
+        "labels",
+        "eigenvalues",
+        "trace",
+        "hessian",
+        "drift_cosine",
+        "drift_overlap",
+        "epoch",
+        "logged_step",
+        "picture_scale",
+    )
     return {r.step: {name: getattr(r, name) for name in names} for r in load_records(folder)}
 
 
