@@ -7,6 +7,7 @@ what was measured and how. Whole matrices, eigenvectors, gradients and inputs ar
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,23 @@ def pack_summary(record: Record) -> bytes:
         "kept": {"matrices": kept, "vectors": record.eigenvectors is not None, "why_not": _why_not(record)},
     }
     return save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, {META: json.dumps(meta)})
+
+
+def extreme_errors(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """How far the extreme eigenvalues in a payload may be off, ``[N, K]`` each.
+
+    ``lambda_max_error`` and ``lambda_min_error`` are the residuals of the listed eigenvalues that they are (0 where it
+    is a zero that a complete spectrum does not list), ``lambda_max_open`` and ``lambda_min_open`` say which have not
+    converged.
+    """
+    told = {}
+    for name, place in (("lambda_max", slice(0, 1)), ("lambda_min", slice(-1, None))):
+        is_listed = arrays["eigenvalues"][..., place] == arrays[name][..., None]
+        residual = np.where(is_listed, arrays["residuals"][..., place], 0)
+        is_open = is_listed & (arrays["converged"][..., place] == 0)
+        told[f"{name}_error"] = residual.max(axis=-1, initial=0).astype(np.float32)
+        told[f"{name}_open"] = is_open.any(axis=-1).astype(np.uint8)
+    return told
 
 
 def read_arrays(payload: bytes) -> tuple[dict[str, Array], dict[str, Any]]:
