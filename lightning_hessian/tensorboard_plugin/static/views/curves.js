@@ -132,7 +132,11 @@ function traces({ title, colour, dash, points, band }) {
     name: title,
     mode: "lines+markers",
     line: { color: colour, dash, width: 2 },
-    marker: { color: colour, size: 6, symbol: points.map(({ missed }) => (missed ? "x-open" : "circle")) },
+    marker: {
+      color: colour,
+      size: points.map(({ missed }) => (missed ? 12 : 6)),
+      symbol: points.map(({ missed }) => (missed ? "x" : "circle")),
+    },
     error_y: {
       type: "data",
       array: points.map(({ error }) => error || 0),
