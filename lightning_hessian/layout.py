@@ -8,9 +8,8 @@ inputs) is in the record's file beside the event file.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -142,6 +141,23 @@ def pack(arrays: Mapping[str, Array], about: Mapping[str, Any]) -> bytes:
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
     return len(head).to_bytes(8, "little") + head + b"".join(blocks)
+
+
+def extreme_errors(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """How far the extreme eigenvalues in a payload may be off, ``[N, K]`` each.
+
+    ``lambda_max_error`` and ``lambda_min_error`` are the residuals of the listed eigenvalues that they are (0 where it
+    is a zero that a complete spectrum does not list), ``lambda_max_open`` and ``lambda_min_open`` say which have not
+    converged.
+    """
+    told = {}
+    for name, place in (("lambda_max", slice(0, 1)), ("lambda_min", slice(-1, None))):
+        is_listed = arrays["eigenvalues"][..., place] == arrays[name][..., None]
+        residual = np.where(is_listed, arrays["residuals"][..., place], 0)
+        is_open = is_listed & (arrays["converged"][..., place] == 0)
+        told[f"{name}_error"] = residual.max(axis=-1, initial=0).astype(np.float32)
+        told[f"{name}_open"] = is_open.any(axis=-1).astype(np.uint8)
+    return told
 
 
 def read_arrays(payload: bytes) -> tuple[dict[str, Array], dict[str, Any]]:
