@@ -180,16 +180,15 @@ def _catalog(title: str, tags: Sequence[Tag]) -> dict[str, Any]:
                 for run in dict.fromkeys(tag.run for tag in tags)
             ],
         },
-        "blocks": [{"run": tag.run, "tag": tag.tag, **tag.blocks} for tag in tags],
+        "blocks": [{"run": tag.run, "tag": tag.name, **tag.blocks} for tag in tags],
     }
 
 
 def _entry(tag: Tag) -> dict[str, Any]:
     arrays, meta = tag.summaries[-1]
-    told = ("target", "columns", "class_names", "num_inputs", "shape")
+    told = ("name", "target", "columns", "class_names", "num_inputs", "shape")
     return {
-        "tag": tag.tag,
-        "name": tag.monitor,
+        "tag": tag.name,
         **{name: meta[name] for name in told},
         "num_samples": len(arrays["classes"]),
         "steps": [meta["logged_step"] for _, meta in tag.summaries],

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from lightning_hessian.layout import META_KEY, METRICS, pack_summary, read_arrays, tag_of
-from lightning_hessian.record import Array, Record
-from lightning_hessian.record_files import FOLDER, load_record, monitors, record_paths
+from lightning_hessian import layout
+from lightning_hessian.record import Array, Record, Stage
+from lightning_hessian.record_files import load_record, monitors, record_paths
 
 Summary = tuple[dict[str, Array], dict[str, Any]]
 
@@ -33,11 +33,11 @@ SHOWN = 1e-6  # relative: far below the last digit of any number that a page sho
 
 @dataclass
 class Tag:
-    """One monitor's measurements in one run: small arrays of all, and where the blocks with the rest are.
+    """One monitor's measurements in one run and stage: small arrays of all, and where the blocks with the rest are.
 
     Attributes:
         run: name of the run on the page.
-        monitor: its name, or None.
+        name: in the event file, of the monitor and the stage.
         paths: the record files, in order of step.
         summaries: arrays and words of the event file's layout, one per measurement.
         blocks: names of blocks: ``series``; by place of the measurement ``spectra``, ``x`` and ``maps``;
@@ -46,18 +46,13 @@ class Tag:
     """
 
     run: str
-    monitor: str | None
+    name: str
     paths: list[Path]
     summaries: list[Summary]
     blocks: dict[str, Any] = field(
         default_factory=lambda: {"series": None, "spectra": [], "x": {}, "maps": {}, "matrices": {}}
     )
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def tag(self) -> str:
-        """Its name in the event file."""
-        return tag_of(self.monitor or "")
 
 
 class Store:
@@ -80,7 +75,7 @@ class Store:
 
 
 def _block(arrays: dict[str, Array], meta: Any = None) -> tuple[str, str]:
-    payload = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, {META_KEY: json.dumps(meta or {})})
+    payload = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, {layout.META: json.dumps(meta or {})})
     name = hashlib.sha256(payload).hexdigest()[:16]
     return name, base64.b64encode(gzip.compress(payload, compresslevel=6, mtime=0)).decode()
 
@@ -96,11 +91,11 @@ def find_runs(log_dirs: Sequence[str | os.PathLike[str]]) -> dict[str, Path]:
         top = Path(given).resolve()
         if not top.is_dir():
             raise FileNotFoundError(f"There is no directory {given}: give the directory of a run, or one above it.")
-        runs = sorted(folder.parent for folder in top.rglob(FOLDER) if monitors(folder.parent))
+        runs = sorted(folder.parent for folder in top.rglob(layout.FOLDER) if monitors(folder.parent))
         if not runs:
             raise FileNotFoundError(
                 f"No records in {given} or below it: give the directory that holds a run's event file, for example "
-                f"lightning_logs/version_0. An InputHessianMonitor saves them there, in {FOLDER}/."
+                f"lightning_logs/version_0. An InputHessianMonitor saves them there, in {layout.FOLDER}/."
             )
         found += runs
     runs = list(dict.fromkeys(found))
@@ -117,7 +112,8 @@ def gather(runs: dict[str, Path], max_bytes: int) -> tuple[list[Tag], Store]:
     Cost: every file is read up to four times; one record is held at a time.
     """
     store = Store(max_bytes)
-    tags = [_summarised(run, folder, name) for run, folder in runs.items() for name in monitors(folder)]
+    found = [_summarised(run, folder, name) for run, folder in runs.items() for name in monitors(folder)]
+    tags = [tag for several in found for tag in several]
     reserved = sum(len(_block(*_series(tag))[1]) for tag in tags)  # added at the end, when it is known of which steps
     store.size += reserved
     _add_spectra(tags, store)
@@ -162,25 +158,23 @@ def narrow(values: Array) -> Array:
     return single if close.all() else values.astype(np.float64)
 
 
-def _summarised(run: str, folder: Path, name: str | None) -> Tag:
-    """The measurements of a monitor that can be shown side by side: of the same shape and meaning as the last one."""
-    by_stage: dict[str, dict[int, tuple[Path, Summary]]] = {}
-    for path in record_paths(folder, name):
+def _summarised(run: str, folder: Path, monitor: str | None) -> list[Tag]:
+    """A monitor's measurements by stage, those that can be shown side by side with the stage's last one."""
+    by_stage: dict[Stage, dict[int, tuple[Path, Summary]]] = {}
+    for path in record_paths(folder, monitor):
         record = load_record(path)
-        summary = read_arrays(pack_summary(record))
+        summary = layout.read_arrays(layout.pack_summary(record))
         by_stage.setdefault(record.stage, {})[record.logged_step] = path, summary  # of two at a step the later one
-    stage = "fit" if "fit" in by_stage else next(iter(by_stage))
-    by_step = by_stage.pop(stage)
-    measured = [by_step[step] for step in sorted(by_step)]
-    alike = [each for each in measured if _kind(each[1]) == _kind(measured[-1][1])]
-    tag = Tag(run, name, [path for path, _ in alike], [summary for _, summary in alike])
-    if by_stage:
-        tag.notes.append(f"This page shows measurements of {stage} only, not of {' and '.join(by_stage)}.")
-    if missing := len(measured) - len(alike):
-        tag.notes.append(
-            f"{_counted(missing, 'measurement')} of other samples, classes or targets than the last left out."
-        )
-    return tag
+    tags = []
+    for stage, by_step in by_stage.items():
+        measured = [by_step[step] for step in sorted(by_step)]
+        alike = [each for each in measured if _kind(each[1]) == _kind(measured[-1][1])]
+        paths, summaries = zip(*alike, strict=True)
+        tags.append(Tag(run, layout.tag(monitor, stage), list(paths), list(summaries)))
+        if missing := len(measured) - len(alike):
+            were = "1 measurement was" if missing == 1 else f"{missing} measurements were"
+            tags[-1].notes.append(f"{were} of other samples, classes or targets than the last, and left out.")
+    return tags
 
 
 def _kind(summary: Summary) -> tuple[Any, ...]:
@@ -191,7 +185,12 @@ def _kind(summary: Summary) -> tuple[Any, ...]:
 def _series(tag: Tag) -> tuple[dict[str, Array], Any]:
     """Small arrays of all measurements, one behind the other, and their words."""
     metas = [meta for _, meta in tag.summaries]
-    names = [*METRICS, "classes", "predicted", *(["labels"] if "labels" in tag.summaries[-1][0] else [])]
+    names = [
+        *layout.METRICS,
+        "classes",
+        "predicted",
+        *(["labels"] if all("labels" in arrays for arrays, _ in tag.summaries) else []),
+    ]
     stacked = {name: np.stack([arrays[name] for arrays, _ in tag.summaries]) for name in names}
     told = {
         "steps": np.array([meta["logged_step"] for meta in metas]),
@@ -296,7 +295,3 @@ def _left_out(tag: Tag) -> list[str]:
         for what, (some, all_, which) in here.items()
         if some < all_
     ]
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"1 {noun} was" if count == 1 else f"{count} {noun}s were"

@@ -203,6 +203,16 @@ def test_every_monitor_of_a_run_has_its_tag(tmp_path):
     ]
 
 
+def test_a_test_after_the_fit_is_apart_from_its_curves(tmp_path):
+    save_run(tmp_path / "run", 2)
+    save_record(quadratic_record(5.0, 1.0, step=1, logged_step=1, stage="test"), tmp_path / "run")
+    (run,) = Page(write_report(tmp_path / "run", tmp_path / "r.html")).catalog["runs"]["runs"]
+    assert [(tag["tag"], tag["steps"]) for tag in run["tags"]] == [
+        ("input_hessian", [0, 1]),
+        ("input_hessian_test", [1]),
+    ]
+
+
 def test_runs_are_named_from_the_directory_above_them_all(tmp_path):
     for run in ("logs/a/version_0", "logs/a/version_1", "other"):
         save_run(tmp_path / run, 1)
