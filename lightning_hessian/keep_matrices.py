@@ -20,7 +20,7 @@ class KeepMatrices:
     Args:
         every_n: those of every n-th measurement of a run, from the first.
         storage: ``"upper_triangle"``: exact, and half of the size. ``"float16"``: the triangle in half precision,
-            scaled to the matrix's largest entry; half again. ``"float32"``: whole matrices, for other readers of the files.
+            scaled to the matrix's largest entry; half again. ``"float32"``: whole matrices, for other readers.
         max_total_bytes: what the matrices of a run may take, by default 1 GiB; from there on, none are kept. After a
             resume, the files that lie there count in full.
 
@@ -89,8 +89,8 @@ class MatrixKeeper:
         """The record as its file holds it: without matrices that are not kept, and with the reason why."""
         number, self._num_records = self._num_records, self._num_records + 1
         if record.hessian is None:
-            why_not = record.why_no_matrix or "No whole matrices were formed: heatmap_samples=0, or memory was short."
-            return replace(record, why_no_matrix=why_not)
+            formed = "No whole matrices were formed: heatmap_samples=0, or memory was short."
+            return replace(record, why_no_matrix=record.why_no_matrix or formed)
         why_not = self._why_not(record, number)
         return record if why_not is None else replace(record, hessian=None, why_no_matrix=why_not)
 

@@ -18,9 +18,10 @@ from lightning_hessian.curvature.spectrum import MethodName
 from lightning_hessian.drift import TopVectors, drift, top_vectors
 from lightning_hessian.errors import ConfigurationError, MeasurementError
 from lightning_hessian.model_function import ForwardFunction, OutputFunction, differentiated
+from lightning_hessian.picture_scale import run_scale
 from lightning_hessian.preparation import Model, Target, Task, check_input, prepared
 from lightning_hessian.probe import Probe
-from lightning_hessian.record import Record, Stage, make_record
+from lightning_hessian.record import Array, Record, Stage, make_record
 from lightning_hessian.targets import TARGET_NAMES
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -35,11 +36,13 @@ class RunState:
         target: what ``"auto"`` chose.
         method: what ``"auto"`` chose by clock or memory, where the choice might otherwise change during the run.
         top: the top eigenvectors of the last record, with which the next ones are compared.
+        scale: where the colours of the Hessians' pictures end, see ``picture_scale.run_scale``.
     """
 
     target: Target | None = None
     method: MethodName | None = None
     top: TopVectors | None = None
+    scale: Array | None = None
 
 
 @dataclass
@@ -169,7 +172,8 @@ class Monitor:
         )
         before, self.state.top = self.state.top, top_vectors(record)
         turned = drift(before, self.state.top)
-        return replace(record, drift_cosine=turned.cosine, drift_overlap=turned.overlap)
+        self.state.scale = run_scale(self.state.scale, record.hessian)
+        return replace(record, drift_cosine=turned.cosine, drift_overlap=turned.overlap, picture_scale=self.state.scale)
 
     def _prepared(self, model: Model, probe: Probe, target: Target) -> Any:
         classes: Any = probe.labels if self.classes == "label" else self.classes

@@ -53,9 +53,9 @@ class Record:
             before there was any training.
         skipped: how many measurements were skipped so far because of ``max_overhead``; None where none was given.
         made_with: versions and options.
-        picture_scale: ``[S, K]``, where the colours of the Hessians' pictures end: the 99th percentile of |H| when it
-            was first not zero in this run, so that pictures of different steps compare; 0 before; None where there
-            are no pictures.
+        picture_scale: ``[S', K']``, where the colours of the Hessians' pictures end, of the first 8 samples and 10
+            classes: the 99th percentile of |H| when it was first not zero in this run, so that pictures of different
+            steps compare; 0 before; None where there were no pictures.
         why_no_matrix: why ``hessian`` is None or holds fewer samples than asked for; None where it holds them all.
     """
 
@@ -165,8 +165,8 @@ class Record:
                 return found
         why_not = self.why_no_matrix or "heatmap_samples says of how many samples matrices are formed."
         raise ValueError(
-            f"The record of step {self.step} holds no whole Hessian of sample {sample}, and not all eigenvectors to make "
-            f"it of. {why_not}"
+            f"The record of step {self.step} holds no whole Hessian of sample {sample}, and not all eigenvectors to "
+            f"make it of. {why_not}"
         )
 
     def class_name(self, sample: int, column: int) -> str:

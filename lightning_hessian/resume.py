@@ -70,6 +70,7 @@ def to_state(probe: Probe | None, run: RunState, schedule: Schedule, now: Settin
         "target": run.target if isinstance(run.target, str) else None,
         "method": run.method,
         "top": _packed(run.top),
+        "scale": None if run.scale is None else torch.from_numpy(run.scale),
         "last_step": schedule.last_step,
         "place": asdict(schedule.place),
     }
@@ -159,7 +160,8 @@ def _same(a: Probe, b: Probe | None) -> bool:
 
 def _run_state(state: Mapping[str, Any], monitor: Monitor) -> RunState:
     target = state["target"] if monitor.target == "auto" else None  # a callable comes from the new run
-    return RunState(target, state["method"], _unpacked(state["top"]))
+    scale = state.get("scale")  # a checkpoint of an earlier build has none
+    return RunState(target, state["method"], _unpacked(state["top"]), None if scale is None else scale.numpy())
 
 
 def at_restored(error: Exception, probe: Probe) -> Exception:

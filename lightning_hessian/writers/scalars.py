@@ -73,6 +73,16 @@ def mean_errors(record: Record, column: int) -> dict[str, float]:
     return {**residual, **standard}
 
 
+def num_not_converged(record: Record, metric: str, column: int) -> int:
+    """Of how many samples a metric rests on an eigenvalue that has not converged; 0 where it rests on none."""
+    converged, values = record.converged[:, column], record.eigenvalues[:, column]
+    places = {"lambda_max": np.zeros(len(values), int), "lambda_min": np.full(len(values), values.shape[-1] - 1)}
+    places |= dict.fromkeys(("normalized_curvature", "linear_radius"), np.abs(values).argmax(axis=-1))
+    if metric not in places:
+        return 0
+    return int((~np.take_along_axis(converged, places[metric][:, None], axis=-1)).sum())
+
+
 def spread_tag(metric: str, slot: str, percentile: int) -> str:
     """The tag of a percentile over samples."""
     return f"{SPREAD}{metric}_{slot}_p{percentile}"

@@ -8,10 +8,19 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from lightning_hessian.histogram import BIN_EDGES, binned, has_spectra, placed, whole_spectra
+from lightning_hessian.picture_scale import MAX_COLUMNS
 from lightning_hessian.record import Array, Record
 from lightning_hessian.render.composite import composite
 from lightning_hessian.render.sheet import to_image
-from lightning_hessian.writers.scalars import METRICS, PERCENTILES, TITLES, finite_samples, mean_errors, spread_tag
+from lightning_hessian.writers.scalars import (
+    METRICS,
+    PERCENTILES,
+    TITLES,
+    finite_samples,
+    mean_errors,
+    num_not_converged,
+    spread_tag,
+)
 
 _layouts: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()  # what each writer was given so far
 
@@ -23,15 +32,19 @@ def histograms(record: Record) -> dict[str, Histogram]:
     """The spectrum of each class on a signed logarithmic axis, by tag; none where only the ends are known."""
     if not has_spectra(record):
         return {}
-    columns = range(len(record.columns))
-    return {f"hessian_spectrum_signed_log10/{record.slot(c)}": _histogram(record, c) for c in columns}
+    return {f"hessian_spectrum_signed_log10/{record.slot(c)}": _histogram(record, c) for c in _shown(record)}
 
 
 def draw(record: Record) -> dict[str, Array]:
     """The composite picture of each class ``[H, W, 3]``, by tag; none where no matrix was kept."""
     if record.hessian is None or not len(record.hessian):
         return {}
-    return {f"hessian/{record.slot(c)}": to_image(composite(record, c)) for c in range(len(record.columns))}
+    return {f"hessian/{record.slot(c)}": to_image(composite(record, c)) for c in _shown(record)}
+
+
+def _shown(record: Record) -> range:
+    """The class columns of which there are pictures, histograms and charts with margins: the first ones."""
+    return range(min(MAX_COLUMNS, len(record.columns)))
 
 
 def add_histograms(writer: Any, spectra: dict[str, Histogram], logged_step: int) -> None:
@@ -63,7 +76,7 @@ def add_layout(writer: Any, record: Record) -> None:
     """
     charts: dict[str, list[Any]] = {}
     for metric in reversed(METRICS):  # TensorBoard shows a layout's charts last one first
-        for column in reversed(range(len(record.columns))):
+        for column in reversed(_shown(record)):
             slot = record.slot(column)
             tags = [f"hessian_{metric}/{slot}", *(spread_tag(metric, slot, p) for p in PERCENTILES)]
             charts[f"{TITLES[metric]}, {slot.replace('_', ' ')}"] = ["Margin", tags]
@@ -114,7 +127,7 @@ def _about_histogram(record: Record) -> str:
     if not _is_estimated(record):
         return axis
     errors = []
-    for column in range(len(record.columns)):
+    for column in _shown(record):
         by_vector = np.stack([binned(*points) for points in zip(*eigenvalue_counts(record, column), strict=True)])
         errors.append(by_vector.std(axis=0, ddof=1).max() / len(by_vector) ** 0.5)
     return (
@@ -141,9 +154,21 @@ def diagnosis_text(record: Record) -> str:
             "norm that the target puts on the outputs' slopes; the rest is the network's own bending. Drift "
             "compares with the measurement before: |cos| between the top eigenvectors, and the overlap of the spaces "
             "of the top ones; 1 means that they have not turned, and undefined is what no gap separates from the rest.",
-            f"{_about_histogram(record)} For readable pictures tick *Show actual image size* in the Images tab.",
+            f"{_about_shown(record)}{_about_histogram(record)} The colours of a Hessian's picture end where 99 % of its "
+            "entries did when it was first not zero in this run, so that pictures of different steps compare. For "
+            "readable pictures tick *Show actual image size* in the Images tab.",
             f"{_about_cost(record)} Method {record.method} ({record.reason}), engine {record.engine}. {_trust(record)}",
         ]
+    )
+
+
+def _about_shown(record: Record) -> str:
+    """Of which classes there are pictures, where not of all."""
+    if len(record.columns) <= MAX_COLUMNS:
+        return ""
+    return (
+        f"Pictures, histograms and charts with margins are made of the first {MAX_COLUMNS} of {len(record.columns)} "
+        "classes; scalars, the table and the Input Hessian tab have all of them. "
     )
 
 
@@ -187,4 +212,6 @@ def _cell(record: Record, metric: str, column: int) -> str:
     error = mean_errors(record, column).get(metric)
     slack = "" if error is None else f" ± {error:.1g}"
     left_out = "" if len(finite) == num_samples else f", {num_samples - len(finite)} of {num_samples} not finite"
-    return f"{finite.mean():.3g}{slack} ({low:.3g} to {high:.3g}{left_out})"
+    missed = num_not_converged(record, metric, column)
+    mark = f" **{missed} of {num_samples} not converged**" if missed else ""
+    return f"{finite.mean():.3g}{slack} ({low:.3g} to {high:.3g}{left_out}){mark}"

@@ -197,9 +197,9 @@ class Slowly:
     def __init__(self):
         self.save = publish.save_record
 
-    def __call__(self, record, folder):
+    def __call__(self, *arguments):
         time.sleep(0.1)
-        return self.save(record, folder)
+        return self.save(*arguments)
 
 
 @pytest.fixture
