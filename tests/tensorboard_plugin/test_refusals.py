@@ -262,6 +262,10 @@ def test_words_that_json_does_not_know(records, tmp_path):
             {"lambda_max": np.zeros((2, 2)), "trace": np.zeros(2)},
             {"lightning_hessian": '{"step": 1, "num_inputs": 9}'},
         ),
+        save(
+            {"lambda_max": np.zeros((2, 2)), "eigenvalues": np.zeros((2, 2, 3)), "residuals": np.zeros((2, 2, 2))},
+            {"lightning_hessian": '{"step": 1, "num_inputs": 9}'},
+        ),
     ],
 )
 def test_a_damaged_event(records, tmp_path, payload):
