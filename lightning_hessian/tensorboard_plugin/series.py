@@ -200,6 +200,8 @@ def parse(step: int, value: Array) -> Summary:
         shape, known = file.shape(name), _known_shape(name, table)
         if known is not None and (shape[: len(known)] != known or len(shape) != len(known) + (name in SPECTRA)):
             raise DamagedFile(f"{name} has the shape {list(shape)}")
+    if len({file.shape(name) for name in SPECTRA[:3] if name in file}) > 1:
+        raise DamagedFile("eigenvalues and their residuals are not of one shape")
     return Summary(step, {name: file.read(name) for name in file}, meta)
 
 

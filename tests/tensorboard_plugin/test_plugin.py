@@ -5,7 +5,7 @@ import dataclasses
 import grpc
 import numpy as np
 import pytest
-from make_run import START, Tab, later, rewrite, train, unpack, write_run
+from make_run import START, Tab, later, train, unpack, write_run
 from torch import nn
 from training import fit, small_monitor
 
@@ -143,19 +143,18 @@ def test_matrix_and_rows_from_eigenvectors(tab, piecewise):
     np.testing.assert_allclose(row["row"], expected[4], atol=1e-6 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_a_kept_upper_triangle(curved, tmp_path, dtype):
-    hessian = curved[0].hessian
-    rows, columns = np.triu_indices(9)
-    write_run(tmp_path / "run", curved[:1])
-    triangle = hessian[..., rows, columns].astype(dtype)
-    rewrite(tmp_path / "run", 0, arrays={"hessian": None, "hessian_triangle": triangle})
+@pytest.mark.parametrize("storage", ["float32", "upper_triangle", "float16"])
+def test_every_storage_of_matrices(curved, tmp_path, storage):
+    """As ``load_records`` gives them back, row by row; half precision is told."""
+    write_run(tmp_path / "run", curved[:1], storage=storage)
+    (record,) = load_records(tmp_path / "run")
     tab, problem = Tab(tmp_path), {"run": "run", "tag": "input_hessian", "step": 0, "sample": 0, "column": 1}
-    drawn, _ = tab.arrays("/matrix", **problem)
-    symmetric = np.triu(hessian[0, 1]) + np.triu(hessian[0, 1], 1).T
-    np.testing.assert_array_equal(drawn["matrix"], symmetric.astype(dtype).astype(np.float32))
-    row, _ = tab.arrays("/row", **problem, index=7)
-    np.testing.assert_array_equal(row["row"], symmetric[7].astype(dtype))
+    drawn, meta = tab.arrays("/matrix", **problem)
+    np.testing.assert_array_equal(drawn["matrix"], record.matrix(0, 1))
+    assert ("5e-4" in (meta["precision"] or "")) == (storage == "float16")
+    for index in range(9):
+        row, _ = tab.arrays("/row", **problem, index=index)
+        np.testing.assert_array_equal(row["row"], record.matrix(0, 1)[index])
 
 
 def test_which_samples_were_kept_is_told_by_the_event(curved, tmp_path):
