@@ -23,6 +23,11 @@ _HOME = {
     "Spectrum": "curvature.spectrum",
     "Record": "record",
     "load_records": "record_files",
+    "plot_spectrum": "render.figures",
+    "plot_hessian": "render.figures",
+    "plot_input": "render.figures",
+    "to_dataframe": "dataframe",
+    "write_report": "report",
 }
 
 __all__ = [
@@ -37,16 +42,24 @@ __all__ = [
     "input_hvp",
     "input_spectrum",
     "load_records",
+    "plot_hessian",
+    "plot_input",
+    "plot_spectrum",
+    "to_dataframe",
+    "write_report",
 ]
 
 if TYPE_CHECKING:
     from lightning_hessian.callback import InputHessianMonitor
     from lightning_hessian.curvature.spectrum import Spectrum
+    from lightning_hessian.dataframe import to_dataframe
     from lightning_hessian.errors import ConfigurationError, MeasurementError
     from lightning_hessian.functional import input_gradient, input_hessian, input_hvp, input_spectrum
     from lightning_hessian.keep_matrices import KeepMatrices
     from lightning_hessian.record import Record
     from lightning_hessian.record_files import load_records
+    from lightning_hessian.render.figures import plot_hessian, plot_input, plot_spectrum
+    from lightning_hessian.report import write_report
 
 
 def __getattr__(name: str) -> Any:

@@ -144,6 +144,23 @@ def pack(arrays: Mapping[str, Array], about: Mapping[str, Any]) -> bytes:
     return len(head).to_bytes(8, "little") + head + b"".join(blocks)
 
 
+def extreme_errors(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """How far the extreme eigenvalues in a payload may be off, ``[N, K]`` each.
+
+    ``lambda_max_error`` and ``lambda_min_error`` are the residuals of the listed eigenvalues that they are (0 where it
+    is a zero that a complete spectrum does not list), ``lambda_max_open`` and ``lambda_min_open`` say which have not
+    converged.
+    """
+    told = {}
+    for name, place in (("lambda_max", slice(0, 1)), ("lambda_min", slice(-1, None))):
+        is_listed = arrays["eigenvalues"][..., place] == arrays[name][..., None]
+        residual = np.where(is_listed, arrays["residuals"][..., place], 0)
+        is_open = is_listed & (arrays["converged"][..., place] == 0)
+        told[f"{name}_error"] = residual.max(axis=-1, initial=0).astype(np.float32)
+        told[f"{name}_open"] = is_open.any(axis=-1).astype(np.uint8)
+    return told
+
+
 def read_arrays(payload: bytes) -> tuple[dict[str, Array], dict[str, Any]]:
     """The arrays of a payload, read-only views into it, and its JSON metadata.
 

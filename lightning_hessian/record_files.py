@@ -141,6 +141,11 @@ def load_records(log_dir: str | os.PathLike[str], name: str | None = None) -> li
         ...
         FileNotFoundError: No records in not_there/input_hessian: give the directory of one run, ...
     """
+    return [load_record(path) for path in record_paths(log_dir, name)]
+
+
+def record_paths(log_dir: str | os.PathLike[str], name: str | None = None) -> list[Path]:
+    """The files of the records that ``load_records`` gives, in their order, at least one."""
     folder = record_folder(log_dir, name)
     paths = sorted(folder.glob("step_*.safetensors"))
     if not paths:
@@ -148,7 +153,14 @@ def load_records(log_dir: str | os.PathLike[str], name: str | None = None) -> li
     written = {path: _written(path) for path in paths}
     fits = {path: (step, session) for path, (step, stage, session) in written.items() if stage == "fit"}
     alone = [path for path, (_, stage, _) in written.items() if stage != "fit"]
-    return [_load(path) for path in sorted([*present(fits), *alone], key=lambda path: written[path][0])]
+    return sorted([*present(fits), *alone], key=lambda path: written[path][0])
+
+
+def monitors(log_dir: str | os.PathLike[str]) -> list[str | None]:
+    """The names of the monitors that saved records there, None for the unnamed one; empty where there are none."""
+    folder = record_folder(log_dir, None)
+    unnamed = [None] if any(folder.glob("step_*.safetensors")) else []
+    return [*unnamed, *sorted({path.parent.name for path in folder.glob("*/step_*.safetensors")})]
 
 
 def present(written: Mapping[Path, tuple[int, Session]]) -> list[Path]:
@@ -165,8 +177,7 @@ def present(written: Mapping[Path, tuple[int, Session]]) -> list[Path]:
 
 
 def _where_else(log_dir: Path, folder: Path) -> str:
-    names = sorted({path.parent.name for path in (log_dir / FOLDER).glob("*/step_*.safetensors")})
-    if names:
+    if names := monitors(log_dir):
         return f"No records in {folder}, but those of named monitors: give name={' or '.join(map(repr, names))}."
     return (
         f"No records in {folder}: give the directory of one run, the one that holds the event file, for example "
@@ -179,7 +190,8 @@ def _written(path: Path) -> tuple[int, str, Session]:
         return meta["step"], meta["stage"], Session(**meta["session"])
 
 
-def _load(path: Path) -> Record:
+def load_record(path: Path) -> Record:
+    """The record in one file."""
     with _opened(path) as (file, meta):
         arrays: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     del meta["format"], meta["session"]

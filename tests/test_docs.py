@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from quadratic import quadratic_record
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(p for p in (ROOT / "lightning_hessian").rglob("*.py") if ">>>" in p.read_text())
@@ -17,7 +18,8 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTI
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
 def test_docstring_examples(path):
     name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    result = doctest.testmod(import_module(name), optionflags=FLAGS)
+    record = quadratic_record(3.0, 1.0, -2.0)
+    result = doctest.testmod(import_module(name), optionflags=FLAGS, extraglobs={"record": record})
     assert result.attempted > 0
     assert result.failed == 0
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = {"torch", "lightning", "pytorch_lightning", "tensorboard", "matplotlib", "safetensors"}
+HEAVY = {"torch", "lightning", "pytorch_lightning", "tensorboard", "matplotlib", "safetensors", "pandas", "plotly"}
 
 ALLOWED = {
     "lightning_hessian": set(),
@@ -21,11 +21,17 @@ ALLOWED = {
     "lightning_hessian.keep_matrices": set(),
     "lightning_hessian.picture_scale": set(),
     "lightning_hessian.record_files": {"safetensors"},
+    "lightning_hessian.dataframe": {"safetensors"},
+    "lightning_hessian.report": {"safetensors", "plotly"},
+    "lightning_hessian.cli": {"safetensors", "plotly"},
     "lightning_hessian.render.composite": {"matplotlib"},
+    "lightning_hessian.render.figures": {"matplotlib"},
     "lightning_hessian.writers.scalars": set(),
     "lightning_hessian.writers.background": set(),
     "lightning_hessian.writers.loggers": set(),
     "lightning_hessian.writers.publish": {"safetensors", "matplotlib"},
+    "lightning_hessian.tensorboard_plugin.loader": {"tensorboard"},
+    "lightning_hessian.tensorboard_plugin.plugin": {"tensorboard"},
     "lightning_hessian.curvature.measure": {"torch"},
     "lightning_hessian.curvature.plan": {"torch"},
     "lightning_hessian.curvature.diagnosis": {"torch"},
@@ -58,8 +64,21 @@ NEIGHBOURS = {
     "lightning_hessian.picture_scale": set(),
     "lightning_hessian.histogram": set(),
     "lightning_hessian.layout": {"histogram"},
+    "lightning_hessian.tensorboard_plugin.plugin": {"record", "layout", "histogram", "matrices"},
     "lightning_hessian.record_files": {"record", "matrices", "keep_matrices", "layout", "histogram"},
     "lightning_hessian.render.composite": {"record", "matrices", "picture_scale"},
+    "lightning_hessian.render.figures": {"record", "matrices"},
+    "lightning_hessian.dataframe": {"record", "matrices", "layout", "histogram"},
+    "lightning_hessian.report": {
+        "record",
+        "matrices",
+        "keep_matrices",
+        "record_files",
+        "layout",
+        "histogram",
+        "report_data",
+    },
+    "lightning_hessian.tensorboard_plugin.plugin": {"record", "matrices", "layout", "histogram"},
     "lightning_hessian.writers.publish": {
         "record",
         "record_files",

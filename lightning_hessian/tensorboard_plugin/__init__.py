@@ -1,0 +1,1 @@
+"""The "Input Hessian" tab of TensorBoard. Imports neither torch nor Lightning nor matplotlib."""

@@ -1,0 +1,77 @@
+// Drawing on a canvas at the screen's resolution: images of packed colours, colour bars.
+
+import { TABLES, barGradient, paint } from "./colours.js";
+import { short } from "./numbers.js";
+
+// A context whose unit is one CSS pixel; resizes the canvas.
+export function prepare(canvas, width, height) {
+  const ratio = window.devicePixelRatio || 1;
+  canvas.width = Math.round(width * ratio);
+  canvas.height = Math.round(height * ratio);
+  canvas.style.width = `${width}px`;
+  canvas.style.height = `${height}px`;
+  const context = canvas.getContext("2d");
+  context.setTransform(ratio, 0, 0, ratio, 0, 0);
+  context.imageSmoothingEnabled = false;
+  context.font = "11px Roboto, system-ui, sans-serif";
+  return context;
+}
+
+// A canvas of one pixel per value; `kind` is "signed" or "grey".
+export function imageOf(values, width, height, low, high, kind) {
+  const canvas = new OffscreenCanvas(width, height);
+  const context = canvas.getContext("2d");
+  const pixels = context.createImageData(width, height);
+  paint(values, pixels, low, high, TABLES[kind]);
+  context.putImageData(pixels, 0, 0);
+  return canvas;
+}
+
+// Three channels [3, H, W] as one colour image, low to high shown as 0 to 1.
+export function colourImageOf(values, width, height, low, high) {
+  const canvas = new OffscreenCanvas(width, height);
+  const context = canvas.getContext("2d");
+  const pixels = context.createImageData(width, height);
+  const size = width * height;
+  const factor = 255 / Math.max(high - low, 1e-12);
+  for (let i = 0; i < size; i++) {
+    for (let channel = 0; channel < 3; channel++) {
+      pixels.data[4 * i + channel] = (values[channel * size + i] - low) * factor;
+    }
+    pixels.data[4 * i + 3] = 255;
+  }
+  context.putImageData(pixels, 0, 0);
+  return canvas;
+}
+
+// A colour bar lying below a picture, with its ends and middle.
+export function lyingBar(context, x, y, width, low, high, kind, colour) {
+  context.fillStyle = barGradient(context, x, 0, x + width, 0, kind);
+  context.fillRect(x, y, width, 8);
+  context.fillStyle = colour;
+  context.textBaseline = "top";
+  const places = [
+    [low, x, "left"],
+    [(low + high) / 2, x + width / 2, "center"],
+    [high, x + width, "right"],
+  ];
+  for (const [value, at, align] of places) {
+    context.textAlign = align;
+    context.fillText(short(value, 2), at, y + 11);
+  }
+}
+
+export function range(values) {
+  let low = Infinity;
+  let high = -Infinity;
+  for (const value of values) {
+    if (value < low) low = value;
+    if (value > high) high = value;
+  }
+  return low <= high ? [low, high] : [0, 0];
+}
+
+export function largestMagnitude(values) {
+  const [low, high] = range(values);
+  return Math.max(Math.abs(low), Math.abs(high));
+}

@@ -1,0 +1,134 @@
+// The "Input Hessian" tab. TensorBoard calls `render`; a page of its own calls `start` with a source of its own.
+
+import { cached, httpSource } from "./api.js";
+import { Charts, loadPlotly } from "./charts.js";
+import { el, named } from "./dom.js";
+import { standalone, tensorBoard, watchTheme } from "./host.js";
+import { State } from "./state.js";
+import { controls } from "./views/controls.js";
+import { cost } from "./views/cost.js";
+import { curves } from "./views/curves.js";
+import { evolution } from "./views/evolution.js";
+import { hessian } from "./views/hessian.js";
+import { maps } from "./views/maps.js";
+import { problems } from "./views/problems.js";
+import { spectrum } from "./views/spectrum.js";
+
+const VIEWS = [curves, spectrum, evolution, hessian, maps, problems, cost];
+const NOTHING =
+  "There are no measurements in this log directory yet. Attach InputHessianMonitor(...) from lightning_hessian to your " +
+  "Trainer's callbacks, with a TensorBoardLogger; the first measurement is made before training. This page shows it " +
+  "as soon as TensorBoard has loaded it.";
+
+// What TensorBoard calls inside the plugin's frame.
+export async function render() {
+  document.title = "Input Hessian";
+  await addStyle(new URL("./style.css", import.meta.url).href); // charts read their colours from it
+  const root = el("main");
+  document.body.append(root);
+  await start(root, httpSource(document.baseURI), {
+    plotly: loadPlotly(new URL("plotly.min.js", document.baseURI).href),
+    host: tensorBoard("input_hessian"),
+  });
+}
+
+function addStyle(href) {
+  return new Promise((settle) => {
+    document.head.append(el("link", { rel: "stylesheet", href, onload: settle, onerror: settle }));
+  });
+}
+
+// Shows `source` in `root`; `options.plotly` is Plotly or a promise of it, `options.host` one of host.js.
+export async function start(root, source, { plotly, host = standalone() }) {
+  root.classList.add("input-hessian");
+  const answers = cached(source);
+  const state = new State(State.fromParameters(host.parameters()));
+  const charts = new Charts(plotly, root);
+  const error = el("p", { className: "message error", hidden: true, ...named("error") });
+  const empty = el("p", { className: "message empty", hidden: true, ...named("empty") }, NOTHING);
+  const views = VIEWS.map((make) => new Shown(make({ state, source: answers, charts })));
+  const grid = el("div", { className: "panels" }, ...views.map(({ view }) => view.element));
+  const bar = controls(state, {
+    settled: () => Promise.all(views.map(({ done }) => done)),
+    reload,
+    link: host.link,
+  });
+  root.append(el("h1", {}, "Input Hessian"), bar.element, error, empty, grid);
+  let last = "";
+
+  function refresh() {
+    bar.update();
+    grid.hidden = !state.entry;
+    if (state.entry) views.forEach((view) => view.refresh());
+  }
+
+  async function reload() {
+    try {
+      const catalog = await answers.runs();
+      const told = JSON.stringify(catalog);
+      if (told === last) {
+        tellErrors();
+        return;
+      }
+      last = told;
+      answers.renew();
+      views.forEach((view) => view.forget());
+      state.setCatalog(catalog);
+      tellErrors();
+    } catch (problem) {
+      tellErrors(problem.message);
+    }
+  }
+
+  function tellErrors(...sentences) {
+    const told = [...sentences, ...state.unreadable];
+    error.hidden = !told.length;
+    error.textContent = told.join(" ");
+    empty.hidden = Boolean(state.entry || told.length);
+  }
+
+  state.listen(refresh);
+  watchTheme((theme) => {
+    root.dataset.theme = theme;
+    views.forEach((view) => view.forget());
+    refresh();
+  });
+  await reload();
+  await host.onReload(reload);
+  await Promise.all(views.map(({ done }) => done));
+}
+
+// A view that is drawn again when its key changes; an answer that comes too late is dropped, an error told in its place.
+class Shown {
+  #key = null;
+  #turn = 0;
+  done = Promise.resolve();
+
+  constructor(view) {
+    this.view = view;
+  }
+
+  forget() {
+    this.#key = null;
+  }
+
+  refresh() {
+    const key = this.view.key();
+    if (key === this.#key) return;
+    this.#key = key;
+    const turn = ++this.#turn;
+    const isStale = () => turn !== this.#turn;
+    this.view.element.setAttribute("aria-busy", "true");
+    this.done = this.view
+      .update(isStale)
+      .catch((error) => isStale() || this.#fail(error))
+      .finally(() => {
+        if (!isStale()) this.view.element.setAttribute("aria-busy", "false");
+      });
+  }
+
+  #fail(error) {
+    this.view.fail(error.message);
+    this.forget(); // asked for again with the next change or reload
+  }
+}

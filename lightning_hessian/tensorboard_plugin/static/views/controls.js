@@ -1,0 +1,114 @@
+// What is looked at: runs, class, sample and step.
+
+import { lineColour } from "../colours.js";
+import { choice, el, named } from "../dom.js";
+import { columnTitle } from "../state.js";
+
+const PLAY_MS = 450;
+
+// `settled` gives a promise that every view has drawn what is selected now.
+export function controls(state, { settled, reload, link }) {
+  const runs = el("fieldset", { className: "runs", ...named("run-select") });
+  const focus = choice("focus-select", "details of", (run) => state.set({ run }));
+  const column = choice("column-select", "class", (name) => state.set({ column: name }));
+  const sample = choice("sample-select", "sample", (number) => state.set({ sample: Number(number) }));
+  const slider = el("input", {
+    type: "range",
+    min: 0,
+    "aria-label": "step",
+    ...named("step-slider"),
+    oninput: () => state.setStepIndex(Number(slider.value)),
+  });
+  const when = el("output", { ...named("step-text") });
+  const play = el("button", { type: "button", title: "play all steps", ...named("play"), onclick: toggle }, "▶");
+  const copied = el("span", { className: "hint" });
+  const buttons = el(
+    "span",
+    { className: "buttons" },
+    el("button", { type: "button", ...named("reload"), onclick: reload }, "Reload"),
+    el("button", { type: "button", ...named("copy-link"), onclick: copy }, "Copy link"),
+    copied,
+  );
+  const element = el(
+    "div",
+    { className: "controls" },
+    runs,
+    el(
+      "div",
+      { className: "row" },
+      focus.element,
+      column.element,
+      sample.element,
+      el("label", { className: "choice step" }, el("span", {}, "step"), play, slider, when),
+      buttons,
+    ),
+  );
+  let playing = null;
+
+  async function toggle() {
+    const mine = playing ? null : {};
+    playing = mine;
+    play.textContent = mine ? "⏸" : "▶";
+    if (mine && state.stepIndex >= state.steps.length - 1) state.setStepIndex(0);
+    while (mine && playing === mine) {
+      await Promise.all([settled(), new Promise((resolve) => setTimeout(resolve, PLAY_MS))]);
+      if (playing !== mine) return;
+      if (state.stepIndex >= state.steps.length - 1) return toggle();
+      state.setStepIndex(state.stepIndex + 1);
+    }
+  }
+
+  async function copy() {
+    const address = link(state.toParameters());
+    try {
+      await navigator.clipboard.writeText(address);
+      copied.textContent = "copied";
+    } catch {
+      copied.textContent = address; // the browser does not allow it: to be copied by hand
+    }
+    setTimeout(() => (copied.textContent = ""), 8000);
+  }
+
+  function choose() {
+    const chosen = [...runs.querySelectorAll("input:checked")].map(({ value }) => value);
+    state.set({ runs: chosen.length ? chosen : state.runs }); // one at least
+  }
+
+  function update() {
+    const { entry } = state;
+    element.hidden = !entry;
+    if (!entry) return;
+    runs.replaceChildren(
+      el("legend", {}, "runs"),
+      ...state.catalog.map(({ id, run, label, index }) => {
+        const box = el("input", {
+          type: "checkbox",
+          value: id,
+          checked: state.runs.includes(id),
+          onchange: choose,
+          "data-run": run,
+        });
+        box.style.accentColor = lineColour(index);
+        const swatch = el("span", { className: "swatch" });
+        swatch.style.background = lineColour(index);
+        return el("label", {}, box, swatch, label);
+      }),
+    );
+    focus.show(
+      state.entries.map(({ id, label }) => [id, label]),
+      state.run,
+    );
+    column.show(
+      entry.columns.map((name) => [name, columnTitle(entry, name)]),
+      state.column,
+    );
+    const samples = Array.from({ length: entry.num_samples }, (_, number) => [String(number), String(number)]);
+    sample.show(samples, String(state.sample));
+    slider.max = Math.max(0, state.steps.length - 1);
+    slider.value = state.stepIndex;
+    const epoch = entry.epochs?.[state.stepIndex];
+    when.textContent = `step ${state.step}, epoch ${epoch} (${state.stepIndex + 1} of ${state.steps.length})`;
+  }
+
+  return { element, update };
+}

@@ -1,0 +1,120 @@
+// The spectrum over training: eigenvalue × step, coloured by how many eigenvalues lie there.
+
+import { panel } from "../dom.js";
+import { short } from "../numbers.js";
+import { axisFor, counted, countTicks, histogramAt, listed } from "../spectra.js";
+import { marker } from "./curves.js";
+
+export function evolution({ state, source, charts }) {
+  const frame = panel(
+    "evolution",
+    "Spectrum over training",
+    "Every column is the histogram of one step: the darker, the more eigenvalues. The dotted line is the step shown; click to go to another.",
+  );
+
+  async function update(isStale) {
+    const { entry, sample, columnIndex } = state;
+    const spectra = await source.spectra(entry.run, entry.tag, sample, columnIndex);
+    if (isStale()) return;
+    const steps = Array.from(spectra.arrays.steps.data);
+    const axis = axisFor(spectra);
+    const bars = steps.map((_, index) => histogramAt(spectra, index, axis));
+    const known = bars.filter(Boolean);
+    frame.clear();
+    frame.tell(
+      known.length
+        ? "Colours count eigenvalues on a logarithmic scale; points are the listed largest and smallest ones."
+        : "There are no histograms (density_vectors=0): the lines are the listed eigenvalues. Crosses have not converged.",
+    );
+    const traces = known.length
+      ? [image(steps, bars, known[0], charts), ...ends(spectra, steps, axis, charts)]
+      : ranks(spectra, steps, axis, charts);
+    await charts.draw(frame.body, traces, {
+      height: 380,
+      xaxis: { title: { text: "step" } },
+      yaxis: {
+        title: { text: "λ", standoff: 14 },
+        tickvals: axis.ticks.values,
+        ticktext: axis.ticks.text,
+        range: [-axis.reach, axis.reach],
+      },
+      showlegend: false,
+      shapes: [marker(state.step, charts.colour("accent"))],
+    });
+    charts.onClick(frame.body, ({ points }) => {
+      const index = state.steps.indexOf(points[0].x);
+      if (index >= 0) state.setStepIndex(index);
+    });
+  }
+
+  const key = () => JSON.stringify([state.run, state.sample, state.column, state.step, state.steps]);
+  return { ...frame, key, update };
+}
+
+function image(steps, bars, some, charts) {
+  const most = [{ count: Math.max(...bars.flatMap((each) => each ?? []).map(({ count }) => count)) }];
+  return {
+    type: "heatmap",
+    x: steps,
+    y: [...some.map(({ left }) => left), some.at(-1).right],
+    z: some.map((_, bin) => bars.map((each) => (each ? counted(each[bin].count) : null))),
+    text: some.map((_, bin) => bars.map((each) => (each ? short(each[bin].count) : "no histogram"))),
+    hovertemplate: "step %{x}: %{text} eigenvalues here<extra></extra>",
+    colorscale: [
+      [0, charts.colour("panel")],
+      [0.02, charts.colour("density-low")],
+      [1, charts.colour("density-high")],
+    ],
+    colorbar: { title: { text: "eigenvalues" }, thickness: 12, outlinewidth: 0, ...countTicks(most) },
+  };
+}
+
+// The outermost listed eigenvalues as points, which a histogram's bins blur.
+function ends(spectra, steps, axis, charts) {
+  const all = steps.map((_, index) => listed(spectra, index));
+  return [
+    [0, "largest", "positive"],
+    [-1, "smallest", "negative"],
+  ].map(([place, name, colour]) =>
+    line(
+      steps,
+      all.map((pairs) => pairs.at(place)),
+      name,
+      axis,
+      charts.colour(colour),
+    ),
+  );
+}
+
+function ranks(spectra, steps, axis, charts) {
+  const all = steps.map((_, index) => listed(spectra, index));
+  const most = Math.max(...all.map((pairs) => pairs.length));
+  return Array.from({ length: most }, (_, place) => {
+    const pairs = all.map((each) => each[place]);
+    return line(
+      steps,
+      pairs,
+      `eigenvalue ${place + 1}`,
+      axis,
+      charts.colour(pairs.find(Boolean).value < 0 ? "negative" : "positive"),
+    );
+  });
+}
+
+const line = (steps, pairs, name, axis, colour) => ({
+  x: steps,
+  y: pairs.map((pair) => (pair ? axis.place(pair.value) : null)),
+  name,
+  mode: "lines+markers",
+  line: { color: colour, width: 1 },
+  marker: {
+    color: colour,
+    size: pairs.map((pair) => (pair && !pair.converged ? 10 : 5)),
+    symbol: pairs.map((pair) => (pair && !pair.converged ? "x" : "circle")),
+  },
+  text: pairs.map(
+    (pair) =>
+      pair && `${name}: ${short(pair.value, 5)} ± ${short(pair.residual, 1)}${pair.converged ? "" : ", not converged"}`,
+  ),
+  hovertemplate: "step %{x}: %{text}<extra></extra>",
+});

@@ -1,0 +1,134 @@
+// The spectrum of one problem at one step: listed eigenvalues with residuals, and the histogram of all of them.
+
+import { panel } from "../dom.js";
+import { percent, short } from "../numbers.js";
+import { axisFor, counted, countTicks, histogramAt, listed } from "../spectra.js";
+import { columnTitle } from "../state.js";
+
+export function spectrum({ state, source, charts }) {
+  const frame = panel(
+    "spectrum",
+    "Spectrum at this step",
+    "Eigenvalues on an axis that is logarithmic to both sides of zero. Points: listed eigenvalues, the largest |λ| on top, bars their residuals ‖Hv − λv‖. Below: how many of all eigenvalues lie where.",
+  );
+
+  async function update(isStale) {
+    const { entry, sample, columnIndex } = state;
+    const spectra = await source.spectra(entry.run, entry.tag, sample, columnIndex);
+    if (isStale()) return;
+    const index = spectra.arrays.steps.data.indexOf(state.step);
+    if (index < 0) {
+      frame.empty(`There is no spectrum at step ${state.step}.`);
+      return;
+    }
+    const axis = axisFor(spectra);
+    const pairs = listed(spectra, index).sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
+    const bars = histogramAt(spectra, index, axis);
+    frame.clear();
+    frame.tell(inWords(entry, state, pairs, bars));
+    const traces = [
+      points(
+        pairs.filter(({ converged }) => converged),
+        "converged",
+        axis,
+        charts,
+      ),
+    ];
+    const open = pairs.filter(({ converged }) => !converged);
+    if (open.length) traces.push(points(open, "not converged", axis, charts));
+    if (bars) traces.push(histogram(bars, charts));
+    await charts.draw(frame.body, traces, {
+      height: 380,
+      xaxis: {
+        title: { text: `λ (${entry.target} per input unit²)` },
+        tickvals: axis.ticks.values,
+        ticktext: axis.ticks.text,
+        range: [-axis.reach, axis.reach],
+        anchor: "y2",
+        zeroline: true,
+      },
+      yaxis: {
+        title: { text: "rank by |λ|" },
+        autorange: "reversed",
+        domain: bars ? [0.4, 1] : [0, 1],
+        rangemode: "tozero",
+        zeroline: false,
+      },
+      yaxis2: { title: { text: "count" }, domain: [0, 0.34], ...countTicks(bars), zeroline: false },
+      showlegend: open.length > 0,
+      legend: { orientation: "h", y: 1.12 },
+      bargap: 0,
+      hovermode: "closest",
+    });
+  }
+
+  const key = () => JSON.stringify([state.run, state.sample, state.column, state.step, state.steps.length]);
+  return { ...frame, key, update };
+}
+
+function points(pairs, name, axis, charts) {
+  const away = ({ value, residual }, sign) => Math.abs(axis.place(value + sign * (residual || 0)) - axis.place(value));
+  const converged = name === "converged";
+  return {
+    name,
+    mode: "markers",
+    x: pairs.map(({ value }) => axis.place(value)),
+    y: pairs.map((pair) => pair.rank),
+    text: pairs.map(
+      ({ value, residual }) => `λ = ${short(value, 5)} ± ${short(residual, 1)}${converged ? "" : " (not converged)"}`,
+    ),
+    hovertemplate: "%{text}<extra></extra>",
+    marker: {
+      symbol: converged ? "circle" : "x",
+      size: converged ? 7 : 10,
+      color: converged
+        ? pairs.map(({ value }) => (value < 0 ? charts.colour("negative") : charts.colour("positive")))
+        : charts.colour("warning"),
+    },
+    error_x: {
+      type: "data",
+      symmetric: false,
+      array: pairs.map((pair) => away(pair, 1)),
+      arrayminus: pairs.map((pair) => away(pair, -1)),
+      color: charts.colour("muted"),
+      thickness: 1,
+    },
+  };
+}
+
+function histogram(bars, charts) {
+  const centres = bars.map(({ left, right }) => (left + right) / 2);
+  return {
+    type: "bar",
+    yaxis: "y2",
+    showlegend: false,
+    x: centres,
+    y: bars.map(({ count }) => counted(count)),
+    width: bars.map(({ left, right }) => right - left),
+    marker: {
+      color: centres.map((centre) => charts.colour(centre < 0 ? "negative" : centre > 0 ? "positive" : "muted")),
+    },
+    text: bars.map(({ count }) => `${short(count)} eigenvalues`),
+    textposition: "none",
+    hovertemplate: "%{text}<extra></extra>",
+  };
+}
+
+function inWords(entry, { sample, column }, pairs, bars) {
+  const size = entry.num_inputs;
+  const negative = pairs.reduce((sum, { value }) => sum + Math.max(0, -value), 0);
+  const all = pairs.reduce((sum, { value }) => sum + Math.abs(value), 0);
+  const open = pairs.filter(({ converged }) => !converged).length;
+  const residual = pairs.reduce((most, pair) => Math.max(most, pair.residual || 0), 0);
+  const of = `${entry.target} of ${columnTitle(entry, column)}, sample ${sample}`;
+  if (!pairs.length) return `${of}: no eigenvalues listed; the Hessian is zero or was not measured.`;
+  const [low, high] = [Math.min(...pairs.map(({ value }) => value)), Math.max(...pairs.map(({ value }) => value))];
+  return [
+    `${of}: ${pairs.length} of ${size} eigenvalues are listed, from ${short(low)} to ${short(high)}.`,
+    all > 0 && `${percent(negative / all)} of their Σ|λ| is negative.`,
+    open ? `${open} have NOT converged.` : `All have converged, residuals at most ${short(residual, 1)}.`,
+    !bars && "There is no histogram: what lies between the ends was not estimated (density_vectors=0).",
+  ]
+    .filter(Boolean)
+    .join(" ");
+}

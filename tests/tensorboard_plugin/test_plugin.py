@@ -1,0 +1,308 @@
+"""What the routes answer is what was measured, through TensorBoard's own data provider."""
+
+import dataclasses
+
+import grpc
+import numpy as np
+import pytest
+from make_run import START, Tab, later, train, unpack, write_run
+from torch import nn
+from training import fit, small_monitor
+
+from lightning_hessian import layout, load_records
+from lightning_hessian.histogram import BIN_EDGES
+from lightning_hessian.layout import METRICS, pack_summary
+from lightning_hessian.record_files import save_record
+from lightning_hessian.tensorboard_plugin import statics
+
+RUN = {"run": "exp/gelu", "tag": "input_hessian"}
+RELU = {"run": "exp/relu", "tag": "input_hessian/late"}
+
+
+@pytest.fixture(scope="module")
+def curved():
+    return train()
+
+
+@pytest.fixture(scope="module")
+def piecewise():
+    """Measurements of a ReLU network: four eigenvalues are the whole spectrum."""
+    return [dataclasses.replace(r, hessian=None, name="late") for r in train(nn.ReLU)]
+
+
+@pytest.fixture(scope="module")
+def tab(curved, piecewise, tmp_path_factory):
+    logdir = tmp_path_factory.mktemp("logs")
+    write_run(logdir / "exp" / "gelu", curved)
+    write_run(logdir / "exp" / "relu", piecewise, tag=RELU["tag"])
+    return Tab(logdir)
+
+
+def test_runs(tab, curved):
+    told = tab.get("/runs").json
+    assert told["layout"] == 1
+    assert [r["run"] for r in told["runs"]] == ["exp/gelu", "exp/relu"]
+    (tag,) = told["runs"][0]["tags"]
+    assert tag == {
+        "tag": "input_hessian",
+        "name": None,
+        "target": "prob",
+        "columns": ["class_1", "class_3"],
+        "class_names": None,
+        "num_samples": 2,
+        "num_inputs": 9,
+        "shape": [1, 3, 3],
+        "steps": [r.logged_step for r in curved],
+        "epochs": [0, 1, 2],
+        "files": True,
+        "why_no_files": None,
+        "left_out": None,
+    }
+
+
+def test_series(tab, curved):
+    arrays, meta = tab.arrays("/series", **RUN)
+    np.testing.assert_array_equal(arrays["steps"], [0, 9, 19])
+    np.testing.assert_array_equal(arrays["epochs"], [0, 1, 2])
+    for metric in METRICS:
+        expected = np.stack([getattr(r, metric) for r in curved]).astype(np.float32)
+        np.testing.assert_array_equal(arrays[metric], expected, err_msg=metric)
+    np.testing.assert_array_equal(arrays["labels"], [[0, 1]] * 3)
+    np.testing.assert_array_equal(arrays["classes"], [[[1, 3]] * 2] * 3)
+    np.testing.assert_array_equal(arrays["predicted"], np.stack([r.predicted for r in curved]))
+    np.testing.assert_allclose(arrays["seconds"], [r.seconds for r in curved], rtol=1e-6)
+    assert meta["method"] == [r.method for r in curved]
+    assert meta["message"] == [r.message for r in curved]
+    assert meta["optimizer_steps"] == [0, 10, 20]
+
+
+def test_spectra(tab, curved):
+    arrays, _ = tab.arrays("/spectra", **RUN, sample=1, column=0)
+    expected = np.stack([r.eigenvalues[1, 0] for r in curved])
+    np.testing.assert_array_equal(arrays["eigenvalues"], expected)
+    np.testing.assert_array_equal(arrays["converged"], np.ones_like(expected))
+    np.testing.assert_array_equal(arrays["bin_edges"], BIN_EDGES.astype(np.float32))
+    np.testing.assert_allclose(arrays["histogram"].sum(axis=1), 9, rtol=1e-5)
+
+
+def test_spectra_of_different_lengths_are_filled_with_nan(curved, tmp_path):
+    listed = {name: getattr(curved[1], name)[..., :3] for name in ("eigenvalues", "residuals", "converged")}
+    write_run(tmp_path / "run", [curved[0], dataclasses.replace(curved[1], **listed)])
+    arrays, _ = Tab(tmp_path).arrays("/spectra", run="run", tag="input_hessian", sample=0, column=1)
+    assert np.isnan(arrays["eigenvalues"][1, 3:]).all()
+    np.testing.assert_array_equal(arrays["eigenvalues"][1, :3], curved[1].eigenvalues[0, 1, :3])
+
+
+def test_summary(tab, curved):
+    answer = tab.get("/summary", **RUN, step=9)
+    (arrays, meta), (expected, told) = unpack(answer.data), unpack(pack_summary(curved[1]))
+    assert meta == told
+    for name, array in expected.items():
+        np.testing.assert_array_equal(arrays[name], array)
+    assert answer.content_type == "application/octet-stream"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_problem(tab, curved):
+    arrays, meta = tab.arrays("/problem", **RUN, step=19, sample=1, column=1)
+    record = curved[2]
+    np.testing.assert_array_equal(arrays["x"], record.x[1])
+    for name in ("gradient", "diagonal", "diagonal_error"):
+        np.testing.assert_array_equal(arrays[name], getattr(record, name)[1, 1])
+    np.testing.assert_array_equal(arrays["eigenvectors"], record.eigenvectors[1, 1])
+    index = record.vector_index[1, 1]
+    np.testing.assert_array_equal(arrays["eigenvector_values"], record.eigenvalues[1, 1, index])
+    np.testing.assert_array_equal(arrays["eigenvector_residuals"], record.residuals[1, 1, index])
+    np.testing.assert_array_equal(arrays["eigenvector_converged"], record.converged[1, 1, index])
+    assert meta["matrix"] == "none"
+    assert "kept only of sample 0 at this step" in meta["why_not"]
+    assert meta["shape"] == [1, 3, 3]
+    assert tab.arrays("/problem", **RUN, step=19, sample=0, column=1)[1]["matrix"] == "kept"
+
+
+def test_matrix_and_rows_that_were_kept(tab, curved):
+    hessian = curved[1].hessian[0, 1]
+    arrays, meta = tab.arrays("/matrix", **RUN, step=9, sample=0, column=1)
+    np.testing.assert_array_equal(arrays["matrix"], hessian)
+    assert arrays["limit"] == pytest.approx(np.percentile(np.abs(hessian), 99))
+    assert arrays["largest"] == np.abs(hessian).max()
+    assert (arrays["size"], arrays["block"], meta["matrix"]) == (9, 1, "kept")
+    for index in range(9):
+        row, _ = tab.arrays("/row", **RUN, step=9, sample=0, column=1, index=index)
+        np.testing.assert_array_equal(row["row"], hessian[index])
+
+
+def test_matrix_and_rows_from_eigenvectors(tab, piecewise):
+    record = piecewise[1]
+    values = record.eigenvalues[1, 0, record.vector_index[1, 0]]
+    expected = np.einsum("vi,v,vj->ij", record.eigenvectors[1, 0], values, record.eigenvectors[1, 0])
+    arrays, meta = tab.arrays("/matrix", **RELU, step=9, sample=1, column=0)
+    assert meta["matrix"] == "from eigenvectors"
+    np.testing.assert_allclose(arrays["matrix"], expected, atol=1e-6 * np.abs(expected).max())
+    row, _ = tab.arrays("/row", **RELU, step=9, sample=1, column=0, index=4)
+    np.testing.assert_allclose(row["row"], expected[4], atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("storage", ["float32", "upper_triangle", "float16"])
+def test_every_storage_of_matrices(curved, tmp_path, storage):
+    """As ``load_records`` gives them back, row by row; half precision is told."""
+    write_run(tmp_path / "run", curved[:1], storage=storage)
+    (record,) = load_records(tmp_path / "run")
+    tab, problem = Tab(tmp_path), {"run": "run", "tag": "input_hessian", "step": 0, "sample": 0, "column": 1}
+    drawn, meta = tab.arrays("/matrix", **problem)
+    np.testing.assert_array_equal(drawn["matrix"], record.matrix(0, 1))
+    assert ("5e-4" in (meta["precision"] or "")) == (storage == "float16")
+    for index in range(9):
+        row, _ = tab.arrays("/row", **problem, index=index)
+        np.testing.assert_array_equal(row["row"], record.matrix(0, 1)[index])
+
+
+def test_which_samples_were_kept_is_told_by_the_event(curved, tmp_path):
+    payload = pack_summary(curved[0]).replace(b'\\"matrices\\": [0]', b'\\"matrices\\": [1]')
+    write_run(tmp_path / "run", curved[:1], payload=payload)
+    tab, problem = Tab(tmp_path), {"run": "run", "tag": "input_hessian", "step": 0, "column": 0}
+    np.testing.assert_array_equal(tab.arrays("/matrix", **problem, sample=1)[0]["matrix"], curved[0].hessian[0, 0])
+    assert "kept only of sample 1" in tab.refused(404, "/matrix", **problem, sample=0)
+
+
+def test_steps_that_a_resumed_run_wrote_anew_count_once(curved, tmp_path):
+    """Steps 0, 9, 19 and then, from a checkpoint of step 0, 9 and 12: the first 9 and 19 are superseded."""
+    write_run(tmp_path / "run", curved)
+    again = [
+        dataclasses.replace(curved[2], step=10, logged_step=9),
+        dataclasses.replace(curved[1], step=13, logged_step=12),
+    ]
+    write_run(tmp_path / "run", again, start=START + 100)
+    arrays, _ = Tab(tmp_path).arrays("/series", run="run", tag="input_hessian")
+    np.testing.assert_array_equal(arrays["steps"], [0, 9, 12])
+    np.testing.assert_array_equal(arrays["trace"][1], curved[2].trace.astype(np.float32))
+
+
+def test_new_measurements_are_seen_while_training_goes_on(curved, tmp_path):
+    write_run(tmp_path / "run", curved[:1])
+    tab = Tab(tmp_path)
+    assert tab.get("/runs").json["runs"][0]["tags"][0]["steps"] == [0]
+    write_run(tmp_path / "run", curved[1:], start=START + 100)
+    write_run(tmp_path / "another", curved[:1])
+    tab.reload()
+    assert [r["tags"][0]["steps"] for r in tab.get("/runs").json["runs"]] == [[0], [0, 9, 19]]
+    assert len(tab.arrays("/series", run="run", tag="input_hessian")[0]["steps"]) == 3
+
+
+def test_more_measurements_than_tensorboard_keeps_by_itself(curved, tmp_path):
+    many = [later(curved[:1], step=10 * i)[0] for i in range(120)]
+    write_run(tmp_path / "run", many, files=False)
+    series = {"run": "run", "tag": "input_hessian"}
+    assert len(Tab(tmp_path).arrays("/series", **series)[0]["steps"]) == 120
+    chosen = Tab(tmp_path, samples_per_plugin={"input_hessian": 7})
+    assert len(chosen.arrays("/series", **series)[0]["steps"]) == 7
+
+
+def test_measurements_of_other_samples_are_left_out_and_told(curved, tmp_path):
+    one = {
+        field.name: value[:1]
+        for field in dataclasses.fields(curved[0])
+        if isinstance(value := getattr(curved[0], field.name), np.ndarray)
+    }
+    write_run(tmp_path / "run", [dataclasses.replace(curved[0], **one), *curved[1:]])
+    arrays, meta = Tab(tmp_path).arrays("/series", run="run", tag="input_hessian")
+    np.testing.assert_array_equal(arrays["steps"], [9, 19])
+    assert meta["left_out"] == "Left out: 1 measurements of other samples or classes than the last."
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_a_measurement_outside_of_a_fit(curved, tmp_path, stage):
+    outside = dataclasses.replace(curved[2], stage=stage, name="late")
+    tag = layout.tag("late", stage)
+    write_run(tmp_path / "run", [outside], tag=tag)
+    save_record(dataclasses.replace(curved[1], name="late", step=20, logged_step=19), tmp_path / "run")
+    question = {"run": "run", "tag": tag, "step": 19, "sample": 0, "column": 0}
+    np.testing.assert_array_equal(Tab(tmp_path).arrays("/problem", **question)[0]["gradient"], curved[2].gradient[0, 0])
+
+
+class Exhausted(grpc.RpcError):
+    def code(self):
+        return grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_more_than_tensorboard_hands_over_at_once(curved, tmp_path, monkeypatch):
+    write_run(tmp_path / "run", curved)
+    tab = Tab(tmp_path)
+    provider, read = tab.ingester.data_provider, tab.ingester.data_provider.read_tensors
+
+    def limited(ctx, *, downsample, **where):
+        if downsample > 2:
+            raise Exhausted
+        return read(ctx, downsample=downsample, **where)
+
+    monkeypatch.setattr(provider, "read_tensors", limited)
+    arrays, meta = tab.arrays("/series", run="run", tag="input_hessian")
+    assert len(arrays["steps"]) == 2
+    assert arrays["steps"][-1] == 19
+    assert "256 MiB" in meta["left_out"]
+
+
+def test_a_run_of_a_real_trainer(tmp_path):
+    fit(tmp_path / "logs" / "run", small_monitor(name="late"))
+    records = load_records(tmp_path / "logs" / "run", name="late")
+    tab, question = Tab(tmp_path / "logs"), {"run": "run", "tag": "input_hessian/late"}
+    arrays, meta = tab.arrays("/series", **question)
+    np.testing.assert_array_equal(arrays["steps"], [r.logged_step for r in records])
+    np.testing.assert_array_equal(arrays["lambda_max"], np.stack([r.lambda_max for r in records]).astype(np.float32))
+    assert meta["optimizer_steps"] == [r.step for r in records]
+    last = records[-1]
+    row, _ = tab.arrays("/row", **question, step=last.logged_step, sample=0, column=1, index=27)
+    np.testing.assert_array_equal(row["row"], last.matrix(0, 1)[27])
+
+
+def test_no_data(tmp_path):
+    assert Tab(tmp_path).get("/runs").json == {"layout": 1, "runs": []}
+
+
+def test_logdir_spec_shows_spectra_and_says_why_there_is_no_matrix(curved, tmp_path):
+    folder = write_run(tmp_path / "run", curved)
+    tab = Tab(None, logdir_spec=f"mine:{folder}")
+    (run,) = tab.get("/runs").json["runs"]
+    (tag,) = run["tags"]
+    assert not tag["files"]
+    assert "--logdir_spec" in tag["why_no_files"]
+    assert len(tab.arrays("/spectra", run=run["run"], tag="input_hessian", sample=0, column=0)[0]["steps"]) == 3
+    question = {"run": run["run"], "tag": "input_hessian", "step": 0, "sample": 0, "column": 0}
+    assert "--logdir_spec" in tab.refused(404, "/matrix", **question)
+
+
+def test_a_run_without_files(curved, tmp_path):
+    write_run(tmp_path, curved, files=False)
+    tab = Tab(tmp_path)
+    (run,) = tab.get("/runs").json["runs"]
+    assert run["run"] == "."
+    assert "not copied" in run["tags"][0]["why_no_files"]
+    question = {"run": ".", "tag": "input_hessian", "step": 0, "sample": 0, "column": 0}
+    assert "file of step 0 is not beside" in tab.refused(404, "/problem", **question)
+
+
+def test_the_page_and_plotly(tmp_path, monkeypatch):
+    (tmp_path / "static" / "views").mkdir(parents=True)
+    (tmp_path / "static" / "index.js").write_text("export const render = 1;\n")
+    (tmp_path / "static" / "views" / "a.css").write_text("p {}\n")
+    (tmp_path / "secret.js").write_text("no")
+    (tmp_path / "static" / "link.js").symlink_to(tmp_path / "secret.js")
+    (tmp_path / "static" / "notes.txt").write_text("no")
+    monkeypatch.setattr(statics, "FOLDER", tmp_path / "static")
+    tab = Tab(tmp_path)
+    assert tab.plugin.frontend_metadata().es_module_path == "/index.js"
+    for route in ("/index.js", "/static/index.js"):
+        answer = tab.get(route)
+        assert answer.text == "export const render = 1;\n"
+        assert answer.mimetype == "text/javascript"
+    assert tab.get("/static/views/a.css").mimetype == "text/css"
+    routes = set(tab.plugin.get_plugin_apps())
+    assert not {r for r in routes if "link" in r or "notes" in r or "*" in r}
+
+
+def test_plotly_is_the_packages_own(tmp_path):
+    import plotly.offline
+
+    answer = Tab(tmp_path).get("/plotly.min.js")
+    assert answer.text == plotly.offline.get_plotlyjs()
+    assert answer.mimetype == "text/javascript"
