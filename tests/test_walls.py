@@ -67,7 +67,7 @@ NEIGHBOURS = {
     "lightning_hessian.tensorboard_plugin.plugin": {"record", "layout", "histogram", "matrices"},
     "lightning_hessian.record_files": {"record", "matrices", "keep_matrices", "layout", "histogram"},
     "lightning_hessian.render.composite": {"record", "matrices", "picture_scale"},
-    "lightning_hessian.render.figures": {"record", "matrices"},
+    "lightning_hessian.render.figures": {"record", "matrices", "picture_scale"},
     "lightning_hessian.dataframe": {"record", "matrices", "layout", "histogram"},
     "lightning_hessian.report": {
         "record",
@@ -78,7 +78,6 @@ NEIGHBOURS = {
         "histogram",
         "report_data",
     },
-    "lightning_hessian.tensorboard_plugin.plugin": {"record", "matrices", "layout", "histogram"},
     "lightning_hessian.writers.publish": {
         "record",
         "record_files",

@@ -42,7 +42,7 @@ def tensorboard(logdir: Path, *flags: str) -> Iterator[str]:
 
 
 class Tab:
-    """The views, in TensorBoard's frame or (``report``) in a page of their own, and everything the page complains of."""
+    """The views, in TensorBoard's frame or (``report``) in a page of their own, and all that the page complains of."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -89,7 +89,9 @@ class Tab:
     def check_quiet(self) -> None:
         """Nothing was complained of so far, and no request left this machine."""
         local = ("data", "blob", "file", "about")
-        away = [url for url in self.requests if urlsplit(url).scheme not in local and urlsplit(url).hostname not in HERE]
+        away = [
+            url for url in self.requests if urlsplit(url).scheme not in local and urlsplit(url).hostname not in HERE
+        ]
         complaints, self.complaints, self.requests = self.complaints, [], []
         assert complaints == []
         assert away == []
@@ -158,7 +160,7 @@ class Tab:
         return ARTEFACTS / f"{name}.png"
 
     def screenshot(self, name: str) -> None:
-        """Keeps a picture of all views: the window is made high enough for them, as no frame is drawn beyond its own."""
+        """Keeps a picture of all views: the window is made high enough for them, as frames end with it."""
         size = self.page.viewport_size
         high = self.root.locator(".input-hessian").evaluate("e => Math.ceil(e.getBoundingClientRect().height)")
         self.page.set_viewport_size({**size, "height": high + 80})

@@ -1,4 +1,4 @@
-"""Every view of the tab shows the numbers of the records, in a real browser and with either of TensorBoard's loaders."""
+"""Every view of the tab shows the numbers of the records, in a real browser, with either loader of TensorBoard."""
 
 import matplotlib
 import numpy as np
@@ -128,7 +128,9 @@ def test_pointing_at_an_input_pixel_shows_its_row_of_the_hessian(tab, logdir, ru
         point_at(tab, row, column)
         assert np.abs(drawn(tab.get("row-map")) - colours(matrix[index]).astype(int)).max() <= 2
         assert f"row {row}, column {column}" in tab.get("row-title").inner_text()
-        assert float(tab.get("heatmap-readout").get_attribute("data-value")) == pytest.approx(matrix[index, index], rel=1e-4, abs=1e-7)
+        assert float(tab.get("heatmap-readout").get_attribute("data-value")) == pytest.approx(
+            matrix[index, index], rel=1e-4, abs=1e-7
+        )
     tab.screenshot(f"hover_{run}")
 
 
@@ -192,7 +194,8 @@ def test_the_table_holds_every_problem_is_sorted_and_selects(tab, record):
     rows = tab.get("problems").locator("tbody tr")
     assert rows.count() == record.lambda_max.size
     table = tab.get("problems").evaluate(
-        "e => [...e.querySelectorAll('tbody tr')].map(r => Object.fromEntries([...r.cells].map(c => [c.dataset.key, c.textContent])))"
+        "e => [...e.querySelectorAll('tbody tr')].map("
+        "r => Object.fromEntries([...r.cells].map(c => [c.dataset.key, c.textContent])))"
     )
     for place, cells in enumerate(table):
         sample, column = divmod(place, 2)
