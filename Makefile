@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test screenshots lint format clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/mnist_cnn.py
 
 test: $(VENV)/.dev
+	$(BIN)/python tests/browser/get_chromium.py
 	$(BIN)/python -m pytest
+
+screenshots: $(VENV)/.dev
+	$(BIN)/python tests/browser/get_chromium.py
+	$(BIN)/python docs/screenshots.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "InputHessianMonitor": "callback",
+    "KeepMatrices": "keep_matrices",
     "input_gradient": "functional",
     "input_hvp": "functional",
     "input_hessian": "functional",
@@ -32,6 +33,7 @@ _HOME = {
 __all__ = [
     "ConfigurationError",
     "InputHessianMonitor",
+    "KeepMatrices",
     "MeasurementError",
     "Record",
     "Spectrum",
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from lightning_hessian.dataframe import to_dataframe
     from lightning_hessian.errors import ConfigurationError, MeasurementError
     from lightning_hessian.functional import input_gradient, input_hessian, input_hvp, input_spectrum
+    from lightning_hessian.keep_matrices import KeepMatrices
     from lightning_hessian.record import Record
     from lightning_hessian.record_files import load_records
     from lightning_hessian.render.figures import plot_hessian, plot_input, plot_spectrum

@@ -231,7 +231,7 @@ def input_spectrum(
             piecewise linear network, from C gradients. ``"lanczos"``: the ends of the spectrum, with residuals.
             ``"auto"``: the cheapest of these that is exact or knows its error.
         num_eigenvalues: how many eigenvectors are kept, those of largest magnitude; with ``"lanczos"`` how many
-            eigenvalues are found, half of them (at least one) at each end.
+            eigenvalues are found, half of them (at least one) at each end. ``"low_rank"`` keeps all of up to 64.
         block_size: start vectors of ``"lanczos"``. A single one cannot see how often an eigenvalue repeats: copies
             are missing, though all that is listed has converged. With b, up to b copies are seen, at the price of
             more products. The other methods see every copy.

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from lightning_hessian.matrices import from_eigenvectors, spans
+
 if TYPE_CHECKING:
     from lightning_hessian.curvature.measure import Measurement
 
@@ -51,6 +53,10 @@ class Record:
             before there was any training.
         skipped: how many measurements were skipped so far because of ``max_overhead``; None where none was given.
         made_with: versions and options.
+        picture_scale: ``[S', K']``, where the colours of the Hessians' pictures end, of the first 8 samples and 10
+            classes: the 99th percentile of |H| when it was first not zero in this run, so that pictures of different
+            steps compare; 0 before; None where there were no pictures.
+        why_no_matrix: why ``hessian`` is None or holds fewer samples than asked for; None where it holds them all.
     """
 
     name: str | None
@@ -113,6 +119,8 @@ class Record:
     overhead: float | None
     skipped: int | None
     made_with: Mapping[str, Any]
+    picture_scale: Array | None = None
+    why_no_matrix: str | None = None
 
     def __repr__(self) -> str:
         return f"Record({self.target}, {self.moment}, classes {list(self.columns)}, x {self.x.shape}, {self.diagnosis})"
@@ -135,16 +143,36 @@ class Record:
         """``text``, after the monitor's name where it has one."""
         return named(self.name, text)
 
+    @property
+    def is_spanned(self) -> bool:
+        """Whether eigenvalues and eigenvectors give the whole matrix of every problem, to rounding."""
+        if not self.complete or self.eigenvectors is None or self.vector_index is None:
+            return False
+        return spans(self.eigenvalues, self.vector_index, self.gradient.shape[-1])
+
+    def matrix(self, sample: int, column: int) -> Array:
+        """The whole Hessian ``[D, D]`` of one problem: as it was kept, or V diag(λ) Vᵀ where no eigenvector is missing.
+
+        Raises:
+            ValueError: it is not known; the message says why.
+        """
+        if self.hessian is not None and sample < len(self.hessian):
+            return self.hessian[sample, column]
+        if self.complete and self.eigenvectors is not None and self.vector_index is not None:
+            parts = (self.eigenvalues, self.eigenvectors, self.vector_index)
+            found = from_eigenvectors(*(part[sample, column] for part in parts))
+            if found is not None:
+                return found
+        why_not = self.why_no_matrix or "heatmap_samples says of how many samples matrices are formed."
+        raise ValueError(
+            f"The record of step {self.step} holds no whole Hessian of sample {sample}, and not all eigenvectors to "
+            f"make it of. {why_not}"
+        )
+
     def class_name(self, sample: int, column: int) -> str:
         """The name of the class looked at in one problem, or its number."""
         k = int(self.classes[sample, column])
         return self.class_names[k] if self.class_names else str(k)
-
-    def matrix(self, sample: int, column: int) -> Array:
-        """The whole Hessian ``[D, D]`` of one problem: as it was kept, or from its eigenvectors where they are all."""
-        if self.hessian is not None and sample < len(self.hessian):
-            return self.hessian[sample, column]
-        raise ValueError(f"The record of step {self.step} holds no whole Hessian of sample {sample}.")
 
 
 def named(name: str | None, text: str) -> str:
@@ -155,7 +183,7 @@ def named(name: str | None, text: str) -> str:
 def make_record(measurement: Measurement, **context: Any) -> Record:
     """A record of ``measurement``; ``context`` gives the fields that a measurement does not know."""
     spectrum = measurement.spectrum
-    told = {f.name for f in fields(Record)} - set(context)
+    told = {f.name for f in fields(Record)} - set(context) - {"picture_scale", "why_no_matrix"}
     diagnosis, cost = spectrum.diagnosis, spectrum.cost
     values: dict[str, Any] = {
         "hessian": measurement.hessian,

@@ -18,10 +18,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from lightning_hessian.record import Record
+from lightning_hessian.keep_matrices import Storage
+from lightning_hessian.layout import FOLDER, file_name
+from lightning_hessian.matrices import from_half, from_triangle, to_half, to_triangle
+from lightning_hessian.record import Array, Record
 
 FORMAT_VERSION = 1
-FOLDER = "input_hessian"
 
 
 @dataclass(frozen=True)
@@ -56,20 +58,26 @@ def record_folder(log_dir: str | os.PathLike[str], name: str | None) -> Path:
     return Path(log_dir) / FOLDER / (name or "")
 
 
-def save_record(record: Record, log_dir: str | os.PathLike[str], session: Session | None = None) -> Path:
+def save_record(
+    record: Record,
+    log_dir: str | os.PathLike[str],
+    session: Session | None = None,
+    storage: Storage = "upper_triangle",
+) -> Path:
     """Writes ``<log_dir>/input_hessian/[<name>/]step_<step, 9 digits>.safetensors``, whole or not at all.
 
     Outside a fit, the stage is added to the name: ``step_000000008_test.safetensors``. A fit's file of an earlier
-    session with the same step is kept, as ``step_<step>.before_<session>.safetensors``.
+    session with the same step is kept, as ``step_<step>.before_<session>.safetensors``. Whole matrices are stored
+    as ``storage`` says, see ``KeepMatrices``: as ``hessian``, or ``hessian_triangle`` ``[S, K, D(D+1)/2]``, with
+    ``hessian_scale`` ``[S, K]`` where that is in float16.
     """
     folder = record_folder(log_dir, record.name)
     folder.mkdir(parents=True, exist_ok=True)
-    stage = "" if record.stage == "fit" else f"_{record.stage}"
-    path = folder / f"step_{record.step:09d}{stage}.safetensors"
+    path = folder / file_name(record.step, record.stage)
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(_serialised(record, session))
+            file.write(_serialised(record, session, storage))
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
@@ -82,12 +90,33 @@ def save_record(record: Record, log_dir: str | os.PathLike[str], session: Sessio
     return path
 
 
-def _serialised(record: Record, session: Session | None) -> bytes:
+def _serialised(record: Record, session: Session | None, storage: Storage) -> bytes:
     values = {f.name: getattr(record, f.name) for f in fields(record)}
-    arrays = {k: np.ascontiguousarray(v) for k, v in values.items() if isinstance(v, np.ndarray)}
+    arrays = {k: v for k, v in values.items() if isinstance(v, np.ndarray)}
+    arrays |= {} if record.hessian is None else _stored(arrays.pop("hessian"), storage)
+    arrays = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
     meta = {k: v for k, v in values.items() if not isinstance(v, np.ndarray)}
     about = {"format": FORMAT_VERSION, "session": asdict(session or UNKNOWN_SESSION)}
     return save(arrays, {"lightning_hessian": json.dumps({**about, **meta})})
+
+
+def _stored(hessian: Array, storage: Storage) -> dict[str, Array]:
+    if storage == "float32":
+        return {"hessian": hessian.astype(np.float32)}
+    triangle = to_triangle(hessian)
+    if storage == "upper_triangle":
+        return {"hessian_triangle": triangle}
+    halved, scale = to_half(triangle)
+    return {"hessian_triangle": halved, "hessian_scale": scale}
+
+
+def _restored(arrays: dict[str, Any]) -> dict[str, Any]:
+    """The arrays of a record from those of its file."""
+    triangle, scale = (arrays.pop(name, None) for name in ("hessian_triangle", "hessian_scale"))
+    if triangle is None:
+        return arrays
+    packed = triangle if scale is None else from_half(triangle, scale)
+    return {**arrays, "hessian": from_triangle(packed, arrays["gradient"].shape[-1])}
 
 
 def load_records(log_dir: str | os.PathLike[str], name: str | None = None) -> list[Record]:
@@ -164,11 +193,11 @@ def _written(path: Path) -> tuple[int, str, Session]:
 def load_record(path: Path) -> Record:
     """The record in one file."""
     with _opened(path) as (file, meta):
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        arrays: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     del meta["format"], meta["session"]
     for name in ("columns", "class_names"):
         meta[name] = None if meta[name] is None else tuple(meta[name])
-    return Record(**meta, **arrays)
+    return Record(**meta, **_restored(arrays))
 
 
 @contextmanager

@@ -70,6 +70,7 @@ def to_state(probe: Probe | None, run: RunState, schedule: Schedule, now: Settin
         "target": run.target if isinstance(run.target, str) else None,
         "method": run.method,
         "top": _packed(run.top),
+        "scale": None if run.scale is None else torch.from_numpy(run.scale),
         "last_step": schedule.last_step,
         "place": asdict(schedule.place),
     }
@@ -148,8 +149,8 @@ def _probe(
 
 
 def _same(a: Probe, b: Probe | None) -> bool:
-    def equal(s: Tensor, t: Tensor) -> bool:
-        return s.dtype == t.dtype and torch.equal(s, t)
+    def equal(s: Any, t: Any) -> bool:
+        return s is t or (isinstance(s, Tensor) and isinstance(t, Tensor) and s.dtype == t.dtype and torch.equal(s, t))
 
     if b is None:
         return False
@@ -159,16 +160,14 @@ def _same(a: Probe, b: Probe | None) -> bool:
 
 def _run_state(state: Mapping[str, Any], monitor: Monitor) -> RunState:
     target = state["target"] if monitor.target == "auto" else None  # a callable comes from the new run
-    return RunState(target, state["method"], _unpacked(state["top"]))
+    scale = state.get("scale")  # a checkpoint of an earlier build has none
+    return RunState(target, state["method"], _unpacked(state["top"]), None if scale is None else scale.numpy())
 
 
-def at_restored(error: Exception, probe: Probe) -> Exception:
+def at_restored(error: Exception) -> Exception:
     """A model's own failure at the samples of a checkpoint, with a word on where they are from."""
-    if isinstance(error, (ConfigurationError, MeasurementError)):
+    if not isinstance(error, MeasurementError) or error.__cause__ is None:
         return error
-    told = MeasurementError(
-        f"The model failed at the samples that came with the checkpoint, of shape {probe.shapes} "
-        f"({type(error).__name__}: {error}). If the shape of its input has changed, give probe=..."
-    )
-    told.__cause__ = error
+    told = MeasurementError(f"At the samples that came with the checkpoint: {error}")
+    told.__cause__ = error.__cause__
     return told

@@ -102,10 +102,12 @@ ARGUMENTS = {
     "output_fn": "functions.outputs",
     "chunk_size": 8,
     "max_memory": 1_000_000_000,
-    "keep_matrices": False,
+    "max_overhead": None,  # a share would leave out measurements by the clock
+    "keep_matrices": {"every_n": 2, "storage": "float16", "max_total_bytes": 1_000_000},
     "class_names": list("abcdefghij"),
     "on_error": "raise",
     "seed": 3,
+    "name": "yaml",
 }
 
 FUNCTIONS = """
@@ -157,13 +159,14 @@ LightningCLI(Net, Data, args=['fit', '--config', 'config.yaml'])
 def test_every_plain_argument_from_a_yaml_file(tmp_path):
     configuration(tmp_path, **ARGUMENTS)
     run(tmp_path, "lightning.pytorch", CLI)
-    records = load_records(tmp_path / "run")
+    records = load_records(tmp_path / "run", name="yaml")
     assert [r.step for r in records] == [0, 3, 4, 6, 8]
-    record = records[-1]
+    assert [r.hessian is not None for r in records] == [True, False, True, False, True]
+    record = records[-2]
     assert (record.target, record.method, record.columns) == ("log_prob", "dense", ("class_2", "class_3"))
     assert (record.x.shape, record.x.dtype) == ((2, 64), np.float64)
     assert record.eigenvectors.shape == (2, 2, 4, 64)
-    assert record.hessian is None
+    assert record.why_no_matrix == "Whole matrices are kept at every 2nd measurement only."
     assert record.class_names == tuple("abcdefghij")
     wanted = {"chunk_size": 8, "max_memory": 10**9, "seed": 3, "density_vectors": 2, "dtype": "float64"}
     assert {name: record.made_with[name] for name in wanted} == wanted

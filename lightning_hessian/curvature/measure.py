@@ -29,6 +29,8 @@ from lightning_hessian.errors import MeasurementError
 # How asymmetric a Hessian may be before its digits are called rounding.
 ASYMMETRY_TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-6}
 
+ALL_VECTORS = 64  # outputs up to which ``low_rank`` keeps all eigenvectors: with them the spectrum is the matrix
+
 ESTIMATED = ("trace", "frobenius_norm", "diagonal", "head_norm", "network_norm")
 
 
@@ -75,6 +77,7 @@ def measure(
     num_matrices: int = 0,
     kept: MethodName | None = None,
     meter: Meter | None = None,
+    plan: Plan | None = None,
     progress: Progress = silent,
 ) -> Measurement:
     """The spectrum of every problem, and the whole matrices of a few samples.
@@ -87,6 +90,7 @@ def measure(
         num_matrices: for how many samples, counted from the first, the matrices are wanted.
         kept: the method that an earlier measurement of a curved network chose.
         meter: that of the measurement, where it has begun already.
+        plan: made already, for all samples of which these problems are a part.
         progress: is told how many columns of the samples' matrices are done (``dense``), how many samples
             (``low_rank``), or how many products (``lanczos``).
 
@@ -99,8 +103,9 @@ def measure(
     facts = Facts(problems, options.seed)
     gradient = _finite_gradients(problems, facts, options)
     diagnosis = diagnosis or _diagnosed(problems, facts, options)
-    plan = make_plan(problems, facts, diagnosis, options, kept, num_matrices)
-    if plan.finding:
+    plan = replace(plan, num_matrices=num_matrices if plan.num_matrices else 0) if plan else None
+    plan = plan or make_plan(problems, facts, diagnosis, options, kept, num_matrices)
+    if plan.finding and plan.finding not in diagnosis.findings:
         diagnosis = replace(diagnosis, findings=(*diagnosis.findings, plan.finding))
     if diagnosis.zero:
         result = _zero(gradient, options, plan.num_matrices)
@@ -118,7 +123,7 @@ def measure(
         reason=plan.reason,
         engine=result.engine,
         target=target,
-        diagnosis=_with_asymmetry(diagnosis, result.parts["asymmetry"], problems.x.dtype),
+        diagnosis=with_asymmetry(diagnosis, result.parts["asymmetry"], problems.x.dtype),
         cost=meter.cost(result.num_hvps),
     )
     return Measurement(spectrum, torch.cat(result.matrices) if plan.num_matrices else None, plan)
@@ -254,10 +259,16 @@ def _low_rank(given: _Given) -> _Result:
     problems, options = given.problems, given.options
 
     def work(samples: slice) -> dict[str, Tensor]:
-        return low_rank_parts(problems.select(samples), given.gradient[samples], options.num_eigenvalues)
+        return low_rank_parts(problems.select(samples), given.gradient[samples], num_vectors)
 
-    memory = options.memory(problems.x.device)
-    size = group_size(problems.num_samples, low_rank_bytes(given.facts), memory, "The gradients of all outputs")
+    memory, needed = options.memory(problems.x.device), low_rank_bytes(given.facts)
+    num_vectors = options.num_eigenvalues
+    more = min(given.facts.num_outputs, problems.num_inputs) - num_vectors
+    # Twice while groups are joined, as all results.
+    beside = 2 * problems.num_samples * problems.num_classes * more * given.facts.row_bytes
+    if more > 0 and num_vectors + more <= ALL_VECTORS and needed + beside <= memory:
+        num_vectors, memory = num_vectors + more, memory - beside
+    size = group_size(problems.num_samples, needed, memory, "The gradients of all outputs")
     parts = []
     for samples, found in in_groups(problems.num_samples, size, work):
         parts.append(found)
@@ -301,10 +312,11 @@ def _with_exact_errors(parts: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**{f"{name}_error": torch.zeros_like(parts[name]) for name in ESTIMATED}, **parts}
 
 
-def _with_asymmetry(diagnosis: Diagnosis, asymmetry: Tensor, dtype: torch.dtype) -> Diagnosis:
+def with_asymmetry(diagnosis: Diagnosis, asymmetry: Tensor, dtype: torch.dtype) -> Diagnosis:
+    """The diagnosis, and that it is not to be trusted where a Hessian was far from symmetric."""
     worst = float(asymmetry.max())
-    if worst <= ASYMMETRY_TOLERANCE[dtype]:
-        return diagnosis
+    if not diagnosis.trusted or worst <= ASYMMETRY_TOLERANCE[dtype]:
+        return diagnosis  # where the cause is known, rounding is not it
     finding = (
         f"A Hessian is asymmetric by {worst:.1e} of its norm: in {str(dtype).removeprefix('torch.')} it is "
         f"lost in rounding. Measure in float64."

@@ -44,7 +44,8 @@ class Options:
 
     Attributes:
         method: ``"auto"`` or a method.
-        num_eigenvalues: eigenvectors kept per problem; for ``lanczos`` the number of eigenvalues.
+        num_eigenvalues: eigenvectors kept per problem; for ``lanczos`` the number of eigenvalues. ``low_rank`` keeps
+            those of all its eigenvalues where there are no more than 64 and memory allows.
         chunk_size: columns computed at once; ``"auto"``: found while working.
         max_memory: bytes that may be used; None: half of what is free on the device.
         seed: of the monitor's own random vectors, the same at every measurement: curves show the network.

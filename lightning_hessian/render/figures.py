@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from lightning_hessian.picture_scale import percentile
 from lightning_hessian.record import Array, Record
-from lightning_hessian.render.composite import CLIPPED_SHARE
 from lightning_hessian.render.sheet import DIVERGING, as_image, short
 
 POSITIVE, NEGATIVE, DOUBTFUL = "#b2182b", "#2166ac", "#b26a00"
@@ -114,7 +114,7 @@ def plot_hessian(record: Record, sample: int = 0, column: int = 0) -> Figure:
     matrix = record.matrix(sample, column)
     magnitudes = np.abs(matrix)
     largest = float(magnitudes.max())
-    limit = float(np.quantile(magnitudes, 1 - CLIPPED_SHARE)) or largest or 1.0
+    limit = percentile(matrix) or largest or 1.0
     figure = Picture(figsize=(6.0, 5.4), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(matrix, cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation="nearest")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lightning_hessian.matrices import from_half, spans
 from lightning_hessian.record import Array
 from lightning_hessian.tensorboard_plugin.refusal import DamagedFile
 from lightning_hessian.tensorboard_plugin.safe_file import SafeFile
@@ -17,6 +18,7 @@ ENTRIES_AT_ONCE = 1 << 22
 LARGEST_DRAWN = 1 << 15  # inputs; above, the entries of one matrix take minutes
 ROWS_FOR_LIMIT = 1 << 12
 PERCENTILE = 99
+HALF = "It was kept in half precision: an entry is off by at most 5e-4 of itself, or 3e-8 of the largest."
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,13 @@ class Matrix:
         num_inputs: D.
         source: where it comes from.
         rows: ``(first, end) -> [end − first, D]``.
+        precision: how exact it is, in words, where that is less than what was measured.
     """
 
     num_inputs: int
     source: Literal["kept", "from eigenvectors"]
     rows: Callable[[int, int], Array]
+    precision: str | None = None
 
 
 def find_matrix(file: SafeFile, sample: int, column: int, kept: dict[str, Any]) -> Matrix | str:
@@ -47,19 +51,20 @@ def find_matrix(file: SafeFile, sample: int, column: int, kept: dict[str, Any]) 
         DamagedFile: the arrays of the file do not fit each other.
     """
     _, num_columns, num_inputs = _shape(file, "gradient", 3)
+    others: list[int] = []
     for name, shape in (("hessian", (num_inputs, num_inputs)), ("hessian_triangle", (_triangle(num_inputs),))):
         if name in file:
-            place = _place(file.shape(name)[0] if file.shape(name) else 0, kept, sample)
             if file.shape(name)[1:] != (num_columns, *shape):
                 raise DamagedFile(f"{name} does not fit the gradient")
-            if place is not None:
+            others = _kept_samples(file.shape(name)[0], kept)
+            if sample in others:
                 reader = _full_rows if name == "hessian" else _triangle_rows
-                return Matrix(num_inputs, "kept", reader(file, name, place, column, num_inputs))
-    rows = _eigenvector_rows(file, sample, column, num_inputs)
-    if rows is not None:
-        return Matrix(num_inputs, "from eigenvectors", rows)
-    told = kept.get("why_not")
-    return told if isinstance(told, str) and told else "The whole matrix of this sample was not kept."
+                rows = reader(file, others.index(sample), column, num_inputs)
+                return Matrix(num_inputs, "kept", rows, HALF if file.dtype(name) == np.float16 else None)
+    made = _eigenvector_rows(file, sample, column, num_inputs)
+    if made is not None:
+        return Matrix(num_inputs, "from eigenvectors", made)
+    return _why_none(others, kept.get("why_not"))
 
 
 def draw(matrix: Matrix, size: int) -> dict[str, Array]:
@@ -116,21 +121,32 @@ def _triangle(num_inputs: int) -> int:
     return num_inputs * (num_inputs + 1) // 2
 
 
-def _place(num_kept: int, kept: dict[str, Any], sample: int) -> int | None:
-    """Which of the kept matrices is the sample's: the event tells, or they are those of the first samples."""
+def _kept_samples(num_kept: int, kept: dict[str, Any]) -> list[int]:
+    """Whose matrices were kept: the event tells, or they are those of the first samples."""
     samples = kept.get("matrices")
-    if not (isinstance(samples, list) and len(samples) == num_kept and all(type(i) is int for i in samples)):
-        samples = list(range(num_kept))
-    return samples.index(sample) if sample in samples else None
+    if isinstance(samples, list) and len(samples) == num_kept and all(type(i) is int for i in samples):
+        return samples
+    return list(range(num_kept))
 
 
-def _full_rows(file: SafeFile, name: str, place: int, column: int, num_inputs: int) -> Callable[[int, int], Array]:
-    return lambda first, end: _widened(file.read(name, place, column, rows=(first, end)))
+def _why_none(others: list[int], told: object) -> str:
+    if isinstance(told, str) and told:
+        return told
+    kept = f"only of sample {', '.join(map(str, others))}" if others else "of no sample"
+    return f"The whole matrix was kept {kept} at this step, and the eigenvectors that were kept do not make it up."
 
 
-def _triangle_rows(file: SafeFile, name: str, place: int, column: int, num_inputs: int) -> Callable[[int, int], Array]:
+def _full_rows(file: SafeFile, place: int, column: int, num_inputs: int) -> Callable[[int, int], Array]:
+    return lambda first, end: file.read("hessian", place, column, rows=(first, end))
+
+
+def _triangle_rows(file: SafeFile, place: int, column: int, num_inputs: int) -> Callable[[int, int], Array]:
     """Rows of a matrix of which the upper triangle was kept, row after row."""
-    triangle = _widened(file.read(name, place, column))
+    triangle = file.read("hessian_triangle", place, column)
+    if triangle.dtype == np.float16:
+        if file.shape("hessian_scale") != file.shape("hessian_triangle")[:2]:
+            raise DamagedFile("hessian_scale does not fit hessian_triangle")
+        triangle = from_half(triangle, file.read("hessian_scale", place, column))
     index = np.arange(num_inputs)
     diagonal = index * num_inputs - index * (index - 1) // 2  # where H[i, i] lies
 
@@ -149,20 +165,13 @@ def _eigenvector_rows(file: SafeFile, sample: int, column: int, num_inputs: int)
     meta = file.meta or {}
     if meta.get("complete") is not True or "eigenvectors" not in file or "vector_index" not in file:
         return None
-    eigenvalues = file.read("eigenvalues", sample, column).astype(np.float64)
+    eigenvalues = file.read("eigenvalues", sample, column)
     index = file.read("vector_index", sample, column)
     vectors = file.read("eigenvectors", sample, column)
     if vectors.shape != (len(index), num_inputs) or ((index < 0) | (index >= len(eigenvalues))).any():
         raise DamagedFile("eigenvectors do not fit eigenvalues and gradient")
-    magnitude = np.abs(eigenvalues)
-    rounding = 10 * float(np.finfo(vectors.dtype).eps) * num_inputs**0.5 * magnitude.max(initial=0.0)
-    if (np.delete(magnitude, index) > rounding).any():
+    if not spans(eigenvalues, index, num_inputs):
         return None
     wide = vectors.astype(np.float64)
-    scaled = wide * eigenvalues[index, None]
+    scaled = wide * eigenvalues.astype(np.float64)[index, None]
     return lambda first, end: (scaled[:, first:end].T @ wide).astype(vectors.dtype)
-
-
-def _widened(values: Array) -> Array:
-    """Half floats as float32, which a browser can read; anything else as it is."""
-    return values.astype(np.float32) if values.dtype == np.float16 else values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -11,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save
 from tensorboard import errors, plugin_util
 from tensorboard.backend import http_util
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
-from lightning_hessian.layout import LAYOUT_VERSION, META, PLUGIN_NAME
+from lightning_hessian.layout import LAYOUT_VERSION, PLUGIN_NAME, pack
 from lightning_hessian.record import Array
 from lightning_hessian.tensorboard_plugin.files import RunFiles
-from lightning_hessian.tensorboard_plugin.matrix import Matrix, draw, find_matrix
+from lightning_hessian.tensorboard_plugin.matrix import LARGEST_DRAWN, Matrix, draw, find_matrix
 from lightning_hessian.tensorboard_plugin.question import number, text
 from lightning_hessian.tensorboard_plugin.refusal import DamagedFile, Refused
 from lightning_hessian.tensorboard_plugin.safe_file import SafeFile
@@ -31,6 +29,7 @@ ANY_STEP = 10**12
 LARGEST_SIZE = 2048
 DEFAULT_SIZE = 784
 DAY = 24 * 3600
+TOO_LARGE = f"The matrix of {{}} inputs is too large to be drawn (more than {LARGEST_DRAWN}); single rows can be had."
 
 Answer = Callable[[wrappers.Request], wrappers.Response]
 
@@ -126,8 +125,8 @@ class InputHessianPlugin(base_plugin.TBPlugin):  # type: ignore[misc] # TensorBo
                         raise DamagedFile("eigenvectors do not fit eigenvalues")
                     arrays[f"eigenvector_{name.removeprefix('eigen')}"] = listed[index]
             matrix = self._find(file, problem)
-        source, why_not = (matrix.source, None) if isinstance(matrix, Matrix) else ("none", matrix)
-        meta = {**problem.summary.meta, "shape": list(arrays["x"].shape), "matrix": source, "why_not": why_not}
+        told = _about(matrix) if isinstance(matrix, Matrix) else {"matrix": "none", "why_not": matrix}
+        meta = {**problem.summary.meta, "shape": list(arrays["x"].shape), **told}
         return _binary(request, arrays, meta)
 
     def _matrix(self, request: wrappers.Request) -> wrappers.Response:
@@ -135,7 +134,9 @@ class InputHessianPlugin(base_plugin.TBPlugin):  # type: ignore[misc] # TensorBo
         size = number(request, "size", LARGEST_SIZE + 1, least=1, default=DEFAULT_SIZE)
         with self._opened(problem) as file:
             matrix = self._found(file, problem)
-            return _binary(request, draw(matrix, size), {"matrix": matrix.source})
+            if matrix.num_inputs > LARGEST_DRAWN:
+                raise Refused(404, TOO_LARGE.format(matrix.num_inputs))
+            return _binary(request, draw(matrix, size), _about(matrix))
 
     def _row(self, request: wrappers.Request) -> wrappers.Response:
         problem = self._asked_problem(request)
@@ -143,7 +144,7 @@ class InputHessianPlugin(base_plugin.TBPlugin):  # type: ignore[misc] # TensorBo
             matrix = self._found(file, problem)
             index = number(request, "index", matrix.num_inputs)
             arrays = {"row": matrix.rows(index, index + 1)[0], "index": np.array(index, np.int32)}
-            return _binary(request, arrays, {"matrix": matrix.source})
+            return _binary(request, arrays, _about(matrix))
 
     def _asked_series(self, request: wrappers.Request) -> Any:
         ctx, experiment = plugin_util.context(request.environ), plugin_util.experiment_id(request.environ)
@@ -177,11 +178,13 @@ def _indices(request: wrappers.Request, summary: Summary) -> tuple[int, int]:
     return number(request, "sample", num_samples), number(request, "column", num_columns)
 
 
+def _about(matrix: Matrix) -> dict[str, Any]:
+    return {"matrix": matrix.source, "why_not": None, "precision": matrix.precision}
+
+
 def _binary(request: wrappers.Request, arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> wrappers.Response:
     """Arrays as safetensors, with ``meta`` as JSON: NaN and infinity stay what they are."""
-    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    content = save(whole, {META: json.dumps(meta, allow_nan=False)})
-    return http_util.Respond(request, content, "application/octet-stream")
+    return http_util.Respond(request, pack(arrays, meta), "application/octet-stream")
 
 
 def _serve_file(path: Path, content_type: str) -> Answer:

@@ -14,26 +14,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from lightning_hessian.layout import META
+from lightning_hessian.layout import DTYPES, MAX_HEADER, META
 from lightning_hessian.record import Array
 from lightning_hessian.tensorboard_plugin.refusal import DamagedFile
 
-MAX_HEADER = 1 << 24  # bytes; ours are some 10 kB
 MAX_DIMENSIONS = 16
-DTYPES = {
-    "BOOL": "?",
-    "U8": "u1",
-    "I8": "i1",
-    "I16": "<i2",
-    "U16": "<u2",
-    "I32": "<i4",
-    "U32": "<u4",
-    "I64": "<i8",
-    "U64": "<u8",
-    "F16": "<f2",
-    "F32": "<f4",
-    "F64": "<f8",
-}
 
 
 @dataclass(frozen=True)
@@ -80,6 +65,14 @@ class SafeFile:
             DamagedFile: there is no such array.
         """
         return self._get(name).shape
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """The type of an array's entries.
+
+        Raises:
+            DamagedFile: there is no such array.
+        """
+        return self._get(name).dtype
 
     def read(self, name: str, *indices: int, rows: tuple[int, int] | None = None) -> Array:
         """The part of an array at leading ``indices``, and of that the rows from ``rows[0]`` up to ``rows[1]``.
@@ -145,7 +138,7 @@ def _entry(name: str, told: Any, start: int) -> Entry:
     """What the header says of one array, checked."""
     match told:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]} if dtype in DTYPES:
-            found = Entry(np.dtype(DTYPES[dtype]), tuple(shape), start)
+            found = Entry(DTYPES[dtype], tuple(shape), start)
         case _:
             raise DamagedFile(f"what it says of {name} is not understood")
     if len(shape) > MAX_DIMENSIONS or not all(_is_count(n) for n in (*shape, begin, end)):

@@ -14,7 +14,7 @@ import numpy as np
 from tensorboard.data import provider as tensorboard_provider
 
 from lightning_hessian.histogram import BIN_EDGES
-from lightning_hessian.layout import LAYOUT_VERSION, METRICS, PLUGIN_NAME
+from lightning_hessian.layout import LAYOUT_VERSION, METRICS, PLUGIN_NAME, extreme_errors
 from lightning_hessian.record import Array
 from lightning_hessian.tensorboard_plugin.refusal import DamagedFile, Refused
 from lightning_hessian.tensorboard_plugin.safe_file import SafeFile, finite_json
@@ -200,6 +200,8 @@ def parse(step: int, value: Array) -> Summary:
         shape, known = file.shape(name), _known_shape(name, table)
         if known is not None and (shape[: len(known)] != known or len(shape) != len(known) + (name in SPECTRA)):
             raise DamagedFile(f"{name} has the shape {list(shape)}")
+    if len({file.shape(name) for name in SPECTRA[:3] if name in file}) > 1:
+        raise DamagedFile("eigenvalues and their residuals are not of one shape")
     return Summary(step, {name: file.read(name) for name in file}, meta)
 
 
@@ -217,6 +219,9 @@ def curves(series: Series) -> tuple[dict[str, Array], dict[str, Any]]:
         found = _stacked(summaries, name, np.int32, -1)
         if found is not None:
             arrays[name] = found
+    if all({"eigenvalues", "residuals", "converged"} <= set(s.arrays) for s in summaries):
+        ends = [extreme_errors(s.arrays) for s in summaries]
+        arrays |= {name: np.stack([end[name] for end in ends]) for name in ends[0]}
     meta = {name: [s.meta.get(name) for s in summaries] for name in PER_STEP}
     return arrays, {**meta, "optimizer_steps": [s.meta["step"] for s in summaries], "left_out": series.left_out}
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from lightning_hessian import layout
 from lightning_hessian.errors import WritingError
+from lightning_hessian.keep_matrices import KeepMatrices, MatrixKeeper, keep_policy
 from lightning_hessian.record import Array, Record, named
-from lightning_hessian.record_files import Session, save_record
+from lightning_hessian.record_files import Session, record_folder, save_record
 from lightning_hessian.writers.background import Background
 from lightning_hessian.writers.loggers import give_picture, picture_loggers, tensorboard_loggers
 from lightning_hessian.writers.scalars import scalars
+from lightning_hessian.writers.tab import add_payload
 from lightning_hessian.writers.tensorboard import (
     Histogram,
     about_skipped,
@@ -41,7 +44,7 @@ class Publisher:
     Args:
         loggers: of the Trainer; all get the scalars, those that can get pictures, TensorBoard gets everything.
         folder: where records are saved, or None for nowhere.
-        keep_matrices: whether the saved files hold the whole matrices.
+        keep_matrices: which whole matrices the saved files hold, see ``keep_policy``.
         name: of the monitor, in tags.
         session: that the files are to tell.
     """
@@ -51,14 +54,15 @@ class Publisher:
         loggers: Sequence[Any],
         folder: str | None,
         *,
-        keep_matrices: bool,
+        keep_matrices: bool | int | Mapping[str, Any] | KeepMatrices | None,
         name: str | None = None,
         session: Session | None = None,
     ) -> None:
         self._loggers = list(loggers)
         self._picture_loggers = picture_loggers(loggers)
         self._folder = folder
-        self._keep_matrices = keep_matrices
+        records = None if folder is None else record_folder(folder, name)
+        self._keeper = MatrixKeeper(keep_policy(keep_matrices), records)
         self._name, self._session = name, session
         self._background = Background()
         self._drawn: deque[tuple[int, dict[str, Array]]] = deque()
@@ -76,16 +80,19 @@ class Publisher:
         metrics = scalars(record)
         self._hand_over()
         self._log(metrics, record.logged_step)
+        kept = self._keeper.kept(record)
         spectra: dict[str, Histogram] = {}
+        payload = b""
         if self._writers:
             with self._kept("making the histograms", "Please report it; the file and the scalars are whole."):
                 # Here, not in the background: it decomposes matrices, and BLAS does not survive a fork (by a
                 # DataLoader's workers) while another thread is inside it.
                 spectra = histograms(record)
+                payload = layout.pack_summary(record, None if self._session is None else asdict(self._session), kept)
         self._saved = threading.Event()
         lay_out = record.stage == "fit" and not self._has_layout
         self._has_layout |= lay_out
-        self._background.submit(partial(self._write, record, spectra, self._saved, lay_out))
+        self._background.submit(partial(self._write, record, kept, spectra, payload, self._saved, lay_out))
         return metrics
 
     def publish_failure(self, message: str, logged_step: int) -> None:
@@ -119,10 +126,18 @@ class Publisher:
     def _say(self, words: str, logged_step: int) -> None:
         self._background.submit(partial(self._add, "the text", add_text, diagnosis_tag(self._name), words, logged_step))
 
-    def _write(self, record: Record, spectra: dict[str, Histogram], saved: threading.Event, first: bool) -> None:
-        """What is done in the background for one record."""
+    def _write(
+        self,
+        record: Record,
+        kept: Record,
+        spectra: dict[str, Histogram],
+        payload: bytes,
+        saved: threading.Event,
+        first: bool,
+    ) -> None:
+        """What is done in the background for one record; ``kept`` is what its file holds."""
         try:
-            self._save(record)
+            self._save(kept)
         finally:
             saved.set()
         pictures: dict[str, Array] = {}
@@ -131,6 +146,9 @@ class Publisher:
                 pictures = draw(record)
         if self._picture_loggers and pictures:
             self._drawn.append((record.logged_step, pictures))
+        if payload:
+            tag = layout.tag(record.name, record.stage)
+            self._add("the numbers of the tab", add_payload, tag, payload, record.logged_step)
         if first:
             self._add("the layout of charts", add_layout, record)
         self._add("the histograms", add_histograms, spectra, record.logged_step)
@@ -144,7 +162,7 @@ class Publisher:
             f"Free space in {self._folder} or make it writable, or give the Trainer another directory for its logs."
         )
         with self._kept("saving the record", remedy):
-            save_record(record if self._keep_matrices else replace(record, hessian=None), self._folder, self._session)
+            save_record(record, self._folder, self._session, self._keeper.storage)
 
     def _add(self, what: str, add: Any, *arguments: Any) -> None:
         """Adds something to every event file."""

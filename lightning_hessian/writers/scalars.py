@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
+from lightning_hessian import layout
 from lightning_hessian.record import Array, Record
 
-TITLES = {
-    "lambda_max": "largest λ",
-    "lambda_min": "smallest λ",
-    "trace": "trace",
-    "frobenius_norm": "Frobenius norm",
-    "gradient_norm": "gradient norm",
-    "normalized_curvature": "normalized curvature",
-    "linear_radius": "linear radius",
-    "head_share": "head share",
-    "drift_cosine": "drift: |cos|",
-    "drift_overlap": "drift: overlap",
-}
-METRICS = tuple(TITLES)
+METRICS = (
+    "lambda_max",
+    "lambda_min",
+    "trace",
+    "frobenius_norm",
+    "gradient_norm",
+    "normalized_curvature",
+    "linear_radius",
+    "head_share",
+    "drift_cosine",
+    "drift_overlap",
+)
+TITLES = {name: layout.METRICS[name] for name in METRICS}
 PERCENTILES = (10, 90)
 SPREAD = "hessian_spread/"
 
@@ -70,6 +71,16 @@ def mean_errors(record: Record, column: int) -> dict[str, float]:
     ends = {"lambda_max": 0, "lambda_min": -1}
     residual = {name: float(record.residuals[:, column, place].mean()) for name, place in ends.items()}
     return {**residual, **standard}
+
+
+def num_not_converged(record: Record, metric: str, column: int) -> int:
+    """Of how many samples a metric rests on an eigenvalue that has not converged; 0 where it rests on none."""
+    converged, values = record.converged[:, column], record.eigenvalues[:, column]
+    places = {"lambda_max": np.zeros(len(values), int), "lambda_min": np.full(len(values), values.shape[-1] - 1)}
+    places |= dict.fromkeys(("normalized_curvature", "linear_radius"), np.abs(values).argmax(axis=-1))
+    if metric not in places:
+        return 0
+    return int((~np.take_along_axis(converged, places[metric][:, None], axis=-1)).sum())
 
 
 def spread_tag(metric: str, slot: str, percentile: int) -> str:

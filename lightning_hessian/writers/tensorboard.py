@@ -7,14 +7,20 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from lightning_hessian.histogram import BIN_EDGES, binned, has_spectra, placed, whole_spectra
+from lightning_hessian.picture_scale import MAX_COLUMNS
 from lightning_hessian.record import Array, Record
 from lightning_hessian.render.composite import composite
 from lightning_hessian.render.sheet import to_image
-from lightning_hessian.writers.scalars import METRICS, PERCENTILES, TITLES, finite_samples, mean_errors, spread_tag
-
-SMALLEST_DECADE = -12  # |λ| at or below 1e-12 is drawn at 0
-NUM_BINS = 64
-BIN_EDGES = np.linspace(-20, 20, NUM_BINS + 1)  # |λ| up to 1e8
+from lightning_hessian.writers.scalars import (
+    METRICS,
+    PERCENTILES,
+    TITLES,
+    finite_samples,
+    mean_errors,
+    num_not_converged,
+    spread_tag,
+)
 
 _layouts: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()  # what each writer was given so far
 
@@ -24,17 +30,21 @@ Histogram = dict[str, Any]  # the arguments of SummaryWriter.add_histogram_raw
 
 def histograms(record: Record) -> dict[str, Histogram]:
     """The spectrum of each class on a signed logarithmic axis, by tag; none where only the ends are known."""
-    if not (record.complete or record.density_nodes is not None or record.hessian is not None):
+    if not has_spectra(record):
         return {}
-    columns = range(len(record.columns))
-    return {f"hessian_spectrum_signed_log10/{record.slot(c)}": _histogram(record, c) for c in columns}
+    return {f"hessian_spectrum_signed_log10/{record.slot(c)}": _histogram(record, c) for c in _shown(record)}
 
 
 def draw(record: Record) -> dict[str, Array]:
     """The composite picture of each class ``[H, W, 3]``, by tag; none where no matrix was kept."""
     if record.hessian is None or not len(record.hessian):
         return {}
-    return {f"hessian/{record.slot(c)}": to_image(composite(record, c)) for c in range(len(record.columns))}
+    return {f"hessian/{record.slot(c)}": to_image(composite(record, c)) for c in _shown(record)}
+
+
+def _shown(record: Record) -> range:
+    """The class columns of which there are pictures, histograms and charts with margins: the first ones."""
+    return range(min(MAX_COLUMNS, len(record.columns)))
 
 
 def add_histograms(writer: Any, spectra: dict[str, Histogram], logged_step: int) -> None:
@@ -66,7 +76,7 @@ def add_layout(writer: Any, record: Record) -> None:
     """
     charts: dict[str, list[Any]] = {}
     for metric in reversed(METRICS):  # TensorBoard shows a layout's charts last one first
-        for column in reversed(range(len(record.columns))):
+        for column in reversed(_shown(record)):
             slot = record.slot(column)
             tags = [f"hessian_{metric}/{slot}", *(spread_tag(metric, slot, p) for p in PERCENTILES)]
             charts[f"{TITLES[metric]}, {slot.replace('_', ' ')}"] = ["Margin", tags]
@@ -76,41 +86,16 @@ def add_layout(writer: Any, record: Record) -> None:
     writer.add_custom_scalars(layout)
 
 
-def signed_log10(eigenvalues: Array) -> Array:
-    """sign(λ) · max(0, log10 |λ| + 12): ±9 means λ = ±1e-3, ±12 means ±1, and 0 means |λ| ≤ 1e-12."""
-    with np.errstate(divide="ignore"):
-        decades = np.log10(np.abs(eigenvalues)) - SMALLEST_DECADE
-    return np.sign(eigenvalues) * np.maximum(decades, 0)
-
-
 def eigenvalue_counts(record: Record, column: int) -> tuple[Array, Array]:
     """Eigenvalues, and how many of the D of a mean sample each stands for: of one class column.
 
     Both ``[S, n]``, one row for each starting vector of an estimated density; a single row of exact ones. Where
     there is no density, they are those of the samples whose whole matrix was kept.
     """
-    num_inputs = record.gradient.shape[-1]
-    if record.density_nodes is not None and record.density_weights is not None:
-        nodes, shares = (a[:, column].astype(np.float64) for a in (record.density_nodes, record.density_weights))
-    else:
-        assert record.hessian is not None
-        values = np.linalg.eigvalsh(record.hessian[:, column])
-        rounding = 10 * np.finfo(values.dtype).eps * num_inputs**0.5 * np.abs(values).max(axis=-1, keepdims=True)
-        nodes = np.where(np.abs(values) > rounding, values, 0.0)[:, None]
-        shares = np.full(nodes.shape, 1 / num_inputs)
+    nodes, counts = whole_spectra(record, column)
     num_samples, num_vectors, _ = nodes.shape
-    by_vector = [a.swapaxes(0, 1).reshape(num_vectors, -1) for a in (nodes, shares * (num_inputs / num_samples))]
+    by_vector = [a.swapaxes(0, 1).reshape(num_vectors, -1) for a in (nodes, counts / num_samples)]
     return by_vector[0], by_vector[1]
-
-
-def binned(eigenvalues: Array, counts: Array) -> Array:
-    """How many eigenvalues are in each bin of the histogram."""
-    return np.histogram(_placed(eigenvalues), BIN_EDGES, weights=counts)[0]
-
-
-def _placed(eigenvalues: Array) -> Array:
-    """Where on the axis of the histogram eigenvalues are drawn."""
-    return np.clip(signed_log10(eigenvalues), BIN_EDGES[0], BIN_EDGES[-1])
 
 
 def _is_estimated(record: Record) -> bool:
@@ -121,7 +106,7 @@ def _is_estimated(record: Record) -> bool:
 def _histogram(record: Record, column: int) -> Histogram:
     nodes, counts = eigenvalue_counts(record, column)
     eigenvalues, counts = nodes.ravel(), counts.ravel() / len(nodes)
-    values = _placed(eigenvalues[counts > 0])
+    values = placed(eigenvalues[counts > 0])
     return {
         "min": float(values.min()),
         "max": float(values.max()),
@@ -142,7 +127,7 @@ def _about_histogram(record: Record) -> str:
     if not _is_estimated(record):
         return axis
     errors = []
-    for column in range(len(record.columns)):
+    for column in _shown(record):
         by_vector = np.stack([binned(*points) for points in zip(*eigenvalue_counts(record, column), strict=True)])
         errors.append(by_vector.std(axis=0, ddof=1).max() / len(by_vector) ** 0.5)
     return (
@@ -169,9 +154,21 @@ def diagnosis_text(record: Record) -> str:
             "norm that the target puts on the outputs' slopes; the rest is the network's own bending. Drift "
             "compares with the measurement before: |cos| between the top eigenvectors, and the overlap of the spaces "
             "of the top ones; 1 means that they have not turned, and undefined is what no gap separates from the rest.",
-            f"{_about_histogram(record)} For readable pictures tick *Show actual image size* in the Images tab.",
+            f"{_about_shown(record)}{_about_histogram(record)} The colours of a Hessian's picture end where 99 % of "
+            "its entries did when it was first not zero in this run, so that pictures of different steps compare. For "
+            "readable pictures tick *Show actual image size* in the Images tab.",
             f"{_about_cost(record)} Method {record.method} ({record.reason}), engine {record.engine}. {_trust(record)}",
         ]
+    )
+
+
+def _about_shown(record: Record) -> str:
+    """Of which classes there are pictures, where not of all."""
+    if len(record.columns) <= MAX_COLUMNS:
+        return ""
+    return (
+        f"Pictures, histograms and charts with margins are made of the first {MAX_COLUMNS} of {len(record.columns)} "
+        "classes; scalars, the table and the Input Hessian tab have all of them. "
     )
 
 
@@ -215,4 +212,6 @@ def _cell(record: Record, metric: str, column: int) -> str:
     error = mean_errors(record, column).get(metric)
     slack = "" if error is None else f" ± {error:.1g}"
     left_out = "" if len(finite) == num_samples else f", {num_samples - len(finite)} of {num_samples} not finite"
-    return f"{finite.mean():.3g}{slack} ({low:.3g} to {high:.3g}{left_out})"
+    missed = num_not_converged(record, metric, column)
+    mark = f" **{missed} of {num_samples} not converged**" if missed else ""
+    return f"{finite.mean():.3g}{slack} ({low:.3g} to {high:.3g}{left_out}){mark}"

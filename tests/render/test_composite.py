@@ -13,6 +13,9 @@ from lightning_hessian.probe import Probe
 from lightning_hessian.render.composite import composite
 from lightning_hessian.render.sheet import as_image, to_image
 
+ARRAYS = ("hessian", "x", "labels", "predicted", "classes", "gradient", "gradient_norm", "eigenvalues", "eigenvectors")
+ARRAYS += ("vector_index", "residuals", "converged", "lambda_min", "lambda_max")
+
 
 def record_of(*shape: int, labels=True):
     net = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 5), nn.Tanh(), nn.Linear(5, 3))
@@ -56,8 +59,38 @@ def test_a_zero_hessian_can_be_drawn():
 
 
 def test_no_matrices_no_picture():
-    with pytest.raises(ValueError, match="step 12 holds no whole Hessians"):
-        composite(dataclasses.replace(record_of(8), hessian=None), 0)
+    with pytest.raises(ValueError, match=r"step 12 holds no whole Hessian of sample 0, .* not all eigenvectors"):
+        composite(dataclasses.replace(record_of(8), hessian=None, eigenvectors=None), 0)
+
+
+def test_eigenvectors_of_every_eigenvalue_are_the_matrix():
+    record = record_of(8)
+    np.testing.assert_array_equal(
+        to_image(composite(dataclasses.replace(record, hessian=None), 0)),
+        to_image(composite(dataclasses.replace(record, hessian=record.hessian[:1]), 0)),
+    )
+
+
+def test_the_scale_of_the_run_is_kept_and_what_it_hides_is_told():
+    record = record_of(1, 6, 6)
+    assert "scale fixed over the run; largest" in words(composite(record, 0))
+    grown = dataclasses.replace(record, hessian=100 * record.hessian)
+    told = words(composite(grown, 0))
+    limit = f"≥ {record.picture_scale[0, 0]:.3g}"
+    assert limit in told
+    share = (abs(grown.hessian[0, 0]) > record.picture_scale[0, 0]).mean()
+    assert f"CLIPPED: {share:.0%} of the entries lie beyond the scale" in told
+    assert "FAINT: 99% of the entries" in words(
+        composite(dataclasses.replace(record, hessian=0.01 * record.hessian), 0)
+    )
+
+
+def test_many_samples_are_cut_and_told():
+    record = record_of(1, 2, 2)
+    many = dataclasses.replace(record, **{n: np.repeat(getattr(record, n), 10, axis=0) for n in ARRAYS})
+    figure = composite(many, 0)
+    assert "(the first 8 of 20 samples)" in words(figure)
+    assert figure.get_figheight() < 45
 
 
 def test_channels_stand_side_by_side():

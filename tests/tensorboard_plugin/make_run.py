@@ -22,6 +22,7 @@ from werkzeug.test import Client
 
 from lightning_hessian import Record
 from lightning_hessian.curvature.plan import Options
+from lightning_hessian.keep_matrices import Storage
 from lightning_hessian.layout import pack_summary
 from lightning_hessian.monitor import Monitor
 from lightning_hessian.probe import Probe
@@ -59,6 +60,7 @@ def write_run(
     files: bool = True,
     payload: bytes | None = None,
     layout: int = 1,
+    storage: Storage = "upper_triangle",
     start: float = START,
 ) -> Path:
     """Writes the events of ``records``, one a second, and their files beside them."""
@@ -72,7 +74,7 @@ def write_run(
             Event(wall_time=start + second, step=record.logged_step, summary=Summary(value=[value])),
         )
         if files:
-            save_record(record, folder)
+            save_record(record, folder, storage=storage)
     writer.close()
     return folder
 

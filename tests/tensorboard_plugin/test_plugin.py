@@ -5,10 +5,11 @@ import dataclasses
 import grpc
 import numpy as np
 import pytest
-from make_run import START, Tab, later, rewrite, train, unpack, write_run
+from make_run import START, Tab, later, train, unpack, write_run
 from torch import nn
+from training import fit, small_monitor
 
-from lightning_hessian import layout
+from lightning_hessian import layout, load_records
 from lightning_hessian.histogram import BIN_EDGES
 from lightning_hessian.layout import METRICS, pack_summary
 from lightning_hessian.record_files import save_record
@@ -114,7 +115,7 @@ def test_problem(tab, curved):
     np.testing.assert_array_equal(arrays["eigenvector_residuals"], record.residuals[1, 1, index])
     np.testing.assert_array_equal(arrays["eigenvector_converged"], record.converged[1, 1, index])
     assert meta["matrix"] == "none"
-    assert "first 1 samples" in meta["why_not"]
+    assert "kept only of sample 0 at this step" in meta["why_not"]
     assert meta["shape"] == [1, 3, 3]
     assert tab.arrays("/problem", **RUN, step=19, sample=0, column=1)[1]["matrix"] == "kept"
 
@@ -142,19 +143,18 @@ def test_matrix_and_rows_from_eigenvectors(tab, piecewise):
     np.testing.assert_allclose(row["row"], expected[4], atol=1e-6 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_a_kept_upper_triangle(curved, tmp_path, dtype):
-    hessian = curved[0].hessian
-    rows, columns = np.triu_indices(9)
-    write_run(tmp_path / "run", curved[:1])
-    triangle = hessian[..., rows, columns].astype(dtype)
-    rewrite(tmp_path / "run", 0, arrays={"hessian": None, "hessian_triangle": triangle})
+@pytest.mark.parametrize("storage", ["float32", "upper_triangle", "float16"])
+def test_every_storage_of_matrices(curved, tmp_path, storage):
+    """As ``load_records`` gives them back, row by row; half precision is told."""
+    write_run(tmp_path / "run", curved[:1], storage=storage)
+    (record,) = load_records(tmp_path / "run")
     tab, problem = Tab(tmp_path), {"run": "run", "tag": "input_hessian", "step": 0, "sample": 0, "column": 1}
-    drawn, _ = tab.arrays("/matrix", **problem)
-    symmetric = np.triu(hessian[0, 1]) + np.triu(hessian[0, 1], 1).T
-    np.testing.assert_array_equal(drawn["matrix"], symmetric.astype(dtype).astype(np.float32))
-    row, _ = tab.arrays("/row", **problem, index=7)
-    np.testing.assert_array_equal(row["row"], symmetric[7].astype(dtype))
+    drawn, meta = tab.arrays("/matrix", **problem)
+    np.testing.assert_array_equal(drawn["matrix"], record.matrix(0, 1))
+    assert ("5e-4" in (meta["precision"] or "")) == (storage == "float16")
+    for index in range(9):
+        row, _ = tab.arrays("/row", **problem, index=index)
+        np.testing.assert_array_equal(row["row"], record.matrix(0, 1)[index])
 
 
 def test_which_samples_were_kept_is_told_by_the_event(curved, tmp_path):
@@ -162,7 +162,7 @@ def test_which_samples_were_kept_is_told_by_the_event(curved, tmp_path):
     write_run(tmp_path / "run", curved[:1], payload=payload)
     tab, problem = Tab(tmp_path), {"run": "run", "tag": "input_hessian", "step": 0, "column": 0}
     np.testing.assert_array_equal(tab.arrays("/matrix", **problem, sample=1)[0]["matrix"], curved[0].hessian[0, 0])
-    assert "first 1 samples" in tab.refused(404, "/matrix", **problem, sample=0)
+    assert "kept only of sample 1" in tab.refused(404, "/matrix", **problem, sample=0)
 
 
 def test_steps_that_a_resumed_run_wrote_anew_count_once(curved, tmp_path):
@@ -240,6 +240,19 @@ def test_more_than_tensorboard_hands_over_at_once(curved, tmp_path, monkeypatch)
     assert len(arrays["steps"]) == 2
     assert arrays["steps"][-1] == 19
     assert "256 MiB" in meta["left_out"]
+
+
+def test_a_run_of_a_real_trainer(tmp_path):
+    fit(tmp_path / "logs" / "run", small_monitor(name="late"))
+    records = load_records(tmp_path / "logs" / "run", name="late")
+    tab, question = Tab(tmp_path / "logs"), {"run": "run", "tag": "input_hessian/late"}
+    arrays, meta = tab.arrays("/series", **question)
+    np.testing.assert_array_equal(arrays["steps"], [r.logged_step for r in records])
+    np.testing.assert_array_equal(arrays["lambda_max"], np.stack([r.lambda_max for r in records]).astype(np.float32))
+    assert meta["optimizer_steps"] == [r.step for r in records]
+    last = records[-1]
+    row, _ = tab.arrays("/row", **question, step=last.logged_step, sample=0, column=1, index=27)
+    np.testing.assert_array_equal(row["row"], last.matrix(0, 1)[27])
 
 
 def test_no_data(tmp_path):

@@ -11,7 +11,9 @@ from safetensors.numpy import save
 
 from lightning_hessian.layout import pack_summary
 from lightning_hessian.record_files import save_record
+from lightning_hessian.tensorboard_plugin import plugin
 
+NO_MATRIX = {"hessian": None, "hessian_triangle": None}
 RUN = {"run": "run", "tag": "input_hessian"}
 PROBLEM = {**RUN, "step": 9, "sample": 0, "column": 1}
 FROM_FILES = ("/problem", "/matrix", "/row")
@@ -176,8 +178,14 @@ def test_offsets_beyond_the_file_and_overlaps(logdir, path):
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
-    for change in ([len(data), 2 * len(data)], [0, header["hessian"]["data_offsets"][1] - 4], [2**50, 2**50 + 8]):
-        text = json.dumps({**header, "hessian": {**header["hessian"], "data_offsets": change}}).encode()
+    for change in (
+        [len(data), 2 * len(data)],
+        [0, header["hessian_triangle"]["data_offsets"][1] - 4],
+        [2**50, 2**50 + 8],
+    ):
+        text = json.dumps(
+            {**header, "hessian_triangle": {**header["hessian_triangle"], "data_offsets": change}}
+        ).encode()
         path.write_bytes(len(text).to_bytes(8, "little") + text + data)
         assert "damaged" in Tab(logdir).refused(404, "/matrix", **PROBLEM)
 
@@ -189,13 +197,14 @@ def test_offsets_beyond_the_file_and_overlaps(logdir, path):
         ("hessian", np.zeros((1, 1, 9, 9))),
         ("hessian", np.array(1.0)),
         ("hessian_triangle", np.zeros((1, 2, 44))),
+        ("hessian_triangle", np.zeros((1, 2, 45), np.float16)),  # without a scale
         ("gradient", np.zeros((2, 2, 8))),
         ("gradient", np.zeros(9)),
         ("gradient", None),
     ],
 )
 def test_arrays_that_do_not_fit_each_other(logdir, name, array):
-    rewrite(logdir / "run", 10, arrays={"hessian": None, name: array})
+    rewrite(logdir / "run", 10, arrays={**NO_MATRIX, name: array})
     assert "damaged" in Tab(logdir).refused(404, "/matrix", **PROBLEM)
 
 
@@ -212,15 +221,22 @@ def test_a_file_of_another_measurement(logdir, records):
 @pytest.mark.parametrize("index", [[0, 1, 2, 9], [-1, 0, 1, 2], [0, 1]])
 def test_eigenvectors_that_do_not_fit(logdir, index):
     wrong = np.broadcast_to(np.array(index), (2, 2, len(index)))
-    rewrite(logdir / "run", 10, arrays={"hessian": None, "vector_index": wrong})
+    rewrite(logdir / "run", 10, arrays={**NO_MATRIX, "vector_index": wrong})
     tab = Tab(logdir)
     assert "do not fit" in tab.refused(404, "/problem", **PROBLEM)
     assert "do not fit" in tab.refused(404, "/matrix", **PROBLEM)
 
 
 def test_part_of_the_eigenvectors_is_not_the_matrix(logdir):
-    rewrite(logdir / "run", 10, arrays={"hessian": None})
-    assert "first 1 samples" in Tab(logdir).refused(404, "/matrix", **PROBLEM)
+    rewrite(logdir / "run", 10, arrays=NO_MATRIX)
+    assert "kept of no sample at this step" in Tab(logdir).refused(404, "/matrix", **PROBLEM)
+
+
+def test_a_matrix_too_large_to_be_drawn_still_has_rows(logdir, monkeypatch):
+    monkeypatch.setattr(plugin, "LARGEST_DRAWN", 8)
+    tab = Tab(logdir)
+    assert "too large to be drawn" in tab.refused(404, "/matrix", **PROBLEM)
+    assert tab.get("/row", **PROBLEM, index=0).status_code == 200
 
 
 def test_words_that_json_does_not_know(records, tmp_path):
@@ -244,6 +260,10 @@ def test_words_that_json_does_not_know(records, tmp_path):
         save({"lambda_max": np.zeros((2, 2))}, {"lightning_hessian": '{"step": "../x", "num_inputs": 9}'}),
         save(
             {"lambda_max": np.zeros((2, 2)), "trace": np.zeros(2)},
+            {"lightning_hessian": '{"step": 1, "num_inputs": 9}'},
+        ),
+        save(
+            {"lambda_max": np.zeros((2, 2)), "eigenvalues": np.zeros((2, 2, 3)), "residuals": np.zeros((2, 2, 2))},
             {"lightning_hessian": '{"step": 1, "num_inputs": 9}'},
         ),
     ],

@@ -1,6 +1,7 @@
 """The numbers behind histograms and tables."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,16 +9,12 @@ import torch
 from conftest import mlp
 
 from lightning_hessian.curvature.plan import Options
+from lightning_hessian.histogram import BIN_EDGES, binned, signed_log10
 from lightning_hessian.monitor import Monitor
+from lightning_hessian.picture_scale import run_scale
 from lightning_hessian.probe import Probe
 from lightning_hessian.writers.scalars import scalars
-from lightning_hessian.writers.tensorboard import (
-    BIN_EDGES,
-    binned,
-    diagnosis_text,
-    eigenvalue_counts,
-    signed_log10,
-)
+from lightning_hessian.writers.tensorboard import diagnosis_text, draw, eigenvalue_counts, histograms
 
 
 def record_of(target="prob", activation=torch.nn.GELU):
@@ -76,3 +73,34 @@ def test_the_histogram_of_an_estimated_density():
     )
     assert float(told.group(1)) == pytest.approx(error.max(), rel=0.5)
     assert "estimate from" not in diagnosis_text(whole)
+
+
+def test_pictures_and_histograms_of_a_hundred_classes_are_those_of_ten():
+    monitor = Monitor("all", "prob", "float64", Options(), heatmap_samples=1)
+    probe = Probe(torch.randn(2, 6), None)
+    record = monitor.measure(mlp(outputs=100), probe, step=0, logged_step=0, epoch=0)
+    slots = [f"prob_class_{k}" for k in range(10)]
+    assert list(histograms(record)) == [f"hessian_spectrum_signed_log10/{slot}" for slot in slots]
+    assert list(draw(record)) == [f"hessian/{slot}" for slot in slots]
+    assert "of the first 10 of 100 classes" in diagnosis_text(record)
+    assert "hessian_trace/prob_class_99" in scalars(record)
+    assert record.picture_scale.shape == (1, 10)
+
+
+def test_what_did_not_converge_is_marked_where_it_counts():
+    record = record_of()
+    converged = np.ones_like(record.converged)
+    converged[:3, 0, 0] = False
+    row = diagnosis_text(replace(record, converged=converged)).split("\n| 0 |")[1].split("\n")[0].split("|")
+    assert "**3 of 4 not converged**" in row[0]
+    assert "not converged" not in row[1] + row[2]
+    assert "not converged" not in diagnosis_text(record)
+
+
+def test_the_scale_of_pictures_is_that_of_the_first_hessian_that_is_not_zero():
+    scale = run_scale(None, np.zeros((1, 1, 2, 2)))
+    assert scale.tolist() == [[0]]
+    scale = run_scale(scale, np.full((1, 1, 2, 2), -3.0))
+    assert scale.tolist() == [[3]]
+    assert run_scale(scale, np.full((1, 1, 2, 2), 50.0)).tolist() == [[3]]
+    assert run_scale(scale, None) is scale

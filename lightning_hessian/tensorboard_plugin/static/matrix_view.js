@@ -135,11 +135,14 @@ export class MatrixView {
     context.beginPath();
     context.rect(LEFT, TOP, this.side, this.side);
     context.clip();
-    context.fillStyle = faded(accent, scale > 6 ? 0.25 : 0.7);
-    const y = TOP + (this.#mark.row - row) * scale;
-    context.fillRect(LEFT, y, this.side, thickness);
-    if (this.#mark.column !== null)
-      context.fillRect(LEFT + (this.#mark.column - column) * scale, TOP, thickness, this.side);
+    context.fillStyle = faded(accent, 0.7);
+    context.strokeStyle = accent;
+    context.lineWidth = 2;
+    const band = scale > 6 ? "strokeRect" : "fillRect"; // around cells that can be seen, their colours left as they are
+    context[band](LEFT, TOP + (this.#mark.row - row) * scale, this.side, thickness);
+    if (this.#mark.column !== null) {
+      context[band](LEFT + (this.#mark.column - column) * scale, TOP, thickness, this.side);
+    }
     context.restore();
   }
 

@@ -7,7 +7,19 @@ import { short, spread } from "../numbers.js";
 import { columnTitle } from "../state.js";
 
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
-const END_OF_SPECTRUM = { lambda_max: "first", lambda_min: "last" };
+
+// Which ends of the spectrum a quantity is made of: where one has not converged, neither has the quantity.
+const BOTH = ["lambda_max", "lambda_min"];
+const OPEN = {
+  lambda_max: ["lambda_max"],
+  lambda_min: ["lambda_min"],
+  spectral_norm: BOTH,
+  normalized_curvature: BOTH,
+  linear_radius: BOTH,
+  gradient_alignment: BOTH,
+  drift_cosine: BOTH,
+  drift_overlap: BOTH,
+};
 
 export function curves({ state, source, charts }) {
   const frame = panel(
@@ -36,9 +48,9 @@ export function curves({ state, source, charts }) {
     );
     meaning.textContent = `${metric(name).title}: ${metric(name).meaning}.`;
     const several = entries.length > 1;
-    const groups = await Promise.all(entries.map((entry) => curvesOf(entry, several)));
+    const series = await Promise.all(entries.map((entry) => source.series(entry.run, entry.tag)));
     if (isStale()) return;
-    const drawn = groups.flat();
+    const drawn = entries.flatMap((entry, index) => curvesOf(entry, series[index], several));
     if (!drawn.length) {
       frame.empty(`No chosen run has the class column ${state.column}.`);
       return;
@@ -62,14 +74,14 @@ export function curves({ state, source, charts }) {
     if (index >= 0) state.setStepIndex(index);
   }
 
-  async function curvesOf(entry, several) {
-    const answer = await source.series(entry.run, entry.tag);
+  function curvesOf(entry, answer, several) {
+    const samples = Array.from({ length: entry.num_samples }, (_, sample) => sample);
     if (state.lines === "classes") {
       return entry.columns.map((name, column) => ({
         title: [columnTitle(entry, name), several && entry.label].filter(Boolean).join(", "),
         colour: lineColour(column),
         dash: DASHES[entry.index % DASHES.length],
-        points: overSamples(answer, column),
+        points: pointsOf(answer, column, samples),
         band: false,
       }));
     }
@@ -77,38 +89,20 @@ export function curves({ state, source, charts }) {
     if (column < 0) return [];
     const alone = state.lines === "sample";
     if (alone && state.sample >= entry.num_samples) return [];
-    const points = alone ? await ofSample(entry, answer, column) : overSamples(answer, column);
+    const points = pointsOf(answer, column, alone ? [state.sample] : samples);
     return [{ title: entry.label, colour: lineColour(entry.index), dash: "solid", points, band: !alone }];
   }
 
-  // Mean and percentiles at every step; the error is the mean standard error, as in the scalars.
-  function overSamples({ arrays }, column) {
+  // At every step the mean and percentiles over `samples`; the error is their mean error, as in the scalars.
+  function pointsOf({ arrays }, column, samples) {
     const name = state.metric;
-    const steps = arrays.steps.data;
-    const errors = arrays[`${name}_error`];
-    const open = arrays.unconverged;
-    return Array.from(steps, (step, s) => {
-      const about = spread(samplesOf(arrays[name], s, column));
-      const error = errors ? spread(samplesOf(errors, s, column)).mean : 0;
-      const missed = open ? samplesOf(open, s, column).filter((count) => count > 0).length : 0;
-      return { step, value: about.mean, low: about.low, high: about.high, missing: about.missing, error, missed };
-    });
-  }
-
-  async function ofSample(entry, { arrays }, column) {
-    const name = state.metric;
-    const { sample } = state;
-    const end = END_OF_SPECTRUM[name];
-    const spectra = await source.spectra(entry.run, entry.tag, sample, column);
+    const at = (array, step) => (array ? samples.map((sample) => valueOf(array, step, sample, column)) : []);
+    const open = (OPEN[name] ?? []).map((end) => arrays[`${end}_open`]);
     return Array.from(arrays.steps.data, (step, s) => {
-      const value = samplesOf(arrays[name], s, column)[sample];
-      const own = end ? endOf(spectra.arrays, s, end) : null;
-      const error = own
-        ? own.residual
-        : arrays[`${name}_error`]
-          ? samplesOf(arrays[`${name}_error`], s, column)[sample]
-          : 0;
-      return { step, value, error, missing: Number.isFinite(value) ? 0 : 1, missed: own && !own.converged ? 1 : 0 };
+      const { mean: value, low, high, missing } = spread(at(arrays[name], s));
+      const error = spread(at(arrays[`${name}_error`], s)).mean;
+      const missed = open.some((array) => at(array, s).includes(1));
+      return { step, value, low, high, missing, error, missed };
     });
   }
 
@@ -116,20 +110,8 @@ export function curves({ state, source, charts }) {
   return { ...frame, key, update };
 }
 
-// The values of all samples at one step and class column, of an array [S, N, K].
-function samplesOf({ shape: [, samples, columns], data }, step, column) {
-  return Array.from({ length: samples }, (_, sample) => data[(step * samples + sample) * columns + column]);
-}
-
-// The listed eigenvalue at one end of the spectrum: its residual, and whether it converged.
-function endOf({ eigenvalues, residuals, converged }, step, end) {
-  const width = eigenvalues.shape[1];
-  const places = Array.from({ length: width }, (_, i) => step * width + i).filter((i) =>
-    Number.isFinite(eigenvalues.data[i]),
-  );
-  const place = end === "first" ? places[0] : places.at(-1);
-  return { residual: residuals.data[place] ?? 0, converged: Boolean(converged.data[place]) };
-}
+const valueOf = ({ shape: [, samples, columns], data }, step, sample, column) =>
+  data[(step * samples + sample) * columns + column];
 
 function traces({ title, colour, dash, points, band }) {
   const x = points.map(({ step }) => step);
@@ -138,7 +120,7 @@ function traces({ title, colour, dash, points, band }) {
     [
       short(value) + (error > 0 ? ` ± ${short(error, 2)}` : ""),
       band && `10 to 90 %: ${short(low)} to ${short(high)}`,
-      missed > 0 && "not converged",
+      missed && "not converged",
     ]
       .filter(Boolean)
       .join("<br>"),
@@ -150,7 +132,11 @@ function traces({ title, colour, dash, points, band }) {
     name: title,
     mode: "lines+markers",
     line: { color: colour, dash, width: 2 },
-    marker: { color: colour, size: 6, symbol: points.map(({ missed }) => (missed > 0 ? "x-open" : "circle")) },
+    marker: {
+      color: colour,
+      size: points.map(({ missed }) => (missed ? 12 : 6)),
+      symbol: points.map(({ missed }) => (missed ? "x" : "circle")),
+    },
     error_y: {
       type: "data",
       array: points.map(({ error }) => error || 0),
@@ -172,7 +158,7 @@ function traces({ title, colour, dash, points, band }) {
 function notes(drawn) {
   const all = drawn.flatMap(({ points }) => points);
   const missing = all.filter((point) => point.missing > 0).length;
-  const missed = all.filter((point) => point.missed > 0).length;
+  const missed = all.filter((point) => point.missed).length;
   return [
     all.some(({ error }) => error > 0) && "Bars: residuals of eigenvalues or standard errors of estimates.",
     missed && `Crosses: ${missed} points with eigenvalues that have not converged.`,

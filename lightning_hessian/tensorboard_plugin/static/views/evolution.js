@@ -24,7 +24,7 @@ export function evolution({ state, source, charts }) {
     frame.tell(
       known.length
         ? "Colours count eigenvalues on a logarithmic scale; points are the listed largest and smallest ones."
-        : "There are no histograms (density_vectors=0): the lines are the listed eigenvalues.",
+        : "There are no histograms (density_vectors=0): the lines are the listed eigenvalues. Crosses have not converged.",
     );
     const traces = known.length
       ? [image(steps, bars, known[0], charts), ...ends(spectra, steps, axis, charts)]
@@ -107,7 +107,11 @@ const line = (steps, pairs, name, axis, colour) => ({
   name,
   mode: "lines+markers",
   line: { color: colour, width: 1 },
-  marker: { color: colour, size: 5, symbol: pairs.map((pair) => (pair && !pair.converged ? "x-open" : "circle")) },
+  marker: {
+    color: colour,
+    size: pairs.map((pair) => (pair && !pair.converged ? 10 : 5)),
+    symbol: pairs.map((pair) => (pair && !pair.converged ? "x" : "circle")),
+  },
   text: pairs.map(
     (pair) =>
       pair && `${name}: ${short(pair.value, 5)} ± ${short(pair.residual, 1)}${pair.converged ? "" : ", not converged"}`,

@@ -79,7 +79,7 @@ function points(pairs, name, axis, charts) {
     ),
     hovertemplate: "%{text}<extra></extra>",
     marker: {
-      symbol: converged ? "circle" : "x-open",
+      symbol: converged ? "circle" : "x",
       size: converged ? 7 : 10,
       color: converged
         ? pairs.map(({ value }) => (value < 0 ? charts.colour("negative") : charts.colour("positive")))

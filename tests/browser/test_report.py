@@ -1,0 +1,60 @@
+"""The page that ``lightning-hessian report`` writes, opened as a file: the same views with the same numbers."""
+
+import numpy as np
+import pytest
+from browsing import VIEWS, number
+from playwright.sync_api import expect
+from test_tab import COLUMN, SAMPLE, STEP, colours, drawn, point_at, whole_matrix
+
+from lightning_hessian import load_records
+from lightning_hessian.cli import main
+
+
+@pytest.fixture(scope="module")
+def page(chromium, logdir, tmp_path_factory, watched):
+    """The page of both runs, opened."""
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    assert main(["report", str(logdir), "-o", str(path)]) == 0
+    with watched() as tab:
+        tab.open_page(path)
+        yield tab
+
+
+@pytest.fixture
+def shown(page):
+    """The same, showing what it shows at first."""
+    page.reset()
+    yield page
+    page.check_quiet()
+
+
+@pytest.mark.parametrize("run", ["gelu", "relu"])
+def test_every_view_shows_the_records_numbers(shown, logdir, run):
+    records = load_records(logdir / run)
+    record = records[STEP]
+    shown.run(run)
+    shown.choose(column=record.columns[COLUMN], sample=SAMPLE, step=STEP, metric="trace")
+    for view in VIEWS:
+        expect(shown.panel(view)).to_be_visible()
+    mean = next(t for t in shown.traces("curves") if t.get("name", "").startswith(run))
+    np.testing.assert_allclose(mean["y"], [r.trace[:, COLUMN].mean() for r in records], rtol=1e-3)
+    told = [number(text) for text in shown.traces("spectrum")[0]["text"]]
+    values = record.eigenvalues[SAMPLE, COLUMN]
+    np.testing.assert_allclose(told, values[np.argsort(-np.abs(values), kind="stable")], rtol=1e-3)
+    assert shown.traces("evolution")[0]["x"] == [r.logged_step for r in records]
+    assert record.reason in shown.get("cost").inner_text()
+    cells = shown.get("problems").locator(f"tr[data-sample='{SAMPLE}'][data-column='{COLUMN}'] [data-key=lambda_max]")
+    assert number(cells.inner_text()) == pytest.approx(record.lambda_max[SAMPLE, COLUMN], rel=5e-3)
+    gradient = drawn(shown.get("map-gradient"))
+    assert np.abs(gradient - colours(record.gradient[SAMPLE, COLUMN]).astype(int)).max() <= 2
+    shown.screenshot(f"report_{run}")
+
+
+@pytest.mark.parametrize("run", ["gelu", "relu"])
+def test_pointing_at_an_input_pixel_shows_its_row_of_the_hessian(shown, logdir, run):
+    record = load_records(logdir / run)[STEP]
+    shown.run(run)
+    shown.choose(column=record.columns[COLUMN], sample=SAMPLE, step=STEP)
+    matrix = whole_matrix(record)
+    point_at(shown, 4, 3)
+    assert np.abs(drawn(shown.get("row-map")) - colours(matrix[35]).astype(int)).max() <= 2

@@ -1,0 +1,249 @@
+"""Every view of the tab shows the numbers of the records, in a real browser, with either loader of TensorBoard."""
+
+import matplotlib
+import numpy as np
+import pytest
+from browsing import VIEWS, number
+from playwright.sync_api import expect
+
+from lightning_hessian import load_records
+from lightning_hessian.histogram import BIN_EDGES
+
+SAMPLE, COLUMN, STEP = 1, 1, 2  # what is chosen: not what is shown at first
+LEFT, TOP, SIDE = 52, 8, 500  # of the heatmap on its canvas
+
+
+@pytest.fixture
+def records(logdir):
+    return load_records(logdir / "gelu")
+
+
+@pytest.fixture
+def record(records, tab):
+    """What the tab shows after another class, sample and step have been chosen."""
+    tab.choose(column=records[0].columns[COLUMN], sample=SAMPLE, step=STEP)
+    return records[STEP]
+
+
+def colours(values: np.ndarray) -> np.ndarray:
+    """Diverging colours of values between plus and minus the largest magnitude, by matplotlib."""
+    limit = np.abs(values).max()
+    levels = np.floor((values + limit) * (255 / (2 * limit)) + 0.5).astype(int)
+    return matplotlib.colormaps["RdBu_r"](levels.clip(0, 255), bytes=True)[..., :3]
+
+
+def drawn(canvas) -> np.ndarray:
+    """The colours in the middle of the 8×8 cells of a map, which is as wide as its canvas."""
+    script = """canvas => Array.from({length: 64}, (_, i) => Array.from(canvas.getContext("2d").getImageData(
+        (i % 8 + 0.5) * canvas.width / 8, (Math.floor(i / 8) + 0.5) * canvas.width / 8, 1, 1).data).slice(0, 3))"""
+    return np.array(canvas.evaluate(script))
+
+
+def point_at(tab, row: int, column: int) -> None:
+    """Moves the pointer to a pixel of the input."""
+    cell = tab.get("input-map").evaluate("canvas => canvas.clientWidth") / 8
+    tab.get("input-map").hover(position={"x": (column + 0.5) * cell, "y": (row + 0.5) * cell})
+    expect(tab.get("row-map")).to_have_attribute("data-row", str(8 * row + column))
+    tab.page.wait_for_timeout(50)
+
+
+def test_the_tab_stands_in_tensorboards_bar_and_opens_with_a_click(server, watched):
+    with watched() as tab:
+        tab.page.goto(server)
+        tab.page.get_by_role("tab", name="Input Hessian").click()
+        tab.root = tab.page.frame_locator("iframe")
+        tab.settle()
+        for view in VIEWS:
+            expect(tab.panel(view)).to_be_visible()
+        tab.page.screenshot(path=tab.artefact("tensorboard"))
+
+
+def test_the_last_step_of_the_first_run_is_shown_at_first(opened, records):
+    tab = opened
+    last, many = records[-1], len(records)
+    assert tab.get("step-text").inner_text() == f"step {last.logged_step}, epoch {last.epoch} ({many} of {many})"
+    assert tab.get("column-select").input_value() == last.columns[0]
+    expect(tab.root.locator(".message:visible")).to_have_count(0)
+    tab.screenshot("tab")
+
+
+def test_curves_are_means_and_percentiles_over_samples(tab, logdir):
+    tab.choose(column="class_3", metric="trace")
+    traces = tab.traces("curves")
+    for place, run in enumerate(("gelu", "relu")):
+        low, high, mean = traces[3 * place : 3 * place + 3]
+        records = load_records(logdir / run)
+        values = np.array([r.trace[:, COLUMN] for r in records])
+        assert mean["name"].startswith(run)
+        assert mean["x"] == [r.logged_step for r in records]
+        np.testing.assert_allclose(mean["y"], values.mean(1), rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(low["y"], np.percentile(values, 10, axis=1), rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(high["y"], np.percentile(values, 90, axis=1), rtol=1e-4, atol=1e-7)
+
+
+def test_curves_of_one_sample_and_of_one_run(tab, records, record):
+    tab.root.locator("[data-run=relu]").uncheck()
+    tab.choose(metric="linear_radius", lines="sample")
+    (line,) = tab.traces("curves")
+    np.testing.assert_allclose(line["y"], [r.linear_radius[SAMPLE, COLUMN] for r in records], rtol=1e-5)
+
+
+def test_spectrum_lists_all_eigenvalues_with_their_residuals(tab, record):
+    points, bars = tab.traces("spectrum")
+    values, residuals = record.eigenvalues[SAMPLE, COLUMN], record.residuals[SAMPLE, COLUMN]
+    order = np.argsort(-np.abs(values), kind="stable")
+    told = [text.split(" ± ") for text in points["text"]]
+    np.testing.assert_allclose([number(value) for value, _ in told], values[order], rtol=1e-4)
+    np.testing.assert_allclose([number(residual) for _, residual in told], residuals[order], rtol=0.5, atol=1e-12)
+    assert points["y"] == list(range(1, 65))
+    assert sum(number(text) for text in bars["text"]) == pytest.approx(64)
+    negative = np.abs(values[values < 0]).sum() / np.abs(values).sum()
+    assert f"{negative:.0%}".replace("%", " %") in tab.words("spectrum")
+
+
+def test_evolution_counts_eigenvalues_at_every_step(tab, records, record):
+    image = tab.traces("evolution")[0]
+    assert image["x"] == [r.logged_step for r in records]
+    edges = np.array(image["y"])
+    for step, each in enumerate(records):
+        counts = np.array([number(row[step]) for row in image["text"]])
+        values = each.density_nodes[SAMPLE, COLUMN, 0].astype(float)  # where the spectrum is complete: all of it
+        places = np.sign(values) * np.maximum(np.log10(np.abs(values) + 1e-300) + 12, 0)
+        expected = np.histogram(places, BIN_EDGES)[0]
+        sides = ((counts[edges[:-1] > 0][::-1], expected[32:][::-1]), (counts[edges[1:] < 0], expected[:32]))
+        for shown, known in sides:  # from the largest |λ| inwards, as far as the picture reaches
+            shown, known = np.trim_zeros(shown, "f"), np.trim_zeros(known, "f")
+            np.testing.assert_array_equal(shown, known[: len(shown)])
+        assert counts.sum() == 64
+
+
+@pytest.mark.parametrize("run", ["gelu", "relu"])
+def test_pointing_at_an_input_pixel_shows_its_row_of_the_hessian(tab, logdir, run):
+    record = load_records(logdir / run)[STEP]
+    tab.run(run)
+    tab.choose(column=record.columns[COLUMN], sample=SAMPLE, step=STEP)
+    matrix = whole_matrix(record)
+    for row, column in ((2, 5), (4, 3)):
+        index = 8 * row + column
+        point_at(tab, row, column)
+        assert np.abs(drawn(tab.get("row-map")) - colours(matrix[index]).astype(int)).max() <= 2
+        assert f"row {row}, column {column}" in tab.get("row-title").inner_text()
+        assert float(tab.get("heatmap-readout").get_attribute("data-value")) == pytest.approx(
+            matrix[index, index], rel=1e-4, abs=1e-7
+        )
+    tab.screenshot(f"hover_{run}")
+
+
+def whole_matrix(record) -> np.ndarray:
+    """The kept matrix, or what the eigenvectors of all nonzero eigenvalues make."""
+    if record.hessian is not None:
+        return record.hessian[SAMPLE, COLUMN]
+    values = np.take_along_axis(record.eigenvalues, record.vector_index, -1)[SAMPLE, COLUMN]
+    vectors = record.eigenvectors[SAMPLE, COLUMN]
+    return (vectors.T * values) @ vectors
+
+
+def test_pointing_at_the_heatmap_tells_the_entry_and_both_positions(tab, record):
+    i, j = 20, 43
+    at = {"x": LEFT + (j + 0.5) * SIDE / 64, "y": TOP + (i + 0.5) * SIDE / 64}
+    tab.get("heatmap").hover(position=at)
+    readout = tab.get("heatmap-readout")
+    expect(readout).to_have_attribute("data-column", str(j))
+    assert float(readout.get_attribute("data-value")) == pytest.approx(record.hessian[SAMPLE, COLUMN, i, j], rel=1e-5)
+    text = readout.inner_text()
+    assert f"H[{i}, {j}]" in text
+    assert "row 2, column 4" in text  # of i
+    assert "row 5, column 3" in text  # of j
+
+
+def test_the_heatmap_zooms_and_shows_all_again(tab):
+    corner = {"x": LEFT + 2, "y": TOP + 2}
+    heatmap, readout = tab.get("heatmap"), tab.get("heatmap-readout")
+    heatmap.hover(position={"x": LEFT + SIDE / 2, "y": TOP + SIDE / 2})
+    for _ in range(4):
+        tab.page.mouse.wheel(0, -100)
+    tab.page.wait_for_timeout(100)
+    heatmap.hover(position=corner)
+    expect(readout).not_to_have_attribute("data-row", "0")
+    expect(readout).to_have_attribute("data-row", "17")  # 32 − 32 · exp(−0.8) = 17.6
+    heatmap.dblclick(position=corner)
+    heatmap.hover(position={"x": corner["x"] + 1, "y": corner["y"]})
+    expect(readout).to_have_attribute("data-row", "0")
+
+
+def test_maps_are_the_records_arrays(tab, record):
+    captions = tab.get("maps").locator("figcaption").all_inner_texts()
+    chosen = record.vector_index[SAMPLE, COLUMN]
+    assert len(captions) == 3 + len(chosen)
+    assert f"label {record.labels[SAMPLE]}, predicted {record.predicted[SAMPLE]}" in captions[0]
+    assert number(captions[1].split("=")[1]) == pytest.approx(record.gradient_norm[SAMPLE, COLUMN], rel=5e-3)
+    for rank, place in enumerate(chosen):
+        value = record.eigenvalues[SAMPLE, COLUMN, place]
+        assert number(captions[3 + rank].split("λ =")[1]) == pytest.approx(value, rel=5e-4)
+    for name, values in (
+        ("gradient", record.gradient),
+        ("diagonal", record.diagonal),
+        ("eigenvector-0", record.eigenvectors[:, :, 0]),
+        ("eigenvector-3", record.eigenvectors[:, :, 3]),
+    ):
+        shown = drawn(tab.get(f"map-{name}"))
+        assert np.abs(shown - colours(values[SAMPLE, COLUMN]).astype(int)).max() <= 2
+
+
+def test_the_table_holds_every_problem_is_sorted_and_selects(tab, record):
+    rows = tab.get("problems").locator("tbody tr")
+    assert rows.count() == record.lambda_max.size
+    table = tab.get("problems").evaluate(
+        "e => [...e.querySelectorAll('tbody tr')].map("
+        "r => Object.fromEntries([...r.cells].map(c => [c.dataset.key, c.textContent])))"
+    )
+    for place, cells in enumerate(table):
+        sample, column = divmod(place, 2)
+        assert (cells["sample"], cells["class"]) == (str(sample), str(record.classes[sample, column]))
+        assert (cells["label"], cells["predicted"]) == (str(record.labels[sample]), str(record.predicted[sample]))
+        for name in ("lambda_max", "lambda_min", "trace", "normalized_curvature", "linear_radius", "drift_cosine"):
+            assert number(cells[name]) == pytest.approx(getattr(record, name)[sample, column], rel=5e-3)
+        assert (cells["method"], cells["diagnosis"]) == (record.method, record.diagnosis)
+    tab.root.locator("[data-sort=lambda_max]").click()
+    shown = [number(text) for text in tab.get("problems").locator("[data-key=lambda_max]").all_inner_texts()]
+    assert shown == sorted(shown)
+    tab.get("problems").locator("tr[data-sample='2'][data-column='0']").click()
+    tab.settle()
+    assert tab.get("sample-select").input_value() == "2"
+    assert tab.get("column-select").input_value() == record.columns[0]
+
+
+def test_cost_tells_method_reason_and_price(tab, record):
+    text = tab.get("cost").inner_text()
+    for told in (record.message, record.reason, f"{record.num_hvps} Hessian-vector products", "float32", "D = 64"):
+        assert told in text
+
+
+def test_a_matrix_that_was_not_kept_is_told_in_words(tab):
+    tab.choose(sample=2)
+    expect(tab.panel("hessian").locator(".message")).to_contain_text("of this sample was not kept")
+    expect(tab.get("map-gradient")).to_be_visible()
+
+
+def test_the_slider_plays_to_the_end(tab, records):
+    tab.choose(step=0)
+    tab.get("play").click()
+    expect(tab.get("step-text")).to_contain_text(f"({len(records)} of {len(records)})")
+
+
+def test_a_link_leads_to_what_was_selected(tab, watched):
+    tab.choose(column="class_3", sample=SAMPLE, step=STEP, metric="trace")
+    shown = tab.get("step-text").inner_text()
+    with watched() as other:
+        other.open(tab.link())
+        assert other.get("column-select").input_value() == "class_3"
+        assert other.get("sample-select").input_value() == str(SAMPLE)
+        assert other.get("metric-select").input_value() == "trace"
+        assert other.get("step-text").inner_text() == shown
+
+
+def test_dark_mode_follows_tensorboard(server, watched):
+    with watched(color_scheme="dark") as tab:
+        tab.open(f"{server}#input_hessian")
+        expect(tab.root.locator(".input-hessian")).to_have_attribute("data-theme", "dark")
+        tab.screenshot("dark")
