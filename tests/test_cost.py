@@ -10,9 +10,9 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from conftest import mlp
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from networks import mlp
 from torch import nn
 from training import Classifier, events, fit, scalar, small_monitor
 

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import mlp
+from networks import mlp
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
