@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import torch
-from conftest import mlp
+from networks import mlp
 from torch import nn
 
 from lightning_hessian import input_spectrum
