@@ -74,7 +74,6 @@ NEIGHBOURS = {
         "histogram",
         "report_data",
     },
-    "lightning_hessian.tensorboard_plugin.plugin": {"record", "matrices", "layout", "histogram"},
     "lightning_hessian.writers.publish": {
         "record",
         "record_files",

@@ -218,7 +218,7 @@ def test_cost_tells_method_reason_and_price(tab, record):
 
 def test_a_matrix_that_was_not_kept_is_told_in_words(tab):
     tab.choose(sample=2)
-    expect(tab.panel("hessian").locator(".message")).to_contain_text("of this sample was not kept")
+    expect(tab.panel("hessian").locator(".message")).to_contain_text("The whole matrix was kept only of sample 0, 1")
     expect(tab.get("map-gradient")).to_be_visible()
 
 
