@@ -89,7 +89,9 @@ class Tab:
     def check_quiet(self) -> None:
         """Nothing was complained of so far, and no request left this machine."""
         local = ("data", "blob", "file", "about")
-        away = [url for url in self.requests if urlsplit(url).scheme not in local and urlsplit(url).hostname not in HERE]
+        away = [
+            url for url in self.requests if urlsplit(url).scheme not in local and urlsplit(url).hostname not in HERE
+        ]
         complaints, self.complaints, self.requests = self.complaints, [], []
         assert complaints == []
         assert away == []

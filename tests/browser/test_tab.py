@@ -128,7 +128,9 @@ def test_pointing_at_an_input_pixel_shows_its_row_of_the_hessian(tab, logdir, ru
         point_at(tab, row, column)
         assert np.abs(drawn(tab.get("row-map")) - colours(matrix[index]).astype(int)).max() <= 2
         assert f"row {row}, column {column}" in tab.get("row-title").inner_text()
-        assert float(tab.get("heatmap-readout").get_attribute("data-value")) == pytest.approx(matrix[index, index], rel=1e-4, abs=1e-7)
+        assert float(tab.get("heatmap-readout").get_attribute("data-value")) == pytest.approx(
+            matrix[index, index], rel=1e-4, abs=1e-7
+        )
     tab.screenshot(f"hover_{run}")
 
 
