@@ -1,11 +1,11 @@
-"""Runs all benchmarks, or those named: ``python -m benchmarks [low_rank] [lanczos] [dense] [statistics] [tab]``."""
+"""Runs all benchmarks, or those named, for example ``python -m benchmarks [low_rank] [lanczos] [dense] [statistics] [distribution] [tab]``."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 
-NAMES = ("low_rank", "lanczos", "dense", "statistics", "tab")
+NAMES = ("low_rank", "lanczos", "dense", "statistics", "distribution", "tab")
 
 for name in sys.argv[1:] or NAMES:
     if name not in NAMES:

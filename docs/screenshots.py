@@ -7,6 +7,7 @@ decay. Then TensorBoard is opened on both runs in a headless Chromium. The numbe
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -75,16 +76,25 @@ def tell(log_dir: Path) -> None:
             print(f"{name} {metric}: {first.round(4)} -> {last.round(4)}")
 
 
-def keep(page: Page, name: str, clip: dict[str, float] | None = None) -> None:
-    """Saves what is in sight, in so few colours that the file stays small."""
-    path = IMAGES / f"{name}.png"
-    page.mouse.move(0, 0) if clip is None else None
-    page.screenshot(path=path, **({"clip": clip} if clip else {}))
-    for colours in (256, 128, 64, 32):
+def shrink(path: Path) -> None:
+    """Fewer colours where the file is too large, chosen so that rare ones (those of colour bars) stay apart."""
+    for colours in (256, 128, 64):
         if path.stat().st_size <= MAX_BYTES:
             return
-        Image.open(path).convert("RGB").quantize(colours).save(path, optimize=True)
+        palette = (
+            Image.open(path)
+            .convert("RGB")
+            .quantize(colours, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        )
+        palette.save(path, optimize=True)
     raise ValueError(f"{path} has {path.stat().st_size} bytes, more than {MAX_BYTES}.")
+
+
+def keep(page: Page, name: str, clip: dict[str, float] | None = None) -> None:
+    """Saves what is in sight, or a part of it."""
+    path = IMAGES / f"{name}.png"
+    page.screenshot(path=path, **({"clip": clip} if clip else {}))
+    shrink(path)
 
 
 def photograph_tab(tab: Tab, address: str) -> None:
@@ -104,14 +114,13 @@ def photograph_tab(tab: Tab, address: str) -> None:
     keep(tab.page, "tab_maps", tab.panel("maps").bounding_box())
 
 
-def photograph_dashboards(page: Page, address: str) -> None:
-    """Custom scalars (margin charts) and images of TensorBoard itself."""
-    page.set_viewport_size({"width": WIDTH, "height": 900})
-    for place, name in (("custom_scalars", "custom_scalars"), ("images", "images")):
-        page.goto("about:blank")
-        page.goto(f"{address}#{place}")
-        page.wait_for_timeout(6000)
-        keep(page, name)
+def photograph_dashboard(page: Page, address: str) -> None:
+    """The margin charts under *Custom scalars*."""
+    page.set_viewport_size({"width": WIDTH, "height": 760})
+    page.goto("about:blank")
+    page.goto(f"{address}#custom_scalars")
+    page.wait_for_timeout(6000)
+    keep(page, "custom_scalars")
 
 
 def main() -> None:
@@ -130,11 +139,12 @@ def main() -> None:
             if not (log_dir / name).exists():
                 train(log_dir, name, arguments.epochs)
         tell(log_dir)
-        with tensorboard(log_dir) as address, sync_playwright() as playwright:
+        os.chdir(log_dir)  # TensorBoard shows the path that it was given: it is to be nobody's
+        with tensorboard(Path(".")) as address, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
             page = browser.new_page(viewport={"width": WIDTH, "height": 1000})
             photograph_tab(Tab(page), address)
-            photograph_dashboards(page, address)
+            photograph_dashboard(page, address)
             browser.close()
 
 

@@ -3,49 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
-from functools import wraps
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_hessian.curvature.dense import ChunkSize
 from lightning_hessian.curvature.plan import MethodChoice
-from lightning_hessian.errors import ConfigurationError, MeasurementError, WritingError
+from lightning_hessian.errors import ConfigurationError, MeasurementError
 from lightning_hessian.keep_matrices import KeepMatrices, keep_policy
 from lightning_hessian.model_function import ForwardFunction, OutputFunction
 from lightning_hessian.monitor import Monitor, RunState, check_at_least, check_choice, check_names
 from lightning_hessian.preparation import Target, make_options
 from lightning_hessian.probe import InputFunction, Probe, probe_from
-from lightning_hessian.progress import MeasurementBar
 from lightning_hessian.record import Stage
-from lightning_hessian.record_files import Session, begin_session
-from lightning_hessian.resume import at_restored, from_state, settings, to_state
+from lightning_hessian.resume import from_state, settings, to_state
 from lightning_hessian.schedule import Budget, Place, Schedule
 from lightning_hessian.trainer_facts import (
     chosen_batch,
     first_validation_batch,
     in_both_packages,
     last_logged_step,
-    log_folder,
     logged_step,
     place,
+    ranks,
     steps,
 )
+from lightning_hessian.visits import Visits
 from lightning_hessian.writers.loggers import picture_loggers, tensorboard_loggers
-from lightning_hessian.writers.publish import Publisher
-from lightning_hessian.writers.scalars import SPREAD
 
 if TYPE_CHECKING:
     _Callback = Callback
 else:
     _Callback = in_both_packages(Callback)  # LightningCLI of either package asks for its own
 
-SHARDED_STRATEGIES = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
+NO_PROBE = (
+    "no validation batch has come, and it is this rank's samples that are measured. Give probe=..., or every rank a "
+    "validation batch."
+)
 
 
 class InputHessianMonitor(_Callback):
@@ -150,7 +149,7 @@ class InputHessianMonitor(_Callback):
             check_choice("on_error", on_error, ("warn", "raise"))
             check_at_least("num_samples", num_samples, 1)
             check_at_least("val_dataloader_idx", val_dataloader_idx, 0)
-            self._keep_matrices = keep_policy(keep_matrices)
+            keep = keep_policy(keep_matrices)
             self._schedule = Schedule(every_n_epochs, epochs, every_n_train_steps)
             self._budget = Budget(max_overhead)
             self._monitor = Monitor(
@@ -176,42 +175,45 @@ class InputHessianMonitor(_Callback):
         self._val_dataloader_idx = val_dataloader_idx
         self._how_to_probe = (num_samples, sample_indices, input_fn, wrt)
         self._settings = settings(self._monitor, probe, num_samples, sample_indices)
-        self._on_error = on_error
+        self._visits = Visits(
+            self._monitor,
+            self._budget,
+            keep_matrices=keep,
+            on_error=on_error,
+            warn=partial(rank_zero_warn, category=UserWarning),
+            inform=rank_zero_info,
+        )
         self._probe: Probe | None = None
+        self._probe_failure: Exception | None = None
         self._probe_is_restored = False
-        self._session: Session | None = None
-        self._publisher: Publisher | None = None  # on the first process, while a run lasts
-        self._num_records = 0
-        self._warned: set[str] = set()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks what can be checked before training, and takes the probe where it was given."""
         if stage not in get_args(Stage):
             return
-        self._probe, self._num_records, self._probe_is_restored = None, 0, False  # a monitor may serve several runs
-        self._session, self._monitor.state = None, RunState()
+        self._probe, self._probe_failure, self._probe_is_restored = (
+            None,
+            None,
+            False,
+        )  # a monitor may serve several runs
+        self._monitor.state = RunState()
         self._schedule.restart()
         self._schedule.place = Place(epoch=max(0, trainer.current_epoch - 1))  # of a trained model; a fit's is its own
-        self._budget.restart()
-        with _misconfiguration(self._monitor.title):
+        with self._misconfiguration():
             callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
             check_names([c._monitor.name for c in callbacks if isinstance(c, InputHessianMonitor)])
-            if type(trainer.strategy).__name__ in SHARDED_STRATEGIES:
-                raise ConfigurationError(
-                    f"Measuring under {type(trainer.strategy).__name__} is not possible: parameters are "
-                    f"sharded over processes. Use a single device or DDP, or remove the callback."
-                )
+            self._visits.restart(ranks(trainer))
             if self._given_probe is not None:
-                self._take(self._given_probe)
+                self._probe = self._visits.ranks.first(lambda: self._take(self._given_probe))
             elif stage == "fit" and not trainer.enable_validation:
                 raise ConfigurationError(
                     "There are no samples to measure at: there is no validation loader with a validation_step (or "
                     "limit_val_batches is 0), and no probe was given. Give probe=x, probe=(x, labels) or probe=dataset."
                 )
         if trainer.fast_dev_run:  # type: ignore[attr-defined] # set by Lightning's debugging flags
-            self._warn("fast_dev_run: measurements are made to test them, but nothing is saved or drawn.")
+            self._visits.warn("fast_dev_run: measurements are made to test them, but nothing is saved or drawn.")
         elif not tensorboard_loggers(trainer.loggers) + picture_loggers(trainer.loggers):
-            self._warn(
+            self._visits.warn(
                 "No TensorBoard logger: scalars go to the loggers there are and records to files, but there are "
                 "no pictures. Give Trainer(logger=TensorBoardLogger(...)) to see them."
             )
@@ -229,8 +231,7 @@ class InputHessianMonitor(_Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Sets the place right where a callback before this one saves; waits for the files of what was measured."""
-        if self._publisher is not None:
-            self._publisher.wait_for_files()
+        self._visits.wait_for_files()
         if self._schedule.place.step != steps(trainer):
             checkpoint["callbacks"][self.state_key]["place"] = asdict(place(trainer))
 
@@ -241,7 +242,7 @@ class InputHessianMonitor(_Callback):
         self._probe, self._monitor.state = resumed.probe, resumed.run
         self._probe_is_restored = given is None and resumed.probe is not None
         if resumed.told is not None:
-            self._warn(resumed.told)
+            self._visits.warn(resumed.told)
 
     def on_validation_batch_start(
         self,
@@ -252,11 +253,16 @@ class InputHessianMonitor(_Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keeps the probe from the first validation batch that passes."""
-        if self._probe is None:
-            with _misconfiguration(self._monitor.title):
+        if self._probe is not None:
+            return
+        with self._misconfiguration():
+            try:
                 chosen = chosen_batch(trainer, batch, dataloader_idx, self._val_dataloader_idx)
-                if chosen is not None:
-                    self._take(chosen)
+                self._probe = None if chosen is None else self._take(chosen)
+            except Exception as error:
+                if self._visits.ranks.size == 1:
+                    raise
+                self._probe_failure = error  # the other processes are told where all of them meet
 
     on_test_batch_start = on_validation_batch_start
 
@@ -264,23 +270,18 @@ class InputHessianMonitor(_Callback):
         """Measures once at the end of a ``trainer.validate()`` or ``trainer.test()``."""
         if trainer.state.fn != "fit":
             if self._probe is None:
-                self._warn("No measurement: no batch came from the loader val_dataloader_idx. Give probe=... instead.")
+                self._visits.warn("No measurement: no batch came from the loader val_dataloader_idx. Give probe=...")
             self._run(trainer, pl_module, logged_step(trainer))
 
     on_test_end = on_validation_end
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures before training, or what a killed run did not finish; finds a probe where no sanity check ran."""
+        with self._misconfiguration():
+            self._probe = self._visits.ranks.first(lambda: self._probe_before_training(trainer, pl_module))
+        self._visits.begin(trainer)
         if self._probe is None:
-            with _misconfiguration(self._monitor.title):
-                batch = first_validation_batch(trainer, pl_module, self._val_dataloader_idx)
-                if batch is not None:
-                    self._take(batch)
-        folder = log_folder(trainer)
-        if trainer.is_global_zero:
-            self._session = begin_session(folder, self._monitor.name, steps(trainer))
-        if self._probe is None:
-            self._warn(
+            self._visits.warn(
                 "No measurement before training: no validation batch has passed yet, and the first one cannot be had "
                 "without disturbing its loader. Give probe=... to measure before training too."
             )
@@ -305,138 +306,58 @@ class InputHessianMonitor(_Callback):
         """Measures the final weights, if that was not done yet."""
         if self._schedule.is_new(steps(trainer)):
             self._run(trainer, pl_module, last_logged_step(trainer))
-        self._tell(trainer.strategy.broadcast(self._flush()))
+        self._visits.tell(self._visits.ranks.first(self._visits.flush))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Writes what was measured before training ended early."""
-        self._close()
+        self._visits.close()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Writes what is left, before the loggers are closed."""
-        self._close()
+        self._visits.close()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_publisher": None}  # it belongs to a run, not to the monitor
+    def _run(self, trainer: Trainer, pl_module: LightningModule, step_of_loggers: int) -> None:
+        with self._misconfiguration():
+            try:
+                self._probe = self._visits.ranks.agreed(self._known_probe, NO_PROBE)
+            except MeasurementError as error:
+                self._visits.fail(error, trainer, step_of_loggers)
+                return
+            if self._probe is None:
+                return
+            self._visits.visit(
+                trainer,
+                pl_module,
+                self._probe,
+                logged_step=step_of_loggers,
+                epoch=self._schedule.place.epoch,
+                restored=self._probe_is_restored,
+            )
+        self._schedule.done(steps(trainer))  # only now: a checkpoint saved meanwhile must not call it done
 
-    def _take(self, source: Any) -> None:
+    def _probe_before_training(self, trainer: Trainer, pl_module: LightningModule) -> Probe | None:
+        probe = self._known_probe()
+        batch = first_validation_batch(trainer, pl_module, self._val_dataloader_idx) if probe is None else None
+        return probe if batch is None else self._take(batch)
+
+    def _known_probe(self) -> Probe | None:
+        if self._probe_failure is not None:
+            raise self._probe_failure
+        return self._probe
+
+    def _take(self, source: Any) -> Probe:
         probe = probe_from(source, *self._how_to_probe)
         self._monitor.check(probe)
-        self._probe = probe
         num_samples, indices, *_ = self._how_to_probe
         if indices is None and len(probe) < num_samples:
-            self._warn(
+            self._visits.warn(
                 f"num_samples={num_samples}, but the batch or dataset has {len(probe)}: those are measured. Give "
                 f"probe=... for more."
             )
+        return probe
 
-    def _run(self, trainer: Trainer, pl_module: LightningModule, step_of_loggers: int) -> None:
-        """One measurement, unless the first process, whose clock counts, finds that it would cost too much."""
-        if self._probe is None:
-            return
-        if trainer.strategy.broadcast(self._budget.allows()):
-            with self._budget.measuring():
-                self._measure(trainer, pl_module, step_of_loggers)
-        else:
-            self._skip(trainer, step_of_loggers)
-        self._schedule.done(steps(trainer))  # only now: a checkpoint saved meanwhile must not call it done
-
-    def _skip(self, trainer: Trainer, step_of_loggers: int) -> None:
-        """Tells that a measurement is missing because of its price."""
-        reason = self._budget.skip()
-        self._warn(f"no measurement at step {steps(trainer)}: {reason}", key=reason)
-        if self._publisher is not None:
-            self._publisher.publish_skip(self._budget.num_skipped, step_of_loggers)
-
-    def _measure(self, trainer: Trainer, pl_module: LightningModule, step_of_loggers: int) -> None:
-        """One measurement, on the first process; every process gets the scalars, or the failure."""
-        assert self._probe is not None
-        folder = log_folder(trainer)
-        metrics: dict[str, float] = {}
-        failure: Exception | None = None
-        unwritten: list[WritingError] = []
-        if trainer.is_global_zero:
-            self._publisher = self._publisher or Publisher(
-                trainer.loggers,
-                folder,
-                keep_matrices=self._keep_matrices,
-                name=self._monitor.name,
-                session=self._session,
-            )
-            try:
-                if self._num_records == 0:
-                    rank_zero_info(
-                        f"{self._monitor.title}: measuring {len(self._probe)} samples, now and then during the run."
-                    )
-                with MeasurementBar(trainer.progress_bar_callback) as bar:
-                    record = self._monitor.measure(
-                        pl_module,
-                        self._probe,
-                        step=steps(trainer),
-                        logged_step=step_of_loggers,
-                        epoch=self._schedule.place.epoch,
-                        stage=trainer.state.fn.value,  # type: ignore[union-attr] # there is one while hooks run
-                        progress=bar,
-                    )
-                record = replace(record, overhead=self._budget.overhead, skipped=self._budget.skipped)
-                first, self._num_records = self._num_records == 0, self._num_records + 1
-                if first:
-                    rank_zero_info(
-                        f"{self._monitor.title}: method {record.method} ({record.reason}); the first measurement took "
-                        f"{record.seconds:.2g} s."
-                    )
-                metrics = self._publisher.publish(record)
-            except Exception as error:  # a user's model may fail in any way; training goes on
-                untried = self._probe_is_restored and self._num_records == 0
-                failure = at_restored(error, self._probe) if untried else error
-            unwritten = self._flush() if self._on_error == "raise" else self._publisher.faults()
-        told = None if failure is None else (str(failure), isinstance(failure, ConfigurationError))
-        metrics, told, unwritten = trainer.strategy.broadcast((metrics, told, unwritten))
-        if told is not None:
-            self._fail(failure or MeasurementError(told[0]), trainer, step_of_loggers, misconfigured=told[1])
-            failure = None  # its traceback holds this frame, and with it what the measurement had in memory
-        device = trainer.strategy.root_device
-        watched = {k: torch.tensor(v, device=device) for k, v in metrics.items() if not k.startswith(SPREAD)}
-        trainer.callback_metrics.update(watched)
-        self._tell(unwritten)
-
-    def _flush(self) -> list[WritingError]:
-        """Waits until everything is written; gives what could not be."""
-        if self._publisher is None:
-            return []
-        self._publisher.flush()
-        return self._publisher.faults()
-
-    def _close(self) -> None:
-        """Ends writing without raising: training has ended, or is ending for a reason of its own."""
-        for error in self._flush():
-            self._warn(str(error), key=error.cause)
-        self._publisher = None
-
-    def _tell(self, unwritten: list[WritingError]) -> None:
-        """Raises what could not be saved or shown, or warns of it, as ``on_error`` asks for."""
-        for error in unwritten:
-            if self._on_error == "raise":
-                raise error
-            self._warn(f"{error} The run goes on.", key=error.cause)
-
-    def _fail(self, error: Exception, trainer: Trainer, step_of_loggers: int, *, misconfigured: bool) -> None:
-        """Raises what must be mended before training, and what ``on_error`` asks for; tells about the rest."""
-        if misconfigured and (steps(trainer) == 0 or trainer.state.fn != "fit"):
-            raise in_both_packages(MisconfigurationException)(f"{self._monitor.title}: {error}") from error
-        if self._on_error == "raise":
-            raise error
-        self._warn(
-            f"no measurement at step {steps(trainer)}, and the run goes on. {type(error).__name__}: {error}",
-            key=str(error),
-        )
-        if self._publisher is not None:
-            self._publisher.publish_failure(str(error), step_of_loggers)
-
-    def _warn(self, message: str, key: str | None = None) -> None:
-        """Warns on the first process, once per cause."""
-        if (key or message) not in self._warned:
-            self._warned.add(key or message)
-            rank_zero_warn(f"{self._monitor.title}: {message}", category=UserWarning)
+    def _misconfiguration(self) -> AbstractContextManager[None]:
+        return _misconfiguration(self._monitor.title)
 
 
 @contextmanager

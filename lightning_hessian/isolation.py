@@ -23,10 +23,11 @@ def isolated(model: object, device: torch.device, dtype: torch.dtype) -> Iterato
     """Sets the stage for exact second derivatives of ``model``, and puts everything back afterwards.
 
     Inside: gradients on, inference mode, autocast, anomaly detection and TF32 off, eval mode, default dtype
-    ``dtype``, attention on the math kernel, compiled code run eagerly, cuDNN off if the model holds RNNs
-    (cuDNN's have no second derivative), ``self.log`` silent. Restored, also on an exception: all of these,
-    the random streams of Python, NumPy and torch (CPU and ``device``), every module's ``training`` flag,
-    attributes, containers and generators that a forward wrote to, ``.grad`` and ``requires_grad``.
+    ``dtype``, attention on the math kernel and never on the fast path of eval mode, compiled code run eagerly,
+    cuDNN off if the model holds RNNs (cuDNN's have no second derivative), ``self.log`` silent, the hooks of FSDP2
+    and tensor parallelism off. Restored, also on an exception: all of these, the random streams of Python, NumPy
+    and torch (CPU and ``device``), every module's ``training`` flag, ``.grad`` and ``requires_grad``, and what a
+    forward or its hooks wrote to: attributes, containers, generators, the variables around a function.
 
     ``model`` is a module, or a function: then the modules that it names or is bound to are isolated.
     """
@@ -34,8 +35,7 @@ def isolated(model: object, device: torch.device, dtype: torch.dtype) -> Iterato
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(frozen_random_streams(device))
-        for device_type in {"cpu", device.type}:
-            stack.enter_context(torch.autocast(device_type, enabled=False))
+        stack.enter_context(_without_autocast(device))
         stack.enter_context(torch.autograd.set_detect_anomaly(False))
         stack.enter_context(_full_precision())
         stack.enter_context(_default_dtype(dtype))
@@ -43,10 +43,10 @@ def isolated(model: object, device: torch.device, dtype: torch.dtype) -> Iterato
         stack.enter_context(_eager())
         stack.enter_context(_without_checkpointing())
         for module in modules_behind(model):
-            if any(isinstance(inner, nn.RNNBase) for inner in module.modules()):
+            inside = stack.enter_context(preserved(module))
+            if any(isinstance(inner, nn.RNNBase) for inner in inside):
                 stack.enter_context(_without_cudnn())
-            stack.enter_context(_preserved(module))
-            stack.enter_context(_eval_mode(module))
+            stack.enter_context(_eval_mode(inside))
         yield
 
 
@@ -74,6 +74,25 @@ def frozen_random_streams(device: torch.device | None = None) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(legacy)  # noqa: NPY002
+
+
+@contextmanager
+def _without_autocast(device: torch.device) -> Iterator[None]:
+    """Autocast off, also where a forward turns it on itself: a bfloat16 product has two correct digits."""
+    autocast: Any = torch.autocast
+    enter = autocast.__enter__
+
+    def stay_off(context: Any) -> Any:
+        entered = enter(context)
+        torch.set_autocast_enabled(context.device, False)  # its exit puts back what was there before it
+        return entered
+
+    autocast.__enter__ = stay_off
+    try:
+        with torch.autocast("cpu", enabled=False), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        autocast.__enter__ = enter
 
 
 @contextmanager
@@ -133,15 +152,22 @@ def _eager() -> Iterator[None]:
 
 @contextmanager
 def _attention_by_products() -> Iterator[None]:
-    """Attention on the only kernel with second derivatives, whatever ``sdpa_kernel`` a forward asks for."""
+    """Attention on the only kernel with second derivatives, whatever ``sdpa_kernel`` a forward asks for.
+
+    The fast path that transformer layers take in eval mode without gradients is another function where samples
+    are padded: it gives zeros, or fewer tokens. Values are to be those of the function that is differentiated.
+    """
     module: Any = torch.nn.attention
+    fast = torch.backends.mha.get_fastpath_enabled()
     with sdpa_kernel(SDPBackend.MATH):
         choose = getattr(module, "_sdpa_kernel", None)  # private: without it, a forward's own choice is left to it
         if choose is not None:
             module._sdpa_kernel = lambda backends, set_priority=False: None
+        torch.backends.mha.set_fastpath_enabled(False)
         try:
             yield
         finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
             if choose is not None:
                 module._sdpa_kernel = choose
 
@@ -157,10 +183,10 @@ def _without_cudnn() -> Iterator[None]:
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def _eval_mode(modules: list[nn.Module]) -> Iterator[None]:
     """Sets every module's flag itself: ``eval()`` and ``train()`` may be overridden, and cannot be undone."""
-    flags = [(module, module.training) for module in model.modules()]
-    for module, _ in flags:
+    flags = [(module, module.training) for module in modules]
+    for module in modules:
         module.training = False
     try:
         yield
@@ -170,24 +196,36 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _preserved(model: nn.Module) -> Iterator[None]:
-    """Puts back what a forward may write: attributes of every module, by reference and by value."""
+def preserved(model: nn.Module) -> Iterator[list[nn.Module]]:
+    """Puts back what code of the model's own may write, and gives all modules it is made of, hidden ones too."""
     keeper = Keeper()
-    for module in model.modules():
-        keeper.keep_attributes(module)
-    flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    for name in ("log", "log_dict"):
-        if callable(getattr(model, name, None)) and hasattr(type(model), "trainer"):
-            model.__dict__[name] = _silent
+    keeper.keep_module(model)
+    flags = [(p, p.requires_grad, p.grad) for module in keeper.modules for p in module.parameters(recurse=False)]
+    for module in keeper.modules:
+        _without_collectives(module)  # the keeper puts the hooks back
+        if hasattr(type(module), "trainer"):  # a LightningModule, which may also be a part of another
+            module.__dict__.update({name: _silent for name in ("log", "log_dict") if hasattr(module, name)})
     try:
         for parameter, _, _ in flags:
             parameter.requires_grad_(False)  # no graph is to reach the parameters
-        yield
+        yield keeper.modules
     finally:
         keeper.restore()
         for parameter, requires_grad, grad in flags:
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
+
+
+def _without_collectives(module: nn.Module) -> None:
+    """Takes off the hooks by which torch shards a forward over processes: one process alone would wait in them."""
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        ours = [key for key, hook in hooks.items() if getattr(hook, "__module__", "").startswith("torch.distributed.")]
+        for key in ours:
+            del hooks[key]
+    for name, value in list(vars(module).items()):  # methods that FSDP2 was told to treat as a forward
+        home = getattr(getattr(value, "__func__", None), "__globals__", {}).get("__name__", "")
+        if home.startswith("torch.distributed."):
+            del vars(module)[name]
 
 
 def _silent(*args: object, **kwargs: object) -> None:

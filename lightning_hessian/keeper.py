@@ -1,29 +1,49 @@
-"""Remembers the values of attributes, containers, tensors and generators, and puts them back."""
+"""Remembers the values of attributes, containers, tensors, functions and generators, and puts them back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import random
+import types
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 DEPTH = 4  # how deep containers and plain objects inside a module's attributes are followed
 NOT_FOLLOWED = ("torch", "lightning", "pytorch_lightning", "numpy", "builtins")  # trainers, optimizers, loaders
-LARGEST_COPY = 2**26  # bytes; larger plain tensors are put back by reference only
+LARGEST_COPY = 2**26  # bytes; larger plain tensors and arrays are put back by reference only
 
 
 class Keeper:
-    """Keeps what it is shown; ``restore`` puts all of it back, references and values."""
+    """Keeps what it is shown; ``restore`` puts all of it back, references and values.
+
+    Attributes:
+        modules: every module that was met: those registered, and those that attributes, hooks or functions hold.
+    """
 
     def __init__(self) -> None:
+        self.modules: list[nn.Module] = []
         self._undo: list[Callable[[], object]] = []
         self._seen: set[int] = set()
 
-    def keep_attributes(self, owner: object, depth: int = DEPTH) -> None:
-        """Keeps every attribute of ``owner``; of a module's parameters the reference only."""
-        if id(owner) in self._seen:
-            return
+    def keep_module(self, model: nn.Module) -> None:
+        """Keeps every attribute of a module and of those inside; of their parameters the reference only."""
+        for module in model.modules():
+            if id(module) not in self._seen:
+                self.modules.append(module)
+                self._keep_attributes(module, DEPTH)
+
+    def restore(self) -> None:
+        """Puts everything back."""
+        for undo in self._undo:
+            undo()
+
+    def _keep_attributes(self, owner: object, depth: int) -> None:
         self._seen.add(id(owner))
         attributes = vars(owner)
         before = dict(attributes)
@@ -31,61 +51,126 @@ class Keeper:
         for name, value in before.items():
             self._keep(value, 1 if name in ("_parameters", "_modules") else depth)
 
-    def restore(self) -> None:
-        """Puts everything back."""
-        for undo in self._undo:
-            undo()
-
     def _keep(self, value: Any, depth: int) -> None:
         if depth == 0 or id(value) in self._seen:
             return
-        if isinstance(value, (Tensor, torch.Generator, dict, list, set)):
+        if isinstance(value, (tuple, functools.partial, types.MethodType)):
+            self._keep_all(_parts(value), depth)
+        elif isinstance(value, nn.Module):
+            self.keep_module(value)
+        elif isinstance(value, types.FunctionType):
+            self._keep_function(value, depth)
+        elif isinstance(value, (Tensor, np.ndarray)):
+            self._keep_numbers(value)
+        elif (stream := _stream(value)) is not None:
             self._seen.add(id(value))
-        if isinstance(value, Tensor):
-            self._keep_tensor(value)
-        elif isinstance(value, torch.Generator):
-            state = value.get_state()
-            self._undo.append(lambda: value.set_state(state))
-        elif isinstance(value, dict):
-            items = dict(value)
-            self._undo.append(lambda: _refill(value, items))
-            self._keep_all(items.values(), depth)
-        elif isinstance(value, list):
-            entries = list(value)
-            self._undo.append(lambda: value.__setitem__(slice(None), entries))
-            self._keep_all(entries, depth)
-        elif isinstance(value, set):
-            members = set(value)
-            self._undo.append(lambda: _refill(value, members))
-        elif isinstance(value, tuple):
-            self._keep_all(value, depth)
+            state, put_back = stream
+            self._undo.append(lambda: put_back(state))
+        elif isinstance(value, (dict, list, set, deque)):
+            self._keep_container(value, depth)
         elif _is_plain(value):
-            self.keep_attributes(value, depth - 1)
+            self._keep_attributes(value, depth - 1)
 
-    def _keep_all(self, values: Any, depth: int) -> None:
+    def _keep_all(self, values: Iterable[Any], depth: int) -> None:
         for value in values:
             self._keep(value, depth - 1)
 
-    def _keep_tensor(self, tensor: Tensor) -> None:
-        if tensor.layout != torch.strided or tensor.nbytes > LARGEST_COPY:
+    def _keep_container(self, container: Any, depth: int) -> None:
+        self._seen.add(id(container))
+        contents = container.copy()
+        if isinstance(container, list):
+            self._undo.append(lambda: container.__setitem__(slice(None), contents))
+        else:
+            self._undo.append(lambda: _refill(container, contents))
+        if not isinstance(container, set):
+            self._keep_all(contents.values() if isinstance(contents, dict) else contents, depth)
+
+    def _keep_function(self, function: types.FunctionType, depth: int) -> None:
+        """What a function may write: the variables around it, and the globals it names."""
+        if _is_foreign(function.__module__):
             return
-        copy = tensor.detach().clone()
+        self._seen.add(id(function))
+        for cell in function.__closure__ or ():
+            try:
+                content = cell.cell_contents
+            except ValueError:  # a variable that has no value yet
+                continue
+            self._undo.append(functools.partial(setattr, cell, "cell_contents", content))
+            self._keep(content, depth - 1)
+        named = {
+            name: function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__
+        }
+        self._undo.append(lambda: function.__globals__.update(named))
+        self._keep_all(named.values(), depth)
+
+    def _keep_numbers(self, values: Any) -> None:
+        """A tensor's or array's values."""
+        self._seen.add(id(values))
+        if hasattr(values, "to_local"):  # a sharded one: of this process's part, since comparing wholes is collective
+            values = values.detach().to_local()
+        if isinstance(values, Tensor) and values.layout != torch.strided:
+            return
+        if values.nbytes > LARGEST_COPY:
+            self._undo.append(_watched(values))
+            return
+        copy = values.detach().clone() if isinstance(values, Tensor) else values.copy()
 
         def undo() -> None:
-            if not torch.equal(tensor, copy):
+            if isinstance(values, np.ndarray):
+                values[...] = copy
+            elif not torch.equal(values, copy):
                 with torch.no_grad():
-                    tensor.copy_(copy)
+                    values.copy_(copy)
 
         self._undo.append(undo)
 
 
 def _refill(container: Any, contents: Any) -> None:
     container.clear()
-    container.update(contents)
+    container.extend(contents) if isinstance(container, deque) else container.update(contents)
+
+
+def _parts(value: Any) -> tuple[Any, ...]:
+    """What something that cannot be written to is made of."""
+    if isinstance(value, functools.partial):
+        return (value.func, *value.args, *value.keywords.values())
+    return (value.__self__, value.__func__) if isinstance(value, types.MethodType) else value
+
+
+def _stream(value: Any) -> tuple[Any, Callable[[Any], object]] | None:
+    """The state of a random generator of any kind, and what puts it back."""
+    if isinstance(value, torch.Generator):
+        return value.get_state(), value.set_state
+    if isinstance(value, random.Random):
+        return value.getstate(), value.setstate
+    if isinstance(value, np.random.RandomState):
+        return value.get_state(), value.set_state
+    if isinstance(value, np.random.Generator):
+        return value.bit_generator.state, functools.partial(setattr, value.bit_generator, "state")
+    return None
+
+
+def _watched(values: Any) -> Callable[[], None]:
+    """Tells if a tensor that is too large for a copy was written to."""
+    if not isinstance(values, Tensor) or values.is_inference():
+        return lambda: None
+    version = values._version
+
+    def tell() -> None:
+        if values._version != version:
+            warnings.warn(
+                f"The forward writes to a plain tensor of more than {LARGEST_COPY >> 20} MiB that the model holds: a "
+                f"measurement leaves it changed. Register it with register_buffer, and it comes back as it was.",
+                stacklevel=2,
+            )
+
+    return tell
+
+
+def _is_foreign(home: str | None) -> bool:
+    return home is None or home.split(".")[0] in NOT_FOLLOWED
 
 
 def _is_plain(value: object) -> bool:
     """Whether this is an object of the user's own, with attributes that a forward may count in."""
-    home = type(value).__module__.split(".")[0]
-    followed = home not in NOT_FOLLOWED and not isinstance(value, (nn.Module, type)) and not callable(value)
-    return followed and hasattr(value, "__dict__")
+    return not isinstance(value, type) and not _is_foreign(type(value).__module__) and hasattr(value, "__dict__")

@@ -34,6 +34,7 @@ class ModelFunction:
         output_fn: ``output -> [N, C]``, for models that do not give that themselves.
         wrt: what is x. None: the only input. A key or position: that one of several inputs. The name of a
             submodule: its output, in whose place x is put.
+        tensors: parameters and buffers by name, in place of the model's own.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class ModelFunction:
         forward_fn: ForwardFunction | None = None,
         output_fn: OutputFunction | None = None,
         wrt: str | int | None = None,
+        tensors: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._forward_fn = forward_fn or _call
         self._output_fn = output_fn
@@ -49,6 +51,7 @@ class ModelFunction:
         self._wrt = wrt
         self._layer: nn.Module | None = None
         self._caller = _Caller(model, self._forward_fn) if isinstance(model, nn.Module) else None
+        self._given = {f"module.{name}": tensor for name, tensor in (tensors or {}).items()}
         self._tensors: dict[torch.dtype, dict[str, Tensor]] = {}
 
     @property
@@ -97,14 +100,19 @@ class ModelFunction:
     def _run(self, inputs: Inputs, dtype: torch.dtype) -> Any:
         if self._caller is None:
             return self._forward_fn(self._model, inputs)
-        return functional_call(self._caller, self._cast_tensors(dtype), (inputs,))
+        with _told_dtype(self._caller, dtype):
+            return functional_call(self._caller, self._cast_tensors(dtype), (inputs,))
 
     def _cast_tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
         assert self._caller is not None
         if dtype not in self._tensors:
-            self._tensors[dtype] = {name: _copy(p, dtype) for name, p in self._caller.named_parameters()}
-        buffers = {name: _copy(b, dtype) for name, b in self._caller.named_buffers()}
+            self._tensors[dtype] = {n: self._copy(n, p, dtype) for n, p in self._caller.named_parameters()}
+        buffers = {name: self._copy(name, b, dtype) for name, b in self._caller.named_buffers()}
         return {**self._tensors[dtype], **buffers}
+
+    def _copy(self, name: str, own: Tensor, dtype: torch.dtype) -> Tensor:
+        tensor = self._given.get(name, own).detach()
+        return tensor.to(own.device, dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
 
 
 class _Caller(nn.Module):
@@ -117,6 +125,19 @@ class _Caller(nn.Module):
 
     def forward(self, inputs: Inputs) -> Any:
         return self.call(self.module, inputs)
+
+
+@contextmanager
+def _told_dtype(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Lets ``x.to(self.dtype)`` in a LightningModule follow its parameters: that dtype is noted, not looked up."""
+    noted = [(module, vars(module)["_dtype"]) for module in model.modules() if "_dtype" in vars(module)]
+    for module, _ in noted:
+        module.__dict__["_dtype"] = dtype
+    try:
+        yield
+    finally:
+        for module, before in noted:
+            module.__dict__["_dtype"] = before
 
 
 def _call(model: Any, inputs: Inputs) -> Any:
@@ -168,10 +189,6 @@ def _assembled(held: dict[Any, Any], wrt: Any, x: Tensor) -> Inputs:
     """All inputs again, x in its place: a dict by name, a tuple by position."""
     every = {**held, wrt: x}
     return every if isinstance(wrt, str) else tuple(every[i] for i in sorted(every))
-
-
-def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
 
 
 def _outputs_in(returned: Any) -> tuple[Any, str]:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 
 import lightning_hessian
+from lightning_hessian.curvature.diagnosis import Diagnosis
+from lightning_hessian.curvature.facts import Facts
+from lightning_hessian.curvature.join import joined, on_cpu
 from lightning_hessian.curvature.measure import Measurement, diagnose_finite, measure
-from lightning_hessian.curvature.plan import Options
+from lightning_hessian.curvature.plan import Options, Plan, make_plan
 from lightning_hessian.curvature.progress import Progress, silent
 from lightning_hessian.curvature.spectrum import MethodName
+from lightning_hessian.distribution import ALONE, Ranks
 from lightning_hessian.drift import TopVectors, drift, top_vectors
 from lightning_hessian.errors import ConfigurationError, MeasurementError
 from lightning_hessian.model_function import ForwardFunction, OutputFunction, differentiated
@@ -43,6 +49,17 @@ class RunState:
     method: MethodName | None = None
     top: TopVectors | None = None
     scale: Array | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What must be one and the same on all ranks, decided on rank 0 from all samples; ``target`` None: a callable."""
+
+    target: str | None
+    dtype: torch.dtype
+    classes: Tensor
+    diagnosis: Diagnosis
+    plan: Plan
 
 
 @dataclass
@@ -118,31 +135,54 @@ class Monitor:
         logged_step: int,
         epoch: int,
         stage: Stage = "fit",
+        ranks: Ranks = ALONE,
         progress: Progress = silent,
-    ) -> Record:
-        """One measurement of ``model`` as it is now; ``progress`` is told how far it is.
+    ) -> Record | None:
+        """One measurement of ``model`` as it is now.
+
+        Args:
+            model: what is measured; with several ranks a module.
+            probe: the samples, the same on all ranks.
+            step: optimizer steps so far.
+            logged_step: the loggers' step.
+            epoch: whose training made these weights.
+            stage: what the Trainer is doing.
+            ranks: the processes that measure together, all of which must call.
+            progress: is told how far it is.
+
+        Returns:
+            The record, on rank 0; None on the others.
 
         Raises:
             ConfigurationError: the options do not fit the model.
-            MeasurementError: no number was found that may be shown; the message says why.
+            MeasurementError: no number was found that may be shown; the message says why, the same on all ranks.
         """
-        try:
-            return self._measure(model, probe, progress, step=step, logged_step=logged_step, epoch=epoch, stage=stage)
-        except (ConfigurationError, MeasurementError):
-            raise
-        except Exception as error:  # a user's model may fail in any way
-            raise MeasurementError(
-                f"Measuring failed ({type(error).__name__}: {error}). The probe has the shape {probe.shapes}: if the "
-                f"model does not take it as it is, give input_fn, forward_fn or another probe."
-            ) from error
+        when = {"step": step, "logged_step": logged_step, "epoch": epoch, "stage": stage}
+        tensors = ranks.tensors(model) if isinstance(model, nn.Module) else {}
+        if ranks.size == 1:
+            with _in_words(probe):
+                task, measurement = self._measure_alone(model, probe, tensors, progress)
+            return self._record(probe, task, measurement, when)
+        decision = ranks.first(lambda: self._decide(model, probe, ranks, tensors))
+        self.state.target = self.target if decision.target is None else decision.target  # type: ignore[assignment]
+        if decision.plan.lasts:
+            self.state.method = decision.plan.method
+        task, part = ranks.together(lambda: self._measure_share(model, probe, ranks, tensors, decision, progress))
+        parts = ranks.gather(part)
 
-    def _measure(self, model: Model, probe: Probe, progress: Progress, **when: Any) -> Record:
-        self.state.target = self.state.target or self._choose_target(model, probe)
-        with self._prepared(model, probe, self.state.target) as task:
-            if self.class_names and len(self.class_names) != task.num_outputs:
-                raise ConfigurationError(
-                    f"class_names has {len(self.class_names)} names, and the model has {task.num_outputs} outputs."
-                )
+        def finish() -> Record | None:
+            if parts is None:
+                return None
+            some = [part for part in parts if part is not None]
+            return self._record(probe, task, joined(some, decision.diagnosis, task.meter), when)
+
+        return ranks.together(finish)
+
+    def _measure_alone(
+        self, model: Model, probe: Probe, tensors: Mapping[str, Tensor], progress: Progress
+    ) -> tuple[Task, Measurement]:
+        self.state.target = self.state.target or self._choose_target(model, probe, tensors)
+        with self._prepared(model, probe, self.state.target, tensors) as task:
             num_matrices = min(self.heatmap_samples, len(probe))
             measurement = measure(
                 task.problems,
@@ -153,9 +193,51 @@ class Monitor:
                 meter=task.meter,
                 progress=progress,
             )
-        diagnosis = measurement.spectrum.diagnosis
-        if not diagnosis.trusted:
-            raise MeasurementError(f"The input-Hessian is not to be trusted. {diagnosis.message}")
+        return task, measurement
+
+    def _decide(self, model: Model, probe: Probe, ranks: Ranks, tensors: Mapping[str, Tensor]) -> Decision:
+        target = self.state.target or self._choose_target(model, probe, tensors)
+        with self._prepared(model, probe, target, tensors) as task:
+            problems = task.problems
+            options = ranks.options(self.options, problems.x.device)
+            facts = Facts(problems, options.seed)
+            diagnosis = diagnose_finite(problems, options, facts)
+            num_matrices = min(self.heatmap_samples, len(probe))
+            plan = make_plan(problems, facts, diagnosis, options, self.state.method, num_matrices)
+            if plan.finding:
+                diagnosis = replace(diagnosis, findings=(*diagnosis.findings, plan.finding))
+        name = None if callable(target) else target
+        return Decision(name, problems.x.dtype, problems.classes.cpu(), diagnosis, plan)
+
+    def _measure_share(
+        self,
+        model: Model,
+        probe: Probe,
+        ranks: Ranks,
+        tensors: Mapping[str, Tensor],
+        decision: Decision,
+        progress: Progress,
+    ) -> tuple[Task, Measurement | None]:
+        """This rank's samples; None where there are fewer samples than ranks."""
+        assert self.state.target is not None
+        with self._prepared(model, probe, self.state.target, tensors, decision.dtype) as task:
+            task = replace(task, problems=replace(task.problems, classes=decision.classes.to(task.problems.x.device)))
+            mine = ranks.share(task.problems.num_samples)
+            if mine.start == mine.stop:
+                return task, None
+            part = measure(
+                task.problems.select(mine),
+                task.target_name,
+                ranks.options(self.options, task.problems.x.device),
+                diagnosis=decision.diagnosis,
+                num_matrices=max(0, min(self.heatmap_samples, mine.stop) - mine.start),
+                plan=decision.plan,
+                progress=progress,
+            )
+            return task, on_cpu(part)
+
+    def _record(self, probe: Probe, task: Task, measurement: Measurement, when: Mapping[str, Any]) -> Record:
+        _check_trusted(measurement.spectrum.diagnosis)
         if measurement.plan.lasts:
             self.state.method = measurement.plan.method
         record = make_record(
@@ -175,18 +257,42 @@ class Monitor:
         self.state.scale = run_scale(self.state.scale, record.hessian)
         return replace(record, drift_cosine=turned.cosine, drift_overlap=turned.overlap, picture_scale=self.state.scale)
 
-    def _prepared(self, model: Model, probe: Probe, target: Target) -> Any:
+    @contextmanager
+    def _prepared(
+        self,
+        model: Model,
+        probe: Probe,
+        target: Target,
+        tensors: Mapping[str, Tensor],
+        dtype: torch.dtype | None = None,
+    ) -> Iterator[Task]:
         classes: Any = probe.labels if self.classes == "label" else self.classes
-        functions = {"forward_fn": self.forward_fn, "output_fn": self.output_fn, "wrt": self.wrt}
-        how = {**functions, "dtype": DTYPES[self.dtype], "max_memory": self.options.max_memory}
-        return prepared(model, probe.inputs, classes, target, **how)  # type: ignore[arg-type]
+        with prepared(
+            model,
+            probe.inputs,
+            classes,
+            target,
+            dtype=dtype or DTYPES[self.dtype],
+            wrt=self.wrt,
+            forward_fn=self.forward_fn,
+            output_fn=self.output_fn,
+            max_memory=self.options.max_memory,
+            tensors=tensors,
+        ) as task:
+            if self.class_names and len(self.class_names) != task.num_outputs:
+                raise ConfigurationError(
+                    f"class_names has {len(self.class_names)} names, and the model has {task.num_outputs} outputs."
+                )
+            yield task
 
-    def _choose_target(self, model: Model, probe: Probe) -> Target:
+    def _choose_target(self, model: Model, probe: Probe, tensors: Mapping[str, Tensor]) -> Target:
         """``"logit"``, unless the network is piecewise linear and has several outputs: then ``"prob"``."""
         if self.target != "auto":
             return self.target
-        with self._prepared(model, probe, "logit") as task:
-            network = diagnose_finite(task.problems, self.options).network
+        with self._prepared(model, probe, "logit", tensors) as task:
+            diagnosis = diagnose_finite(task.problems, self.options)
+        _check_trusted(diagnosis)
+        network = diagnosis.network
         if network not in ("linear", "piecewise_linear") or task.num_outputs == 1:
             return "logit"
         warnings.warn(
@@ -212,6 +318,25 @@ class Monitor:
             "expected_seconds": dict(measurement.plan.expected_seconds),
             **vars(self.options),
         }
+
+
+@contextmanager
+def _in_words(probe: Probe) -> Iterator[None]:
+    """A user's model may fail in any way: it is told with the shape of the probe."""
+    try:
+        yield
+    except (ConfigurationError, MeasurementError):
+        raise
+    except Exception as error:
+        raise MeasurementError(
+            f"Measuring failed ({type(error).__name__}: {error}). The probe has the shape {probe.shapes}: if the "
+            f"model does not take it as it is, give input_fn, forward_fn or another probe."
+        ) from error
+
+
+def _check_trusted(diagnosis: Diagnosis) -> None:
+    if not diagnosis.trusted:
+        raise MeasurementError(f"The input-Hessian is not to be trusted. {diagnosis.message}")
 
 
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:

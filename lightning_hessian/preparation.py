@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -50,20 +50,21 @@ def prepared(
     forward_fn: ForwardFunction | None = None,
     output_fn: OutputFunction | None = None,
     max_memory: int | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> Iterator[Task]:
     """The problems of a model, inside the isolation in which they may be differentiated.
 
     Raises:
         ConfigurationError: an argument does not fit the model.
     """
-    network = ModelFunction(model, forward_fn, output_fn, wrt)
-    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    check_lengths(tensors)
+    network = ModelFunction(model, forward_fn, output_fn, wrt, tensors)
+    leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    check_lengths(leaves)
     if wrt is None and isinstance(inputs, Tensor):
         check_input(inputs)
-    device = network.device or tensors[0].device
+    device = network.device or leaves[0].device
     meter = Meter(device)
-    dtype = _possible_dtype(_resolve_dtype(dtype, tensors), model, network, inputs, device)
+    dtype = _possible_dtype(_resolve_dtype(dtype, leaves), model, network, inputs, device)
     with isolated(model, device, dtype):
         x, held = network.split(_moved(inputs, device, dtype), dtype)
         check_input(x)

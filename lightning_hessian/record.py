@@ -174,12 +174,6 @@ class Record:
         k = int(self.classes[sample, column])
         return self.class_names[k] if self.class_names else str(k)
 
-    def matrix(self, sample: int, column: int) -> Array:
-        """The whole Hessian ``[D, D]`` of one problem: as it was kept, or from its eigenvectors where they are all."""
-        if self.hessian is not None and sample < len(self.hessian):
-            return self.hessian[sample, column]
-        raise ValueError(f"The record of step {self.step} holds no whole Hessian of sample {sample}.")
-
 
 def named(name: str | None, text: str) -> str:
     """``text``, after a monitor's name where it has one."""

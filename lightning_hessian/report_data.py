@@ -21,6 +21,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from lightning_hessian import layout
+from lightning_hessian.matrices import spans, to_triangle
 from lightning_hessian.record import Array, Record, Stage
 from lightning_hessian.record_files import load_record, monitors, record_paths
 
@@ -192,6 +193,8 @@ def _series(tag: Tag) -> tuple[dict[str, Array], Any]:
         *(["labels"] if all("labels" in arrays for arrays, _ in tag.summaries) else []),
     ]
     stacked = {name: np.stack([arrays[name] for arrays, _ in tag.summaries]) for name in names}
+    ends = [layout.extreme_errors(arrays) for arrays, _ in tag.summaries]
+    stacked |= {name: np.stack([end[name] for end in ends]) for name in ends[0]}
     told = {
         "steps": np.array([meta["logged_step"] for meta in metas]),
         "epochs": np.array([meta["epoch"] for meta in metas]),
@@ -266,17 +269,17 @@ def maps_of(record: Record) -> dict[str, Array]:
     for name in ("eigenvalues", "residuals", "converged"):
         values = np.take_along_axis(getattr(record, name), places, axis=-1)
         maps[f"vector_{name}"] = values.astype(np.uint8) if name == "converged" else narrow(values)
-    without = np.abs(record.eigenvalues)
-    rounding = 10 * np.finfo(without.dtype).eps * record.gradient.shape[-1] ** 0.5 * without.max(axis=-1)
-    np.put_along_axis(without, places, 0, axis=-1)
-    whole = record.complete & (without.max(axis=-1) <= rounding)
-    return {**maps, "eigenvectors": narrow(record.eigenvectors), "whole": whole.astype(np.uint8)}
+    whole = np.zeros(record.classes.shape, np.uint8)
+    for problem in np.ndindex(whole.shape):
+        spanned = spans(record.eigenvalues[problem], places[problem], record.gradient.shape[-1])
+        whole[problem] = record.complete and spanned
+    return {**maps, "eigenvectors": narrow(record.eigenvectors), "whole": whole}
 
 
 def packed_matrix(matrix: Array) -> dict[str, Array]:
     """A symmetric matrix as its upper triangle, row by row; any other as it is."""
     if np.array_equal(matrix, matrix.T):
-        return {"triangle": narrow(matrix[np.triu_indices(len(matrix))])}
+        return {"triangle": narrow(to_triangle(matrix))}
     return {"matrix": narrow(matrix)}
 
 

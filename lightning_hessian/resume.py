@@ -149,8 +149,8 @@ def _probe(
 
 
 def _same(a: Probe, b: Probe | None) -> bool:
-    def equal(s: Tensor, t: Tensor) -> bool:
-        return s.dtype == t.dtype and torch.equal(s, t)
+    def equal(s: Any, t: Any) -> bool:
+        return s is t or (isinstance(s, Tensor) and isinstance(t, Tensor) and s.dtype == t.dtype and torch.equal(s, t))
 
     if b is None:
         return False
@@ -164,13 +164,10 @@ def _run_state(state: Mapping[str, Any], monitor: Monitor) -> RunState:
     return RunState(target, state["method"], _unpacked(state["top"]), None if scale is None else scale.numpy())
 
 
-def at_restored(error: Exception, probe: Probe) -> Exception:
+def at_restored(error: Exception) -> Exception:
     """A model's own failure at the samples of a checkpoint, with a word on where they are from."""
-    if isinstance(error, (ConfigurationError, MeasurementError)):
+    if not isinstance(error, MeasurementError) or error.__cause__ is None:
         return error
-    told = MeasurementError(
-        f"The model failed at the samples that came with the checkpoint, of shape {probe.shapes} "
-        f"({type(error).__name__}: {error}). If the shape of its input has changed, give probe=..."
-    )
-    told.__cause__ = error
+    told = MeasurementError(f"At the samples that came with the checkpoint: {error}")
+    told.__cause__ = error.__cause__
     return told

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import torch.distributed as dist
 import torch.utils._pytree as pytree
 
+from lightning_hessian.distribution import Ranks
 from lightning_hessian.errors import ConfigurationError
-from lightning_hessian.isolation import frozen_random_streams
+from lightning_hessian.isolation import frozen_random_streams, preserved
 from lightning_hessian.probe import first_batch
 from lightning_hessian.schedule import Place
 from lightning_hessian.writers.loggers import tensorboard_loggers
@@ -21,6 +23,33 @@ def in_both_packages(own: type) -> type:
     )
     twin = sys.modules.get(home)
     return own if twin is None else type(own.__name__, (own, getattr(twin, own.__name__)), {})
+
+
+# Strategies that keep parameters in flat buffers of their own, from which torch gives back no whole module.
+REFUSED_STRATEGIES = ("FSDPStrategy", "DeepSpeedStrategy")
+
+
+def ranks(trainer: Any) -> Ranks:
+    """The processes that train together.
+
+    Raises:
+        ConfigurationError: parameters are sharded in a way they cannot be gathered from, or there are several processes
+            and they do not know each other through torch.distributed.
+    """
+    strategy = type(trainer.strategy)
+    if any(parent.__name__ in REFUSED_STRATEGIES for parent in strategy.__mro__):
+        raise ConfigurationError(
+            f"Measuring under {strategy.__name__} is not possible: it keeps parameters in flat pieces of its own. Use "
+            f"ModelParallelStrategy with fully_shard (FSDP2), DDP or a single device, or remove the callback."
+        )
+    if trainer.world_size == 1:
+        return Ranks()
+    if not dist.is_available() or not dist.is_initialized():
+        raise ConfigurationError(
+            f"Measuring under {strategy.__name__} with {trainer.world_size} processes is not possible: they do not "
+            f"talk through torch.distributed. Use DDP or a single device, or remove the callback."
+        )
+    return Ranks(dist.get_rank(), dist.get_world_size(), trainer.num_devices)
 
 
 def steps(trainer: Any) -> int:
@@ -85,7 +114,7 @@ def first_validation_batch(trainer: Any, pl_module: Any, wanted: int) -> Any | N
     # It goes the way of every validation batch; the user's hooks may look at the trainer's stage.
     trainer.validating = True
     try:
-        with frozen_random_streams(trainer.strategy.root_device):
+        with frozen_random_streams(trainer.strategy.root_device), preserved(pl_module):
             batch = trainer.precision_plugin.convert_input(batch)
             batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=index)
             batch = trainer.strategy.batch_to_device(batch, dataloader_idx=index)

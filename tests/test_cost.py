@@ -10,9 +10,9 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from conftest import mlp
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from networks import mlp
 from torch import nn
 from training import Classifier, events, fit, scalar, small_monitor
 
@@ -20,6 +20,7 @@ from lightning_hessian import MeasurementError, input_spectrum, load_records
 from lightning_hessian.curvature import cost as costs
 from lightning_hessian.curvature.cost import Meter
 from lightning_hessian.curvature.plan import Options
+from lightning_hessian.distribution import Ranks
 from lightning_hessian.monitor import Monitor
 from lightning_hessian.probe import Probe
 from lightning_hessian.schedule import Budget
@@ -155,16 +156,16 @@ def test_the_first_process_decides(tmp_path, monkeypatch, first_process_allows):
     monitor = small_monitor(max_overhead=0.5)
     monkeypatch.setattr(monitor._budget, "allows", lambda: not first_process_allows)
 
-    class FirstProcess(Callback):
-        def setup(self, trainer, pl_module, stage):
-            trainer.strategy.broadcast = lambda told, src=0: first_process_allows if isinstance(told, bool) else told
+    def first(self, work):
+        return first_process_allows if work is monitor._budget.allows else work()
 
+    monkeypatch.setattr(Ranks, "first", first)
     if first_process_allows:
-        fit(tmp_path, FirstProcess(), monitor, max_epochs=1)
+        fit(tmp_path, monitor, max_epochs=1)
         assert len(load_records(tmp_path)) == 2
     else:
         with pytest.warns(UserWarning, match="max_overhead=0.5"):
-            fit(tmp_path, FirstProcess(), monitor, max_epochs=1)
+            fit(tmp_path, monitor, max_epochs=1)
         assert not list(tmp_path.rglob("*.safetensors"))
 
 

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import mlp
+from networks import mlp
 from torch import randn
 
 from lightning_hessian import to_dataframe

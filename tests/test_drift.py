@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import mlp
+from networks import mlp
 
 from lightning_hessian.curvature.measure import Options
 from lightning_hessian.drift import drift, top_vectors

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import mlp
+from networks import mlp
 from torch import nn
 
 from lightning_hessian import input_gradient, input_hessian, input_hvp, input_spectrum

@@ -25,7 +25,8 @@ def one_warning(*parts):
     """The monitor warns once, and the warning holds each of ``parts``."""
     with pytest.warns(UserWarning, match="InputHessianMonitor") as caught:
         yield
-    (message,) = [str(w.message) for w in caught if "InputHessianMonitor" in str(w.message)]
+    messages = [str(w.message) for w in caught]
+    (message,) = [m for m in messages if "InputHessianMonitor" in m and "No TensorBoard logger" not in m]
     for part in parts:
         assert part in message
 
@@ -41,8 +42,7 @@ def texts(folder) -> list[int]:
 def test_a_log_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("in the way")
     remedy = "make it writable, or give the Trainer another directory"
-    no_pictures = pytest.warns(UserWarning, match="No TensorBoard logger")
-    with no_pictures, one_warning("Saving the record failed. NotADirectoryError", remedy):
+    with one_warning("Saving the record failed. NotADirectoryError", remedy):
         trainer = fit(tmp_path, forgiving(), logger=False, default_root_dir=tmp_path / "file" / "logs")
     assert trainer.current_epoch == 2
     assert TAG in trainer.callback_metrics

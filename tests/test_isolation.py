@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import mlp
+from networks import mlp
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -30,6 +30,7 @@ def flags():
         "cudnn": backends.cudnn.enabled,
         "conv": backends.cudnn.conv.fp32_precision,
         "mkldnn": backends.mkldnn.matmul.fp32_precision,
+        "fast_path": backends.mha.get_fastpath_enabled(),
         "math": backends.cuda.math_sdp_enabled(),
         "flash": backends.cuda.flash_sdp_enabled(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
@@ -65,9 +66,29 @@ def test_flags_are_set_inside_and_come_back(fail):
         pass
     assert flags() == before
     wanted = {"dtype": torch.float32, "grad": True, "anomaly": False, "autocast": False, "matmul": "highest"}
+    wanted |= {"cudnn_tf32": False, "math": True, "flash": False, "fast_path": False, "cudnn": False}
     assert {k: inside[k] for k in wanted} == wanted
-    assert not inside["flash"]
-    assert not inside["cudnn"]
+
+
+@pytest.mark.parametrize(("model", "off"), [(nn.GRU(2, 2), True), (nn.Conv1d(2, 2, 1), False)], ids=["rnn", "conv"])
+@pytest.mark.parametrize("user", [True, False])
+def test_cudnn_is_off_for_recurrent_networks_only(model, off, user, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", user)
+    with isolated(nn.Sequential(model), CPU, torch.float32):
+        assert torch.backends.cudnn.enabled == (user and not off)
+    assert torch.backends.cudnn.enabled == user
+
+
+def test_tf32_is_off_inside_and_comes_back():
+    torch.set_float32_matmul_precision("high")
+    try:
+        before = torch.backends.cuda.matmul.allow_tf32
+        with isolated(mlp(), CPU, torch.float32):
+            assert not torch.backends.cuda.matmul.allow_tf32
+            assert not torch.backends.cudnn.allow_tf32
+        assert torch.backends.cuda.matmul.allow_tf32 == before is True
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_inference_mode_is_left_inside():
@@ -76,6 +97,41 @@ def test_inference_mode_is_left_inside():
     with torch.inference_mode():
         inference_tensor = X.clone()
         assert torch.equal(input_hessian(net, inference_tensor, 0), expected)
+
+
+class OwnAutocast(nn.Module):
+    """Turns autocast on itself, in each of the two ways."""
+
+    def __init__(self, decorated):
+        super().__init__()
+        self.net = mlp().float()
+        self.run = torch.autocast("cpu", dtype=torch.bfloat16)(self.net.forward) if decorated else self.within
+
+    def within(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.net(x)
+
+    def forward(self, x):
+        return self.run(x).float()
+
+
+@pytest.mark.parametrize("decorated", [False, True])
+def test_autocast_inside_of_a_forward_is_off(decorated):
+    model = OwnAutocast(decorated)
+    assert model.run(X).dtype == torch.bfloat16
+    assert torch.equal(input_hessian(model, X, 0), input_hessian(model.net, X, 0))
+    assert model.run(X).dtype == torch.bfloat16  # and on again outside
+
+
+def test_the_cache_of_an_open_autocast_stays():
+    layer = nn.Linear(6, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cached = layer(X)
+        with torch.no_grad():
+            layer.weight.mul_(2)  # the cache does not see it
+        assert torch.equal(layer(X), cached)
+        input_hessian(nn.Sequential(layer, nn.GELU()), X, 0)
+        assert torch.equal(layer(X), cached)
 
 
 class Careless(nn.Module):
@@ -101,6 +157,24 @@ class Careless(nn.Module):
         self.fresh = x
         torch.rand(1, generator=self.generator), torch.rand(1), random.random(), np.random.rand()  # noqa: NPY002
         return self.net(x)
+
+
+def test_a_large_plain_tensor_that_a_forward_writes_to_is_told(monkeypatch):
+    class Bank(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.bank = mlp().float(), torch.zeros(100)
+
+        def forward(self, x):
+            self.bank += 1
+            return self.net(x)
+
+    model = Bank()
+    input_hessian(model, X, 0)
+    assert not model.bank.any()
+    monkeypatch.setattr("lightning_hessian.keeper.LARGEST_COPY", 399)
+    with pytest.warns(UserWarning, match="leaves it changed. Register it with register_buffer"):
+        input_hessian(model, X, 0)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +259,35 @@ class Attention(nn.Module):
 
     def forward(self, x):
         return self.head(self.encoder(x).mean(1))
+
+
+class Padded(Attention):
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.1, batch_first=True, activation="gelu")
+        self.encoder = nn.TransformerEncoder(layer, 2)
+
+    def forward(self, x):
+        padding = torch.tensor([False, False, True]).expand(len(x), -1)
+        return self.head(self.encoder(x, src_key_padding_mask=padding).mean(1))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+def test_padded_attention_is_measured_by_the_path_that_training_takes():
+    """In eval mode without gradients, torch's fast path gives zeros at padding: another function."""
+    model, x = Padded().double(), torch.randn(2, 3, 4, dtype=torch.float64)
+    model.eval()
+    with torch.no_grad():
+        trap = model(x)
+    assert not torch.allclose(trap, model(x.requires_grad_()))
+    x.requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
+        spectrum = input_spectrum(model, x, 1)
+    expected = finite_difference(model, x, 1)
+    assert spectrum.diagnosis.trusted
+    assert (input_hessian(model, x, 1)[:, 0] - expected).norm() < 1e-6 * expected.norm()
 
 
 def normalised(norm):

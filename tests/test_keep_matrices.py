@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import mlp
+from networks import mlp
 
 from lightning_hessian import ConfigurationError, KeepMatrices, load_records
 from lightning_hessian.curvature.plan import Options

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from conftest import mlp
+from networks import mlp
 from training import events, fit, small_monitor
 
 from lightning_hessian import layout, load_records

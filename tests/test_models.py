@@ -82,7 +82,7 @@ class Case:
     precision: str = "float64"
 
 
-FLAT = "The network is piecewise linear"
+FLAT = "the network is piecewise linear"
 NOT_FLOAT64 = "cannot be evaluated in float64"
 EMBEDDINGS = {"data": Texts, "wrt": "net.bert.embeddings", "after": bert_after_embeddings}
 INSIDE = {"precision": "float32"}

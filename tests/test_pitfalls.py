@@ -5,8 +5,8 @@ import warnings
 
 import pytest
 import torch
-from conftest import mlp
 from lightning.pytorch import LightningModule
+from networks import mlp
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel

@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 import torch
-from conftest import mlp
+from networks import mlp
 from torch import nn
 from torch.utils.data import DataLoader
 from training import Classifier, digits, fit, small_monitor

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from conftest import mlp
+from networks import mlp
 
 from lightning_hessian import load_records
 from lightning_hessian.curvature.plan import Options

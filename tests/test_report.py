@@ -80,6 +80,9 @@ def test_the_page_holds_the_numbers_of_the_records(page, tmp_path):
         assert series["steps"].tolist() == [record.logged_step for record in records]
         for metric in METRICS:
             np.testing.assert_allclose(series[metric], [getattr(r, metric) for r in records], rtol=1e-6)
+        ends = [record.residuals[..., 0] for record in records]
+        np.testing.assert_allclose(series["lambda_max_error"], ends, rtol=1e-6)
+        assert not series["lambda_max_open"].any()
         for place, record in enumerate(records):
             spectra = page.arrays(blocks["spectra"][place])
             np.testing.assert_allclose(spectra["eigenvalues"], record.eigenvalues, rtol=1e-6)

@@ -42,6 +42,8 @@ ALLOWED = {
     "lightning_hessian.functional": {"torch"},
     "lightning_hessian.monitor": {"torch"},
     "lightning_hessian.resume": {"torch"},
+    "lightning_hessian.distribution": {"torch"},
+    "lightning_hessian.curvature.join": {"torch"},
     "lightning_hessian.trainer_facts": {"torch", "safetensors", "matplotlib"},
 }
 
@@ -51,6 +53,8 @@ NEIGHBOURS = {
     "lightning_hessian.curvature.plan": {"curvature"},
     "lightning_hessian.schedule": set(),
     "lightning_hessian.progress": set(),
+    "lightning_hessian.curvature.join": {"curvature"},
+    "lightning_hessian.distribution": {"curvature"},
     "lightning_hessian.targets": set(),
     "lightning_hessian.model_function": set(),
     "lightning_hessian.isolation": {"keeper"},
@@ -63,7 +67,7 @@ NEIGHBOURS = {
     "lightning_hessian.tensorboard_plugin.plugin": {"record", "layout", "histogram", "matrices"},
     "lightning_hessian.record_files": {"record", "matrices", "keep_matrices", "layout", "histogram"},
     "lightning_hessian.render.composite": {"record", "matrices", "picture_scale"},
-    "lightning_hessian.render.figures": {"record", "matrices"},
+    "lightning_hessian.render.figures": {"record", "matrices", "picture_scale"},
     "lightning_hessian.dataframe": {"record", "matrices", "layout", "histogram"},
     "lightning_hessian.report": {
         "record",

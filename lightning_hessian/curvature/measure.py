@@ -77,6 +77,7 @@ def measure(
     num_matrices: int = 0,
     kept: MethodName | None = None,
     meter: Meter | None = None,
+    plan: Plan | None = None,
     progress: Progress = silent,
 ) -> Measurement:
     """The spectrum of every problem, and the whole matrices of a few samples.
@@ -89,6 +90,7 @@ def measure(
         num_matrices: for how many samples, counted from the first, the matrices are wanted.
         kept: the method that an earlier measurement of a curved network chose.
         meter: that of the measurement, where it has begun already.
+        plan: made already, for all samples of which these problems are a part.
         progress: is told how many columns of the samples' matrices are done (``dense``), how many samples
             (``low_rank``), or how many products (``lanczos``).
 
@@ -101,8 +103,9 @@ def measure(
     facts = Facts(problems, options.seed)
     gradient = _finite_gradients(problems, facts, options)
     diagnosis = diagnosis or _diagnosed(problems, facts, options)
-    plan = make_plan(problems, facts, diagnosis, options, kept, num_matrices)
-    if plan.finding:
+    plan = replace(plan, num_matrices=num_matrices if plan.num_matrices else 0) if plan else None
+    plan = plan or make_plan(problems, facts, diagnosis, options, kept, num_matrices)
+    if plan.finding and plan.finding not in diagnosis.findings:
         diagnosis = replace(diagnosis, findings=(*diagnosis.findings, plan.finding))
     if diagnosis.zero:
         result = _zero(gradient, options, plan.num_matrices)
@@ -120,7 +123,7 @@ def measure(
         reason=plan.reason,
         engine=result.engine,
         target=target,
-        diagnosis=_with_asymmetry(diagnosis, result.parts["asymmetry"], problems.x.dtype),
+        diagnosis=with_asymmetry(diagnosis, result.parts["asymmetry"], problems.x.dtype),
         cost=meter.cost(result.num_hvps),
     )
     return Measurement(spectrum, torch.cat(result.matrices) if plan.num_matrices else None, plan)
@@ -309,10 +312,11 @@ def _with_exact_errors(parts: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**{f"{name}_error": torch.zeros_like(parts[name]) for name in ESTIMATED}, **parts}
 
 
-def _with_asymmetry(diagnosis: Diagnosis, asymmetry: Tensor, dtype: torch.dtype) -> Diagnosis:
+def with_asymmetry(diagnosis: Diagnosis, asymmetry: Tensor, dtype: torch.dtype) -> Diagnosis:
+    """The diagnosis, and that it is not to be trusted where a Hessian was far from symmetric."""
     worst = float(asymmetry.max())
-    if worst <= ASYMMETRY_TOLERANCE[dtype]:
-        return diagnosis
+    if not diagnosis.trusted or worst <= ASYMMETRY_TOLERANCE[dtype]:
+        return diagnosis  # where the cause is known, rounding is not it
     finding = (
         f"A Hessian is asymmetric by {worst:.1e} of its norm: in {str(dtype).removeprefix('torch.')} it is "
         f"lost in rounding. Measure in float64."

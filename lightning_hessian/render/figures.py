@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from lightning_hessian.picture_scale import percentile
 from lightning_hessian.record import Array, Record
-from lightning_hessian.render.composite import CLIPPED_SHARE
 from lightning_hessian.render.sheet import DIVERGING, as_image, short
 
 POSITIVE, NEGATIVE, DOUBTFUL = "#b2182b", "#2166ac", "#b26a00"
@@ -35,8 +35,8 @@ class Picture(Figure):
 def plot_spectrum(record: Record, sample: int = 0, column: int = 0) -> Figure:
     """The eigenvalues of one problem in descending order, on a signed logarithmic axis.
 
-    Red is positive, blue is negative; error bars are residuals ‖Hv − λv‖, within which an eigenvalue lies; open
-    triangles have not converged. Below 10⁻⁴ of the largest |λ| the axis is linear.
+    Red is positive, blue is negative, grey is zero within its residual; error bars are residuals ‖Hv − λv‖, within
+    which an eigenvalue lies; open triangles have not converged. Below 10⁻⁴ of the largest |λ| the axis is linear.
 
     Args:
         record: one measurement, as ``load_records`` gives them.
@@ -65,9 +65,9 @@ def plot_spectrum(record: Record, sample: int = 0, column: int = 0) -> Figure:
     axes = figure.add_subplot()
     places = np.arange(1, len(values) + 1)
     kinds: list[tuple[str, Array, dict[str, Any]]] = [
-        ("positive", converged & (values > 0), {"color": POSITIVE, "marker": "o"}),
-        ("negative", converged & (values < 0), {"color": NEGATIVE, "marker": "o"}),
-        ("zero", converged & (values == 0), {"color": "gray", "marker": "o"}),
+        ("positive", converged & (values > residuals), {"color": POSITIVE, "marker": "o"}),
+        ("negative", converged & (values < -residuals), {"color": NEGATIVE, "marker": "o"}),
+        ("zero within the residual", converged & (np.abs(values) <= residuals), {"color": "gray", "marker": "o"}),
         ("not converged", ~converged, {"color": DOUBTFUL, "marker": "^", "markerfacecolor": "none"}),
     ]
     for label, chosen, style in kinds:
@@ -76,13 +76,10 @@ def plot_spectrum(record: Record, sample: int = 0, column: int = 0) -> Figure:
             axes.errorbar(places[chosen], values[chosen], errors, ls="none", ms=5, capsize=2, label=label, **style)
     largest = float(np.abs(values).max(initial=0))
     if largest > 0:
-        axes.set_yscale("symlog", linthresh=LINEAR_SHARE * largest)
+        axes.set_yscale("symlog", linthresh=10.0 ** np.floor(np.log10(LINEAR_SHARE * largest)))
     axes.axhline(0, color="gray", linewidth=0.6)
-    axes.set(
-        title=f"{_about(record, sample, column)}\n{_listed(record, values)}",
-        xlabel="number of the eigenvalue, in descending order",
-        ylabel=f"λ ({record.target} per input unit²)",
-    )
+    figure.suptitle(f"{_about(record, sample, column)}\n{_listed(record, values)}", fontsize=11)
+    axes.set(xlabel="number of the eigenvalue, in descending order", ylabel=f"λ ({record.target} per input unit²)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(title="bars: residuals")
     return figure
@@ -117,7 +114,7 @@ def plot_hessian(record: Record, sample: int = 0, column: int = 0) -> Figure:
     matrix = record.matrix(sample, column)
     magnitudes = np.abs(matrix)
     largest = float(magnitudes.max())
-    limit = float(np.quantile(magnitudes, 1 - CLIPPED_SHARE)) or largest or 1.0
+    limit = percentile(matrix) or largest or 1.0
     figure = Picture(figsize=(6.0, 5.4), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(matrix, cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation="nearest")
@@ -125,7 +122,8 @@ def plot_hessian(record: Record, sample: int = 0, column: int = 0) -> Figure:
     bar = figure.colorbar(image, ax=axes, extend="both" if clipped else "neither")
     bar.set_label(f"{record.target} per input unit²")
     told = f"{len(matrix)}×{len(matrix)}, largest |entry| {short(largest)}"
-    axes.set(title=f"{_about(record, sample, column)}\n{told}", xlabel=ENTRIES, ylabel=ENTRIES)
+    figure.suptitle(f"{_about(record, sample, column)}\n{told}", fontsize=11)
+    axes.set(xlabel=ENTRIES, ylabel=ENTRIES)
     return figure
 
 
@@ -168,7 +166,7 @@ def plot_input(record: Record, sample: int = 0, column: int = 0, num_eigenvector
     columns = min(3, len(maps))
     rows = -(-len(maps) // columns)
     figure = Picture(figsize=(columns * (PANEL + 0.6), rows * (PANEL + 0.5) + 0.4), layout="constrained")
-    figure.suptitle(_about(record, sample, column))
+    figure.suptitle(_about(record, sample, column), fontsize=11)
     panels = [figure.add_subplot(rows, columns, i + 1, label=label) for i, (label, *_) in enumerate(maps)]
     for axes, (label, title, values, unit) in zip(panels, maps, strict=True):
         axes.set_title(title, fontsize=10)

@@ -42,7 +42,7 @@ def tensorboard(logdir: Path, *flags: str) -> Iterator[str]:
 
 
 class Tab:
-    """The views, in TensorBoard's frame or (``report``) in a page of their own, and everything the page complains of."""
+    """The views, in TensorBoard's frame or (``report``) in a page of their own, and all that the page complains of."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -160,7 +160,7 @@ class Tab:
         return ARTEFACTS / f"{name}.png"
 
     def screenshot(self, name: str) -> None:
-        """Keeps a picture of all views: the window is made high enough for them, as no frame is drawn beyond its own."""
+        """Keeps a picture of all views: the window is made high enough for them, as frames end with it."""
         size = self.page.viewport_size
         high = self.root.locator(".input-hessian").evaluate("e => Math.ceil(e.getBoundingClientRect().height)")
         self.page.set_viewport_size({**size, "height": high + 80})

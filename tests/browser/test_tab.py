@@ -1,4 +1,4 @@
-"""Every view of the tab shows the numbers of the records, in a real browser and with either of TensorBoard's loaders."""
+"""Every view of the tab shows the numbers of the records, in a real browser, with either loader of TensorBoard."""
 
 import matplotlib
 import numpy as np
@@ -193,9 +193,8 @@ def test_maps_are_the_records_arrays(tab, record):
 def test_the_table_holds_every_problem_is_sorted_and_selects(tab, record):
     rows = tab.get("problems").locator("tbody tr")
     assert rows.count() == record.lambda_max.size
-    table = tab.get("problems").evaluate(
-        "e => [...e.querySelectorAll('tbody tr')].map(r => Object.fromEntries([...r.cells].map(c => [c.dataset.key, c.textContent])))"
-    )
+    cells_of = "row => Object.fromEntries([...row.cells].map(cell => [cell.dataset.key, cell.textContent]))"
+    table = [row.evaluate(cells_of) for row in rows.all()]
     for place, cells in enumerate(table):
         sample, column = divmod(place, 2)
         assert (cells["sample"], cells["class"]) == (str(sample), str(record.classes[sample, column]))

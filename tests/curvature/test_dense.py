@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import mlp
+from networks import mlp
 
 from lightning_hessian.curvature import measure as measurement
 from lightning_hessian.curvature import plan as planning

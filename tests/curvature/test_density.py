@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import mlp
+from networks import mlp
 from torch import nn
 
 from lightning_hessian import ConfigurationError, input_spectrum

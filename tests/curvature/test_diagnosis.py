@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import mlp
+from networks import mlp
 from torch import nn
 
 from lightning_hessian import input_hessian, input_spectrum

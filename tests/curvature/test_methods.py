@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import mlp
+from networks import mlp
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import nn
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from conftest import mlp
+from networks import mlp
 from torch import nn
 
 from lightning_hessian import MeasurementError, input_spectrum

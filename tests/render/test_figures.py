@@ -29,12 +29,12 @@ def test_a_spectrum_is_drawn_with_its_residuals():
     record = quadratic_record(3.0, 1.0, -2.0, 0.0)
     record = dataclasses.replace(record, residuals=np.array([[[0.1, 0.2, 0.0, 0.4]]]))
     points = drawn(plot_spectrum(record))
-    assert set(points) == {"positive", "negative", "zero"}
+    assert set(points) == {"positive", "negative", "zero within the residual"}
     places, values, bars = points["positive"]
     assert places.tolist() == [1, 2]
     assert values.tolist() == [3, 1]
     np.testing.assert_allclose([bar[:, 1] for bar in bars], [[2.9, 3.1], [0.8, 1.2]])
-    assert points["zero"][1].tolist() == [0]
+    assert points["zero within the residual"][1].tolist() == [0]
     assert points["negative"][0].tolist() == [4]
     np.testing.assert_allclose(points["negative"][2][0][:, 1], [-2.4, -1.6])
 
@@ -62,7 +62,7 @@ def test_eigenvalues_that_are_not_listed_are_told(complete, told):
 
 def test_a_zero_spectrum_can_be_drawn():
     figure = plot_spectrum(quadratic_record(0.0, 0.0))
-    assert drawn(figure)["zero"][1].tolist() == [0, 0]
+    assert drawn(figure)["zero within the residual"][1].tolist() == [0, 0]
     assert figure._repr_png_().startswith(b"\x89PNG")
 
 

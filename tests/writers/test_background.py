@@ -10,9 +10,9 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
-from conftest import mlp
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from networks import mlp
 from training import Classifier, events, fit, small_monitor
 
 from lightning_hessian import load_records

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import mlp
+from networks import mlp
 
 from lightning_hessian.curvature.plan import Options
 from lightning_hessian.histogram import BIN_EDGES, binned, signed_log10

@@ -8,7 +8,9 @@ const catalog = JSON.parse(document.getElementById("catalog").textContent);
 const root = document.getElementById("root");
 await start(root, pageSource(document, catalog), { plotly: window.Plotly });
 const partial = catalog.runs.runs.flatMap(({ run, tags }) =>
-  tags.filter(({ left_out: told }) => told).map(({ left_out: told }) => el("li", {}, `${run}: ${told}`)),
+  tags
+    .filter(({ left_out: told }) => told)
+    .map(({ name, target, left_out: told }) => el("li", {}, `${[run, name, target].filter(Boolean).join(" · ")}: ${told}`)),
 );
 if (partial.length) {
   const advice = "To keep this page small it does not hold everything; the runs' own directories do.";

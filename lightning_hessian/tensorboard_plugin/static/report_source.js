@@ -85,7 +85,7 @@ export function pageSource(page, catalog) {
     const kept = blocks.matrices[place]?.[`${sample},${column}`];
     const matrix = kept ? "kept" : whole ? "from eigenvectors" : "none";
     const was = meta.kept.matrices.includes(sample);
-    const why_not = was ? notHere("Matrices", blocks.matrices, entry, step) : (meta.kept.why_not ?? "It was not kept.");
+    const why_not = was ? notHere("Matrices", blocks.matrices, entry, step) : (meta.kept.why_not ?? "heatmap_samples says of how many samples matrices are formed.");
     return { arrays, meta: { ...meta, shape: arrays.x.shape, matrix, why_not: matrix === "none" ? why_not : null } };
   }
 
@@ -141,7 +141,7 @@ function joined(rows, length) {
 
 function notHere(what, places, entry, step) {
   const here = Object.keys(places).map((place) => entry.steps[place]);
-  const known = here.length ? `They are here of the steps ${here.join(", ")}.` : "This page has none of this run.";
+  const known = here.length ? `Here they are of ${here.length > 1 ? "steps" : "step"} ${here.join(", ")}.` : "This page has none of this run.";
   return `${what} of step ${step} were left out to keep this page small. ${known} ` +
     "The run's own directory has them, and lightning-hessian report --max-size makes a larger page.";
 }
