@@ -1,4 +1,4 @@
-"""Runs all benchmarks, or those named, for example ``python -m benchmarks [low_rank] [lanczos] [dense] [statistics] [distribution] [tab]``."""
+"""Runs all benchmarks, or those named, for example ``python -m benchmarks low_rank lanczos``."""
 
 from __future__ import annotations
 
