@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from playwright.sync_api import ConsoleMessage, FrameLocator, Page, expect
 
 ARTEFACTS = Path(__file__).parent / "artefacts"
-PATIENCE_MS = 15_000  # for a machine that is busy with other things
+PATIENCE_MS = 60_000  # for a machine that is busy with other things
 HERE = {"127.0.0.1", "localhost"}
 VIEWS = ("curves", "spectrum", "evolution", "hessian", "maps", "problems", "cost")
 

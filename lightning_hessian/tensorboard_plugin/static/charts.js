@@ -5,6 +5,8 @@ const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: [
 
 // Draws charts; `library` is a promise of Plotly, `root` the element whose style gives the colours.
 export class Charts {
+  before = async () => {}; // waited for before drawing
+
   constructor(library, root) {
     this.library = library;
     this.root = root;
@@ -16,6 +18,7 @@ export class Charts {
 
   async draw(element, traces, { xaxis, yaxis, ...layout }) {
     const Plotly = await this.library;
+    await this.before();
     const axis = {
       gridcolor: this.colour("line"),
       zerolinecolor: this.colour("zero"),

@@ -32,6 +32,8 @@ export async function render() {
   });
 }
 
+const painted = () => new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
+
 function addStyle(href) {
   return new Promise((settle) => {
     document.head.append(el("link", { rel: "stylesheet", href, onload: settle, onerror: settle }));
@@ -47,6 +49,8 @@ export async function start(root, source, { plotly, host = standalone() }) {
   const error = el("p", { className: "message error", hidden: true, ...named("error") });
   const empty = el("p", { className: "message empty", hidden: true, ...named("empty") }, NOTHING);
   const views = VIEWS.map((make) => new Shown(make({ state, source: answers, charts })));
+  const matrix = views[VIEWS.indexOf(hessian)];
+  charts.before = () => matrix.done.then(painted); // charts hold the page up for some 0.2 s: the matrix comes first
   const grid = el("div", { className: "panels" }, ...views.map(({ view }) => view.element));
   const bar = controls(state, {
     settled: () => Promise.all(views.map(({ done }) => done)),

@@ -62,7 +62,7 @@ export function cost({ state, source }) {
       ["matrices", kept(meta.kept)],
       ["left out", series.meta.left_out],
       ...Object.entries(meta)
-        .filter(([name]) => !DRAWN_FROM.has(name))
+        .filter(([name, value]) => !DRAWN_FROM.has(name) && value !== null)
         .map(([name, value]) => [words(name), told(value)]),
     ];
     frame.clear();

@@ -24,6 +24,7 @@ export function maps({ state, source, charts }) {
       source.problem(entry.run, entry.tag, step, sample, columnIndex),
       source.series(entry.run, entry.tag),
     ]);
+    await charts.before();
     if (isStale()) return;
     const { arrays, meta } = problem;
     const shape = new InputShape(meta.shape ?? entry.shape);

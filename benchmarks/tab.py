@@ -1,0 +1,173 @@
+"""How long the "Input Hessian" tab takes on a large run: until it shows data, and until a matrix follows a click.
+
+The numbers in the run are random: only their amount matters. 300 measurements of 10 classes and 32 samples at D = 784,
+and one at D = 3072. TensorBoard's own reading of the event file is waited for, and told apart.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import numpy as np
+import torch
+from playwright.sync_api import Browser, sync_playwright
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from benchmarks.common import save
+from lightning_hessian.curvature.plan import Options
+from lightning_hessian.histogram import NUM_BINS
+from lightning_hessian.layout import METRICS, pack_summary, tag
+from lightning_hessian.monitor import Monitor
+from lightning_hessian.probe import Probe
+from lightning_hessian.record import Record
+from lightning_hessian.record_files import save_record
+from lightning_hessian.writers.tab import add_payload
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "browser"))
+
+from browsing import Tab, tensorboard
+from get_chromium import FLAGS, NONE_FOUND, find_chromium
+
+MANY, SAMPLES, COLUMNS = 300, 32, 10
+
+# From the choice of another class until the frame with its matrix has been painted, in milliseconds.
+CHOOSE = """async (select, value) => {
+  const panel = document.querySelector(".panel-hessian");
+  const frame = () => new Promise(requestAnimationFrame);
+  const begin = performance.now();
+  select.value = value;
+  select.dispatchEvent(new Event("change"));
+  while (panel.getAttribute("aria-busy") === "true") await frame();
+  await frame();
+  const painted = new MessageChannel();
+  await new Promise((resolve) => {
+    painted.port1.onmessage = resolve;
+    painted.port2.postMessage(null);
+  });
+  return performance.now() - begin;
+}"""
+
+
+def real() -> Record:
+    """A small measurement, whose words the large ones take over."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 10))
+    monitor = Monitor([0], "logit", "float32", Options(num_eigenvalues=4), heatmap_samples=1)
+    return monitor.measure(
+        net, Probe(torch.rand(2, 1, 2, 2), torch.zeros(2, dtype=torch.long)), step=0, logged_step=0, epoch=0
+    )
+
+
+def large(words: Record, shape: tuple[int, ...], samples: int, columns: int, vectors: int = 10) -> Record:
+    """A record of random numbers; the whole matrices of one sample."""
+    rng = np.random.default_rng(0)
+    size = int(np.prod(shape))
+
+    def random(*lengths: int) -> Any:
+        return rng.standard_normal((samples, columns, *lengths), np.float32)
+
+    half = rng.standard_normal((1, columns, size, size), np.float32)
+    given = {f.name for f in fields(Record)}
+    tables = {name: random() for name in METRICS if name in given}
+    nodes = np.sort(random(1, NUM_BINS), axis=-1)
+    return replace(
+        words,
+        **tables,
+        x=rng.random((samples, *shape), np.float32),
+        labels=np.zeros(samples, np.int64),
+        predicted=np.zeros(samples, np.int64),
+        classes=np.tile(np.arange(columns), (samples, 1)),
+        columns=tuple(f"class_{k}" for k in range(columns)),
+        eigenvalues=-np.sort(-random(vectors), axis=-1),
+        residuals=np.full((samples, columns, vectors), 1e-6, np.float32),
+        converged=np.ones((samples, columns, vectors), bool),
+        complete=False,
+        eigenvectors=random(vectors, size) / size**0.5,
+        vector_index=np.tile(np.arange(vectors), (samples, columns, 1)),
+        gradient=random(size),
+        diagonal=random(size),
+        diagonal_error=np.zeros((samples, columns, size), np.float32),
+        density_nodes=nodes,
+        density_weights=np.full_like(nodes, 1 / NUM_BINS),
+        hessian=half + half.swapaxes(-1, -2),
+    )
+
+
+def write_run(folder: Path, record: Record, measurements: int) -> None:
+    """Events of ``measurements`` steps; the file of the last one only."""
+    with SummaryWriter(str(folder)) as writer:
+        for number in range(measurements):
+            last = replace(record, step=10 * number, logged_step=10 * number, epoch=number)
+            add_payload(writer, tag(None), pack_summary(last), last.logged_step)
+    save_record(last, folder)
+
+
+def measure(browser: Browser, logdir: Path, steps: int) -> dict[str, Any]:
+    """Opens the tab on a run as soon as TensorBoard has read it, and chooses one class after the other."""
+    begin = time.perf_counter()
+    with tensorboard(logdir) as address:
+        while num_steps(address) < steps:
+            time.sleep(0.1)
+        read = time.perf_counter()
+        page = browser.new_page(viewport={"width": 1400, "height": 3200})
+        tab = Tab(page)
+        tab.open(f"{address}#input_hessian")
+        shown = time.perf_counter()
+        select = tab.get("column-select")
+        values = select.locator("option").evaluate_all("all => all.map(each => each.value)")
+        clicks = [select.evaluate(CHOOSE, value) / 1000 for value in values[1:]]
+        page.close()
+    return {
+        "tensorboard_has_read_after": round(read - begin, 2),
+        "shown_after_opening": round(shown - read, 2),
+        "matrix_after_click": [round(each, 4) for each in clicks],
+        "matrix_median": round(statistics.median(clicks), 4),
+        "matrix_worst": round(max(clicks), 4),
+    }
+
+
+def num_steps(address: str) -> int:
+    """How many steps the plugin knows."""
+    with urlopen(f"{address}data/plugin/input_hessian/runs") as answer:
+        runs = json.load(answer)["runs"]
+    return len(runs[0]["tags"][0]["steps"]) if runs else 0
+
+
+def main() -> None:
+    """Writes the runs, and measures."""
+    chromium = find_chromium()
+    if chromium is None:
+        sys.exit(NONE_FOUND)
+    words = real()
+    cases = {
+        "300x10x32, D=784": (large(words, (1, 28, 28), SAMPLES, COLUMNS), MANY, 0.3),
+        "1x4x1, D=3072": (large(words, (3, 32, 32), 1, 4), 1, 2.0),
+    }
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
+        for number, (name, (record, steps, wanted)) in enumerate(cases.items()):
+            logdir = Path(folder) / str(number)
+            write_run(logdir / "run", record, steps)
+            size = sum(path.stat().st_size for path in (logdir / "run").glob("events*"))
+            results[name] = {
+                "event_kB_each": round(size / steps / 1000, 1),
+                "matrix_wanted_at_most": wanted,
+                **measure(browser, logdir, steps),
+            }
+            print(name, results[name], flush=True)
+        version = browser.version
+        browser.close()
+    save("tab", {"chromium": version, **results})
+
+
+if __name__ == "__main__":
+    main()
