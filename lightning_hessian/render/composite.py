@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from lightning_hessian.picture_scale import MAX_ROWS, percentile
+from lightning_hessian.picture_scale import FAR_BEYOND, MAX_ROWS, percentile
 from lightning_hessian.record import Array, Record
 from lightning_hessian.render.sheet import DIVERGING, Sheet, as_image, short
 
 NUM_EIGENVECTORS = 3
-FAR_BEYOND = 3  # times the scale: from there on, the picture says what its colours do not show
 
 # Inches.
 MAP, MATRIX, GAP, MARGIN = 2.1, 3.2, 0.3, 0.25
@@ -146,7 +145,7 @@ def _limit(record: Record, matrix: Array, sample: int, column: int) -> tuple[flo
 def _about_scale(matrix: Array, limit: float, of_run: bool) -> str:
     """What the colour scale is, and how the entries lie on it."""
     magnitudes = np.abs(matrix)
-    told = f"{'scale fixed over the run; ' if of_run else ''}largest |entry|: {short(magnitudes.max())}"
+    told = f"{'scale of the run; ' if of_run else ''}largest |entry|: {short(magnitudes.max())}"
     ratio = percentile(matrix) / limit
     if ratio > FAR_BEYOND:
         return f"{told}\nCLIPPED: {(magnitudes > limit).mean():.0%} of the entries lie beyond the scale"

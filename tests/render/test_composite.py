@@ -73,7 +73,7 @@ def test_eigenvectors_of_every_eigenvalue_are_the_matrix():
 
 def test_the_scale_of_the_run_is_kept_and_what_it_hides_is_told():
     record = record_of(1, 6, 6)
-    assert "scale fixed over the run; largest" in words(composite(record, 0))
+    assert "scale of the run; largest" in words(composite(record, 0))
     grown = dataclasses.replace(record, hessian=100 * record.hessian)
     told = words(composite(grown, 0))
     limit = f"≥ {record.picture_scale[0, 0]:.3g}"

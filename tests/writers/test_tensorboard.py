@@ -102,5 +102,7 @@ def test_the_scale_of_pictures_is_that_of_the_first_hessian_that_is_not_zero():
     assert scale.tolist() == [[0]]
     scale = run_scale(scale, np.full((1, 1, 2, 2), -3.0))
     assert scale.tolist() == [[3]]
-    assert run_scale(scale, np.full((1, 1, 2, 2), 50.0)).tolist() == [[3]]
+    for size, kept in ((0.1, 3), (8.9, 3), (50.0, 50), (3.0, 50)):  # grows where exceeded far, and never shrinks
+        scale = run_scale(scale, np.full((1, 1, 2, 2), size))
+        assert scale.tolist() == [[kept]]
     assert run_scale(scale, None) is scale
