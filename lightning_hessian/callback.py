@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_hessian.curvature.dense import ChunkSize
 from lightning_hessian.curvature.plan import MethodChoice
-from lightning_hessian.errors import ConfigurationError, MeasurementError
+from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.keep_matrices import KeepMatrices, keep_policy
 from lightning_hessian.model_function import ForwardFunction, OutputFunction
 from lightning_hessian.monitor import Monitor, RunState, check_at_least, check_choice, check_names
@@ -174,7 +174,7 @@ class InputHessianMonitor(_Callback):
         self._given_probe = probe
         self._val_dataloader_idx = val_dataloader_idx
         self._how_to_probe = (num_samples, sample_indices, input_fn, wrt)
-        self._settings = settings(self._monitor, probe, num_samples, sample_indices)
+        self._settings = settings(self._monitor, probe, num_samples, sample_indices, val_dataloader_idx)
         self._visits = Visits(
             self._monitor,
             self._budget,
@@ -260,9 +260,9 @@ class InputHessianMonitor(_Callback):
                 chosen = chosen_batch(trainer, batch, dataloader_idx, self._val_dataloader_idx)
                 self._probe = None if chosen is None else self._take(chosen)
             except Exception as error:
-                if self._visits.ranks.size == 1:
+                if self._visits.ranks.size == 1 and steps(trainer) == 0:
                     raise
-                self._probe_failure = error  # the other processes are told where all of them meet
+                self._probe_failure = error  # told at the next measurement, where all processes meet
 
     on_test_batch_start = on_validation_batch_start
 
@@ -320,7 +320,7 @@ class InputHessianMonitor(_Callback):
         with self._misconfiguration():
             try:
                 self._probe = self._visits.ranks.agreed(self._known_probe, NO_PROBE)
-            except MeasurementError as error:
+            except Exception as error:  # of a batch that came after training had begun, or of another process
                 self._visits.fail(error, trainer, step_of_loggers)
                 return
             if self._probe is None:

@@ -210,10 +210,12 @@ def preserved(model: nn.Module) -> Iterator[list[nn.Module]]:
             parameter.requires_grad_(False)  # no graph is to reach the parameters
         yield keeper.modules
     finally:
-        keeper.restore()
-        for parameter, requires_grad, grad in flags:
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = grad
+        try:
+            keeper.restore()
+        finally:
+            for parameter, requires_grad, grad in flags:
+                parameter.requires_grad_(requires_grad)
+                parameter.grad = grad
 
 
 def _without_collectives(module: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -77,8 +78,9 @@ class MatrixKeeper:
         self._policy = policy
         self._num_records = 0
         self._num_bytes = 0
-        if policy is not None and folder is not None and folder.is_dir():
-            self._num_bytes = sum(path.stat().st_size for path in folder.glob("step_*.safetensors"))
+        if policy is not None and folder is not None:
+            with suppress(OSError):  # a folder that cannot be looked into: saving will tell
+                self._num_bytes = sum(path.stat().st_size for path in folder.glob("step_*.safetensors"))
 
     @property
     def storage(self) -> Storage:

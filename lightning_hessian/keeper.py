@@ -6,7 +6,7 @@ import functools
 import random
 import types
 import warnings
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -39,9 +39,15 @@ class Keeper:
                 self._keep_attributes(module, DEPTH)
 
     def restore(self) -> None:
-        """Puts everything back."""
+        """Puts everything back, also after something that cannot be; that is raised in the end."""
+        errors = []
         for undo in self._undo:
-            undo()
+            try:
+                undo()
+            except Exception as error:  # a container of the user's that refuses; the rest is wanted all the same
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def _keep_attributes(self, owner: object, depth: int) -> None:
         self._seen.add(id(owner))
@@ -126,8 +132,17 @@ class Keeper:
 
 
 def _refill(container: Any, contents: Any) -> None:
-    container.clear()
-    container.extend(contents) if isinstance(container, deque) else container.update(contents)
+    """By the base type's own methods: a subclass, such as transformers' ModelOutput, may forbid its own."""
+    if isinstance(container, deque):
+        container.clear()
+        container.extend(contents)
+        return
+    base: Any = next(kind for kind in (OrderedDict, dict, set, type(container)) if isinstance(container, kind))
+    base.clear(container)
+    for name, value in contents.items() if isinstance(contents, dict) else ():
+        base.__setitem__(container, name, value)
+    if isinstance(contents, (set, frozenset)):
+        base.update(container, contents)
 
 
 def _parts(value: Any) -> tuple[Any, ...]:

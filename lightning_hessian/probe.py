@@ -120,10 +120,10 @@ def first_batch(loader: Any) -> Any | None:
     with frozen_random_streams():
         try:
             dataset, sampler = copy.deepcopy((loader.dataset, loader.batch_sampler))
-        except Exception:  # whatever a user's dataset refuses a copy with; the first real batch will do
+            indices = next(iter(sampler), None)
+            return None if indices is None else loader.collate_fn([dataset[i] for i in indices])
+        except Exception:  # a dataset that cannot be copied, or opens its file in a worker; a real batch will do
             return None
-        indices = next(iter(sampler), None)
-        return None if indices is None else loader.collate_fn([dataset[i] for i in indices])
 
 
 def _arrays(value: object, depth: int = 4) -> Iterable[Tensor | np.ndarray[Any, Any]]:

@@ -33,12 +33,16 @@ class Settings:
     probe: str
     num_samples: str
     sample_indices: str
+    val_dataloader_idx: str
+    num_eigenvalues: str
 
 
-OF_PROBE = ("probe", "num_samples", "sample_indices")
+OF_PROBE = ("probe", "num_samples", "sample_indices", "val_dataloader_idx")
 
 
-def settings(monitor: Monitor, given_probe: Any, num_samples: int, sample_indices: Any) -> Settings:
+def settings(
+    monitor: Monitor, given_probe: Any, num_samples: int, sample_indices: Any, val_dataloader_idx: int
+) -> Settings:
     """The settings of a monitor; lists, tuples and tensors of the same numbers are the same."""
     return Settings(
         classes=_numbers(monitor.classes),
@@ -49,6 +53,8 @@ def settings(monitor: Monitor, given_probe: Any, num_samples: int, sample_indice
         probe="the first validation batch" if given_probe is None else "given samples",
         num_samples=str(num_samples),
         sample_indices=_numbers(sample_indices),
+        val_dataloader_idx=str(val_dataloader_idx),
+        num_eigenvalues=str(monitor.options.num_eigenvalues),
     )
 
 

@@ -103,9 +103,7 @@ class Visits:
         first = self._num_records == 0
         if first:
             self._inform(f"{self._monitor.title}: measuring {len(probe)} samples, now and then during the run.")
-        if self.ranks.rank == 0 and self._publisher is None:
-            how = {"keep_matrices": self._keep_matrices, "name": self._monitor.name, "session": self._session}
-            self._publisher = Publisher(trainer.loggers, folder, **how)  # type: ignore[arg-type]
+        self.ranks.first(lambda: self._open(trainer, folder))
         with MeasurementBar(trainer.progress_bar_callback) as bar:
             record = self._monitor.measure(
                 module,
@@ -132,6 +130,11 @@ class Visits:
             return metrics, self.flush() if self._on_error == "raise" else self._publisher.faults()
 
         return self.ranks.first(write)
+
+    def _open(self, trainer: Any, folder: str | None) -> None:
+        if self._publisher is None:
+            how = {"keep_matrices": self._keep_matrices, "name": self._monitor.name, "session": self._session}
+            self._publisher = Publisher(trainer.loggers, folder, **how)  # type: ignore[arg-type]
 
     def _skip(self, step: int, logged_step: int) -> None:
         """Tells that a measurement is missing because of its price."""

@@ -3,11 +3,12 @@
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
-from training import Classifier, digits, fit
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from training import Classifier, digits, fit, small_monitor
 from training import quick_monitor as quick
 
 from lightning_hessian import load_records
+from lightning_hessian.probe import first_batch
 
 HELD_OUT = digits(64, 96)
 
@@ -113,3 +114,58 @@ def test_a_derivative_that_is_not_there(tmp_path):
     failing(tmp_path, sentence, quick(on_error="warn"), [4, 8], model=Once())
     with pytest.raises(RuntimeError):
         fit(tmp_path / "raise", quick(), model=Once())
+
+
+class ForbiddenUpdate(dict):
+    """Refuses to be updated, as transformers' ModelOutput does."""
+
+    def update(self, *args, **kwargs):
+        raise TypeError("no update")
+
+
+class KeepsItsOutput(Classifier):
+    def forward(self, x):
+        self.last = ForbiddenUpdate(logits=super().forward(x))
+        return self.last["logits"]
+
+
+def test_a_container_that_forbids_writing_is_put_back_all_the_same(tmp_path):
+    model = KeepsItsOutput()
+    fit(tmp_path, small_monitor(), model=model, max_epochs=1)
+    assert all(p.requires_grad for p in model.parameters())
+    assert [r.step for r in load_records(tmp_path)] == [0, 4]
+
+
+class OpensInAWorker(Dataset):
+    """Its file is open only after ``worker_init_fn`` has run."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        raise TypeError("no file is open")
+
+
+def test_a_dataset_that_cannot_be_read_ahead_is_left_alone():
+    assert first_batch(DataLoader(OpensInAWorker(), batch_size=2)) is None
+
+
+class Stream(IterableDataset):
+    """Cannot be read ahead."""
+
+    def __iter__(self):
+        yield from digits(64, 96)
+
+
+def test_an_input_fn_that_fails_after_training_has_begun_does_not_end_it(tmp_path):
+    def broken(batch):
+        raise KeyError("image")
+
+    with pytest.warns(UserWarning, match=r"(No measurement before training|KeyError: 'image')"):
+        trainer = fit(
+            tmp_path,
+            small_monitor(on_error="warn", input_fn=broken),
+            held_out=Stream(),
+            num_sanity_val_steps=0,
+        )
+    assert trainer.current_epoch == 2

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -10,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import DEFAULT_SIZE_
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from lightning_hessian import InputHessianMonitor
+from lightning_hessian import InputHessianMonitor, Record
 
 
 def digits(start: int = 0, stop: int = 64) -> TensorDataset:
@@ -131,3 +132,8 @@ def events(folder: Path) -> EventAccumulator:
 def scalar(folder: Path, tag: str) -> dict[int, float]:
     """The values of a scalar by step."""
     return {event.step: event.value for event in events(folder).Scalars(tag)}
+
+
+def whole_hessians(record: Record, num_samples: int) -> np.ndarray:
+    """``[num_samples, K, D, D]``: as kept, or from the eigenvectors of complete spectra."""
+    return np.stack([[record.matrix(n, k) for k in range(record.classes.shape[1])] for n in range(num_samples)])

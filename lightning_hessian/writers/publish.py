@@ -89,10 +89,11 @@ class Publisher:
                 # DataLoader's workers) while another thread is inside it.
                 spectra = histograms(record)
                 payload = layout.pack_summary(record, None if self._session is None else asdict(self._session), kept)
-        self._saved = threading.Event()
+        saved = threading.Event()
         lay_out = record.stage == "fit" and not self._has_layout
         self._has_layout |= lay_out
-        self._background.submit(partial(self._write, record, kept, spectra, payload, self._saved, lay_out))
+        self._background.submit(partial(self._write, record, kept, spectra, payload, saved, lay_out))
+        self._saved = saved  # not before: an interrupted submit would leave it unset for ever
         return metrics
 
     def publish_failure(self, message: str, logged_step: int) -> None:
