@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_hessian.histogram import problem_histograms
+from lightning_hessian.histogram import histograms_are, problem_histograms
 
 if TYPE_CHECKING:
     from lightning_hessian.record import Record, Stage
@@ -82,7 +82,8 @@ def pack_summary(record: Record, session: Mapping[str, Any] | None = None, kept:
 
     Arrays are float32 where nothing else is said: every one of ``METRICS`` ``[N, K]``; ``eigenvalues`` and
     ``residuals`` ``[N, K, M']`` with ``converged`` (uint8), M' ≤ 64 those of largest magnitude, descending and
-    algebraic; ``histogram`` ``[N, K, 64]``, see ``histogram.problem_histograms``, absent where only ends are known;
+    algebraic; ``histogram`` ``[N, K, 64]``, see ``histogram.problem_histograms``, absent where only ends are known (``histogram`` of the
+    metadata says whether its counts are exact or estimated);
     ``labels`` ``[N]``, absent where unknown, ``predicted`` ``[N]`` and ``classes`` ``[N, K]`` (int32).
 
     Args:
@@ -120,6 +121,7 @@ def _about(record: Record, session: Mapping[str, Any] | None, in_file: Record) -
         "num_inputs": record.gradient.shape[-1],
         "shape": record.x.shape[1:],
         "dtype": str(record.x.dtype),
+        "histogram": histograms_are(record),
         "session": None if session is None else dict(session),
         "kept": {
             "matrices": list(range(num_kept)),

@@ -168,3 +168,16 @@ def test_the_event_of_a_large_run_is_small():
     grown |= {"x": np.zeros((32, 784)), "gradient": np.zeros((*shape, 784)), "hessian": None}
     payload = layout.pack_summary(replace(record, labels=None, predicted=np.zeros(32, int), **grown))
     assert len(payload) < 300_000
+
+
+def test_a_histogram_says_whether_it_is_estimated():
+    options = {"inputs": 60, "num_eigenvalues": 2}
+    estimated = record_of("lanczos", density_vectors=3, **options)
+    ends = replace(record_of("lanczos", **options), hessian=None)
+    for record, told in (
+        (record_of("dense"), "exact"),
+        (record_of("lanczos", **options), "exact"),  # of the kept matrix
+        (estimated, "estimated from 3 random starting vectors"),
+        (ends, None),
+    ):
+        assert layout.read_arrays(layout.pack_summary(record))[1]["histogram"] == told

@@ -103,7 +103,8 @@ class InputHessianPlugin(base_plugin.TBPlugin):  # type: ignore[misc] # TensorBo
     def _spectra(self, request: wrappers.Request) -> wrappers.Response:
         series = self._asked_series(request)
         sample, column = _indices(request, series.summaries[-1])
-        return _binary(request, spectra(series, sample, column), {"left_out": series.left_out})
+        meta = {"histogram": [s.meta.get("histogram") for s in series.summaries], "left_out": series.left_out}
+        return _binary(request, spectra(series, sample, column), meta)
 
     def _summary(self, request: wrappers.Request) -> wrappers.Response:
         series = self._asked_series(request)

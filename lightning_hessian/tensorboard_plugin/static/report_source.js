@@ -46,7 +46,7 @@ export function pageSource(page, catalog) {
 
   async function spectra(run, tag, sample, column) {
     const { blocks, entry } = find(run, tag);
-    const opened = await allSpectra(blocks);
+    const [opened, { meta }] = await Promise.all([allSpectra(blocks), open(blocks.series, small)]);
     const width = Math.max(...opened.map(({ arrays }) => arrays.eigenvalues.shape[2]));
     const over = (name, length) => ({
       shape: [opened.length, length],
@@ -60,7 +60,7 @@ export function pageSource(page, catalog) {
         histogram: over("histogram", BINS),
         bin_edges: { shape: [BINS + 1], data: Float32Array.from({ length: BINS + 1 }, (_, i) => (2 * REACH * i) / BINS - REACH) },
       },
-      meta: {},
+      meta: { histogram: meta.summaries.map((each) => each.histogram) },
     };
   }
 
