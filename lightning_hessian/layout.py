@@ -81,8 +81,8 @@ def pack_summary(record: Record, session: Mapping[str, Any] | None = None, kept:
     """The payload of a record's event: all numbers but those that grow with D, as safetensors.
 
     Arrays are float32 where nothing else is said: every one of ``METRICS`` ``[N, K]``; ``eigenvalues`` and
-    ``residuals`` ``[N, K, M']`` with ``converged`` (uint8), M' ≤ 64 those of largest magnitude, descending and
-    algebraic; ``histogram`` ``[N, K, 64]``, see ``histogram.problem_histograms``, absent where only ends are known (``histogram`` of the
+    ``residuals`` ``[N, K, M']`` with ``converged`` (uint8), M' ≤ 64 both ends and those of largest magnitude,
+    descending and algebraic; ``histogram`` ``[N, K, 64]``, see ``histogram.problem_histograms``, absent where only ends are known (``histogram`` of the
     metadata says whether its counts are exact or estimated);
     ``labels`` ``[N]``, absent where unknown, ``predicted`` ``[N]`` and ``classes`` ``[N, K]`` (int32).
 
@@ -104,7 +104,9 @@ def pack_summary(record: Record, session: Mapping[str, Any] | None = None, kept:
 
 
 def _largest_eigenvalues(record: Record) -> dict[str, Array]:
-    largest = np.argsort(-np.abs(record.eigenvalues), axis=-1, kind="stable")[..., :MAX_EIGENVALUES]
+    weight = np.abs(record.eigenvalues)
+    weight[..., :1] = weight[..., -1:] = np.inf  # both ends: the residuals of the extremes are read from them
+    largest = np.argsort(-weight, axis=-1, kind="stable")[..., :MAX_EIGENVALUES]
     order = np.sort(largest, axis=-1)  # as the record lists them: descending
     kinds = {"eigenvalues": np.float32, "residuals": np.float32, "converged": np.uint8}
     return {n: np.take_along_axis(getattr(record, n), order, axis=-1).astype(kind) for n, kind in kinds.items()}

@@ -86,7 +86,7 @@ export function pageSource(page, catalog) {
     const matrix = kept ? "kept" : whole ? "from eigenvectors" : "none";
     const was = meta.kept.matrices.includes(sample);
     const why_not = was ? notHere("Matrices", blocks.matrices, entry, step) : (meta.kept.why_not ?? "heatmap_samples says of how many samples matrices are formed.");
-    return { arrays, meta: { ...meta, shape: arrays.x.shape, matrix, why_not: matrix === "none" ? why_not : null } };
+    return { arrays, meta: { ...meta, shape: arrays.x.shape, matrix, why_not: matrix === "none" ? why_not : null, precision: kept ? meta.precision : null } };
   }
 
   // A function that gives any row [D] of the problem's matrix.
