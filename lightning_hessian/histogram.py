@@ -38,6 +38,14 @@ def has_spectra(record: Record) -> bool:
     return record.density_nodes is not None or record.hessian is not None
 
 
+def histograms_are(record: Record) -> str | None:
+    """How exact the counts of ``problem_histograms`` are, in words; None where there are none."""
+    if not has_spectra(record):
+        return None
+    num_starts = 1 if record.density_nodes is None else record.density_nodes.shape[2]
+    return "exact" if num_starts == 1 else f"estimated from {num_starts} random starting vectors"
+
+
 def whole_spectra(record: Record, column: int) -> tuple[Array, Array]:
     """Nodes and how many of the D eigenvalues of a sample each stands for, of one class column: both ``[n, S, m]``.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_hessian.histogram import problem_histograms
+from lightning_hessian.histogram import histograms_are, problem_histograms
 
 if TYPE_CHECKING:
     from lightning_hessian.record import Record, Stage
@@ -81,8 +81,9 @@ def pack_summary(record: Record, session: Mapping[str, Any] | None = None, kept:
     """The payload of a record's event: all numbers but those that grow with D, as safetensors.
 
     Arrays are float32 where nothing else is said: every one of ``METRICS`` ``[N, K]``; ``eigenvalues`` and
-    ``residuals`` ``[N, K, M']`` with ``converged`` (uint8), M' ≤ 64 those of largest magnitude, descending and
-    algebraic; ``histogram`` ``[N, K, 64]``, see ``histogram.problem_histograms``, absent where only ends are known;
+    ``residuals`` ``[N, K, M']`` with ``converged`` (uint8), M' ≤ 64 both ends and those of largest magnitude,
+    descending and algebraic; ``histogram`` ``[N, K, 64]``, see ``histogram.problem_histograms``, absent where only ends are known (``histogram`` of the
+    metadata says whether its counts are exact or estimated);
     ``labels`` ``[N]``, absent where unknown, ``predicted`` ``[N]`` and ``classes`` ``[N, K]`` (int32).
 
     Args:
@@ -103,7 +104,9 @@ def pack_summary(record: Record, session: Mapping[str, Any] | None = None, kept:
 
 
 def _largest_eigenvalues(record: Record) -> dict[str, Array]:
-    largest = np.argsort(-np.abs(record.eigenvalues), axis=-1, kind="stable")[..., :MAX_EIGENVALUES]
+    weight = np.abs(record.eigenvalues)
+    weight[..., :1] = weight[..., -1:] = np.inf  # both ends: the residuals of the extremes are read from them
+    largest = np.argsort(-weight, axis=-1, kind="stable")[..., :MAX_EIGENVALUES]
     order = np.sort(largest, axis=-1)  # as the record lists them: descending
     kinds = {"eigenvalues": np.float32, "residuals": np.float32, "converged": np.uint8}
     return {n: np.take_along_axis(getattr(record, n), order, axis=-1).astype(kind) for n, kind in kinds.items()}
@@ -120,6 +123,7 @@ def _about(record: Record, session: Mapping[str, Any] | None, in_file: Record) -
         "num_inputs": record.gradient.shape[-1],
         "shape": record.x.shape[1:],
         "dtype": str(record.x.dtype),
+        "histogram": histograms_are(record),
         "session": None if session is None else dict(session),
         "kept": {
             "matrices": list(range(num_kept)),

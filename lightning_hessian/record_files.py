@@ -20,7 +20,7 @@ from safetensors.numpy import save
 
 from lightning_hessian.keep_matrices import Storage
 from lightning_hessian.layout import FOLDER, file_name
-from lightning_hessian.matrices import from_half, from_triangle, to_half, to_triangle
+from lightning_hessian.matrices import HALF, from_half, from_triangle, to_half, to_triangle
 from lightning_hessian.record import Array, Record
 
 FORMAT_VERSION = 1
@@ -188,6 +188,12 @@ def _where_else(log_dir: Path, folder: Path) -> str:
 def _written(path: Path) -> tuple[int, str, Session]:
     with _opened(path) as (_, meta):
         return meta["step"], meta["stage"], Session(**meta["session"])
+
+
+def precision(path: Path) -> str | None:
+    """How far off the matrices in one file are, in words; None where they are as they were measured."""
+    with _opened(path) as (file, _):
+        return HALF if "hessian_scale" in file.keys() else None  # noqa: SIM118 - not a dict
 
 
 def load_record(path: Path) -> Record:

@@ -23,7 +23,7 @@ from safetensors.numpy import save
 from lightning_hessian import layout
 from lightning_hessian.matrices import spans, to_triangle
 from lightning_hessian.record import Array, Record, Stage
-from lightning_hessian.record_files import load_record, monitors, record_paths
+from lightning_hessian.record_files import load_record, monitors, precision, record_paths
 
 Summary = tuple[dict[str, Array], dict[str, Any]]
 
@@ -164,7 +164,8 @@ def _summarised(run: str, folder: Path, monitor: str | None) -> list[Tag]:
     by_stage: dict[Stage, dict[int, tuple[Path, Summary]]] = {}
     for path in record_paths(folder, monitor):
         record = load_record(path)
-        summary = layout.read_arrays(layout.pack_summary(record))
+        arrays, meta = layout.read_arrays(layout.pack_summary(record))
+        summary = arrays, {**meta, "precision": precision(path)}
         by_stage.setdefault(record.stage, {})[record.logged_step] = path, summary  # of two at a step the later one
     tags = []
     for stage, by_step in by_stage.items():

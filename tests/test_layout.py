@@ -168,3 +168,33 @@ def test_the_event_of_a_large_run_is_small():
     grown |= {"x": np.zeros((32, 784)), "gradient": np.zeros((*shape, 784)), "hessian": None}
     payload = layout.pack_summary(replace(record, labels=None, predicted=np.zeros(32, int), **grown))
     assert len(payload) < 300_000
+
+
+def test_a_histogram_says_whether_it_is_estimated():
+    options = {"inputs": 60, "num_eigenvalues": 2}
+    estimated = record_of("lanczos", density_vectors=3, **options)
+    ends = replace(record_of("lanczos", **options), hessian=None)
+    for record, told in (
+        (record_of("dense"), "exact"),
+        (record_of("lanczos", **options), "exact"),  # of the kept matrix
+        (estimated, "estimated from 3 random starting vectors"),
+        (ends, None),
+    ):
+        assert layout.read_arrays(layout.pack_summary(record))[1]["histogram"] == told
+
+
+def test_both_ends_are_listed_however_many_are_larger():
+    """Of 100 negative eigenvalues the largest one is of smallest magnitude; it has not converged."""
+    record = record_of()
+    shape = (3, 2, 100)
+    values = np.broadcast_to(-np.arange(1.0, 101), shape)
+    open_end = np.broadcast_to(np.arange(100) > 0, shape)
+    residuals = np.broadcast_to(np.where(np.arange(100) == 0, 0.5, 0), shape)
+    ends = {"lambda_max": np.full((3, 2), -1.0), "lambda_min": np.full((3, 2), -100.0)}
+    record = replace(record, eigenvalues=values, converged=open_end, residuals=residuals, **ends)
+    arrays, _ = layout.read_arrays(layout.pack_summary(record))
+    assert arrays["eigenvalues"][0, 0].tolist() == [-1, *range(-38, -101, -1)]
+    told = layout.extreme_errors(arrays)
+    assert (told["lambda_max_error"] == 0.5).all()
+    assert told["lambda_max_open"].all()
+    assert not told["lambda_min_open"].any()

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lightning_hessian.matrices import from_half, spans
+from lightning_hessian.matrices import HALF, from_half, spans
 from lightning_hessian.record import Array
 from lightning_hessian.tensorboard_plugin.refusal import DamagedFile
 from lightning_hessian.tensorboard_plugin.safe_file import SafeFile
@@ -18,7 +18,6 @@ ENTRIES_AT_ONCE = 1 << 22
 LARGEST_DRAWN = 1 << 15  # inputs; above, the entries of one matrix take minutes
 ROWS_FOR_LIMIT = 1 << 12
 PERCENTILE = 99
-HALF = "It was kept in half precision: an entry is off by at most 5e-4 of itself, or 3e-8 of the largest."
 
 
 @dataclass(frozen=True)

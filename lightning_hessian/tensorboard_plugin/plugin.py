@@ -103,7 +103,8 @@ class InputHessianPlugin(base_plugin.TBPlugin):  # type: ignore[misc] # TensorBo
     def _spectra(self, request: wrappers.Request) -> wrappers.Response:
         series = self._asked_series(request)
         sample, column = _indices(request, series.summaries[-1])
-        return _binary(request, spectra(series, sample, column), {"left_out": series.left_out})
+        meta = {"histogram": [s.meta.get("histogram") for s in series.summaries], "left_out": series.left_out}
+        return _binary(request, spectra(series, sample, column), meta)
 
     def _summary(self, request: wrappers.Request) -> wrappers.Response:
         series = self._asked_series(request)
@@ -161,7 +162,8 @@ class InputHessianPlugin(base_plugin.TBPlugin):  # type: ignore[misc] # TensorBo
         """The problem's matrix, or why there is none."""
         expected = (*problem.summary.shape, problem.summary.meta["num_inputs"])
         of_event = (file.meta or {}).get("logged_step") == problem.summary.logged_step
-        if not of_event or file.shape("gradient") != expected:
+        sessions = {_session(file.meta or {}), _session(problem.summary.meta)} - {None}
+        if not of_event or len(sessions) > 1 or file.shape("gradient") != expected:
             raise DamagedFile("it is of another measurement than the event")
         kept = problem.summary.meta.get("kept")
         return find_matrix(file, problem.sample, problem.column, kept if isinstance(kept, dict) else {})
@@ -176,6 +178,13 @@ class InputHessianPlugin(base_plugin.TBPlugin):  # type: ignore[misc] # TensorBo
 def _indices(request: wrappers.Request, summary: Summary) -> tuple[int, int]:
     num_samples, num_columns = summary.shape
     return number(request, "sample", num_samples), number(request, "column", num_columns)
+
+
+def _session(meta: Mapping[str, Any]) -> str | None:
+    """Which start of a run wrote an event or a file; None where that is not known."""
+    session = meta.get("session")
+    told = session.get("id") if isinstance(session, dict) else None
+    return told if isinstance(told, str) and told else None
 
 
 def _about(matrix: Matrix) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any
 
@@ -33,11 +33,13 @@ class Summary:
         logged_step: the loggers' step.
         arrays: small ones, over N samples and K columns.
         meta: in words.
+        written: wall time of the event.
     """
 
     logged_step: int
     arrays: Mapping[str, Array]
     meta: Mapping[str, Any]
+    written: float = 0.0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -155,7 +157,7 @@ class Summaries:
         summaries, damaged = [], 0
         for datum in counting(found.get(run, {}).get(tag, [])):
             try:
-                summaries.append(parse(datum.step, datum.numpy))
+                summaries.append(replace(parse(datum.step, datum.numpy), written=datum.wall_time))
             except DamagedFile:
                 damaged += 1
         if not summaries:
@@ -249,6 +251,7 @@ def overview(series: Series, tag: str) -> dict[str, Any]:
         "num_samples": last.shape[0],
         "steps": [s.logged_step for s in series.summaries],
         "epochs": [_count(s.meta.get("epoch")) for s in series.summaries],
+        "written": [s.written for s in series.summaries],
         "left_out": series.left_out,
     }
 

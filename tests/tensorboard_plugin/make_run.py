@@ -26,7 +26,7 @@ from lightning_hessian.keep_matrices import Storage
 from lightning_hessian.layout import pack_summary
 from lightning_hessian.monitor import Monitor
 from lightning_hessian.probe import Probe
-from lightning_hessian.record_files import save_record
+from lightning_hessian.record_files import Session, save_record
 from lightning_hessian.tensorboard_plugin.loader import InputHessianLoader
 from lightning_hessian.tensorboard_plugin.safe_file import SafeFile
 
@@ -62,11 +62,12 @@ def write_run(
     layout: int = 1,
     storage: Storage = "upper_triangle",
     start: float = START,
+    session: Session | None = None,
 ) -> Path:
     """Writes the events of ``records``, one a second, and their files beside them."""
     writer = EventFileWriter(str(folder), filename_suffix=f".{start}")
     for second, record in enumerate(records):
-        content = pack_summary(record) if payload is None else payload
+        content = pack_summary(record, session and dataclasses.asdict(session)) if payload is None else payload
         value = Summary.Value(tag=tag, tensor=TensorProto(dtype=DT_STRING, string_val=[content]))
         told = SummaryMetadata.PluginData(plugin_name="input_hessian", content=b'{"layout": %d}' % layout)
         value.metadata.CopyFrom(SummaryMetadata(plugin_data=told, data_class=DATA_CLASS_TENSOR))
@@ -74,7 +75,7 @@ def write_run(
             Event(wall_time=start + second, step=record.logged_step, summary=Summary(value=[value])),
         )
         if files:
-            save_record(record, folder, storage=storage)
+            save_record(record, folder, session, storage)
     writer.close()
     return folder
 

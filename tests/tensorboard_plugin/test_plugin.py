@@ -54,6 +54,7 @@ def test_runs(tab, curved):
         "shape": [1, 3, 3],
         "steps": [r.logged_step for r in curved],
         "epochs": [0, 1, 2],
+        "written": [START, START + 1, START + 2],
         "files": True,
         "why_no_files": None,
         "left_out": None,

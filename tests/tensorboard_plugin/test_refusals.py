@@ -10,7 +10,7 @@ from make_run import Tab, rewrite, train, unpack, write_run
 from safetensors.numpy import save
 
 from lightning_hessian.layout import pack_summary
-from lightning_hessian.record_files import save_record
+from lightning_hessian.record_files import Session, save_record
 from lightning_hessian.tensorboard_plugin import plugin
 
 NO_MATRIX = {"hessian": None, "hessian_triangle": None}
@@ -216,6 +216,17 @@ def test_a_file_of_other_samples(logdir):
 def test_a_file_of_another_measurement(logdir, records):
     save_record(dataclasses.replace(records[1], logged_step=8), logdir / "run")
     assert "of another measurement than the event" in Tab(logdir).refused(404, "/problem", **PROBLEM)
+
+
+def test_a_file_of_another_session(records, tmp_path):
+    """The event of a resumed run was written, its file was not yet: the older file has the same step."""
+    write_run(tmp_path / "run", records[1:2], session=Session("new", 2.0, 0))
+    save_record(records[1], tmp_path / "run", Session("old", 1.0, None))
+    assert "of another measurement than the event" in Tab(tmp_path).refused(404, "/problem", **PROBLEM)
+    save_record(records[1], tmp_path / "run", Session("new", 2.0, 0))
+    assert Tab(tmp_path).get("/problem", **PROBLEM).status_code == 200
+    save_record(records[1], tmp_path / "run")  # of no known session
+    assert Tab(tmp_path).get("/problem", **PROBLEM).status_code == 200
 
 
 @pytest.mark.parametrize("index", [[0, 1, 2, 9], [-1, 0, 1, 2], [0, 1]])

@@ -87,10 +87,14 @@ async function sentence(response) {
 const MAX_CACHED_BYTES = 2 ** 28;
 const GROWING = new Set(["series", "spectra"]); // these change when a run goes on
 
-// The same source with its answers kept, the least recently used forgotten first; `renew` forgets what may have grown.
+// The same source with its answers kept, the least recently used forgotten first; `renew` takes the answer to runs() and
+// forgets what may have grown, and of single steps what was written anew.
 export function cached(source) {
   const kept = new Map();
   let bytes = 0;
+  let written = new Map();
+
+  const writtenAt = ([run, tag, step]) => written.get(JSON.stringify([run, tag, step]));
 
   function forget(key) {
     bytes -= kept.get(key).bytes;
@@ -105,7 +109,7 @@ export function cached(source) {
       kept.set(key, known);
       return known.promise;
     }
-    const entry = { method, bytes: 0, promise: source[method](...values) };
+    const entry = { method, values, written: writtenAt(values), bytes: 0, promise: source[method](...values) };
     kept.set(key, entry);
     entry.promise.then(
       (answer) => {
@@ -126,8 +130,21 @@ export function cached(source) {
   for (const method of ["series", "spectra", "summary", "problem", "matrix", "row"]) {
     through[method] = (...values) => remember(method, values);
   }
-  through.renew = () => [...kept].forEach(([key, { method }]) => GROWING.has(method) && forget(key));
+  through.renew = (catalog) => {
+    written = timesOf(catalog);
+    for (const [key, entry] of [...kept]) {
+      if (GROWING.has(entry.method) || entry.written !== writtenAt(entry.values)) forget(key);
+    }
+  };
   return through;
+}
+
+// When each step of each run and tag was written.
+function timesOf({ runs }) {
+  const all = runs.flatMap(({ run, tags }) =>
+    tags.flatMap(({ tag, steps, written = [] }) => steps.map((step, i) => [JSON.stringify([run, tag, step]), written[i]])),
+  );
+  return new Map(all);
 }
 
 // A single number that an answer gives as an array of one or in its metadata.

@@ -75,7 +75,7 @@ export async function start(root, source, { plotly, host = standalone() }) {
         return;
       }
       last = told;
-      answers.renew();
+      answers.renew(catalog);
       views.forEach((view) => view.forget());
       state.setCatalog(catalog);
       tellErrors();

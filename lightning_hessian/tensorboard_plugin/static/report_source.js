@@ -46,7 +46,7 @@ export function pageSource(page, catalog) {
 
   async function spectra(run, tag, sample, column) {
     const { blocks, entry } = find(run, tag);
-    const opened = await allSpectra(blocks);
+    const [opened, { meta }] = await Promise.all([allSpectra(blocks), open(blocks.series, small)]);
     const width = Math.max(...opened.map(({ arrays }) => arrays.eigenvalues.shape[2]));
     const over = (name, length) => ({
       shape: [opened.length, length],
@@ -60,7 +60,7 @@ export function pageSource(page, catalog) {
         histogram: over("histogram", BINS),
         bin_edges: { shape: [BINS + 1], data: Float32Array.from({ length: BINS + 1 }, (_, i) => (2 * REACH * i) / BINS - REACH) },
       },
-      meta: {},
+      meta: { histogram: meta.summaries.map((each) => each.histogram) },
     };
   }
 
@@ -86,7 +86,7 @@ export function pageSource(page, catalog) {
     const matrix = kept ? "kept" : whole ? "from eigenvectors" : "none";
     const was = meta.kept.matrices.includes(sample);
     const why_not = was ? notHere("Matrices", blocks.matrices, entry, step) : (meta.kept.why_not ?? "heatmap_samples says of how many samples matrices are formed.");
-    return { arrays, meta: { ...meta, shape: arrays.x.shape, matrix, why_not: matrix === "none" ? why_not : null } };
+    return { arrays, meta: { ...meta, shape: arrays.x.shape, matrix, why_not: matrix === "none" ? why_not : null, precision: kept ? meta.precision : null } };
   }
 
   // A function that gives any row [D] of the problem's matrix.

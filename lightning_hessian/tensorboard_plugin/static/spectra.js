@@ -47,6 +47,12 @@ export function histogramAt({ arrays: { histogram, bin_edges: edges } }, step, a
   return [...below, middle, ...above];
 }
 
+// How exact the counts of one step's histogram are.
+export function exactnessAt({ meta }, step) {
+  const words = meta.histogram?.[step] ?? null;
+  return { words, isEstimate: Boolean(words?.startsWith("estimated")) };
+}
+
 // Counts are drawn as log10(1 + count): one eigenvalue among a thousand is still seen.
 export const counted = (count) => Math.log10(1 + count);
 

@@ -2,7 +2,7 @@
 
 import { panel } from "../dom.js";
 import { short } from "../numbers.js";
-import { axisFor, counted, countTicks, histogramAt, listed } from "../spectra.js";
+import { axisFor, counted, countTicks, exactnessAt, histogramAt, listed } from "../spectra.js";
 import { marker } from "./curves.js";
 
 export function evolution({ state, source, charts }) {
@@ -20,14 +20,15 @@ export function evolution({ state, source, charts }) {
     const axis = axisFor(spectra);
     const bars = steps.map((_, index) => histogramAt(spectra, index, axis));
     const known = bars.filter(Boolean);
+    const exactness = steps.map((_, index) => exactnessAt(spectra, index));
     frame.clear();
     frame.tell(
       known.length
-        ? "Colours count eigenvalues on a logarithmic scale; points are the listed largest and smallest ones."
+        ? `Colours count eigenvalues on a logarithmic scale${howExact(exactness)}; points are the listed largest and smallest ones.`
         : "There are no histograms (density_vectors=0): the lines are the listed eigenvalues. Crosses have not converged.",
     );
     const traces = known.length
-      ? [image(steps, bars, known[0], charts), ...ends(spectra, steps, axis, charts)]
+      ? [image(steps, bars, exactness, known[0], charts), ...ends(spectra, steps, axis, charts)]
       : ranks(spectra, steps, axis, charts);
     await charts.draw(frame.body, traces, {
       height: 380,
@@ -51,14 +52,20 @@ export function evolution({ state, source, charts }) {
   return { ...frame, key, update };
 }
 
-function image(steps, bars, some, charts) {
+function howExact(exactness) {
+  const words = [...new Set(exactness.filter(({ isEstimate }) => isEstimate).map(({ words }) => words))];
+  return words.length ? ` (${words.join(", ")}${exactness.every(({ isEstimate }) => isEstimate) ? "" : " at some steps"})` : "";
+}
+
+function image(steps, bars, exactness, some, charts) {
+  const told = ({ count }, { isEstimate }) => (isEstimate ? `${short(count)} (estimated)` : short(count));
   const most = [{ count: Math.max(...bars.flatMap((each) => each ?? []).map(({ count }) => count)) }];
   return {
     type: "heatmap",
     x: steps,
     y: [...some.map(({ left }) => left), some.at(-1).right],
     z: some.map((_, bin) => bars.map((each) => (each ? counted(each[bin].count) : null))),
-    text: some.map((_, bin) => bars.map((each) => (each ? short(each[bin].count) : "no histogram"))),
+    text: some.map((_, bin) => bars.map((each, step) => (each ? told(each[bin], exactness[step]) : "no histogram"))),
     hovertemplate: "step %{x}: %{text} eigenvalues here<extra></extra>",
     colorscale: [
       [0, charts.colour("panel")],

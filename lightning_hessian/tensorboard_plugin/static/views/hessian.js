@@ -152,8 +152,9 @@ function inWords(entry, { sample, column }, { meta }, { size, block, limit, larg
   return [
     `${entry.target} of ${columnTitle(entry, column)}, sample ${sample}: ${size}×${size} entries in ${entry.target} per input unit².`,
     most > limit && `Colours end at ±${short(limit)}, the 99th percentile; the largest |entry| is ${short(most)}.`,
-    block > 1 && `Each cell shows the largest of ${block}×${block} entries; the value under the pointer is exact.`,
+    block > 1 && `Each cell shows the largest of ${block}×${block} entries; the value under the pointer is ${meta.precision ? "that of one entry" : "exact"}.`,
     meta.matrix === "from eigenvectors" && "Put together from its eigenvectors, which are complete.",
+    meta.precision,
     most === 0 && "It is exactly zero.",
   ]
     .filter(Boolean)

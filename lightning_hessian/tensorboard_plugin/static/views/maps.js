@@ -1,5 +1,6 @@
 // Input, gradient, diagonal and top eigenvectors of one problem in the input's shape.
 
+import { largestMagnitude } from "../canvas.js";
 import { el, panel } from "../dom.js";
 import { InputShape, drawMap } from "../input_shape.js";
 import { short } from "../numbers.js";
@@ -30,7 +31,7 @@ export function maps({ state, source, charts }) {
     const shape = new InputShape(meta.shape ?? entry.shape);
     const known = knownClasses(series, state.stepIndex, sample);
     const inputKind = shape.isColour ? "colour" : "grey";
-    const norm = Math.hypot(...arrays.gradient.data);
+    const norm = Math.sqrt(arrays.gradient.data.reduce((sum, value) => sum + value * value, 0));
     const figures = [
       figure(
         arrays.x.data,
@@ -82,7 +83,7 @@ export function maps({ state, source, charts }) {
 }
 
 function diagonalError({ diagonal_error: error }) {
-  const most = error ? Math.max(...error.data) : 0;
+  const most = error ? largestMagnitude(error.data) : 0;
   return most > 0 ? `estimated, standard error up to ${short(most, 2)}` : "exact to rounding";
 }
 

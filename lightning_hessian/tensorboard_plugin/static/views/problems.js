@@ -11,6 +11,10 @@ const uncertain = {
   numeric: true,
   order: ([value]) => value,
 };
+const share = {
+  ...uncertain,
+  cell: ([value, error]) => percent(value) + (error > 0 ? ` ± ${short(100 * error, 1)} %` : ""),
+};
 
 // Key, heading, how a cell is written and ordered.
 const COLUMNS = [
@@ -21,11 +25,11 @@ const COLUMNS = [
   ["lambda_max", "λ max", uncertain],
   ["lambda_min", "λ min", uncertain],
   ["trace", "trace", uncertain],
-  ["normalized_curvature", "normalized curvature", number(3)],
-  ["linear_radius", "linear radius", number(3)],
-  ["head_share", "head share", { cell: percent, numeric: true }],
-  ["drift_cosine", "drift |cos|", number(3)],
-  ["drift_overlap", "drift overlap", number(3)],
+  ["normalized_curvature", "normalized curvature", uncertain],
+  ["linear_radius", "linear radius", uncertain],
+  ["head_share", "head share", share],
+  ["drift_cosine", "drift |cos|", uncertain],
+  ["drift_overlap", "drift overlap", uncertain],
   ["method", "method", {}],
   ["engine", "engine", {}],
   ["diagnosis", "diagnosis", {}],
@@ -110,20 +114,28 @@ function compare(a, b) {
 
 function rowsOf(entry, { arrays, meta }) {
   const [samples, columns] = arrays.lambda_max.shape;
-  const plain = ["normalized_curvature", "linear_radius", "head_share", "drift_cosine", "drift_overlap"];
   const name = (array, index) => (array ? className(entry, array.data[index]) : "unknown");
   return Array.from({ length: samples * columns }, (_, place) => {
     const sample = Math.floor(place / columns);
+    const ends = { high: extreme(arrays, "lambda_max", place), low: extreme(arrays, "lambda_min", place) };
+    const [norm, residual, open] = Math.abs(ends.low[0]) > Math.abs(ends.high[0]) ? ends.low : ends.high;
+    const relative = norm ? residual / Math.abs(norm) : 0; // to first order the same of what max |λ| divides or is divided by
+    const isOpen = ends.high[2] || ends.low[2];
+    const at = (key) => arrays[key].data[place];
     return {
       sample,
       column: place % columns,
       class: name(arrays.classes, place),
       label: name(arrays.labels, sample),
       predicted: name(arrays.predicted, sample),
-      lambda_max: extreme(arrays, "lambda_max", place),
-      lambda_min: extreme(arrays, "lambda_min", place),
+      lambda_max: ends.high,
+      lambda_min: ends.low,
       trace: [arrays.trace.data[place], arrays.trace_error?.data[place] ?? 0, false],
-      ...Object.fromEntries(plain.map((key) => [key, arrays[key].data[place]])),
+      normalized_curvature: [at("normalized_curvature"), at("normalized_curvature") * relative, open],
+      linear_radius: [at("linear_radius"), at("linear_radius") * relative, open],
+      head_share: [at("head_share"), arrays.head_share_error?.data[place] ?? 0, false],
+      drift_cosine: [at("drift_cosine"), 0, isOpen],
+      drift_overlap: [at("drift_overlap"), 0, isOpen],
       method: meta.method,
       engine: meta.engine.replaceAll("_", " "),
       diagnosis: meta.diagnosis.replaceAll("_", " "),

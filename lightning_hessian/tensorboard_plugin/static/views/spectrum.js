@@ -2,7 +2,7 @@
 
 import { panel } from "../dom.js";
 import { percent, short } from "../numbers.js";
-import { axisFor, counted, countTicks, histogramAt, listed } from "../spectra.js";
+import { axisFor, counted, countTicks, exactnessAt, histogramAt, listed } from "../spectra.js";
 import { columnTitle } from "../state.js";
 
 export function spectrum({ state, source, charts }) {
@@ -24,8 +24,9 @@ export function spectrum({ state, source, charts }) {
     const axis = axisFor(spectra);
     const pairs = listed(spectra, index).sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
     const bars = histogramAt(spectra, index, axis);
+    const exactness = exactnessAt(spectra, index);
     frame.clear();
-    frame.tell(inWords(entry, state, pairs, bars));
+    frame.tell(inWords(entry, state, pairs, bars, exactness));
     const traces = [
       points(
         pairs.filter(({ converged }) => converged),
@@ -36,7 +37,7 @@ export function spectrum({ state, source, charts }) {
     ];
     const open = pairs.filter(({ converged }) => !converged);
     if (open.length) traces.push(points(open, "not converged", axis, charts));
-    if (bars) traces.push(histogram(bars, charts));
+    if (bars) traces.push(histogram(bars, exactness, charts));
     await charts.draw(frame.body, traces, {
       height: 380,
       xaxis: {
@@ -54,7 +55,7 @@ export function spectrum({ state, source, charts }) {
         rangemode: "tozero",
         zeroline: false,
       },
-      yaxis2: { title: { text: "count" }, domain: [0, 0.34], ...countTicks(bars), zeroline: false },
+      yaxis2: { title: { text: exactness.isEstimate ? "count (estimated)" : "count" }, domain: [0, 0.34], ...countTicks(bars), zeroline: false },
       showlegend: open.length > 0,
       legend: { orientation: "h", y: 1.12 },
       bargap: 0,
@@ -96,7 +97,7 @@ function points(pairs, name, axis, charts) {
   };
 }
 
-function histogram(bars, charts) {
+function histogram(bars, { isEstimate }, charts) {
   const centres = bars.map(({ left, right }) => (left + right) / 2);
   return {
     type: "bar",
@@ -108,13 +109,13 @@ function histogram(bars, charts) {
     marker: {
       color: centres.map((centre) => charts.colour(centre < 0 ? "negative" : centre > 0 ? "positive" : "muted")),
     },
-    text: bars.map(({ count }) => `${short(count)} eigenvalues`),
+    text: bars.map(({ count }) => `${short(count)} eigenvalues${isEstimate ? " (estimated)" : ""}`),
     textposition: "none",
     hovertemplate: "%{text}<extra></extra>",
   };
 }
 
-function inWords(entry, { sample, column }, pairs, bars) {
+function inWords(entry, { sample, column }, pairs, bars, { words }) {
   const size = entry.num_inputs;
   const negative = pairs.reduce((sum, { value }) => sum + Math.max(0, -value), 0);
   const all = pairs.reduce((sum, { value }) => sum + Math.abs(value), 0);
@@ -127,6 +128,7 @@ function inWords(entry, { sample, column }, pairs, bars) {
     `${of}: ${pairs.length} of ${size} eigenvalues are listed, from ${short(low)} to ${short(high)}.`,
     all > 0 && `${percent(negative / all)} of their Σ|λ| is negative.`,
     open ? `${open} have NOT converged.` : `All have converged, residuals at most ${short(residual, 1)}.`,
+    bars && words && `Counts of the histogram are ${words}.`,
     !bars && "There is no histogram: what lies between the ends was not estimated (density_vectors=0).",
   ]
     .filter(Boolean)
