@@ -122,8 +122,8 @@ class Monitor:
             check_input(x)
         if self.classes == "label" and probe.labels is None:
             raise ConfigurationError(
-                "classes='label' needs integer labels [N], and the probe has none. Give classes as ints, "
-                "'predicted' or 'all', or an input_fn that gives (x, labels)."
+                "classes='label' needs integer labels [N], and the probe has none. Give classes as ints (0 for an only "
+                "output), 'predicted' or 'all', or an input_fn that gives (x, labels)."
             )
 
     def measure(

@@ -139,7 +139,8 @@ def _about_histogram(record: Record) -> str:
 def diagnosis_text(record: Record) -> str:
     """The diagnosis in words and a table of the last measurement, in markdown."""
     num_samples, _, num_inputs = record.gradient.shape
-    header = "| class | " + " | ".join(TITLES.values()) + " |\n|" + "---|" * (len(METRICS) + 1)
+    titles = [title.replace("|", "\\|") for title in TITLES.values()]
+    header = "| class | " + " | ".join(titles) + " |\n|" + "---|" * (len(METRICS) + 1)
     rows = [
         "| " + " | ".join([name.removeprefix("class_"), *(_cell(record, metric, c) for metric in METRICS)]) + " |"
         for c, name in enumerate(record.columns)
@@ -150,8 +151,9 @@ def diagnosis_text(record: Record) -> str:
             f"{num_samples} samples of {num_inputs} inputs; mean over samples (10th to 90th percentile).",
             "\n".join([header, *rows]),
             "Normalized curvature is max |λ| / ‖gradient‖. Linear radius is 2 ‖gradient‖ / max |λ|: the distance, in "
-            "input units, within which the linear picture may be believed. Head share is the part of the Frobenius "
-            "norm that the target puts on the outputs' slopes; the rest is the network's own bending. Drift "
+            "input units (L2), at which bending may equal the slope: the linear picture holds well within it. Head "
+            "share is the part of the Frobenius norm that the target puts on the outputs' slopes; the rest is the "
+            "network's own bending. Drift "
             "compares with the measurement before: |cos| between the top eigenvectors, and the overlap of the spaces "
             "of the top ones; 1 means that they have not turned, and undefined is what no gap separates from the rest.",
             f"{_about_shown(record)}{_about_histogram(record)} The colours of a Hessian's picture end where 99 % of "

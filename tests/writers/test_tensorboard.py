@@ -106,3 +106,10 @@ def test_the_scale_of_pictures_is_that_of_the_first_hessian_that_is_not_zero():
         scale = run_scale(scale, np.full((1, 1, 2, 2), size))
         assert scale.tolist() == [[kept]]
     assert run_scale(scale, None) is scale
+
+
+def test_the_table_is_one_in_markdown():
+    """A bar inside a title would end its cell: header, rule and rows have as many cells."""
+    lines = [line for line in diagnosis_text(record_of()).splitlines() if line.startswith("|")]
+    assert len(lines) == 4
+    assert len({len(re.split(r"(?<!\\)\|", line)) for line in lines}) == 1

@@ -15,7 +15,7 @@ export const METRICS = [
   [
     "linear_radius",
     "linear radius",
-    "2 ‖gradient‖ / max |λ|: how far from the sample the linear picture may be believed, in input units",
+    "2 ‖gradient‖ / max |λ|: the distance (L2, in input units) at which bending may equal the slope; the linear picture holds well within it",
   ],
   [
     "head_share",
