@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,17 +163,23 @@ def narrow(values: Array) -> Array:
 def _summarised(run: str, folder: Path, monitor: str | None) -> list[Tag]:
     """A monitor's measurements by stage, those that can be shown side by side with the stage's last one."""
     by_stage: dict[Stage, dict[int, tuple[Path, Summary]]] = {}
+    hidden: Counter[Stage] = Counter()
     for path in record_paths(folder, monitor):
         record = load_record(path)
         arrays, meta = layout.read_arrays(layout.pack_summary(record))
         summary = arrays, {**meta, "precision": precision(path)}
-        by_stage.setdefault(record.stage, {})[record.logged_step] = path, summary  # of two at a step the later one
+        by_step = by_stage.setdefault(record.stage, {})
+        hidden[record.stage] += record.logged_step in by_step
+        by_step[record.logged_step] = path, summary  # of two at a step the later one
     tags = []
     for stage, by_step in by_stage.items():
         measured = [by_step[step] for step in sorted(by_step)]
         alike = [each for each in measured if _kind(each[1]) == _kind(measured[-1][1])]
         paths, summaries = zip(*alike, strict=True)
         tags.append(Tag(run, layout.tag(monitor, stage), list(paths), list(summaries)))
+        if count := hidden[stage]:
+            were = "1 measurement was" if count == 1 else f"{count} measurements were"
+            tags[-1].notes.append(f"{were} followed by a later one at the same logged step, and left out.")
         if missing := len(measured) - len(alike):
             were = "1 measurement was" if missing == 1 else f"{missing} measurements were"
             tags[-1].notes.append(f"{were} of other samples, classes or targets than the last, and left out.")

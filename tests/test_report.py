@@ -196,6 +196,22 @@ def test_measurements_that_cannot_be_compared_are_told(tmp_path):
     assert "1 measurement was of other samples" in run["tags"][0]["left_out"]
 
 
+def test_two_measurements_at_one_logged_step_are_told(tmp_path):
+    for step in range(2):  # before training and after the first step
+        save_record(quadratic_record(1.0 + step, 2.0, step=step, logged_step=0), tmp_path / "run")
+    (run,) = Page(write_report(tmp_path / "run", tmp_path / "r.html")).catalog["runs"]["runs"]
+    assert run["tags"][0]["steps"] == [0]
+    assert "1 measurement was followed by a later one at the same logged step" in run["tags"][0]["left_out"]
+
+
+def test_half_precision_of_kept_matrices_is_told(tmp_path):
+    for storage in ("float16", "upper_triangle"):
+        save_record(quadratic_record(1.0, -2.0), tmp_path / storage, storage=storage)
+        page = Page(write_report(tmp_path / storage, tmp_path / "r.html"))
+        (summary,) = page.meta(page.catalog["blocks"][0]["series"])["summaries"]
+        assert (summary["precision"] is not None) == (storage == "float16")
+
+
 def test_every_monitor_of_a_run_has_its_tag(tmp_path):
     save_run(tmp_path / "run", 1)
     save_run(tmp_path / "run", 2, name="logits")

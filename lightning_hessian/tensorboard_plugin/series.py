@@ -155,7 +155,8 @@ class Summaries:
                 points //= 2
                 notes = ["Some steps: all of them are more than TensorBoard hands over at once (256 MiB)."]
         summaries, damaged = [], 0
-        for datum in counting(found.get(run, {}).get(tag, [])):
+        data = found.get(run, {}).get(tag, [])
+        for datum in counting(data):
             try:
                 summaries.append(replace(parse(datum.step, datum.numpy), written=datum.wall_time))
             except DamagedFile:
@@ -165,6 +166,8 @@ class Summaries:
         alike = [s for s in summaries if s.shape == summaries[-1].shape]
         if damaged:
             notes.append(f"{damaged} measurements that are damaged.")
+        if hidden := num_hidden(data, summaries):
+            notes.append(f"{hidden} measurements that a later one followed at the same logged step.")
         if len(alike) < len(summaries):
             notes.append(f"{len(summaries) - len(alike)} measurements of other samples or classes than the last.")
         return Series(alike, "Left out: " + " ".join(notes) if notes else None)
@@ -181,6 +184,26 @@ def counting(data: Sequence[Any]) -> list[Any]:
             kept.pop()
         kept.append(datum)
     return kept
+
+
+def num_hidden(data: Sequence[Any], summaries: Sequence[Summary]) -> int:
+    """How many events are of fewer optimizer steps than the one that counts at their logged step, in one session.
+
+    As before training and after the first step, which loggers both call step 0. What a resumed run wrote anew is not
+    among them.
+    """
+    at = {summary.logged_step: summary for summary in summaries}
+    hidden = 0
+    for datum in data:
+        last = at.get(datum.step)
+        if last is None or datum.wall_time >= last.written:
+            continue
+        try:
+            meta = parse(datum.step, datum.numpy).meta
+        except DamagedFile:
+            continue
+        hidden += meta["step"] < last.meta["step"] and meta.get("session") == last.meta.get("session")
+    return hidden
 
 
 def parse(step: int, value: Array) -> Summary:

@@ -179,6 +179,15 @@ def test_steps_that_a_resumed_run_wrote_anew_count_once(curved, tmp_path):
     np.testing.assert_array_equal(arrays["trace"][1], curved[2].trace.astype(np.float32))
 
 
+def test_a_measurement_hidden_by_a_later_one_at_its_logged_step_is_told(curved, tmp_path):
+    """Before training and after the first step, both at the loggers' step 0."""
+    after = dataclasses.replace(curved[1], step=1, logged_step=0)
+    write_run(tmp_path / "run", [curved[0], after])
+    arrays, meta = Tab(tmp_path).arrays("/series", run="run", tag="input_hessian")
+    np.testing.assert_array_equal(arrays["trace"], [after.trace.astype(np.float32)])
+    assert meta["left_out"] == "Left out: 1 measurements that a later one followed at the same logged step."
+
+
 def test_new_measurements_are_seen_while_training_goes_on(curved, tmp_path):
     write_run(tmp_path / "run", curved[:1])
     tab = Tab(tmp_path)

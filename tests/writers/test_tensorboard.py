@@ -42,6 +42,16 @@ def test_scalars_are_means_and_percentiles_over_samples():
     assert values["hessian_spread/trace_prob_class_2_p90"] == pytest.approx(np.percentile(record.trace[:, 1], 90))
 
 
+def test_eigenvalues_that_have_not_converged_are_counted_where_they_are_iterated():
+    record, tag = record_of(), "hessian_error/not_converged_prob_class_2"
+    assert tag not in scalars(record)
+    converged = np.ones_like(record.converged)
+    converged[:3, 1, 0] = False
+    iterated = replace(record, method="lanczos", converged=converged)
+    assert scalars(iterated)[tag] == 3
+    assert scalars(iterated)["hessian_error/not_converged_prob_class_0"] == 0
+
+
 def test_infinite_is_not_logged_and_said_in_words():
     record = record_of("logit", torch.nn.ReLU)
     assert np.isinf(record.linear_radius).all()
