@@ -83,8 +83,8 @@ def pack_summary(record: Record, session: Mapping[str, Any] | None = None, kept:
     Arrays are float32 where nothing else is said: every one of ``METRICS`` ``[N, K]``; ``eigenvalues`` and
     ``residuals`` ``[N, K, M']`` with ``converged`` (uint8), M' ≤ 64 both ends and those of largest magnitude,
     descending and algebraic; ``histogram`` ``[N, K, 64]``, see ``histogram.problem_histograms``, absent where only
-    ends are known (``histogram`` of the metadata says whether its counts are exact or estimated); ``labels``
-    ``[N]``, absent where unknown, ``predicted`` ``[N]`` and ``classes`` ``[N, K]`` (int32).
+    ends are known (``histogram`` of the metadata says whether its counts are exact or estimated);
+    ``labels`` ``[N]``, absent where unknown, ``predicted`` ``[N]`` and ``classes`` ``[N, K]`` (int32).
 
     Args:
         record: the measurement.

@@ -30,8 +30,8 @@ def scalars(record: Record) -> dict[str, float]:
     ``hessian_<metric>/<target>_<class>`` is the mean and ``hessian_spread/<metric>_<target>_<class>_p10`` a
     percentile; a monitor's name goes before the target. Samples where a metric is not finite (the linear
     radius of a zero Hessian) are left out, and a metric that is finite for none is not logged. Where eigenvalues
-    are iterated, ``hessian_error/not_converged_<target>_<class>`` counts those of all samples that have not
-    converged.
+    are iterated, ``hessian_error/not_converged_<target>_<class>`` counts those that have not converged,
+    over all samples.
     """
     values: dict[str, float] = {}
     for column in range(len(record.columns)):

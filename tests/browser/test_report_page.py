@@ -1,13 +1,17 @@
 """The page that ``lightning-hessian report`` writes, opened as a file: the same views with the same numbers."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from browsing import VIEWS, number
 from playwright.sync_api import expect
 from test_tab import COLUMN, SAMPLE, STEP, colours, drawn, point_at, whole_matrix
+from training import fit, small_monitor
 
 from lightning_hessian import load_records
 from lightning_hessian.cli import main
+from lightning_hessian.record_files import save_record
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +62,30 @@ def test_pointing_at_an_input_pixel_shows_its_row_of_the_hessian(shown, logdir, 
     matrix = whole_matrix(record)
     point_at(shown, 4, 3)
     assert np.abs(drawn(shown.get("row-map")) - colours(matrix[35]).astype(int)).max() <= 2
+
+
+def test_what_is_estimated_rounded_or_not_converged_says_so(watched, tmp_path):
+    """Lanczos with densities from three vectors, half precision, and an eigenvalue that is marked as open."""
+    options = {"method": "lanczos", "num_eigenvalues": 4, "density_vectors": 3, "target": "prob"}
+    fit(tmp_path / "run", small_monitor(**options, heatmap_samples=1), max_epochs=1)
+    record = load_records(tmp_path / "run")[-1]
+    largest = np.abs(record.eigenvalues[0, 0]).argmax()
+    converged = np.ones_like(record.converged)
+    converged[0, 0, largest] = False
+    save_record(dataclasses.replace(record, converged=converged), tmp_path / "open", storage="float16")
+    path = tmp_path / "report.html"
+    assert main(["report", str(tmp_path / "open"), "-o", str(path)]) == 0
+    with watched() as tab:
+        tab.open_page(path)
+        assert "estimated from 3 random starting vectors" in tab.words("spectrum")
+        assert "estimated from 3 random starting vectors" in tab.words("evolution")
+        assert tab.traces("spectrum")[-1]["text"][0].endswith("(estimated)")
+        assert "half precision" in tab.words("hessian")
+        cells = tab.get("problems").locator("tr[data-sample='0'][data-column='0']")
+        assert "±" in cells.locator("[data-key=head_share]").inner_text()
+        for name in ("normalized_curvature", "linear_radius"):
+            told = cells.locator(f"[data-key={name}]").inner_text()
+            assert told.endswith("not converged")
+            assert number(told) == pytest.approx(getattr(record, name)[0, 0], rel=5e-3)
+        other = tab.get("problems").locator("tr[data-sample='1'][data-column='0']")
+        assert "not converged" not in other.inner_text()

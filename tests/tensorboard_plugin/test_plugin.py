@@ -78,7 +78,8 @@ def test_series(tab, curved):
 
 
 def test_spectra(tab, curved):
-    arrays, _ = tab.arrays("/spectra", **RUN, sample=1, column=0)
+    arrays, meta = tab.arrays("/spectra", **RUN, sample=1, column=0)
+    assert meta == {"histogram": ["exact"] * 3, "left_out": None}
     expected = np.stack([r.eigenvalues[1, 0] for r in curved])
     np.testing.assert_array_equal(arrays["eigenvalues"], expected)
     np.testing.assert_array_equal(arrays["converged"], np.ones_like(expected))
