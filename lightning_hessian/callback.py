@@ -258,7 +258,8 @@ class InputHessianMonitor(_Callback):
         with self._misconfiguration():
             try:
                 chosen = chosen_batch(trainer, batch, dataloader_idx, self._val_dataloader_idx)
-                self._probe = None if chosen is None else self._take(chosen)
+                if chosen is not None:
+                    self._probe, self._probe_failure = self._take(chosen), None
             except Exception as error:
                 if self._visits.ranks.size == 1 and steps(trainer) == 0:
                     raise

@@ -1,6 +1,7 @@
 """Several processes measure together: gloo on the CPU, each process a real one, a hang is a failure."""
 
 from itertools import chain
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from training import Classifier, digits, events, small_monitor, whole_hessians
 
 from lightning_hessian import load_records
 from lightning_hessian.distribution import Ranks
+from lightning_hessian.errors import ConfigurationError
+from lightning_hessian.trainer_facts import ranks as ranks_of
 
 NUMBERS = ("eigenvalues", "gradient", "trace", "frobenius_norm", "head_norm", "network_norm", "diagonal", "hessian")
 TORCHRUN = [
@@ -212,3 +215,11 @@ def test_shares_are_neighbouring_even_and_everything(size, num_samples):
     shares = [list(range(num_samples))[Ranks(rank, size).share(num_samples)] for rank in range(size)]
     assert list(chain(*shares)) == list(range(num_samples))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy"])
+def test_parameters_in_flat_pieces_are_refused(name):
+    """By the strategy's class or one that inherits from it, before the model is touched."""
+    strategy = type("Own", (type(name, (), {}),), {})()
+    with pytest.raises(ConfigurationError, match=r"Measuring under Own is not possible: .*ModelParallelStrategy"):
+        ranks_of(SimpleNamespace(strategy=strategy, world_size=1))

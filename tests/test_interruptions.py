@@ -169,3 +169,18 @@ def test_an_input_fn_that_fails_after_training_has_begun_does_not_end_it(tmp_pat
             num_sanity_val_steps=0,
         )
     assert trainer.current_epoch == 2
+
+
+def test_a_batch_that_does_not_do_is_made_up_for_by_a_later_one(tmp_path):
+    seen = []
+
+    def second_time_lucky(batch):
+        seen.append(batch)
+        if len(seen) == 1:
+            raise KeyError("image")
+        return batch
+
+    monitor = small_monitor(on_error="warn", input_fn=second_time_lucky)
+    with pytest.warns(UserWarning, match="No measurement before training"):
+        fit(tmp_path, monitor, held_out=Stream(), num_sanity_val_steps=0)
+    assert [r.step for r in load_records(tmp_path)] == [4, 8]
