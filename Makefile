@@ -9,11 +9,11 @@ demo: $(VENV)/.examples
 	$(BIN)/python examples/mnist_cnn.py
 
 test: $(VENV)/.dev
-	$(BIN)/python tests/browser/get_chromium.py
+	$(BIN)/python tests/support/get_chromium.py
 	$(BIN)/python -m pytest
 
 screenshots: $(VENV)/.dev
-	$(BIN)/python tests/browser/get_chromium.py
+	$(BIN)/python tests/support/get_chromium.py
 	$(BIN)/python docs/screenshots.py
 
 lint: $(VENV)/.dev

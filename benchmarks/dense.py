@@ -13,25 +13,25 @@ from torch.func import hessian, vmap
 from benchmarks.common import alternate, check_equal, compare, cost, save, seconds
 from benchmarks.models import ViT, cnn, frozen, mlp, mnist_cnn, problems_of
 from lightning_hessian import input_hessian
-from lightning_hessian.curvature.dense import hessians, symmetrize_
-from lightning_hessian.curvature.derivatives import engines_agree, gradients
-from lightning_hessian.curvature.facts import Facts
+from lightning_hessian.curvature.cost_model import Facts
 from lightning_hessian.curvature.memory import available_memory
-from lightning_hessian.curvature.problems import Problems
+from lightning_hessian.curvature.methods.dense import hessians, symmetrize_
+from lightning_hessian.curvature.operators.autodiff import gradients, modes_agree
+from lightning_hessian.curvature.operators.target_batch import TargetBatch
 
 NUM_SAMPLES = 4
-ENGINES, END_TO_END, PEER = "dense.hessians", "input_hessian, end to end", "vmap(torch.func.hessian)"
+AUTODIFF_MODES, END_TO_END, PEER = "dense.hessians", "input_hessian, end to end", "vmap(torch.func.hessian)"
 
 
-def engine_hessians(problems: Problems) -> Tensor:
+def engine_hessians(batch: TargetBatch) -> Tensor:
     """The numerics alone: comparing the engines, the columns, and their check; no isolation, no diagnosis."""
     generator = torch.Generator().manual_seed(0)
     engines = ("forward_over_reverse", "reverse_over_reverse")
-    if not engines_agree(problems, generator)[0]:
+    if not modes_agree(batch, generator)[0]:
         engines = engines[1:]
-    memory, per_column = available_memory(problems.x.device), Facts(problems).product_bytes
+    memory, per_column = available_memory(batch.x.device), Facts(batch).product_bytes
     how = {"chunk_size": "auto", "max_memory": memory, "generator": generator, "per_column": per_column}
-    matrices, _ = hessians(problems, engines, **how)
+    matrices, _ = hessians(batch, engines, **how)
     symmetrize_(matrices)
     return matrices
 
@@ -48,17 +48,17 @@ def peer_hessians(model: nn.Module, x: Tensor, classes: list[int], chunk: int) -
 def against_func(name: str, model: nn.Module, num_classes: int) -> dict[str, Any]:
     """One network and number of classes; the peer's better chunk of samples is found first."""
     x, classes = torch.randn(NUM_SAMPLES, 1, 28, 28), list(range(num_classes))
-    problems = problems_of(model, x, classes)
+    batch = problems_of(model, x, classes)
     chunk = 1
     if num_classes < 10 or name == "MLP":  # there, all samples at once take more than 10 GB
         chunk = min([1, NUM_SAMPLES], key=lambda size: seconds(lambda: peer_hessians(model, x, classes, size)))
     works: dict[str, Callable[[], Tensor]] = {
-        ENGINES: lambda: engine_hessians(problems),
+        AUTODIFF_MODES: lambda: engine_hessians(batch),
         END_TO_END: lambda: input_hessian(model, x, classes),
         PEER: lambda: peer_hessians(model, x, classes, chunk),
     }
     expected = works[PEER]()
-    difference = max(check_equal(works[ours](), expected, 1e-3) for ours in (ENGINES, END_TO_END))
+    difference = max(check_equal(works[ours](), expected, 1e-3) for ours in (AUTODIFF_MODES, END_TO_END))
     times = alternate(works, repeats=3, warm=False)  # the check was the warm-up
     row = {
         "network": name,
@@ -66,7 +66,7 @@ def against_func(name: str, model: nn.Module, num_classes: int) -> dict[str, Any
         "K": num_classes,
         "peer_chunk": chunk,
         "difference": difference,
-        "engines": compare(times, ENGINES, PEER, wanted=2.5),
+        "engines": compare(times, AUTODIFF_MODES, PEER, wanted=2.5),
         "end_to_end": compare(times, END_TO_END, PEER, wanted=2.5),
     }
     print("dense:", name, num_classes, row["engines"], row["end_to_end"]["median"], flush=True)
@@ -84,17 +84,17 @@ def forum_loop(model: nn.Module, x: Tensor) -> Tensor:
 def against_forum() -> list[dict[str, Any]]:
     """MNIST CNN, one sample, one class."""
     model, x = mnist_cnn(), torch.randn(1, 1, 28, 28)
-    problems = problems_of(model, x, [2])
+    batch = problems_of(model, x, [2])
     works: dict[str, Callable[[], Tensor]] = {
-        ENGINES: lambda: engine_hessians(problems)[0, 0],
+        AUTODIFF_MODES: lambda: engine_hessians(batch)[0, 0],
         END_TO_END: lambda: input_hessian(model, x, 2)[0, 0],
         "forum loop": lambda: forum_loop(model, x),
     }
     expected = works["forum loop"]()
-    for ours in (ENGINES, END_TO_END):
+    for ours in (AUTODIFF_MODES, END_TO_END):
         check_equal(works[ours](), expected, 1e-3)
     times = alternate(works, repeats=3, warm=False)
-    rows = [compare(times, ours, "forum loop", wanted=10) for ours in (ENGINES, END_TO_END)]
+    rows = [compare(times, ours, "forum loop", wanted=10) for ours in (AUTODIFF_MODES, END_TO_END)]
     print("forum:", rows, flush=True)
     return rows
 
@@ -102,11 +102,11 @@ def against_forum() -> list[dict[str, Any]]:
 def column_cost(model: nn.Module) -> dict[str, Any]:
     """A column of one problem's Hessian at K = 10, against forward and backward for one class of one sample."""
     x = torch.randn(NUM_SAMPLES, 1, 28, 28)
-    problems, single = problems_of(model, x, range(10)), problems_of(model, x, [0])
+    batch, single = problems_of(model, x, range(10)), problems_of(model, x, [0])
     many = problems_of(model, torch.randn(256, 1, 28, 28), [0])
     times = alternate(
         {
-            "hessian": lambda: engine_hessians(problems),
+            "hessian": lambda: engine_hessians(batch),
             "gradient": lambda: [gradients(single) for _ in range(100)],
             "gradient of 256": lambda: [gradients(many) for _ in range(4)],
         }

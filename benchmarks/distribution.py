@@ -20,10 +20,10 @@ from torch import Tensor
 
 from benchmarks.common import check_equal, compare, save, seconds
 from benchmarks.models import ViT, cnn, frozen, mlp
-from lightning_hessian.distribution import ALONE, Ranks
-from lightning_hessian.monitor import Monitor
-from lightning_hessian.preparation import make_options
-from lightning_hessian.probe import Probe
+from lightning_hessian.model.prepare import make_options
+from lightning_hessian.training.distributed import SINGLE_PROCESS, ProcessGroup
+from lightning_hessian.training.measurement import Monitor
+from lightning_hessian.training.samples import Samples
 
 NUM_RANKS = 2
 NUM_SAMPLES = 8
@@ -51,29 +51,29 @@ def _rank(rank: int, port: int, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=NUM_RANKS)
-    rows = [_row(name, Ranks(rank, NUM_RANKS, NUM_RANKS)) for name in WORKS]
+    rows = [_row(name, ProcessGroup(rank, NUM_RANKS, NUM_RANKS)) for name in WORKS]
     if rank == 0:
         torch.save(rows, Path(folder) / "rows.pt")
     dist.destroy_process_group()
 
 
-def _row(name: str, together: Ranks) -> dict[str, Any]:
+def _row(name: str, together: ProcessGroup) -> dict[str, Any]:
     build, shape, method = WORKS[name]
     torch.manual_seed(0)
-    model, probe = build(), Probe(torch.randn(NUM_SAMPLES, *shape), None)
+    model, samples = build(), Samples(torch.randn(NUM_SAMPLES, *shape), None)
     found: dict[str, Tensor] = {}
 
-    def measure(which: str, ranks: Ranks) -> None:
+    def measure(which: str, ranks: ProcessGroup) -> None:
         monitor = Monitor([0, 3, 7], "prob", "float32", make_options(method=method), heatmap_samples=0)
-        record = monitor.measure(model, probe, step=0, logged_step=0, epoch=0, ranks=ranks)
+        record = monitor.measure(model, samples, step=0, logged_step=0, epoch=0, ranks=ranks)
         if record is not None:
             found[which] = torch.from_numpy(record.eigenvalues)
 
     times: dict[str, list[float]] = {f"{which}{clock}": [] for clock in ("", ", processor") for which in ("one", "two")}
     for warm in (True, *[False] * ROUNDS):
-        for which, ranks in (("one", ALONE), ("two", together)):
+        for which, ranks in (("one", SINGLE_PROCESS), ("two", together)):
             dist.barrier()  # in which the other rank sleeps while rank 0 works alone
-            if ranks is ALONE and together.rank != 0:
+            if ranks is SINGLE_PROCESS and together.rank != 0:
                 continue
             begin = time.process_time()
             wall = seconds(lambda which=which, ranks=ranks: measure(which, ranks))

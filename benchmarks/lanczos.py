@@ -13,9 +13,9 @@ from torch import Tensor
 from benchmarks.common import alternate, check_equal, compare, cost, save
 from benchmarks.models import Product, ViT, frozen, problems_of, retained_product, usual_product
 from lightning_hessian import input_spectrum
-from lightning_hessian.curvature.derivatives import gradients
-from lightning_hessian.curvature.lanczos import EigenPairs, KrylovBasis, lanczos
-from lightning_hessian.curvature.operator import HessianOperator
+from lightning_hessian.curvature.algorithms.lanczos import KrylovBasis, RitzPairs, lanczos
+from lightning_hessian.curvature.operators.autodiff import gradients
+from lightning_hessian.curvature.operators.hessian import HessianOperator
 
 try:  # optional: pip install hessian-eigenthings
     from hessian_eigenthings import LambdaOperator
@@ -56,7 +56,7 @@ def iteration_cost(operator: HessianOperator) -> dict[str, Any]:
         {
             "iterations": lambda: [basis.grow() for basis in [_basis(operator)] for _ in range(40)],
             "products": lambda: [operator(operator.like) for _ in range(40)],
-            "gradients": lambda: [gradients(operator.problems) for _ in range(40)],
+            "gradients": lambda: [gradients(operator.batch) for _ in range(40)],
         },
         repeats=5,
     )
@@ -80,7 +80,7 @@ def main() -> None:
     """8 samples × 3 classes, D = 3072."""
     torch.manual_seed(0)
     model, x = frozen(ViT(3, 32, 4)), torch.randn(8, 3, 32, 32)
-    problems = problems_of(model, x, CLASSES)
+    batch = problems_of(model, x, CLASSES)
     pairs = [(x[n : n + 1], k) for n in range(len(x)) for k in CLASSES]
 
     def usual() -> list[Product]:
@@ -89,9 +89,9 @@ def main() -> None:
     def retained() -> list[Product]:
         return [retained_product(model, *pair) for pair in pairs]
 
-    def ours(tolerance: float = 1e-3) -> EigenPairs:
+    def ours(tolerance: float = 1e-3) -> RitzPairs:
         generator = torch.Generator().manual_seed(0)
-        operator = HessianOperator(problems)
+        operator = HessianOperator(batch)
         return lanczos(operator, COUNT, generator=generator, which="largest_magnitude", tolerance=tolerance)
 
     found, expected = ours(), scipy_loop(usual)
@@ -101,7 +101,7 @@ def main() -> None:
     strict = 1e-3 * float((magnitudes.amin(1) / magnitudes.amax(1)).min())  # at most 1e-3 of every single |λ|
     wrong = (_sizes(found.eigenvalues) - _sizes(expected)).abs().amax(1) > 2e-3 * _sizes(expected)[:, 0]
     report: dict[str, Any] = {
-        "products per problem": found.num_products,
+        "products per problem": found.num_matvecs,
         "problems in which an eigenvalue was missed at 1e-3": int(wrong.sum()),  # converged pairs, not the ten largest
         "strict tolerance": strict,
         "difference from scipy, strict": check_equal(_sizes(ours(strict).eigenvalues), _sizes(expected), 2e-3),
@@ -121,7 +121,7 @@ def main() -> None:
             _sizes(eigenthings_loop(usual, steps)[0]), _sizes(expected), 2e-3
         )
         works["hessian-eigenthings, usual HVP"] = lambda: eigenthings_loop(usual, steps)
-    report["one iteration against one gradient"] = iteration_cost(HessianOperator(problems))
+    report["one iteration against one gradient"] = iteration_cost(HessianOperator(batch))
     print("lanczos:", report, flush=True)
     save("lanczos", report)  # what is there so far
     times = alternate(works, warm=False)

@@ -9,8 +9,8 @@ from torch.func import hessian, vmap
 from benchmarks.common import alternate, check_equal, compare, save, seconds
 from benchmarks.models import problems_of, residual_relu
 from lightning_hessian import input_spectrum
-from lightning_hessian.curvature.derivatives import gradients
-from lightning_hessian.curvature.low_rank import low_rank_parts
+from lightning_hessian.curvature.methods.low_rank import low_rank_parts
+from lightning_hessian.curvature.operators.autodiff import gradients
 
 CLASSES = [0, 3, 7]
 
@@ -19,7 +19,7 @@ def main() -> None:
     """4 samples × 3 classes, target prob, all 3072 eigenvalues of each; the peer takes long and runs once."""
     torch.manual_seed(0)
     model, x = residual_relu(), torch.randn(4, 3, 32, 32)
-    problems = problems_of(model, x, CLASSES, "prob")
+    batch = problems_of(model, x, CLASSES, "prob")
 
     def one(sample: Tensor) -> Tensor:
         return model(sample.unsqueeze(0)).softmax(1)[0, CLASSES]
@@ -29,7 +29,7 @@ def main() -> None:
         return torch.linalg.eigvalsh(matrices)
 
     works = {
-        "low_rank_parts": lambda: low_rank_parts(problems, gradients(problems), 10),
+        "low_rank_parts": lambda: low_rank_parts(batch, gradients(batch), 10),
         "input_spectrum, end to end": lambda: input_spectrum(model, x, CLASSES, "prob"),
     }
     found: list[Tensor] = []

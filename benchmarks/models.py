@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_hessian.curvature.problems import Problems
-from lightning_hessian.targets import TargetName, resolve_target
+from lightning_hessian.curvature.operators.target_batch import TargetBatch
+from lightning_hessian.model.targets import TargetName, resolve_target
 
 Product = Callable[[Tensor], Tensor]
 
@@ -18,10 +18,10 @@ def frozen(model: nn.Module) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def problems_of(model: nn.Module, x: Tensor, classes: Sequence[int], target: TargetName = "logit") -> Problems:
+def problems_of(model: nn.Module, x: Tensor, classes: Sequence[int], target: TargetName = "logit") -> TargetBatch:
     """The problems of K classes of every sample, without the isolation that ``input_hessian`` puts around them."""
     num_outputs = model(x).shape[1]
-    return Problems(model, resolve_target(target, num_outputs), x, torch.tensor([list(classes)] * len(x)))
+    return TargetBatch(model, resolve_target(target, num_outputs), x, torch.tensor([list(classes)] * len(x)))
 
 
 def mlp() -> nn.Module:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from benchmarks.common import save
 from benchmarks.models import frozen, problems_of
 from lightning_hessian import input_spectrum
-from lightning_hessian.curvature.density import density
-from lightning_hessian.curvature.derivatives import gradients
-from lightning_hessian.curvature.extremes import NUM_RANDOM, extreme_parts
-from lightning_hessian.curvature.lanczos import lanczos
-from lightning_hessian.curvature.operator import MatrixOperator
-from lightning_hessian.curvature.trace import estimate, estimate_norm
+from lightning_hessian.curvature.algorithms.hutchinson import estimate, estimate_norm
+from lightning_hessian.curvature.algorithms.lanczos import lanczos
+from lightning_hessian.curvature.algorithms.quadrature import density
+from lightning_hessian.curvature.methods.lanczos import NUM_RANDOM, extreme_parts
+from lightning_hessian.curvature.operators.autodiff import gradients
+from lightning_hessian.curvature.operators.hessian import MatrixOperator
 
 SEEDS = 2000
 DENSITY_SEEDS = 1000
@@ -98,29 +98,32 @@ def of_network(num_outputs: int) -> dict[str, Any]:
     layers = [nn.Linear(64, 32), nn.GELU(), nn.Linear(32, 32), nn.GELU(), nn.Linear(32, num_outputs)]
     net, x, classes = frozen(nn.Sequential(*layers).double()), torch.randn(2, 64, dtype=torch.float64), [0, 3]
     whole = input_spectrum(net, x, classes, "prob", method="dense")
-    problems = problems_of(net, x, classes, "prob")
-    coverage, names = Coverage(NUM_RANDOM - 1), ("trace", "frobenius_norm", "diagonal", "head_norm", "network_norm")
+    batch = problems_of(net, x, classes, "prob")
+    coverage, names = (
+        Coverage(NUM_RANDOM - 1),
+        ("trace", "frobenius_norm", "diagonal", "gauss_newton_norm", "functional_norm"),
+    )
     for seed in range(SEEDS // 4):
         parts, _ = extreme_parts(
-            problems,
-            gradients(problems),
+            batch,
+            gradients(batch),
             10,
             block_size=1,
             head_only=False,
-            group_size=problems.num_samples,
+            group_size=batch.num_samples,
             generator=torch.Generator().manual_seed(seed),
         )
         for name in names:
             found, error, truth = parts[name], parts[f"{name}_error"], getattr(whole, name)
             coverage.add(name, *(t.flatten(0, 1) for t in (found, error + 1e-12 * truth.abs(), truth)))
-        coverage.add("head_share", *(t.flatten(0, 1) for t in (*_share(parts), whole.head_share)))
+        coverage.add("gauss_newton_share", *(t.flatten(0, 1) for t in (*_share(parts), whole.gauss_newton_share)))
     return coverage.report([f"sample {n}, class {k}" for n in range(2) for k in classes])
 
 
 def _share(parts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """``Spectrum.head_share`` and its error."""
-    head, network = parts["head_norm"], parts["network_norm"]
-    error = network * parts["head_norm_error"] + head * parts["network_norm_error"]
+    """``Spectrum.gauss_newton_share`` and its error."""
+    head, network = parts["gauss_newton_norm"], parts["functional_norm"]
+    error = network * parts["gauss_newton_norm_error"] + head * parts["functional_norm_error"]
     return head / (head + network), error / (head + network) ** 2
 
 

@@ -23,19 +23,19 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from benchmarks.common import save
-from lightning_hessian.curvature.plan import Options
-from lightning_hessian.histogram import NUM_BINS
-from lightning_hessian.layout import METRICS, pack_summary, tag
-from lightning_hessian.monitor import Monitor
-from lightning_hessian.probe import Probe
-from lightning_hessian.record import Record
-from lightning_hessian.record_files import save_record
+from lightning_hessian.curvature.methods.plan import Options
+from lightning_hessian.records.event_format import METRICS, pack_summary, tag
+from lightning_hessian.records.files import save_record
+from lightning_hessian.records.histogram import NUM_BINS
+from lightning_hessian.records.record import Record
+from lightning_hessian.training.measurement import Monitor
+from lightning_hessian.training.samples import Samples
 from lightning_hessian.writers.tab import add_payload
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "browser"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from browsing import Tab, tensorboard
-from get_chromium import FLAGS, NONE_FOUND, find_chromium
+from support.browsing import Tab, tensorboard
+from support.get_chromium import FLAGS, NONE_FOUND, find_chromium
 
 MANY, SAMPLES, COLUMNS = 300, 32, 10
 
@@ -62,7 +62,7 @@ def real() -> Record:
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 10))
     monitor = Monitor([0], "logit", "float32", Options(num_eigenvalues=4), heatmap_samples=1)
     return monitor.measure(
-        net, Probe(torch.rand(2, 1, 2, 2), torch.zeros(2, dtype=torch.long)), step=0, logged_step=0, epoch=0
+        net, Samples(torch.rand(2, 1, 2, 2), torch.zeros(2, dtype=torch.long)), step=0, logged_step=0, epoch=0
     )
 
 

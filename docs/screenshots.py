@@ -20,11 +20,11 @@ from playwright.sync_api import Page, sync_playwright
 from torch.utils.data import DataLoader
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "tests" / "browser")]
+sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "tests")]
 
-from browsing import Tab, tensorboard  # noqa: E402
-from get_chromium import FLAGS, NONE_FOUND, find_chromium  # noqa: E402
 from mnist_cnn import MnistCNN, digits  # noqa: E402
+from support.browsing import Tab, tensorboard  # noqa: E402
+from support.get_chromium import FLAGS, NONE_FOUND, find_chromium  # noqa: E402
 
 from lightning_hessian import InputHessianMonitor, load_records  # noqa: E402
 

@@ -9,11 +9,11 @@ neither torch nor Lightning: each public name is loaded when it is first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from lightning_hessian._version import __version__ as __version__
 
 _HOME = {
     "InputHessianMonitor": "callback",
-    "KeepMatrices": "keep_matrices",
+    "KeepMatrices": "records.retention",
     "input_gradient": "functional",
     "input_hvp": "functional",
     "input_hessian": "functional",
@@ -21,13 +21,13 @@ _HOME = {
     "ConfigurationError": "errors",
     "MeasurementError": "errors",
     "Spectrum": "curvature.spectrum",
-    "Record": "record",
-    "load_records": "record_files",
-    "plot_spectrum": "render.figures",
-    "plot_hessian": "render.figures",
-    "plot_input": "render.figures",
-    "to_dataframe": "dataframe",
-    "write_report": "report",
+    "Record": "records.record",
+    "load_records": "records.files",
+    "plot_spectrum": "render.plots",
+    "plot_hessian": "render.plots",
+    "plot_input": "render.plots",
+    "to_dataframe": "records.dataframe",
+    "write_report": "report.page",
 }
 
 __all__ = [
@@ -52,14 +52,14 @@ __all__ = [
 if TYPE_CHECKING:
     from lightning_hessian.callback import InputHessianMonitor
     from lightning_hessian.curvature.spectrum import Spectrum
-    from lightning_hessian.dataframe import to_dataframe
     from lightning_hessian.errors import ConfigurationError, MeasurementError
     from lightning_hessian.functional import input_gradient, input_hessian, input_hvp, input_spectrum
-    from lightning_hessian.keep_matrices import KeepMatrices
-    from lightning_hessian.record import Record
-    from lightning_hessian.record_files import load_records
-    from lightning_hessian.render.figures import plot_hessian, plot_input, plot_spectrum
-    from lightning_hessian.report import write_report
+    from lightning_hessian.records.dataframe import to_dataframe
+    from lightning_hessian.records.files import load_records
+    from lightning_hessian.records.record import Record
+    from lightning_hessian.records.retention import KeepMatrices
+    from lightning_hessian.render.plots import plot_hessian, plot_input, plot_spectrum
+    from lightning_hessian.report.page import write_report
 
 
 def __getattr__(name: str) -> Any:

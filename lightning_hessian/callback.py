@@ -1,4 +1,4 @@
-"""The Lightning callback: hooks -> schedule -> probe -> measure -> publish. The only importer of Lightning."""
+"""The Lightning callback: hooks -> schedule -> samples -> measure -> publish. The only importer of Lightning."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_hessian.curvature.dense import ChunkSize
-from lightning_hessian.curvature.plan import MethodChoice
+from lightning_hessian.curvature.methods.dense import ChunkSize
+from lightning_hessian.curvature.methods.plan import MethodChoice
 from lightning_hessian.errors import ConfigurationError
-from lightning_hessian.keep_matrices import KeepMatrices, keep_policy
-from lightning_hessian.model_function import ForwardFunction, OutputFunction
-from lightning_hessian.monitor import Monitor, RunState, check_at_least, check_choice, check_names
-from lightning_hessian.preparation import Target, make_options
-from lightning_hessian.probe import InputFunction, Probe, probe_from
-from lightning_hessian.record import Stage
-from lightning_hessian.resume import from_state, settings, to_state
-from lightning_hessian.schedule import Budget, Place, Schedule
-from lightning_hessian.trainer_facts import (
+from lightning_hessian.model.function import ForwardFunction, OutputFunction
+from lightning_hessian.model.prepare import Target, make_options
+from lightning_hessian.records.record import Stage
+from lightning_hessian.records.retention import KeepMatrices, keep_policy
+from lightning_hessian.training.measurement import Monitor, RunState, check_at_least, check_choice, check_names
+from lightning_hessian.training.resume import from_state, settings, to_state
+from lightning_hessian.training.run import Visits
+from lightning_hessian.training.samples import InputFunction, Samples, samples_from
+from lightning_hessian.training.schedule import Budget, Place, Schedule
+from lightning_hessian.training.trainer_access import (
     chosen_batch,
     first_validation_batch,
     in_both_packages,
@@ -33,7 +34,6 @@ from lightning_hessian.trainer_facts import (
     ranks,
     steps,
 )
-from lightning_hessian.visits import Visits
 from lightning_hessian.writers.loggers import picture_loggers, tensorboard_loggers
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 else:
     _Callback = in_both_packages(Callback)  # LightningCLI of either package asks for its own
 
-NO_PROBE = (
-    "no validation batch has come, and it is this rank's samples that are measured. Give probe=..., or every rank a "
+NO_SAMPLES = (
+    "no validation batch has come, and it is this rank's samples that are measured. Give samples=..., or every rank a "
     "validation batch."
 )
 
@@ -51,7 +51,7 @@ class InputHessianMonitor(_Callback):
     """Measures how curved chosen outputs are around held-out inputs while a network trains.
 
     The Hessian of a class's target with respect to the *input* is measured sample by sample on a fixed
-    probe: before training, at the end of chosen epochs, and at the end of the fit; in eval mode, in
+    samples: before training, at the end of chosen epochs, and at the end of the fit; in eval mode, in
     ``dtype``, without autocast, on the trainer's device. Training goes on bit for bit as without it.
     Eigenvalues, trace, norms, heatmaps and a diagnosis in words go to TensorBoard; the scalars go to every
     logger and into ``trainer.callback_metrics``; each measurement is saved under the log directory. A
@@ -65,10 +65,10 @@ class InputHessianMonitor(_Callback):
         every_n_epochs: measure at the end of every n-th epoch; None: at none.
         epochs: measure at the end of exactly these epochs (from 0), in place of ``every_n_epochs``.
         every_n_train_steps: also measure after every n-th optimizer step.
-        probe: the samples: a tensor ``[N, *shape]``, ``(x, labels)``, a map-style dataset, or None for the
+        samples: the samples: a tensor ``[N, *shape]``, ``(x, labels)``, a map-style dataset, or None for the
             first validation batch (in ``trainer.test()``: test batch).
         val_dataloader_idx: from which loader that batch is taken, where there are several.
-        sample_indices: which samples of the probe or of the first validation batch, in place of the first ones.
+        sample_indices: which samples of the samples or of the first validation batch, in place of the first ones.
         num_samples: how many samples.
         heatmap_samples: for how many of them the whole matrix is drawn and kept.
         method: ``"auto"``, ``"dense"``, ``"low_rank"`` or ``"lanczos"``, as for ``input_spectrum``.
@@ -99,7 +99,7 @@ class InputHessianMonitor(_Callback):
         name: tells this monitor from others of the same Trainer: in tags (``hessian_trace/NAME_prob_class_3``), files,
             records and warnings.
 
-    Checkpoints hold the probe and all that keeps curves of one kind; a run resumed from one goes on without a gap.
+    Checkpoints hold the samples and all that keeps curves of one kind; a run resumed from one goes on without a gap.
 
     Raises:
         MisconfigurationException: at construction or setup, naming the argument and what is allowed.
@@ -122,7 +122,7 @@ class InputHessianMonitor(_Callback):
         every_n_epochs: int | None = 1,
         epochs: Collection[int] | None = None,
         every_n_train_steps: int | None = None,
-        probe: Any = None,
+        samples: Any = None,
         val_dataloader_idx: int = 0,
         sample_indices: Sequence[int] | None = None,
         num_samples: int = 8,
@@ -171,10 +171,10 @@ class InputHessianMonitor(_Callback):
                 wrt=wrt,
                 name=name,
             )
-        self._given_probe = probe
+        self._given_samples = samples
         self._val_dataloader_idx = val_dataloader_idx
-        self._how_to_probe = (num_samples, sample_indices, input_fn, wrt)
-        self._settings = settings(self._monitor, probe, num_samples, sample_indices, val_dataloader_idx)
+        self._how_to_samples = (num_samples, sample_indices, input_fn, wrt)
+        self._settings = settings(self._monitor, samples, num_samples, sample_indices, val_dataloader_idx)
         self._visits = Visits(
             self._monitor,
             self._budget,
@@ -183,15 +183,15 @@ class InputHessianMonitor(_Callback):
             warn=partial(rank_zero_warn, category=UserWarning),
             inform=rank_zero_info,
         )
-        self._probe: Probe | None = None
-        self._probe_failure: Exception | None = None
-        self._probe_is_restored = False
+        self._samples: Samples | None = None
+        self._samples_failure: Exception | None = None
+        self._samples_is_restored = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Checks what can be checked before training, and takes the probe where it was given."""
+        """Checks what can be checked before training, and takes the samples where it was given."""
         if stage not in get_args(Stage):
             return
-        self._probe, self._probe_failure, self._probe_is_restored = (
+        self._samples, self._samples_failure, self._samples_is_restored = (
             None,
             None,
             False,
@@ -203,12 +203,13 @@ class InputHessianMonitor(_Callback):
             callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
             check_names([c._monitor.name for c in callbacks if isinstance(c, InputHessianMonitor)])
             self._visits.restart(ranks(trainer))
-            if self._given_probe is not None:
-                self._probe = self._visits.ranks.first(lambda: self._take(self._given_probe))
+            if self._given_samples is not None:
+                self._samples = self._visits.ranks.first(lambda: self._take(self._given_samples))
             elif stage == "fit" and not trainer.enable_validation:
                 raise ConfigurationError(
                     "There are no samples to measure at: there is no validation loader with a validation_step (or "
-                    "limit_val_batches is 0), and no probe was given. Give probe=x, probe=(x, labels) or probe=dataset."
+                    "limit_val_batches is 0), and no samples were given. Give samples=x, samples=(x, labels) "
+                    "or samples=dataset."
                 )
         if trainer.fast_dev_run:  # type: ignore[attr-defined] # set by Lightning's debugging flags
             self._visits.warn("fast_dev_run: measurements are made to test them, but nothing is saved or drawn.")
@@ -226,8 +227,8 @@ class InputHessianMonitor(_Callback):
     # Wrapped, since Lightning would refuse two monitors of one name before setup can say what to do.
     @wraps(Callback.state_dict)
     def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
-        """The probe, what measurements hand on, and where the run is."""
-        return to_state(self._probe, self._monitor.state, self._schedule, self._settings)
+        """The samples, what measurements hand on, and where the run is."""
+        return to_state(self._samples, self._monitor.state, self._schedule, self._settings)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Sets the place right where a callback before this one saves; waits for the files of what was measured."""
@@ -237,10 +238,10 @@ class InputHessianMonitor(_Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where the checkpoint was; comes after ``setup``."""
-        given = None if self._given_probe is None else self._probe
+        given = None if self._given_samples is None else self._samples
         resumed = from_state(state_dict, self._monitor, self._schedule, self._settings, given)
-        self._probe, self._monitor.state = resumed.probe, resumed.run
-        self._probe_is_restored = given is None and resumed.probe is not None
+        self._samples, self._monitor.state = resumed.samples, resumed.run
+        self._samples_is_restored = given is None and resumed.samples is not None
         if resumed.told is not None:
             self._visits.warn(resumed.told)
 
@@ -252,39 +253,39 @@ class InputHessianMonitor(_Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps the probe from the first validation batch that passes."""
-        if self._probe is not None:
+        """Keeps the samples from the first validation batch that passes."""
+        if self._samples is not None:
             return
         with self._misconfiguration():
             try:
                 chosen = chosen_batch(trainer, batch, dataloader_idx, self._val_dataloader_idx)
                 if chosen is not None:
-                    self._probe, self._probe_failure = self._take(chosen), None
+                    self._samples, self._samples_failure = self._take(chosen), None
             except Exception as error:
                 if self._visits.ranks.size == 1 and steps(trainer) == 0:
                     raise
-                self._probe_failure = error  # told at the next measurement, where all processes meet
+                self._samples_failure = error  # told at the next measurement, where all processes meet
 
     on_test_batch_start = on_validation_batch_start
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures once at the end of a ``trainer.validate()`` or ``trainer.test()``."""
         if trainer.state.fn != "fit":
-            if self._probe is None:
-                self._visits.warn("No measurement: no batch came from the loader val_dataloader_idx. Give probe=...")
+            if self._samples is None:
+                self._visits.warn("No measurement: no batch came from the loader val_dataloader_idx. Give samples=...")
             self._run(trainer, pl_module, logged_step(trainer))
 
     on_test_end = on_validation_end
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures before training, or what a killed run did not finish; finds a probe where no sanity check ran."""
+        """Measures before training, or what a killed run did not finish; finds a samples where no sanity check ran."""
         with self._misconfiguration():
-            self._probe = self._visits.ranks.first(lambda: self._probe_before_training(trainer, pl_module))
+            self._samples = self._visits.ranks.first(lambda: self._samples_before_training(trainer, pl_module))
         self._visits.begin(trainer)
-        if self._probe is None:
+        if self._samples is None:
             self._visits.warn(
                 "No measurement before training: no validation batch has passed yet, and the first one cannot be had "
-                "without disturbing its loader. Give probe=... to measure before training too."
+                "without disturbing its loader. Give samples=... to measure before training too."
             )
         elif self._schedule.missed(steps(trainer)):
             self._run(trainer, pl_module, self._schedule.place.logged_step)
@@ -320,42 +321,42 @@ class InputHessianMonitor(_Callback):
     def _run(self, trainer: Trainer, pl_module: LightningModule, step_of_loggers: int) -> None:
         with self._misconfiguration():
             try:
-                self._probe = self._visits.ranks.agreed(self._known_probe, NO_PROBE)
+                self._samples = self._visits.ranks.agreed(self._known_samples, NO_SAMPLES)
             except Exception as error:  # of a batch that came after training had begun, or of another process
                 self._visits.fail(error, trainer, step_of_loggers)
                 return
-            if self._probe is None:
+            if self._samples is None:
                 return
             self._visits.visit(
                 trainer,
                 pl_module,
-                self._probe,
+                self._samples,
                 logged_step=step_of_loggers,
                 epoch=self._schedule.place.epoch,
-                restored=self._probe_is_restored,
+                restored=self._samples_is_restored,
             )
         self._schedule.done(steps(trainer))  # only now: a checkpoint saved meanwhile must not call it done
 
-    def _probe_before_training(self, trainer: Trainer, pl_module: LightningModule) -> Probe | None:
-        probe = self._known_probe()
-        batch = first_validation_batch(trainer, pl_module, self._val_dataloader_idx) if probe is None else None
-        return probe if batch is None else self._take(batch)
+    def _samples_before_training(self, trainer: Trainer, pl_module: LightningModule) -> Samples | None:
+        samples = self._known_samples()
+        batch = first_validation_batch(trainer, pl_module, self._val_dataloader_idx) if samples is None else None
+        return samples if batch is None else self._take(batch)
 
-    def _known_probe(self) -> Probe | None:
-        if self._probe_failure is not None:
-            raise self._probe_failure
-        return self._probe
+    def _known_samples(self) -> Samples | None:
+        if self._samples_failure is not None:
+            raise self._samples_failure
+        return self._samples
 
-    def _take(self, source: Any) -> Probe:
-        probe = probe_from(source, *self._how_to_probe)
-        self._monitor.check(probe)
-        num_samples, indices, *_ = self._how_to_probe
-        if indices is None and len(probe) < num_samples:
+    def _take(self, source: Any) -> Samples:
+        samples = samples_from(source, *self._how_to_samples)
+        self._monitor.check(samples)
+        num_samples, indices, *_ = self._how_to_samples
+        if indices is None and len(samples) < num_samples:
             self._visits.warn(
-                f"num_samples={num_samples}, but the batch or dataset has {len(probe)}: those are measured. Give "
-                f"probe=... for more."
+                f"num_samples={num_samples}, but the batch or dataset has {len(samples)}: those are measured. Give "
+                f"samples=... for more."
             )
-        return probe
+        return samples
 
     def _misconfiguration(self) -> AbstractContextManager[None]:
         return _misconfiguration(self._monitor.title)

@@ -6,8 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lightning_hessian import __version__
-from lightning_hessian.report import MAX_SIZE, write_report
+from lightning_hessian._version import __version__
+from lightning_hessian.report.page import MAX_SIZE, write_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

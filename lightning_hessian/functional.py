@@ -8,18 +8,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.dense import ChunkSize
-from lightning_hessian.curvature.derivatives import ReverseOverReverse, gradients
-from lightning_hessian.curvature.diagnosis import Diagnosis
-from lightning_hessian.curvature.facts import Facts
-from lightning_hessian.curvature.measure import diagnose_finite, measure, whole_hessians
+from lightning_hessian.curvature.checks.diagnosis import Diagnosis
+from lightning_hessian.curvature.cost_model import Facts
 from lightning_hessian.curvature.memory import readable
-from lightning_hessian.curvature.plan import MethodChoice
-from lightning_hessian.curvature.problems import Problems
+from lightning_hessian.curvature.methods.dense import ChunkSize
+from lightning_hessian.curvature.methods.execute import diagnose_finite, measure, whole_hessians
+from lightning_hessian.curvature.methods.plan import MethodChoice
+from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, gradients
+from lightning_hessian.curvature.operators.target_batch import TargetBatch
 from lightning_hessian.curvature.spectrum import Spectrum
 from lightning_hessian.errors import ConfigurationError
-from lightning_hessian.model_function import ForwardFunction, Inputs, OutputFunction
-from lightning_hessian.preparation import Classes, Model, Target, make_options, prepared
+from lightning_hessian.model.function import ForwardFunction, Inputs, OutputFunction
+from lightning_hessian.model.prepare import Classes, Model, Target, make_options, prepared
 
 
 def input_gradient(
@@ -68,7 +68,7 @@ def input_gradient(
         tensor([[[0., 0., 8., 0.]]])
     """
     with prepared(model, x, classes, target, dtype=dtype, wrt=wrt, forward_fn=forward_fn, output_fn=output_fn) as task:
-        return gradients(task.problems)
+        return gradients(task.batch)
 
 
 def input_hvp(
@@ -113,7 +113,7 @@ def input_hvp(
         tensor([[[0., 0., 4., 0.]]])
     """
     with prepared(model, x, classes, target, dtype=dtype, wrt=wrt, forward_fn=forward_fn, output_fn=output_fn) as task:
-        return ReverseOverReverse(task.problems).hvp(_per_problem(v, task.problems))
+        return ReverseOverReverse(task.batch).hvp(_per_problem(v, task.batch))
 
 
 def input_hessian(
@@ -174,29 +174,27 @@ def input_hessian(
     options = make_options(chunk_size=chunk_size, max_memory=max_memory, seed=seed)
     how = {"dtype": dtype, "wrt": wrt, "forward_fn": forward_fn, "output_fn": output_fn, "max_memory": max_memory}
     with prepared(model, x, classes, target, **how) as task:  # type: ignore[arg-type]
-        problems = task.problems
-        shape = (*problems.shape, problems.num_inputs)
-        result_bytes = torch.Size(shape).numel() * problems.x.element_size()
-        memory = options.memory(problems.x.device)
+        batch = task.batch
+        shape = (*batch.shape, batch.num_inputs)
+        result_bytes = torch.Size(shape).numel() * batch.x.element_size()
+        memory = options.memory(batch.x.device)
         if result_bytes > memory:
-            fewer = (
-                "Ask for fewer samples or classes" if len(problems.x) * problems.num_classes > 1 else "Use input_hvp"
-            )
+            fewer = "Ask for fewer samples or classes" if len(batch.x) * batch.num_classes > 1 else "Use input_hvp"
             raise ConfigurationError(
                 f"The Hessians {list(shape)} take {readable(result_bytes)}, more than the {readable(memory)} that "
                 f"may be used. {fewer}, or raise max_memory (in bytes)."
             )
-        facts = Facts(problems, seed)
-        diagnosis = diagnose_finite(problems, options, facts)
+        facts = Facts(batch, seed)
+        diagnosis = diagnose_finite(batch, options, facts)
         _warn_if_untrusted(diagnosis)
         if diagnosis.zero:
-            return problems.x.new_zeros(shape)
+            return batch.x.new_zeros(shape)
         left = replace(options, max_memory=memory - result_bytes)
         result = None
-        for samples, matrices in whole_hessians(problems, facts, left, diagnosis):
-            if len(matrices) == problems.num_samples:
+        for samples, matrices in whole_hessians(batch, facts, left, diagnosis):
+            if len(matrices) == batch.num_samples:
                 return matrices
-            result = problems.x.new_empty(shape) if result is None else result
+            result = batch.x.new_empty(shape) if result is None else result
             result[samples] = matrices
         assert result is not None
         return result
@@ -277,22 +275,22 @@ def input_spectrum(
     )
     how = {"dtype": dtype, "wrt": wrt, "forward_fn": forward_fn, "output_fn": output_fn, "max_memory": max_memory}
     with prepared(model, x, classes, target, **how) as task:  # type: ignore[arg-type]
-        spectrum = measure(task.problems, task.target_name, options, meter=task.meter).spectrum
+        spectrum = measure(task.batch, task.target_name, options, meter=task.meter).spectrum
     _warn_if_untrusted(spectrum.diagnosis)
     return spectrum
 
 
-def _per_problem(v: Tensor, problems: Problems) -> Tensor:
-    num_samples, _, num_inputs = problems.shape
-    v = v.to(problems.x)
+def _per_problem(v: Tensor, batch: TargetBatch) -> Tensor:
+    num_samples, _, num_inputs = batch.shape
+    v = v.to(batch.x)
     if v.shape == (num_inputs,):
-        v = v.expand(problems.shape)
-    elif v.shape in ((num_samples, num_inputs), problems.x.shape):
-        v = v.reshape(num_samples, 1, num_inputs).expand(problems.shape)
-    if v.shape != problems.shape:
+        v = v.expand(batch.shape)
+    elif v.shape in ((num_samples, num_inputs), batch.x.shape):
+        v = v.reshape(num_samples, 1, num_inputs).expand(batch.shape)
+    if v.shape != batch.shape:
         raise ConfigurationError(
             f"v has shape {tuple(v.shape)}; it must be [D], [N, D], [N, K, D] or the shape of x, with (N, K, D) = "
-            f"{problems.shape}."
+            f"{batch.shape}."
         )
     return v
 

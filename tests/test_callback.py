@@ -6,9 +6,9 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from support.training import Classifier, digits, events, fit, scalar, small_monitor
 from torch import nn
 from torch.utils.data import IterableDataset
-from training import Classifier, digits, events, fit, scalar, small_monitor
 
 from lightning_hessian import input_spectrum, load_records
 
@@ -85,9 +85,9 @@ def test_drift_is_logged_from_the_second_measurement_of_each_run_on(tmp_path):
     for folder in (tmp_path / "one", tmp_path / "two"):
         fit(folder, monitor)
         first, *others = load_records(folder)
-        assert np.isnan(first.drift_cosine).all()
-        logged = scalar(folder, "hessian_drift_overlap/logit_class_2")
-        expected = {r.logged_step: np.nanmean(r.drift_overlap[:, 0]) for r in others}
+        assert np.isnan(first.top_eigenvector_cosine).all()
+        logged = scalar(folder, "hessian_top_subspace_overlap/logit_class_2")
+        expected = {r.logged_step: np.nanmean(r.top_subspace_overlap[:, 0]) for r in others}
         assert logged == pytest.approx(expected, rel=1e-6)
         assert all(0 < v < 1 for v in logged.values())
 
@@ -147,13 +147,13 @@ X, Y = digits(200, 210).tensors
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({"probe": X}, [0, 1]),
-        ({"probe": (X, Y)}, [0, 1]),
-        ({"probe": digits(200, 210), "sample_indices": [7, 1, 3]}, [7, 1, 3]),
-        ({"probe": {"a": X}, "input_fn": lambda batch: batch["a"]}, [0, 1]),
+        ({"samples": X}, [0, 1]),
+        ({"samples": (X, Y)}, [0, 1]),
+        ({"samples": digits(200, 210), "sample_indices": [7, 1, 3]}, [7, 1, 3]),
+        ({"samples": {"a": X}, "input_fn": lambda batch: batch["a"]}, [0, 1]),
     ],
 )
-def test_a_given_probe(tmp_path, arguments, expected):
+def test_a_given_samples(tmp_path, arguments, expected):
     fit(tmp_path, small_monitor(**arguments), held_out=False)
     assert all(np.array_equal(r.x, X[expected].numpy()) for r in load_records(tmp_path))
 
@@ -166,7 +166,7 @@ def test_sample_indices_of_the_first_validation_batch(tmp_path):
     assert np.array_equal(record.labels, y[[5, 2]].numpy())
 
 
-def test_the_probe_is_the_same_without_a_sanity_check(tmp_path):
+def test_the_samples_is_the_same_without_a_sanity_check(tmp_path):
     fit(tmp_path / "with", small_monitor())
     fit(tmp_path / "without", small_monitor(), num_sanity_val_steps=0)
     first, second = (load_records(tmp_path / name) for name in ("with", "without"))
@@ -183,7 +183,7 @@ class Stream(IterableDataset):
 
 
 def test_a_stream_is_not_read_ahead(tmp_path):
-    with pytest.warns(UserWarning, match="No measurement before training.*Give probe="):
+    with pytest.warns(UserWarning, match="No measurement before training.*Give samples="):
         fit(tmp_path, small_monitor(), held_out=Stream(), num_sanity_val_steps=0)
     assert [r.step for r in load_records(tmp_path)] == [4, 8]
 
@@ -279,8 +279,8 @@ class Dicts(Classifier):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"held_out": False}, "no validation loader.*Give probe="),
-        ({"limit_val_batches": 0}, "limit_val_batches is 0.*Give probe="),
+        ({"held_out": False}, "no validation loader.*Give samples="),
+        ({"limit_val_batches": 0}, "limit_val_batches is 0.*Give samples="),
     ],
 )
 def test_no_samples_to_measure_at(tmp_path, arguments, sentence):
@@ -316,10 +316,10 @@ def test_bad_input_is_told_before_training(tmp_path, held_out, arguments, senten
 
 def test_a_dataset_index_out_of_range(tmp_path):
     with pytest.raises(MisconfigurationException, match=r"sample_indices=\[10\].*the dataset has 10 samples"):
-        fit(tmp_path, small_monitor(probe=digits(200, 210), sample_indices=[10]))
+        fit(tmp_path, small_monitor(samples=digits(200, 210), sample_indices=[10]))
 
 
-def test_the_probe_is_kept_for_the_whole_run(tmp_path):
+def test_the_samples_is_kept_for_the_whole_run(tmp_path):
     fit(tmp_path, small_monitor(), val_check_interval=0.5)
     assert len({r.x.tobytes() for r in load_records(tmp_path)}) == 1
 

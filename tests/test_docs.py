@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from quadratic import quadratic_record
+from support.quadratic import quadratic_record
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(p for p in (ROOT / "lightning_hessian").rglob("*.py") if ">>>" in p.read_text())

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from networks import mlp
+from support.networks import mlp
 from torch import nn
 
 from lightning_hessian import input_gradient, input_hessian, input_hvp, input_spectrum

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from networks import mlp
+from support.networks import mlp
 from torch import nn
 
 from lightning_hessian import input_gradient, input_hessian, input_hvp, input_spectrum
@@ -38,7 +38,7 @@ def test_prediction_of_one_linear_layer_is_zero_and_linear():
     assert torch.equal(spectrum.eigenvalues, torch.zeros(1, 1, 3))
     assert torch.equal(spectrum.gradient, torch.full((1, 1, 3), 0.5))
     assert spectrum.diagnosis.kind == "linear"
-    assert spectrum.cost.num_hvps == 0
+    assert spectrum.cost.num_matvecs == 0
 
 
 @pytest.mark.parametrize("k", [0, 1, 2])

@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils.data import Dataset, default_collate
-from training import fit, small_monitor, whole_hessians
-from zoo import (
+from support.training import fit, small_monitor, whole_hessians
+from support.zoo import (
     Bent,
     Casting,
     Checkpointed,
@@ -35,10 +33,12 @@ from zoo import (
     rows,
     vit,
 )
+from torch import Tensor, nn
+from torch.utils.data import Dataset, default_collate
 
 from lightning_hessian import Record, input_hessian, input_spectrum, load_records
-from lightning_hessian.curvature.derivatives import engines_agree
-from lightning_hessian.preparation import prepared
+from lightning_hessian.curvature.operators.autodiff import modes_agree
+from lightning_hessian.model.prepare import prepared
 
 F64 = torch.float64
 CLASSES = [2, 3]
@@ -115,7 +115,7 @@ CASES = [
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a fit left: the trained module, the probe, the last record, and the Hessian it should hold."""
+    """What a fit left: the trained module, the samples, the last record, and the Hessian it should hold."""
 
     case: Case
     module: Learner
@@ -236,11 +236,11 @@ def test_the_table_has_a_row_for_every_model():
 def test_the_table_tells_what_happened(fitted):
     record, row = fitted.record, table()[fitted.case.name]
     with prepared(fitted.module, fitted.x, CLASSES, record.target, dtype=fitted.dtype, **fitted.how) as task:
-        agree, why = engines_agree(task.problems, torch.Generator().manual_seed(0))
+        agree, why = modes_agree(task.batch, torch.Generator().manual_seed(0))
     engines = "both" if agree else "reverse_over_reverse"
     if record.method == "low_rank":
         engines = "none: C gradients"
-    share = input_spectrum(fitted.module, fitted.x, CLASSES, "prob", **fitted.how).head_share.mean()
+    share = input_spectrum(fitted.module, fitted.x, CLASSES, "prob", **fitted.how).gauss_newton_share.mean()
     found = {
         "network": record.network,
         "target": record.target,

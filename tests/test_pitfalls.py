@@ -6,14 +6,14 @@ import warnings
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from networks import mlp
+from support.networks import mlp
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_hessian import input_gradient, input_hessian, input_hvp, input_spectrum
-from lightning_hessian.curvature.derivatives import ForwardOverReverse, ReverseOverReverse, engines_agree
-from lightning_hessian.preparation import prepared
+from lightning_hessian.curvature.operators.autodiff import ForwardOverReverse, ReverseOverReverse, modes_agree
+from lightning_hessian.model.prepare import prepared
 
 F64 = torch.float64
 X = torch.randn(3, 6, dtype=F64, generator=torch.Generator().manual_seed(4))
@@ -98,7 +98,7 @@ def test_a_forward_that_rebinds_a_buffer(engine):
     expected = finite_differences(model.net, X, 1)
     for _ in range(3):
         with prepared(model, X, 1, "logit") as task:
-            columns = engine(task.problems).columns(torch.eye(6, dtype=F64))
+            columns = engine(task.batch).columns(torch.eye(6, dtype=F64))
         torch.testing.assert_close(columns[:, 0], expected, rtol=0, atol=1e-6)
         assert model.mu is mu
         assert torch.equal(mu, torch.ones(6, dtype=F64))
@@ -170,11 +170,11 @@ def partly_hidden(x):
 def test_no_grad_over_part_of_the_forward_is_not_trusted():
     with prepared(partly_hidden, X, 1, "logit") as task:
         forward, reverse = (
-            e(task.problems).columns(torch.eye(6, dtype=F64)) for e in (ForwardOverReverse, ReverseOverReverse)
+            e(task.batch).columns(torch.eye(6, dtype=F64)) for e in (ForwardOverReverse, ReverseOverReverse)
         )
         assert not torch.allclose(forward, forward.mT)
         assert torch.allclose(reverse, reverse.mT)
-        assert not engines_agree(task.problems, torch.Generator())[0]
+        assert not modes_agree(task.batch, torch.Generator())[0]
     with pytest.warns(UserWarning, match=r"not to be trusted.*torch\.no_grad\(\) over part of the forward"):
         spectrum = input_spectrum(partly_hidden, X, 1)
     assert spectrum.diagnosis.kind == "inconsistent"

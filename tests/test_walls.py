@@ -10,66 +10,66 @@ HEAVY = {"torch", "lightning", "pytorch_lightning", "tensorboard", "matplotlib",
 ALLOWED = {
     "lightning_hessian": set(),
     "lightning_hessian.errors": set(),
-    "lightning_hessian.schedule": set(),
-    "lightning_hessian.progress": set(),
+    "lightning_hessian.training.schedule": set(),
+    "lightning_hessian.training.progress": set(),
     "lightning_hessian.curvature.progress": set(),
-    "lightning_hessian.drift": set(),
-    "lightning_hessian.record": set(),
-    "lightning_hessian.histogram": set(),
-    "lightning_hessian.layout": set(),
-    "lightning_hessian.matrices": set(),
-    "lightning_hessian.keep_matrices": set(),
-    "lightning_hessian.picture_scale": set(),
-    "lightning_hessian.record_files": {"safetensors"},
-    "lightning_hessian.dataframe": {"safetensors"},
-    "lightning_hessian.report": {"safetensors", "plotly"},
+    "lightning_hessian.records.subspace": set(),
+    "lightning_hessian.records.record": set(),
+    "lightning_hessian.records.histogram": set(),
+    "lightning_hessian.records.event_format": set(),
+    "lightning_hessian.records.matrices": set(),
+    "lightning_hessian.records.retention": set(),
+    "lightning_hessian.records.color_scale": set(),
+    "lightning_hessian.records.files": {"safetensors"},
+    "lightning_hessian.records.dataframe": {"safetensors"},
+    "lightning_hessian.report.page": {"safetensors", "plotly"},
     "lightning_hessian.cli": {"safetensors", "plotly"},
     "lightning_hessian.render.composite": {"matplotlib"},
-    "lightning_hessian.render.figures": {"matplotlib"},
+    "lightning_hessian.render.plots": {"matplotlib"},
     "lightning_hessian.writers.scalars": set(),
     "lightning_hessian.writers.background": set(),
     "lightning_hessian.writers.loggers": set(),
-    "lightning_hessian.writers.publish": {"safetensors", "matplotlib"},
+    "lightning_hessian.writers.publisher": {"safetensors", "matplotlib"},
     "lightning_hessian.tensorboard_plugin.loader": {"tensorboard"},
     "lightning_hessian.tensorboard_plugin.plugin": {"tensorboard"},
-    "lightning_hessian.curvature.measure": {"torch"},
-    "lightning_hessian.curvature.plan": {"torch"},
-    "lightning_hessian.curvature.diagnosis": {"torch"},
-    "lightning_hessian.targets": {"torch"},
-    "lightning_hessian.model_function": {"torch"},
-    "lightning_hessian.isolation": {"torch"},
-    "lightning_hessian.probe": {"torch"},
+    "lightning_hessian.curvature.methods.execute": {"torch"},
+    "lightning_hessian.curvature.methods.plan": {"torch"},
+    "lightning_hessian.curvature.checks.diagnosis": {"torch"},
+    "lightning_hessian.model.targets": {"torch"},
+    "lightning_hessian.model.function": {"torch"},
+    "lightning_hessian.model.isolation": {"torch"},
+    "lightning_hessian.training.samples": {"torch"},
     "lightning_hessian.functional": {"torch"},
-    "lightning_hessian.monitor": {"torch"},
-    "lightning_hessian.resume": {"torch"},
-    "lightning_hessian.distribution": {"torch"},
-    "lightning_hessian.curvature.join": {"torch"},
-    "lightning_hessian.trainer_facts": {"torch", "safetensors", "matplotlib"},
+    "lightning_hessian.training.measurement": {"torch"},
+    "lightning_hessian.training.resume": {"torch"},
+    "lightning_hessian.training.distributed": {"torch"},
+    "lightning_hessian.curvature.methods.merge": {"torch"},
+    "lightning_hessian.training.trainer_access": {"torch", "safetensors", "matplotlib"},
 }
 
 # What a room may know of its own house, besides itself and errors.
 NEIGHBOURS = {
-    "lightning_hessian.curvature.measure": {"curvature"},
-    "lightning_hessian.curvature.plan": {"curvature"},
-    "lightning_hessian.schedule": set(),
-    "lightning_hessian.progress": set(),
-    "lightning_hessian.curvature.join": {"curvature"},
-    "lightning_hessian.distribution": {"curvature"},
-    "lightning_hessian.targets": set(),
-    "lightning_hessian.model_function": set(),
-    "lightning_hessian.isolation": {"keeper"},
-    "lightning_hessian.drift": set(),
-    "lightning_hessian.record": {"matrices"},
-    "lightning_hessian.matrices": set(),
-    "lightning_hessian.picture_scale": set(),
-    "lightning_hessian.histogram": set(),
-    "lightning_hessian.layout": {"histogram"},
+    "lightning_hessian.curvature.methods.execute": {"curvature"},
+    "lightning_hessian.curvature.methods.plan": {"curvature"},
+    "lightning_hessian.training.schedule": set(),
+    "lightning_hessian.training.progress": set(),
+    "lightning_hessian.curvature.methods.merge": {"curvature"},
+    "lightning_hessian.training.distributed": {"curvature"},
+    "lightning_hessian.model.targets": set(),
+    "lightning_hessian.model.function": set(),
+    "lightning_hessian.model.isolation": {"keeper"},
+    "lightning_hessian.records.subspace": set(),
+    "lightning_hessian.records.record": {"matrices"},
+    "lightning_hessian.records.matrices": set(),
+    "lightning_hessian.records.color_scale": set(),
+    "lightning_hessian.records.histogram": set(),
+    "lightning_hessian.records.event_format": {"histogram"},
     "lightning_hessian.tensorboard_plugin.plugin": {"record", "layout", "histogram", "matrices"},
-    "lightning_hessian.record_files": {"record", "matrices", "keep_matrices", "layout", "histogram"},
+    "lightning_hessian.records.files": {"record", "matrices", "keep_matrices", "layout", "histogram"},
     "lightning_hessian.render.composite": {"record", "matrices", "picture_scale"},
-    "lightning_hessian.render.figures": {"record", "matrices", "picture_scale"},
-    "lightning_hessian.dataframe": {"record", "matrices", "layout", "histogram"},
-    "lightning_hessian.report": {
+    "lightning_hessian.render.plots": {"record", "matrices", "picture_scale"},
+    "lightning_hessian.records.dataframe": {"record", "matrices", "layout", "histogram"},
+    "lightning_hessian.report.page": {
         "record",
         "matrices",
         "keep_matrices",
@@ -78,7 +78,7 @@ NEIGHBOURS = {
         "histogram",
         "report_data",
     },
-    "lightning_hessian.writers.publish": {
+    "lightning_hessian.writers.publisher": {
         "record",
         "record_files",
         "keep_matrices",
@@ -125,7 +125,9 @@ def test_a_room_knows_only_its_neighbours(room):
 
 
 def test_the_check_of_neighbours_can_fail():
-    assert "record" in rooms_after("import lightning_hessian.curvature.measure, lightning_hessian.record")
+    assert "record" in rooms_after(
+        "import lightning_hessian.curvature.methods.execute, lightning_hessian.records.record"
+    )
 
 
 @pytest.mark.parametrize("culprit", ["torch", "lightning"])
@@ -134,7 +136,7 @@ def test_the_check_can_fail(culprit):
 
 
 def test_the_callback_is_imported_by_nothing_but_its_name():
-    assert "lightning_hessian.callback" not in modules_after("import lightning_hessian.monitor")
+    assert "lightning_hessian.callback" not in modules_after("import lightning_hessian.training.measurement")
     assert "lightning" in loaded_heavy("from lightning_hessian import InputHessianMonitor")
 
 

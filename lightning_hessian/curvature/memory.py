@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_hessian.curvature.problems import Problems
+from lightning_hessian.curvature.operators.target_batch import TargetBatch
 from lightning_hessian.errors import MeasurementError
 
 Result = TypeVar("Result")
@@ -103,13 +103,13 @@ def in_groups(num_samples: int, size: int, work: Callable[[slice], Result]) -> I
         start = samples.stop
 
 
-def on_few(problems: Problems, count: int, work: Callable[[Problems], Result]) -> Result:
+def on_few(batch: TargetBatch, count: int, work: Callable[[TargetBatch], Result]) -> Result:
     """``work`` on the first ``count`` samples, or on fewer where the device runs out of memory.
 
     Raises:
         MeasurementError: the device runs out of memory with a single sample.
     """
-    few = problems.select(slice(0, count))
+    few = batch.select(slice(0, count))
     return next(in_groups(few.num_samples, few.num_samples, lambda samples: work(few.select(samples))))[1]
 
 
@@ -118,19 +118,19 @@ def joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def allocated_per_sample(problems: Problems, work: Callable[[Problems], object]) -> int:
+def allocated_per_sample(batch: TargetBatch, work: Callable[[TargetBatch], object]) -> int:
     """Bytes of the tensors that ``work`` makes for each sample, at least 1.
 
     Counted over two samples, as some networks squeeze the axis of a single one; where the device has no room for
     two, over one.
     """
 
-    def count(few: Problems) -> int:
+    def count(few: TargetBatch) -> int:
         with AllocatedBytes() as allocated:
             work(few)
         return max(1, -(-allocated.total // few.num_samples))
 
-    return on_few(problems, 2, count)
+    return on_few(batch, 2, count)
 
 
 # How PyTorch's CPU allocator, cuBLAS, cuDNN and Metal say it where they raise a plain RuntimeError.

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.cost import Cost
-from lightning_hessian.curvature.density import Density
-from lightning_hessian.curvature.derivatives import EngineName
-from lightning_hessian.curvature.diagnosis import Diagnosis
+from lightning_hessian.curvature.algorithms.quadrature import Density
+from lightning_hessian.curvature.checks.diagnosis import Diagnosis
+from lightning_hessian.curvature.meter import Cost
+from lightning_hessian.curvature.operators.autodiff import AutodiffMode
 
 MethodName = Literal["dense", "low_rank", "lanczos"]
 
@@ -38,10 +38,10 @@ class Spectrum:
         trace_error: ``[N, K]``, standard error of the trace; 0 where it is exact.
         frobenius_norm: ``[N, K]``, √Σ λ².
         frobenius_norm_error: ``[N, K]``, its standard error; 0 where it is exact.
-        head_norm: ``[N, K]``, Frobenius norm of JᵀAJ, the curvature that the target puts on the outputs' slopes.
-        head_norm_error: its standard error; 0 where it is exact.
-        network_norm: ``[N, K]``, Frobenius norm of the rest, the network's own bending.
-        network_norm_error: its standard error; 0 where it is exact.
+        gauss_newton_norm: ``[N, K]``, Frobenius norm of the Gauss-Newton term JᵀAJ.
+        gauss_newton_norm_error: its standard error; 0 where it is exact.
+        functional_norm: ``[N, K]``, Frobenius norm of the functional term, the rest.
+        functional_norm_error: its standard error; 0 where it is exact.
         diagonal: ``[N, K, D]``, the second derivatives along single input entries.
         diagonal_error: ``[N, K, D]``, its standard error; 0 where it is exact.
         gradient_curvature: ``[N, K]``, gᵀHg / gᵀg, the curvature along the gradient; NaN where g = 0.
@@ -49,7 +49,7 @@ class Spectrum:
             the same along two random directions.
         method: how the eigenvalues were found.
         reason: why that method was chosen.
-        engine: how the derivatives were taken.
+        autodiff_mode: how the derivatives were taken.
         target: name of the differentiated scalar.
         diagnosis: why the Hessian is what it is.
         cost: what it took.
@@ -77,17 +77,17 @@ class Spectrum:
     trace_error: Tensor
     frobenius_norm: Tensor
     frobenius_norm_error: Tensor
-    head_norm: Tensor
-    head_norm_error: Tensor
-    network_norm: Tensor
-    network_norm_error: Tensor
+    gauss_newton_norm: Tensor
+    gauss_newton_norm_error: Tensor
+    functional_norm: Tensor
+    functional_norm_error: Tensor
     diagonal: Tensor
     diagonal_error: Tensor
     gradient_curvature: Tensor
     asymmetry: Tensor
     method: MethodName
     reason: str
-    engine: EngineName
+    autodiff_mode: AutodiffMode
     target: str
     diagnosis: Diagnosis
     cost: Cost
@@ -125,18 +125,18 @@ class Spectrum:
         return self.eigenvalues.abs().sum(-1) ** 2 / self.eigenvalues.square().sum(-1)
 
     @property
-    def head_share(self) -> Tensor:
+    def gauss_newton_share(self) -> Tensor:
         """‖JᵀAJ‖ / (‖JᵀAJ‖ + ‖rest‖), ``[N, K]``: how much of the curvature is the head's; NaN for a zero Hessian.
 
         A falling ``log_prob`` curvature with a share near 1 is often only a head that saturates.
         """
-        return self.head_norm / (self.head_norm + self.network_norm)
+        return self.gauss_newton_norm / (self.gauss_newton_norm + self.functional_norm)
 
     @property
-    def head_share_error(self) -> Tensor:
-        """Standard error of ``head_share``, to first order and at most, ``[N, K]``; 0 where it is exact."""
-        head, network = self.head_norm, self.network_norm
-        return (network * self.head_norm_error + head * self.network_norm_error) / (head + network) ** 2
+    def gauss_newton_share_error(self) -> Tensor:
+        """Standard error of ``gauss_newton_share``, to first order and at most, ``[N, K]``; 0 where it is exact."""
+        head, network = self.gauss_newton_norm, self.functional_norm
+        return (network * self.gauss_newton_norm_error + head * self.functional_norm_error) / (head + network) ** 2
 
     @property
     def gradient_norm(self) -> Tensor:

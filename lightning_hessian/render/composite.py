@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from lightning_hessian.picture_scale import FAR_BEYOND, MAX_ROWS, percentile
-from lightning_hessian.record import Array, Record
-from lightning_hessian.render.sheet import DIVERGING, Sheet, as_image, short
+from lightning_hessian.records.color_scale import FAR_BEYOND, MAX_ROWS, percentile
+from lightning_hessian.records.record import Array, Record, class_title
+from lightning_hessian.render.canvas import DIVERGING, Sheet, as_image, short
 
 NUM_EIGENVECTORS = 3
 
@@ -31,12 +31,12 @@ def composite(record: Record, column: int) -> Figure:
     Raises:
         ValueError: the record holds no matrices.
     """
-    matrices = [record.matrix(n, column) for n in range(_num_rows(record))]
+    matrices = [record.matrix(n, record.class_ids[column]) for n in range(_num_rows(record))]
     vectors = min(NUM_EIGENVECTORS, 0 if record.vector_index is None else record.vector_index.shape[-1])
     width = 2 * MARGIN + (2 + vectors) * (MAP + GAP) + 0.3 + MATRIX
     row_height = TITLE + MATRIX + FOOT
     sheet = Sheet(width, HEADING + len(matrices) * row_height)
-    heading = f"Input-Hessian of {record.target}, {record.columns[column].replace('_', ' ')}: {record.moment}"
+    heading = f"Input-Hessian of {record.target}, {class_title(record.class_ids[column])}: {record.when}"
     if record.diagnosis != "curved":
         heading += f" ({record.diagnosis.replace('_', ' ')}: exactly zero)"
     if record.hessian is not None and len(record.hessian) > MAX_ROWS:
@@ -71,7 +71,9 @@ def _draw_input(sheet: Sheet, x: float, y: float, record: Record, sample: int, c
     values = record.x[sample]
     known = [] if record.labels is None else [f"label {_name(record, record.labels[sample])}"]
     known.append(f"predicted {_name(record, record.predicted[sample])}")
-    title = f"sample {sample}, looked at class {record.class_name(sample, column)}\n{', '.join(known)}"
+    title = (
+        f"sample {sample}, looked at class {record.class_name(sample, record.class_ids[column])}\n{', '.join(known)}"
+    )
     sheet.text(x + MAP / 2, y - 0.06, title)
     low, high = float(values.min()), float(values.max())
     if values.ndim == 1:

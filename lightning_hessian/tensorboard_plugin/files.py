@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning_hessian.layout import FOLDER, PLUGIN_NAME, file_name
+from lightning_hessian.records.event_format import FOLDER, PLUGIN_NAME, file_name
 from lightning_hessian.tensorboard_plugin.refusal import DamagedFile, Refused
 from lightning_hessian.tensorboard_plugin.safe_file import SafeFile
 

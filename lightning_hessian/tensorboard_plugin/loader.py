@@ -7,7 +7,7 @@ import logging
 
 from tensorboard.plugins import base_plugin
 
-PLUGIN_NAME = "input_hessian"  # of layout.py, which loads more than is good here
+PLUGIN_NAME = "input_hessian"  # of event_format.py, which loads more than is good here
 STEPS_KEPT = 1000  # per tag; TensorBoard alone would keep 10 or 100 of a run's measurements
 
 logger = logging.getLogger("tensorboard")

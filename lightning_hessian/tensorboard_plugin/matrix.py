@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lightning_hessian.matrices import HALF, from_half, spans
-from lightning_hessian.record import Array
+from lightning_hessian.records.matrices import HALF, from_half, spans
+from lightning_hessian.records.record import Array
 from lightning_hessian.tensorboard_plugin.refusal import DamagedFile
 from lightning_hessian.tensorboard_plugin.safe_file import SafeFile
 

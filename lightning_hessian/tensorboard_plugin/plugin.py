@@ -15,8 +15,8 @@ from tensorboard.backend import http_util
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
-from lightning_hessian.layout import LAYOUT_VERSION, PLUGIN_NAME, pack
-from lightning_hessian.record import Array
+from lightning_hessian.records.event_format import LAYOUT_VERSION, PLUGIN_NAME, pack
+from lightning_hessian.records.record import Array
 from lightning_hessian.tensorboard_plugin.files import RunFiles
 from lightning_hessian.tensorboard_plugin.matrix import LARGEST_DRAWN, Matrix, draw, find_matrix
 from lightning_hessian.tensorboard_plugin.question import number, text

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from lightning_hessian.layout import DTYPES, MAX_HEADER, META
-from lightning_hessian.record import Array
+from lightning_hessian.records.event_format import DTYPES, MAX_HEADER, META
+from lightning_hessian.records.record import Array
 from lightning_hessian.tensorboard_plugin.refusal import DamagedFile
 
 MAX_DIMENSIONS = 16

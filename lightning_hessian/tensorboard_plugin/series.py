@@ -13,16 +13,16 @@ import grpc
 import numpy as np
 from tensorboard.data import provider as tensorboard_provider
 
-from lightning_hessian.histogram import BIN_EDGES
-from lightning_hessian.layout import LAYOUT_VERSION, METRICS, PLUGIN_NAME, extreme_errors
-from lightning_hessian.record import Array
+from lightning_hessian.records.event_format import LAYOUT_VERSION, METRICS, PLUGIN_NAME, extreme_errors
+from lightning_hessian.records.histogram import BIN_EDGES
+from lightning_hessian.records.record import Array
 from lightning_hessian.tensorboard_plugin.refusal import DamagedFile, Refused
 from lightning_hessian.tensorboard_plugin.safe_file import SafeFile, finite_json
 
 MAX_POINTS = 1 << 14  # what is asked for at first; halved where TensorBoard cannot hand over as much
 CACHE_BYTES = 1 << 28
 SPECTRA = ("eigenvalues", "residuals", "converged", "histogram")
-PER_STEP = ("moment", "method", "engine", "diagnosis", "network", "message", "reason")
+PER_STEP = ("when", "method", "autodiff_mode", "diagnosis", "network", "message", "reason")
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ def curves(series: Series) -> tuple[dict[str, Array], dict[str, Any]]:
     arrays: dict[str, Array] = {
         "steps": np.array([s.logged_step for s in summaries], np.int64),
         "epochs": np.array([_count(s.meta.get("epoch")) for s in summaries], np.int64),
-        "num_hvps": np.array([_count(s.meta.get("num_hvps")) for s in summaries], np.int64),
+        "num_matvecs": np.array([_count(s.meta.get("num_matvecs")) for s in summaries], np.int64),
         "seconds": np.array([_number(s.meta.get("seconds")) for s in summaries], np.float32),
     }
     arrays |= {name: found for name in METRICS if (found := _stacked(summaries, name, np.float32, np.nan)) is not None}
@@ -267,7 +267,7 @@ def spectra(series: Series, sample: int, column: int) -> dict[str, Array]:
 def overview(series: Series, tag: str) -> dict[str, Any]:
     """What the list of runs says of one tag."""
     last = series.summaries[-1]
-    told = {name: last.meta.get(name) for name in ("name", "target", "columns", "class_names", "num_inputs", "shape")}
+    told = {name: last.meta.get(name) for name in ("name", "target", "class_ids", "class_names", "num_inputs", "shape")}
     return {
         "tag": tag,
         **told,

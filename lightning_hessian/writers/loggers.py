@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lightning_hessian.record import Array
+from lightning_hessian.records.record import Array
 
 
 def tensorboard_loggers(loggers: Sequence[Any]) -> list[Any]:

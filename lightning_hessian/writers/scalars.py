@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lightning_hessian import layout
-from lightning_hessian.record import Array, Record
+from lightning_hessian.records import event_format
+from lightning_hessian.records.record import Array, Record
 
 METRICS = (
     "lambda_max",
@@ -15,11 +15,11 @@ METRICS = (
     "gradient_norm",
     "normalized_curvature",
     "linear_radius",
-    "head_share",
-    "drift_cosine",
-    "drift_overlap",
+    "gauss_newton_share",
+    "top_eigenvector_cosine",
+    "top_subspace_overlap",
 )
-TITLES = {name: layout.METRICS[name] for name in METRICS}
+TITLES = {name: event_format.METRICS[name] for name in METRICS}
 PERCENTILES = (10, 90)
 SPREAD = "hessian_spread/"
 
@@ -34,8 +34,8 @@ def scalars(record: Record) -> dict[str, float]:
     over all samples.
     """
     values: dict[str, float] = {}
-    for column in range(len(record.columns)):
-        slot = record.slot(column)
+    for column, class_id in enumerate(record.class_ids):
+        slot = record.tag_suffix(class_id)
         for metric in METRICS:
             finite = finite_samples(record, metric, column)
             if len(finite):
@@ -52,7 +52,7 @@ def costs(record: Record) -> dict[str, float]:
     """What the measurement cost, as far as it is known."""
     known = {
         "seconds": record.seconds,
-        "hvps": record.num_hvps,
+        "hvps": record.num_matvecs,
         "peak_memory_mib": record.memory / 2**20 if record.memory is not None and record.memory_exact else None,
         "overhead": record.overhead,
         "skipped": record.skipped,
@@ -70,7 +70,7 @@ def mean_errors(record: Record, column: int) -> dict[str, float]:
         return {}
     standard = {
         name: float(getattr(record, f"{name}_error")[:, column].mean())
-        for name in ("trace", "frobenius_norm", "head_share")
+        for name in ("trace", "frobenius_norm", "gauss_newton_share")
     }
     ends = {"lambda_max": 0, "lambda_min": -1}
     residual = {name: float(record.residuals[:, column, place].mean()) for name, place in ends.items()}

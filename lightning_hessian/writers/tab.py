@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_hessian.layout import CONTENT, PLUGIN_NAME
+from lightning_hessian.records.event_format import CONTENT, PLUGIN_NAME
 
 
 def add_payload(writer: Any, tag: str, payload: bytes, logged_step: int) -> None:
-    """Writes ``payload``, made by ``layout.pack_summary``, as the tab's event.
+    """Writes ``payload``, made by ``event_format.pack_summary``, as the tab's event.
 
     No public method of a ``SummaryWriter`` sets the class of a tensor's data, without which TensorBoard hides its
     tag; and an event file of our own in the same directory would lose data with ``--load_fast=false``.

@@ -7,11 +7,11 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from lightning_hessian.histogram import BIN_EDGES, binned, has_spectra, placed, whole_spectra
-from lightning_hessian.picture_scale import MAX_COLUMNS
-from lightning_hessian.record import Array, Record
+from lightning_hessian.records.color_scale import MAX_COLUMNS
+from lightning_hessian.records.histogram import BIN_EDGES, binned, has_spectra, placed, whole_spectra
+from lightning_hessian.records.record import Array, Record
+from lightning_hessian.render.canvas import to_image
 from lightning_hessian.render.composite import composite
-from lightning_hessian.render.sheet import to_image
 from lightning_hessian.writers.scalars import (
     METRICS,
     PERCENTILES,
@@ -32,19 +32,22 @@ def histograms(record: Record) -> dict[str, Histogram]:
     """The spectrum of each class on a signed logarithmic axis, by tag; none where only the ends are known."""
     if not has_spectra(record):
         return {}
-    return {f"hessian_spectrum_signed_log10/{record.slot(c)}": _histogram(record, c) for c in _shown(record)}
+    return {
+        f"hessian_spectrum_signed_log10/{record.tag_suffix(record.class_ids[c])}": _histogram(record, c)
+        for c in _shown(record)
+    }
 
 
 def draw(record: Record) -> dict[str, Array]:
     """The composite picture of each class ``[H, W, 3]``, by tag; none where no matrix was kept."""
     if record.hessian is None or not len(record.hessian):
         return {}
-    return {f"hessian/{record.slot(c)}": to_image(composite(record, c)) for c in _shown(record)}
+    return {f"hessian/{record.tag_suffix(record.class_ids[c])}": to_image(composite(record, c)) for c in _shown(record)}
 
 
 def _shown(record: Record) -> range:
     """The class columns of which there are pictures, histograms and charts with margins: the first ones."""
-    return range(min(MAX_COLUMNS, len(record.columns)))
+    return range(min(MAX_COLUMNS, len(record.class_ids)))
 
 
 def add_histograms(writer: Any, spectra: dict[str, Histogram], logged_step: int) -> None:
@@ -77,7 +80,7 @@ def add_layout(writer: Any, record: Record) -> None:
     charts: dict[str, list[Any]] = {}
     for metric in reversed(METRICS):  # TensorBoard shows a layout's charts last one first
         for column in reversed(_shown(record)):
-            slot = record.slot(column)
+            slot = record.tag_suffix(record.class_ids[column])
             tags = [f"hessian_{metric}/{slot}", *(spread_tag(metric, slot, p) for p in PERCENTILES)]
             charts[f"{TITLES[metric]}, {slot.replace('_', ' ')}"] = ["Margin", tags]
     title = "Input-Hessian" if record.name is None else f"Input-Hessian {record.name}"
@@ -142,12 +145,12 @@ def diagnosis_text(record: Record) -> str:
     titles = [title.replace("|", "\\|") for title in TITLES.values()]
     header = "| class | " + " | ".join(titles) + " |\n|" + "---|" * (len(METRICS) + 1)
     rows = [
-        "| " + " | ".join([name.removeprefix("class_"), *(_cell(record, metric, c) for metric in METRICS)]) + " |"
-        for c, name in enumerate(record.columns)
+        "| " + " | ".join([str(class_id), *(_cell(record, metric, c) for metric in METRICS)]) + " |"
+        for c, class_id in enumerate(record.class_ids)
     ]
     return "\n\n".join(
         [
-            f"**Input-Hessian of `{record.target}`, {record.moment}: {record.diagnosis}.** {record.message}",
+            f"**Input-Hessian of `{record.target}`, {record.when}: {record.diagnosis}.** {record.message}",
             f"{num_samples} samples of {num_inputs} inputs; mean over samples (10th to 90th percentile).",
             "\n".join([header, *rows]),
             "Normalized curvature is max |λ| / ‖gradient‖. Linear radius is 2 ‖gradient‖ / max |λ|: the distance, in "
@@ -159,24 +162,24 @@ def diagnosis_text(record: Record) -> str:
             f"{_about_shown(record)}{_about_histogram(record)} The colours of a Hessian's picture end where 99 % of "
             "its entries did when it was first not zero in this run, so that pictures of different steps compare. For "
             "readable pictures tick *Show actual image size* in the Images tab.",
-            f"{_about_cost(record)} Method {record.method} ({record.reason}), engine {record.engine}. {_trust(record)}",
+            f"{_about_cost(record)} Method {record.method} ({record.reason}), {record.autodiff_mode}. {_trust(record)}",
         ]
     )
 
 
 def _about_shown(record: Record) -> str:
     """Of which classes there are pictures, where not of all."""
-    if len(record.columns) <= MAX_COLUMNS:
+    if len(record.class_ids) <= MAX_COLUMNS:
         return ""
     return (
-        f"Pictures, histograms and charts with margins are made of the first {MAX_COLUMNS} of {len(record.columns)} "
+        f"Pictures, histograms and charts with margins are made of the first {MAX_COLUMNS} of {len(record.class_ids)} "
         "classes; scalars, the table and the Input Hessian tab have all of them. "
     )
 
 
 def _about_cost(record: Record) -> str:
     """What the measurement cost, in words."""
-    told = f"{record.seconds:.2f} s, {record.num_hvps} Hessian-vector products for each sample and class"
+    told = f"{record.seconds:.2f} s, {record.num_matvecs} Hessian-vector products for each sample and class"
     if record.memory is not None:
         mebibytes = round(record.memory / 2**20)
         told += f", {'' if record.memory_exact and mebibytes else 'at most '}{max(1, mebibytes)} MiB of memory"

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from browsing import ARTEFACTS, Tab, tensorboard
-from get_chromium import FLAGS, NONE_FOUND, find_chromium
 from playwright.sync_api import Browser, sync_playwright
+from support.browsing import ARTEFACTS, Tab, tensorboard
+from support.get_chromium import FLAGS, NONE_FOUND, find_chromium
+from support.training import Classifier, fit, small_monitor
 from torch import nn
-from training import Classifier, fit, small_monitor
 
 
 @pytest.fixture(scope="module")

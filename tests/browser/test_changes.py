@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browsing import number, tensorboard
 from lightning.pytorch import Callback
 from playwright.sync_api import expect
-from training import fit, small_monitor
+from support.browsing import number, tensorboard
+from support.training import fit, small_monitor
 
 from lightning_hessian import load_records
 

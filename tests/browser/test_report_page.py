@@ -4,14 +4,14 @@ import dataclasses
 
 import numpy as np
 import pytest
-from browsing import VIEWS, number
 from playwright.sync_api import expect
-from test_tab import COLUMN, SAMPLE, STEP, colours, drawn, point_at, whole_matrix
-from training import fit, small_monitor
+from support.browsing import VIEWS, number
+from support.training import fit, small_monitor
+from browser.test_tab import COLUMN, SAMPLE, STEP, colours, drawn, point_at, whole_matrix
 
 from lightning_hessian import load_records
 from lightning_hessian.cli import main
-from lightning_hessian.record_files import save_record
+from lightning_hessian.records.files import save_record
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_what_is_estimated_rounded_or_not_converged_says_so(watched, tmp_path):
         assert tab.traces("spectrum")[-1]["text"][0].endswith("(estimated)")
         assert "half precision" in tab.words("hessian")
         cells = tab.get("problems").locator("tr[data-sample='0'][data-column='0']")
-        assert "±" in cells.locator("[data-key=head_share]").inner_text()
+        assert "±" in cells.locator("[data-key=gauss_newton_share]").inner_text()
         for name in ("normalized_curvature", "linear_radius"):
             told = cells.locator(f"[data-key={name}]").inner_text()
             assert told.endswith("not converged")

@@ -7,18 +7,18 @@ import sys
 
 import pytest
 import torch
-from networks import mlp
+from support.networks import mlp
 from torch import nn
 
 from lightning_hessian import MeasurementError, input_spectrum
 from lightning_hessian.curvature import facts
-from lightning_hessian.curvature.derivatives import engines_agree, in_float64
-from lightning_hessian.curvature.low_rank import jacobian
-from lightning_hessian.curvature.measure import measure
 from lightning_hessian.curvature.memory import AllocatedBytes, in_groups, out_of_memory
-from lightning_hessian.curvature.parts import part_norms
-from lightning_hessian.curvature.plan import Options, result_bytes
-from lightning_hessian.curvature.problems import Problems
+from lightning_hessian.curvature.methods.execute import measure
+from lightning_hessian.curvature.methods.low_rank import jacobian
+from lightning_hessian.curvature.methods.plan import Options, result_bytes
+from lightning_hessian.curvature.operators.autodiff import in_float64, modes_agree
+from lightning_hessian.curvature.operators.target_batch import TargetBatch
+from lightning_hessian.curvature.operators.terms import term_norms
 
 F64 = torch.float64
 
@@ -26,9 +26,9 @@ F64 = torch.float64
 SCRIPT = """
 import sys, torch
 from torch import nn
-from lightning_hessian.curvature.measure import measure
-from lightning_hessian.curvature.plan import Options
-from lightning_hessian.curvature.problems import Problems
+from lightning_hessian.curvature.methods.execute import measure
+from lightning_hessian.curvature.methods.plan import Options
+from lightning_hessian.curvature.operators.target_batch import TargetBatch
 method, case, count, memory = *sys.argv[1:3], int(sys.argv[3]), int(sys.argv[4])
 torch.set_num_threads(1)
 torch.manual_seed(0)
@@ -42,7 +42,7 @@ net.requires_grad_(False)
 classes = torch.arange(3 if case == "classes" else 1)
 
 def measured(count, memory):
-    problems = Problems(net, lambda z, c: z.softmax(1).gather(1, c), x[:count], classes.expand(count, -1))
+    problems = TargetBatch(net, lambda z, c: z.softmax(1).gather(1, c), x[:count], classes.expand(count, -1))
     options = Options(method=method, num_eigenvalues=4, max_memory=memory)
     found = measure(problems, "prob", options, num_matrices=8 if case == "heatmaps" else 0)
     # not ru_maxrss, which starts at the peak of the process that started this one
@@ -181,14 +181,14 @@ def test_a_wrong_derivative_is_witnessed_with_room_for_one_sample():
 
 @pytest.mark.parametrize(
     "work",
-    [in_float64, lambda given: engines_agree(given, torch.Generator()), jacobian],
-    ids=["in_float64", "engines_agree", "jacobian"],
+    [in_float64, lambda given: modes_agree(given, torch.Generator()), jacobian],
+    ids=["in_float64", "modes_agree", "jacobian"],
 )
 def test_running_out_of_memory_is_no_missing_rule(work):
     def refuses(x):
         raise torch.OutOfMemoryError("no more")
 
-    given = Problems(refuses, lambda z, c: z.gather(1, c), torch.randn(2, 6), torch.zeros(2, 1, dtype=torch.long))
+    given = TargetBatch(refuses, lambda z, c: z.gather(1, c), torch.randn(2, 6), torch.zeros(2, 1, dtype=torch.long))
     with pytest.raises(RuntimeError, match=r"no more|ran out of memory"):
         work(given)
 
@@ -197,7 +197,7 @@ def test_batched_backward_passes_that_run_out_of_memory_are_told(monkeypatch):
     def refuses(*_):
         raise torch.OutOfMemoryError("no more")
 
-    monkeypatch.setattr("lightning_hessian.curvature.low_rank.vjp", refuses)
+    monkeypatch.setattr("lightning_hessian.curvature.methods.low_rank.vjp", refuses)
     with pytest.raises(torch.OutOfMemoryError):
         jacobian(few_problems(mlp()))
 
@@ -206,14 +206,14 @@ def test_forward_mode_that_runs_out_of_memory_does_not_disagree(monkeypatch):
     def refuses(self, basis):
         raise torch.OutOfMemoryError("no more")
 
-    monkeypatch.setattr("lightning_hessian.curvature.derivatives.ForwardOverReverse.columns", refuses)
+    monkeypatch.setattr("lightning_hessian.curvature.operators.autodiff.ForwardOverReverse.columns", refuses)
     with pytest.raises(MeasurementError, match="ran out of memory"):
-        engines_agree(few_problems(mlp()), torch.Generator())
+        modes_agree(few_problems(mlp()), torch.Generator())
 
 
 def few_problems(net, count=2, inputs=6):
     classes = torch.zeros(count, 1, dtype=torch.long)
-    return Problems(net, lambda z, c: z.softmax(1).gather(1, c), torch.randn(count, inputs, dtype=F64), classes)
+    return TargetBatch(net, lambda z, c: z.softmax(1).gather(1, c), torch.randn(count, inputs, dtype=F64), classes)
 
 
 class Largest(AllocatedBytes):
@@ -233,14 +233,14 @@ def test_thousands_of_outputs_are_never_squared():
     given = few_problems(mlp(outputs=3000))
     matrices = torch.randn(2, 1, 6, 6, dtype=F64)
     with Largest() as made:
-        norms = part_norms(given, matrices)
+        norms = term_norms(given, matrices)
     assert made.largest < 5_000_000
     for n in range(2):
         rows, z = torch.func.jacrev(given.network)(given.x[n]), given.network(given.x[n])
         p = z.softmax(0)
         lean = rows - p @ rows  # A = p_0 (u uᵀ − diag p + p pᵀ) with u = e_0 − p
         bend = p[0] * (torch.outer(lean[0], lean[0]) - (lean.mT * p) @ lean)
-        for name, part in (("head_norm", bend), ("network_norm", matrices[n, 0] - bend)):
+        for name, part in (("gauss_newton_norm", bend), ("functional_norm", matrices[n, 0] - bend)):
             torch.testing.assert_close(norms[name][n, 0], torch.linalg.matrix_norm(part), rtol=1e-9, atol=1e-14)
 
 
@@ -261,8 +261,8 @@ def test_heatmaps_that_do_not_fit_are_left_out_and_told(method):
 
 def test_facts_are_found_out_once(monkeypatch):
     asked = []
-    agree = facts.engines_agree
-    monkeypatch.setattr(facts, "engines_agree", lambda *given: asked.append("agree") or agree(*given))
+    agree = facts.modes_agree
+    monkeypatch.setattr(facts, "modes_agree", lambda *given: asked.append("agree") or agree(*given))
     product = facts._product
     monkeypatch.setattr(facts, "_product", lambda few: asked.append("product") or product(few))
     input_spectrum(mlp(inputs=300), torch.randn(2, 300, dtype=F64), 0)

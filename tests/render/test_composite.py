@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_hessian.curvature.plan import Options
-from lightning_hessian.monitor import Monitor
-from lightning_hessian.probe import Probe
+from lightning_hessian.curvature.methods.plan import Options
+from lightning_hessian.render.canvas import as_image, to_image
 from lightning_hessian.render.composite import composite
-from lightning_hessian.render.sheet import as_image, to_image
+from lightning_hessian.training.measurement import Monitor
+from lightning_hessian.training.samples import Samples
 
 ARRAYS = ("hessian", "x", "labels", "predicted", "classes", "gradient", "gradient_norm", "eigenvalues", "eigenvectors")
 ARRAYS += ("vector_index", "residuals", "converged", "lambda_min", "lambda_max")
@@ -19,9 +19,9 @@ ARRAYS += ("vector_index", "residuals", "converged", "lambda_min", "lambda_max")
 
 def record_of(*shape: int, labels=True):
     net = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 5), nn.Tanh(), nn.Linear(5, 3))
-    probe = Probe(torch.rand(2, *shape), torch.tensor([0, 2]) if labels else None)
+    samples = Samples(torch.rand(2, *shape), torch.tensor([0, 2]) if labels else None)
     monitor = Monitor([1, 2], "logit", "float32", Options(), heatmap_samples=2)
-    return monitor.measure(net, probe, step=12, logged_step=11, epoch=3)
+    return monitor.measure(net, samples, step=12, logged_step=11, epoch=3)
 
 
 def words(figure) -> str:

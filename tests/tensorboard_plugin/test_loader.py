@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lightning_hessian.layout import PLUGIN_NAME
+from lightning_hessian.records.event_format import PLUGIN_NAME
 from lightning_hessian.tensorboard_plugin import loader
 from lightning_hessian.tensorboard_plugin.loader import InputHessianLoader
 

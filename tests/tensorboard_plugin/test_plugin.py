@@ -5,14 +5,15 @@ import dataclasses
 import grpc
 import numpy as np
 import pytest
-from make_run import START, Tab, later, train, unpack, write_run
+from support.make_run import START, Tab, later, train, unpack, write_run
+from support.training import fit, small_monitor
 from torch import nn
-from training import fit, small_monitor
 
-from lightning_hessian import layout, load_records
-from lightning_hessian.histogram import BIN_EDGES
-from lightning_hessian.layout import METRICS, pack_summary
-from lightning_hessian.record_files import save_record
+from lightning_hessian import load_records
+from lightning_hessian.records import event_format
+from lightning_hessian.records.event_format import METRICS, pack_summary
+from lightning_hessian.records.files import save_record
+from lightning_hessian.records.histogram import BIN_EDGES
 from lightning_hessian.tensorboard_plugin import statics
 
 RUN = {"run": "exp/gelu", "tag": "input_hessian"}
@@ -224,7 +225,7 @@ def test_measurements_of_other_samples_are_left_out_and_told(curved, tmp_path):
 @pytest.mark.parametrize("stage", ["validate", "test"])
 def test_a_measurement_outside_of_a_fit(curved, tmp_path, stage):
     outside = dataclasses.replace(curved[2], stage=stage, name="late")
-    tag = layout.tag("late", stage)
+    tag = event_format.tag("late", stage)
     write_run(tmp_path / "run", [outside], tag=tag)
     save_record(dataclasses.replace(curved[1], name="late", step=20, logged_step=19), tmp_path / "run")
     question = {"run": "run", "tag": tag, "step": 19, "sample": 0, "column": 0}

@@ -12,7 +12,7 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
-from make_run import START, later, train, unpack, write_run
+from support.make_run import START, later, train, unpack, write_run
 
 PATIENCE = 120  # seconds, for a machine that is busy with other things
 

@@ -6,11 +6,11 @@ import os
 
 import numpy as np
 import pytest
-from make_run import Tab, rewrite, train, unpack, write_run
 from safetensors.numpy import save
+from support.make_run import Tab, rewrite, train, unpack, write_run
 
-from lightning_hessian.layout import pack_summary
-from lightning_hessian.record_files import Session, save_record
+from lightning_hessian.records.event_format import pack_summary
+from lightning_hessian.records.files import Session, save_record
 from lightning_hessian.tensorboard_plugin import plugin
 
 NO_MATRIX = {"hessian": None, "hessian_triangle": None}

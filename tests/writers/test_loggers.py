@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from training import events, fit, scalar, small_monitor
+from support.training import events, fit, scalar, small_monitor
 
 from lightning_hessian import load_records
 

@@ -6,20 +6,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from networks import mlp
+from support.networks import mlp
 
-from lightning_hessian.curvature.plan import Options
-from lightning_hessian.histogram import BIN_EDGES, binned, signed_log10
-from lightning_hessian.monitor import Monitor
-from lightning_hessian.picture_scale import run_scale
-from lightning_hessian.probe import Probe
+from lightning_hessian.curvature.methods.plan import Options
+from lightning_hessian.records.color_scale import run_scale
+from lightning_hessian.records.histogram import BIN_EDGES, binned, signed_log10
+from lightning_hessian.training.measurement import Monitor
+from lightning_hessian.training.samples import Samples
 from lightning_hessian.writers.scalars import scalars
 from lightning_hessian.writers.tensorboard import diagnosis_text, draw, eigenvalue_counts, histograms
 
 
 def record_of(target="prob", activation=torch.nn.GELU):
     monitor = Monitor([0, 2], target, "float64", Options(num_eigenvalues=2), heatmap_samples=0)
-    return monitor.measure(mlp(activation), Probe(torch.randn(4, 6), None), step=0, logged_step=0, epoch=0)
+    return monitor.measure(mlp(activation), Samples(torch.randn(4, 6), None), step=0, logged_step=0, epoch=0)
 
 
 def test_signed_log10():
@@ -62,10 +62,10 @@ def test_infinite_is_not_logged_and_said_in_words():
 
 def test_the_histogram_of_an_estimated_density():
     """Counts of a mean sample, within the errors told of the whole spectra; zeros from rounding count as zeros."""
-    net, probe = mlp(torch.nn.ReLU, inputs=60, width=20).float(), Probe(torch.randn(3, 60), None)
+    net, samples = mlp(torch.nn.ReLU, inputs=60, width=20).float(), Samples(torch.randn(3, 60), None)
     options = {"lanczos": Options("lanczos", 4, density_vectors=40), "low_rank": Options("low_rank")}
     ends, whole = (
-        Monitor([0, 2], "prob", "float32", o, heatmap_samples=0).measure(net, probe, step=0, logged_step=0, epoch=0)
+        Monitor([0, 2], "prob", "float32", o, heatmap_samples=0).measure(net, samples, step=0, logged_step=0, epoch=0)
         for o in options.values()
     )
     assert not ends.complete
@@ -87,8 +87,8 @@ def test_the_histogram_of_an_estimated_density():
 
 def test_pictures_and_histograms_of_a_hundred_classes_are_those_of_ten():
     monitor = Monitor("all", "prob", "float64", Options(), heatmap_samples=1)
-    probe = Probe(torch.randn(2, 6), None)
-    record = monitor.measure(mlp(outputs=100), probe, step=0, logged_step=0, epoch=0)
+    samples = Samples(torch.randn(2, 6), None)
+    record = monitor.measure(mlp(outputs=100), samples, step=0, logged_step=0, epoch=0)
     slots = [f"prob_class_{k}" for k in range(10)]
     assert list(histograms(record)) == [f"hessian_spectrum_signed_log10/{slot}" for slot in slots]
     assert list(draw(record)) == [f"hessian/{slot}" for slot in slots]

@@ -18,7 +18,7 @@ export const METRICS = [
     "2 ‖gradient‖ / max |λ|: the distance (L2, in input units) at which bending may equal the slope; the linear picture holds well within it",
   ],
   [
-    "head_share",
+    "gauss_newton_share",
     "head share",
     "how much of the curvature the target (softmax) adds to the outputs' slopes; the rest is the network's own bending",
   ],
@@ -27,12 +27,12 @@ export const METRICS = [
   ["gradient_curvature", "curvature along the gradient", "gᵀHg / gᵀg"],
   ["gradient_alignment", "gradient alignment", "|cos| between the gradient and the top eigenvector"],
   [
-    "drift_cosine",
+    "top_eigenvector_cosine",
     "drift: |cos|",
     "|cos| between the top eigenvectors here and at the measurement before; 1: not turned",
   ],
   [
-    "drift_overlap",
+    "top_subspace_overlap",
     "drift: overlap",
     "the overlap of the spaces of top eigenvectors with the measurement before; 1: not turned",
   ],

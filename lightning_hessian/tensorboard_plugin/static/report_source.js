@@ -2,7 +2,7 @@
 
 import { parseSafetensors } from "./api.js";
 
-const METRICS_END = new Set(["steps", "epochs", "seconds", "num_hvps"]); // of a series: one number per step
+const METRICS_END = new Set(["steps", "epochs", "seconds", "num_matvecs"]); // of a series: one number per step
 const PER_STEP = ["moment", "method", "engine", "diagnosis", "network", "message", "reason"];
 const BINS = 64;
 const REACH = 20; // of the histograms' axis to both sides

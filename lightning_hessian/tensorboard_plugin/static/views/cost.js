@@ -16,7 +16,7 @@ const DRAWN_FROM = new Set([
   "reason",
   "engine",
   "seconds",
-  "num_hvps",
+  "num_matvecs",
   "diagnosis",
   "network",
   "complete",
@@ -53,7 +53,7 @@ export function cost({ state, source }) {
         `${short(meta.seconds)} s for ${problems} problems; ${short(total)} s over ${all.length} measurements so far`,
       ],
       ["overhead", meta.overhead === undefined ? null : `${short(100 * meta.overhead)} % of the training time`],
-      ["products", `${meta.num_hvps} Hessian-vector products for each problem`],
+      ["products", `${meta.num_matvecs} Hessian-vector products for each problem`],
       [
         "numbers",
         `${meta.dtype}, D = ${meta.num_inputs} input entries, samples of shape ${(meta.shape ?? []).join("×")}`,

@@ -17,8 +17,8 @@ const OPEN = {
   normalized_curvature: BOTH,
   linear_radius: BOTH,
   gradient_alignment: BOTH,
-  drift_cosine: BOTH,
-  drift_overlap: BOTH,
+  top_eigenvector_cosine: BOTH,
+  top_subspace_overlap: BOTH,
 };
 
 export function curves({ state, source, charts }) {

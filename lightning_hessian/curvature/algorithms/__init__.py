@@ -1,0 +1,1 @@
+"""Numerical linear algebra on operators: no network is known here."""

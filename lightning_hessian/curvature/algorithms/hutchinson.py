@@ -1,0 +1,120 @@
+"""Trace, Frobenius norm and diagonal from random products, with standard errors; valid for indefinite matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_hessian.curvature.algorithms.lanczos import RitzPairs
+from lightning_hessian.curvature.operators.hessian import Operator
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Means over random vectors, and the standard errors of those means.
+
+    Attributes:
+        trace: ``[P]``.
+        trace_error: ``[P]``, one standard error; never below what rounding leaves, eps·√D·‖A‖.
+        frobenius_norm: ``[P]``.
+        frobenius_error: ``[P]``, one standard error, to first order; never below what rounding leaves.
+        diagonal: ``[P, D]``.
+        diagonal_error: ``[P, D]``, one standard error plus what the residuals of deflated pairs allow.
+        num_matvecs: products with a vector that were made for each operator.
+    """
+
+    trace: Tensor
+    trace_error: Tensor
+    frobenius_norm: Tensor
+    frobenius_error: Tensor
+    diagonal: Tensor
+    diagonal_error: Tensor
+    num_matvecs: int
+
+
+def estimate(operator: Operator, known: RitzPairs, num_vectors: int, *, generator: torch.Generator) -> Estimates:
+    """Hutchinson's estimators outside of the space spanned by eigenvectors already known.
+
+    With Q the known Ritz vectors, Θ their Rayleigh quotients and R their residual vectors, P = I − QQᵀ and
+    random signs z (the same for every operator):
+
+        tr A = Σ θ_i + E[(Pz)ᵀ A Pz],   ‖A‖² = Σ (θ_i² + ‖r_i‖²) + E ‖A Pz‖²,
+        diag A = Σ (θ_i q_i + r_i) ∘ q_i + E[z ∘ A Pz].
+
+    Unbiased for any symmetric matrix, the diagonal up to the r_i (whose bound is added to its error).
+    Unlike Hutch++ or Nyström estimators this asks for no positive eigenvalues. The truth lies within one, two
+    and three standard errors as often as Student's t says (``benchmarks/statistics.py``); the error of the norm is
+    a little narrow where few unknown eigenvalues outweigh all others: 88 to 94 of 100 cases within two of it.
+
+    Args:
+        operator: P symmetric operators.
+        known: Ritz pairs of them, with residuals.
+        num_vectors: random vectors, at least 2.
+        generator: of their signs.
+
+    Cost: one product for each random vector, which serves all three estimates.
+
+    Source: Hutchinson (1989); Bekas, Kokiopoulou and Saad (2007) for the diagonal; deflation as in Gambhir,
+    Stathopoulos and Orginos (2017).
+    """
+    q = known.eigenvectors
+    traces, squares, diagonals = [], [], []
+    for _ in range(num_vectors):
+        signs, outside = _random_outside(q, generator)
+        product = operator(outside)
+        traces.append((outside * product).sum(dim=1))
+        squares.append(product.square().sum(dim=1))
+        diagonals.append(signs * product)
+    trace, trace_error = _mean(torch.stack(traces))
+    square, square_error = _mean(torch.stack(squares))
+    diagonal, diagonal_error = _mean(torch.stack(diagonals))
+    known_square = (known.eigenvalues.square() + known.residuals.square()).sum(dim=1)
+    norm = (square + known_square).sqrt()
+    rounding = torch.finfo(norm.dtype).eps * q.shape[-1] ** 0.5 * norm  # Σ|λ| is at most √D ‖A‖
+    return Estimates(
+        trace=trace + known.eigenvalues.sum(dim=1),
+        trace_error=torch.hypot(trace_error, rounding),
+        frobenius_norm=norm,
+        frobenius_error=torch.hypot(square_error / (2 * norm.where(norm > 0, 1)), rounding),
+        diagonal=diagonal + (known.eigenvalues.unsqueeze(-1) * q.square()).sum(dim=1),
+        diagonal_error=diagonal_error + (known.residuals.unsqueeze(-1) * q.abs()).sum(dim=1),
+        num_matvecs=num_vectors,
+    )
+
+
+def estimate_norm(
+    product: Callable[[Tensor], Tensor], outside_of: Tensor, num_vectors: int, *, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Frobenius norms ``[P]`` of operators given by a product, and their standard errors.
+
+    ‖A‖² = Σ ‖A q‖² + E ‖A Pz‖² for orthonormal q and P = I − QQᵀ: exact inside of Q, estimated outside. The more
+    of A the q carry, the smaller the error, and the closer to normal. Cost: M products and ``num_vectors``.
+
+    Args:
+        product: A v, ``[P, D]`` to ``[P, D]``.
+        outside_of: the q, ``[P, M, D]``.
+        num_vectors: random vectors, at least 2.
+        generator: of their signs.
+    """
+    q = outside_of
+    inside = sum((product(q[:, i]).square().sum(dim=1) for i in range(q.shape[1])), q.new_zeros(len(q)))
+    squares = [product(_random_outside(q, generator)[1]).square().sum(dim=1) for _ in range(num_vectors)]
+    square, error = _mean(torch.stack(squares))
+    norm = (inside + square).sqrt()
+    rounding = torch.finfo(norm.dtype).eps * q.shape[-1] ** 0.5 * norm
+    return norm, torch.hypot(error / (2 * norm.where(norm > 0, 1)), rounding)
+
+
+def _random_outside(q: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Random signs ``[D]``, and their part ``[P, D]`` orthogonal to ``q [P, M, D]``; twice is enough."""
+    signs = torch.randint(2, (q.shape[-1],), generator=generator).to(q) * 2 - 1
+    outside = signs - ((q @ signs).unsqueeze(1) @ q).squeeze(1)
+    return signs, outside - ((q @ outside.unsqueeze(-1)).mT @ q).squeeze(1)
+
+
+def _mean(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over the first axis and its standard error."""
+    return values.mean(dim=0), values.std(dim=0) / len(values) ** 0.5

@@ -1,0 +1,1 @@
+"""Whether the numbers are true, and why not."""

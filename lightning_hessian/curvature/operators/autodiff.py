@@ -1,0 +1,240 @@
+"""Gradient, HVP and column block of every problem, by two engines that check each other.
+
+Nothing is summed over the batch: with independent samples, the gradient of Σ_n t[n, k] with respect to x
+holds each sample's own gradient in that sample's row. Both engines take ``TargetBatch`` and give
+
+- ``gradient()``: ∇t, ``[N, K, D]``;
+- ``hvp(v)``: H v with an own vector per problem, ``v`` and result ``[N, K, D]``;
+- ``columns(basis)``: H e for M vectors shared by all problems, ``basis [M, D]``, result ``[N, K, D, M]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vjp, vmap
+
+from lightning_hessian.curvature.memory import on_few, out_of_memory
+from lightning_hessian.curvature.operators.target_batch import TargetBatch
+
+AutodiffMode = Literal["forward_over_reverse", "reverse_over_reverse"]
+
+
+class Engine(Protocol):
+    """A way to differentiate twice, bound to problems."""
+
+    name: AutodiffMode
+
+    def gradient(self) -> Tensor:
+        """The gradients ``[N, K, D]``."""
+
+    def hvp(self, v: Tensor) -> Tensor:
+        """Each problem's Hessian times its own vector, ``[N, K, D]`` to ``[N, K, D]``."""
+
+    def prepare(self, num_columns: int) -> None:
+        """Builds what ``columns`` of that many vectors will reuse."""
+
+    def columns(self, basis: Tensor) -> Tensor:
+        """Every Hessian times the M rows of ``basis [M, D]``: ``[N, K, D, M]``."""
+
+
+class ReverseOverReverse:
+    """Differentiates the gradient's own graph, built at the first use and kept: one backward pass per vector.
+
+    Covers almost every module. A target that does not depend on x has zero derivatives; no error is raised.
+    Memory: the activations of one forward and K backward passes, times M while columns are computed.
+    """
+
+    name: AutodiffMode = "reverse_over_reverse"
+
+    def __init__(self, batch: TargetBatch) -> None:
+        self.batch = batch
+        self._x = batch.x.detach().clone().requires_grad_()
+        self._copies: ReverseOverReverse | None = None
+
+    @cached_property
+    def _gradients(self) -> list[Tensor]:
+        return _gradients_with_graph(self.batch, self._x)
+
+    def gradient(self) -> Tensor:
+        """The gradients ``[N, K, D]``."""
+        return torch.stack([g.detach().flatten(1) for g in self._gradients], dim=1)
+
+    def hvp(self, v: Tensor) -> Tensor:
+        """Each problem's Hessian times its own vector, ``[N, K, D]`` to ``[N, K, D]``."""
+        rows = [self._pull_back(g, v[:, k]) for k, g in enumerate(self._gradients)]
+        return torch.stack(rows, dim=1)
+
+    def prepare(self, num_columns: int) -> None:
+        """Builds the graph of that many copies of the batch."""
+        if self._copies is None or len(self._copies.batch.x) != num_columns * self.batch.num_samples:
+            self._copies = None  # frees the graph of the last block size before the next is built
+            self._copies = ReverseOverReverse(self.batch.repeat(num_columns))
+
+    def columns(self, basis: Tensor) -> Tensor:
+        """Every Hessian times the M rows of ``basis [M, D]``: ``[N, K, D, M]``, on M copies of the batch."""
+        times = len(basis)
+        num_samples, num_classes, num_inputs = self.batch.shape
+        self.prepare(times)
+        assert self._copies is not None
+        own = basis[:, None, None, :].expand(times, num_samples, num_classes, num_inputs)
+        products = self._copies.hvp(own.reshape(times * num_samples, num_classes, num_inputs))
+        return products.reshape(times, num_samples, num_classes, num_inputs).permute(1, 2, 3, 0)
+
+    def _pull_back(self, gradient: Tensor, v: Tensor) -> Tensor:
+        if not gradient.requires_grad:
+            return torch.zeros_like(v)
+        (row,) = torch.autograd.grad(
+            gradient, self._x, v.reshape(gradient.shape), retain_graph=True, materialize_grads=True
+        )
+        return row.flatten(1)
+
+
+def _gradients_with_graph(batch: TargetBatch, x: Tensor) -> list[Tensor]:
+    """One gradient ``[N, *shape]`` per class, each still differentiable where it depends on x."""
+    values = batch.values(x)
+    if not values.requires_grad:
+        return [torch.zeros_like(x) for _ in range(batch.num_classes)]
+    return [
+        torch.autograd.grad(values[:, k].sum(), x, create_graph=True, materialize_grads=True)[0]
+        for k in range(batch.num_classes)
+    ]
+
+
+class ForwardOverReverse:
+    """Forward-mode derivative of the gradient, ``vmap``-batched over vectors and shared by the K classes.
+
+    The primal pass and the forward tangent are computed once for all classes, so a column costs 1 + K
+    passes instead of 2K. Not every operation supports it: use it only after ``modes_agree``.
+    """
+
+    name: AutodiffMode = "forward_over_reverse"
+
+    def __init__(self, batch: TargetBatch) -> None:
+        self.batch = batch
+        self._x = batch.x.detach().clone()
+        one_hot = torch.eye(batch.num_classes, dtype=self._x.dtype, device=self._x.device)
+        self._cotangents = one_hot[:, None, :].expand(-1, batch.num_samples, -1)  # [K, N, K]
+
+    def gradient(self) -> Tensor:
+        """The gradients ``[N, K, D]``."""
+        return self._gradients(self._x).flatten(2).transpose(0, 1).detach()
+
+    def hvp(self, v: Tensor) -> Tensor:
+        """Each problem's Hessian times its own vector, ``[N, K, D]`` to ``[N, K, D]``."""
+
+        def product(cotangent: Tensor, vector: Tensor) -> Tensor:
+            return self._tangent(lambda x: vjp(self.batch.values, x)[1](cotangent)[0], vector)
+
+        vectors = v.transpose(0, 1).reshape(self.batch.num_classes, *self._x.shape)
+        return vmap(product)(self._cotangents, vectors).flatten(2).transpose(0, 1).detach()
+
+    def prepare(self, num_columns: int) -> None:
+        """Nothing is reused."""
+
+    def columns(self, basis: Tensor) -> Tensor:
+        """Every Hessian times the M rows of ``basis [M, D]``: ``[N, K, D, M]``."""
+
+        def column(vector: Tensor) -> Tensor:
+            return self._tangent(self._gradients, vector.reshape(self._x[0].shape).expand_as(self._x))
+
+        return vmap(column)(basis).flatten(3).permute(2, 1, 3, 0).detach()
+
+    def _tangent(self, function: Callable[[Tensor], Tensor], vector: Tensor) -> Tensor:
+        tangent: Tensor = jvp(function, (self._x,), (vector,))[1]
+        return tangent
+
+    def _gradients(self, x: Tensor) -> Tensor:
+        """All classes' gradients ``[K, N, *shape]`` from one forward pass."""
+        pull_back = vjp(self.batch.values, x)[1]
+        if self.batch.num_classes == 1:
+            return pull_back(self._cotangents[0])[0].unsqueeze(0)
+        gradients: Tensor = vmap(lambda cotangent: pull_back(cotangent)[0])(self._cotangents)
+        return gradients
+
+
+def gradients(batch: TargetBatch) -> Tensor:
+    """∇t of every problem, ``[N, K, D]``. Cost: one forward and K backward passes; memory: their activations."""
+    x = batch.x.detach().clone().requires_grad_()
+    values = batch.values(x)
+    if not values.requires_grad:
+        return x.new_zeros(batch.shape)
+    rows = [
+        torch.autograd.grad(values[:, k].sum(), x, retain_graph=True, materialize_grads=True)[0].flatten(1)
+        for k in range(batch.num_classes)
+    ]
+    return torch.stack(rows, dim=1)
+
+
+AUTODIFF_MODES: dict[AutodiffMode, type[ForwardOverReverse] | type[ReverseOverReverse]] = {
+    "forward_over_reverse": ForwardOverReverse,
+    "reverse_over_reverse": ReverseOverReverse,
+}
+
+
+def random_vectors(batch: TargetBatch, generator: torch.Generator) -> Tensor:
+    """One random unit vector per problem, ``[N, K, D]``, drawn on the CPU from ``generator``."""
+    v = torch.randn(batch.shape, generator=generator, dtype=torch.float64)
+    return (v / v.norm(dim=-1, keepdim=True)).to(batch.x)
+
+
+def relative_difference(a: Tensor, b: Tensor) -> Tensor:
+    """Max over problems of ‖a − b‖ / max(‖a‖, ‖b‖), for ``[N, K, D]``; 0 where both are exactly zero."""
+    size = torch.maximum(a.norm(dim=-1), b.norm(dim=-1))
+    difference = (a - b).norm(dim=-1)
+    return torch.where(size > 0, difference / size, difference).max()
+
+
+def in_float64(batch: TargetBatch) -> TargetBatch | None:
+    """The problems in float64, or None where the model cannot be evaluated in it."""
+
+    def evaluates(few: TargetBatch) -> bool:
+        try:
+            exact = few.to(torch.float64)
+            with torch.no_grad():
+                return exact.values(exact.x).dtype == torch.float64
+        except Exception as error:  # no float64 on this device, or a forward that fails in it; float32 is still wanted
+            if out_of_memory(error):
+                raise
+            return False
+
+    return batch.to(torch.float64) if on_few(batch, 2, evaluates) else None
+
+
+def modes_agree(batch: TargetBatch, generator: torch.Generator) -> tuple[bool, str]:
+    """Whether forward_over_reverse gives what reverse_over_reverse gives on this model, and if not, why.
+
+    Compared are columns along a random direction, in float64 where the model can be evaluated in it (so
+    that rounding is not mistaken for disagreement; tolerance 1e-6) and in the dtype of ``x`` otherwise
+    (tolerance 1e-2). Cost: two HVPs by each engine, at two samples, or one where memory runs out.
+    """
+    state = generator.get_state()
+
+    def compared(few: TargetBatch) -> tuple[bool, str]:
+        generator.set_state(state)
+        return _agree(few, generator)
+
+    return on_few(batch, 2, compared)
+
+
+def _agree(batch: TargetBatch, generator: torch.Generator) -> tuple[bool, str]:
+    exact = in_float64(batch)
+    batch, tolerance = (batch, 1e-2) if exact is None else (exact, 1e-6)
+    reverse = ReverseOverReverse(batch)
+    for _ in range(2):  # a scripted module goes wrong from its second call on
+        v = random_vectors(batch, generator)[0, 0]
+        expected = reverse.hvp(v.expand(batch.shape))
+        try:
+            forward = ForwardOverReverse(batch).columns(v[None]).squeeze(-1)
+        except Exception as error:  # every kind of module that lacks a forward-mode or vmap rule
+            if out_of_memory(error):
+                raise
+            return False, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+        difference = float(relative_difference(forward, expected))
+        if not difference <= tolerance:
+            return False, f"it differs from reverse_over_reverse by {difference:.1e} on a random direction"
+    return True, ""

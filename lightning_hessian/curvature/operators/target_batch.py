@@ -1,0 +1,84 @@
+"""What is differentiated: the scalars t[n, k] = τ(f(x[n]), classes[n, k])."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+
+@dataclass(frozen=True)
+class TargetBatch:
+    """P = N·K problems: one scalar for each of N samples and K classes, each a function of its own sample.
+
+    Args:
+        network: f, from ``[N, *shape]`` to outputs ``[N, C]``, sample by sample, in the dtype of its argument.
+        target: τ, from outputs ``[N, C]`` and classes ``[N, K]`` to one scalar per problem, ``[N, K]``.
+        x: the samples, ``[N, *shape]``, floating point.
+        classes: the outputs looked at, integer ``[N, K]``.
+        fixed: tensors ``[N, ...]`` in any nesting, which the network takes besides x and which stay as they are.
+        mixture: weights ``[K]``; given, the scalars of a sample's classes are summed with them into a single one.
+    """
+
+    network: Callable[..., Tensor]
+    target: Callable[[Tensor, Tensor], Tensor]
+    x: Tensor
+    classes: Tensor
+    fixed: Any = None
+    mixture: Tensor | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """N, the number of samples."""
+        return self.x.shape[0]
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of classes looked at per sample."""
+        return self.classes.shape[1] if self.mixture is None else 1
+
+    @property
+    def num_inputs(self) -> int:
+        """D, the number of input entries of one sample."""
+        return self.x[0].numel()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(N, K, D), the shape of a gradient or of one vector per problem."""
+        return self.num_samples, self.num_classes, self.num_inputs
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """The network's outputs ``[N, C]`` at ``x``, which has the shape of ``self.x``."""
+        return self.network(x) if self.fixed is None else self.network(x, self.fixed)
+
+    def values(self, x: Tensor) -> Tensor:
+        """The targets ``[N, K]`` at ``x``, which has the shape of ``self.x``."""
+        values = self.target(self.outputs(x), self.classes)
+        return values if self.mixture is None else (values @ self.mixture.to(values)).unsqueeze(1)
+
+    def select(self, samples: slice | Tensor) -> TargetBatch:
+        """The problems of some samples."""
+        return self._with(lambda t: t[samples])
+
+    def flatten(self) -> TargetBatch:
+        """The same problems as P = N·K samples with one class each, in the order (sample, class)."""
+        laid_out = self._with(lambda t: t.repeat_interleave(self.num_classes, dim=0))
+        return replace(laid_out, classes=self.classes.reshape(-1, 1))
+
+    def repeat(self, times: int) -> TargetBatch:
+        """The same problems ``times`` times over, the copies one after another: ``[times·N, ...]``."""
+        return self._with(lambda t: t.repeat(times, *(1,) * (t.dim() - 1)))
+
+    def to(self, dtype: torch.dtype) -> TargetBatch:
+        """The same problems with ``x`` in another dtype; the network follows the dtype of its argument."""
+        fixed = tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, self.fixed)
+        return replace(self, x=self.x.to(dtype), fixed=fixed)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> TargetBatch:
+        """The same change to everything that has one row per sample."""
+        fixed = tree_map_only(Tensor, change, self.fixed)
+        return replace(self, x=change(self.x), classes=change(self.classes), fixed=fixed)

@@ -1,0 +1,1 @@
+"""From a live model to a pure function of its input, and back untouched."""

@@ -1,0 +1,232 @@
+"""A model as a pure function of one input: parameters cast and detached, buffers cloned on every call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lightning_hessian.errors import ConfigurationError
+
+ForwardFunction = Callable[[Any, Any], Any]
+OutputFunction = Callable[[Any], Any]  # a tensor; Any, so that a YAML file may name one without annotations
+Inputs = Tensor | dict[str, Any] | tuple[Any, ...]
+
+
+class ModelFunction:
+    """x ``[N, *shape]`` -> outputs ``[N, C]``, in the dtype of x, leaving the model as it was.
+
+    A model may return a tensor ``[N, C]`` or ``[N]``, or an object or dict that holds such a tensor as ``logits``.
+
+    Floating-point parameters and buffers are cast to the dtype of x (bfloat16 weights are measured in
+    float32, for example). Parameters are copied once and detached: a forward that writes to them (a max-norm
+    constraint) writes to the copy, and nothing is ever accumulated into ``.grad``. Buffers are copied inside
+    each call, since a forward may write a tensor of the differentiation into them.
+
+    Args:
+        model: an ``nn.Module`` (a ``LightningModule`` is one) or a callable.
+        forward_fn: ``(model, inputs) -> output``, in place of ``model(inputs)``, ``model(*inputs)`` for a tuple
+            and ``model(**inputs)`` for a dict.
+        output_fn: ``output -> [N, C]``, for models that do not give that themselves.
+        wrt: what is x. None: the only input. A key or position: that one of several inputs. The name of a
+            submodule: its output, in whose place x is put.
+        tensors: parameters and buffers by name, in place of the model's own.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        forward_fn: ForwardFunction | None = None,
+        output_fn: OutputFunction | None = None,
+        wrt: str | int | None = None,
+        tensors: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self._forward_fn = forward_fn or _call
+        self._output_fn = output_fn
+        self._model = model
+        self._wrt = wrt
+        self._layer: nn.Module | None = None
+        self._caller = _Caller(model, self._forward_fn) if isinstance(model, nn.Module) else None
+        self._given = {f"module.{name}": tensor for name, tensor in (tensors or {}).items()}
+        self._tensors: dict[torch.dtype, dict[str, Tensor]] = {}
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the model's parameters are, or None for a callable or a module without any."""
+        tensors = [] if self._caller is None else [*self._caller.parameters(), *self._caller.buffers()]
+        return tensors[0].device if tensors else None
+
+    def split(self, inputs: Inputs, dtype: torch.dtype) -> tuple[Tensor, Any]:
+        """x, the variable, and what is held beside it: the other inputs, or all of them for a hidden layer.
+
+        Raises:
+            ConfigurationError: ``wrt`` names neither an input nor a layer, or is needed and missing.
+        """
+        x = differentiated(inputs, self._wrt)
+        if x is not None:
+            if isinstance(inputs, Tensor):
+                return x, None
+            fixed = {key: inputs[key] for key in _keys(inputs) if key != self._wrt}
+            return x, fixed
+        layers = dict(self._model.named_modules()) if isinstance(self._model, nn.Module) else {}
+        if self._wrt not in layers:
+            known = f"inputs: {_names(inputs)}; layers: {', '.join(list(layers)[1:12]) or 'none'}"
+            raise ConfigurationError(f"wrt={self._wrt!r} is neither an input nor a layer of the model ({known}).")
+        self._layer = layers[str(self._wrt)]
+        with _hooked(self._layer, lambda output: output) as seen, torch.no_grad():
+            self._run(inputs, dtype)
+        if len(seen) != 1 or not isinstance(seen[0], Tensor):
+            raise ConfigurationError(
+                f"The layer wrt={self._wrt!r} must run once and give a tensor; it ran {len(seen)} times"
+                f"{'' if not seen else f' and gave {type(seen[0]).__name__}'}. Name a layer inside or around it."
+            )
+        return seen[0], inputs
+
+    def __call__(self, x: Tensor, fixed: Any = None) -> Tensor:
+        """The outputs ``[N, C]`` at ``x``, with ``held`` as ``split`` gave it."""
+        if self._layer is not None:
+            with _hooked(self._layer, lambda output: x):
+                output = self._run(fixed, x.dtype)
+        else:
+            output = self._run(x if fixed is None else _assembled(fixed, self._wrt, x), x.dtype)
+        if self._output_fn is not None:
+            return _as_matrix(self._output_fn(output), "output", len(x))
+        return _as_matrix(*_outputs_in(output), len(x))
+
+    def _run(self, inputs: Inputs, dtype: torch.dtype) -> Any:
+        if self._caller is None:
+            return self._forward_fn(self._model, inputs)
+        with _told_dtype(self._caller, dtype):
+            return functional_call(self._caller, self._cast_tensors(dtype), (inputs,))
+
+    def _cast_tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        assert self._caller is not None
+        if dtype not in self._tensors:
+            self._tensors[dtype] = {n: self._copy(n, p, dtype) for n, p in self._caller.named_parameters()}
+        buffers = {name: self._copy(name, b, dtype) for name, b in self._caller.named_buffers()}
+        return {**self._tensors[dtype], **buffers}
+
+    def _copy(self, name: str, own: Tensor, dtype: torch.dtype) -> Tensor:
+        tensor = self._given.get(name, own).detach()
+        return tensor.to(own.device, dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+
+
+class _Caller(nn.Module):
+    """Lets ``functional_call`` swap a module's tensors around any function that calls the module."""
+
+    def __init__(self, module: nn.Module, call: ForwardFunction) -> None:
+        super().__init__()
+        self.module = module
+        self.call = call
+
+    def forward(self, inputs: Inputs) -> Any:
+        return self.call(self.module, inputs)
+
+
+@contextmanager
+def _told_dtype(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Lets ``x.to(self.dtype)`` in a LightningModule follow its parameters: that dtype is noted, not looked up."""
+    noted = [(module, vars(module)["_dtype"]) for module in model.modules() if "_dtype" in vars(module)]
+    for module, _ in noted:
+        module.__dict__["_dtype"] = dtype
+    try:
+        yield
+    finally:
+        for module, before in noted:
+            module.__dict__["_dtype"] = before
+
+
+def _call(model: Any, inputs: Inputs) -> Any:
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+@contextmanager
+def _hooked(layer: nn.Module, change: Callable[[Any], Any]) -> Iterator[list[Any]]:
+    """Puts something else in the place of a layer's output, and tells what it was."""
+    seen: list[Any] = []
+
+    def hook(module: nn.Module, arguments: Any, output: Any) -> Any:
+        seen.append(output)
+        return change(output)
+
+    handle = layer.register_forward_hook(hook)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def differentiated(inputs: Inputs, wrt: str | int | None) -> Tensor | None:
+    """The input that is the variable, or None where ``wrt`` does not name one: then it has to name a layer.
+
+    Raises:
+        ConfigurationError: there are several inputs, and no ``wrt``.
+    """
+    if wrt is None and not isinstance(inputs, Tensor):
+        raise ConfigurationError(
+            f"There are several inputs ({_names(inputs)}): say with wrt which one is differentiated."
+        )
+    if isinstance(inputs, Tensor):
+        return inputs if wrt is None else None
+    return inputs[wrt] if wrt in _keys(inputs) else None  # type: ignore[index]
+
+
+def _keys(inputs: Inputs) -> list[Any]:
+    return list(inputs) if isinstance(inputs, dict) else list(range(len(inputs)))
+
+
+def _names(inputs: Inputs) -> str:
+    return "one tensor" if isinstance(inputs, Tensor) else ", ".join(map(repr, _keys(inputs)))
+
+
+def _assembled(fixed: dict[Any, Any], wrt: Any, x: Tensor) -> Inputs:
+    """All inputs again, x in its place: a dict by name, a tuple by position."""
+    every = {**fixed, wrt: x}
+    return every if isinstance(wrt, str) else tuple(every[i] for i in sorted(every))
+
+
+def _outputs_in(returned: Any) -> tuple[Any, str]:
+    """What a model returned, or the tensor it holds as ``logits``; and how that is written."""
+    if isinstance(returned, Mapping):
+        return (returned["logits"], "output['logits']") if "logits" in returned else (returned, "output")
+    if isinstance(getattr(returned, "logits", None), Tensor):
+        return returned.logits, "output.logits"
+    return returned, "output"
+
+
+def _as_matrix(output: Any, name: str, num_samples: int) -> Tensor:
+    """``output``, found in what the model returned as ``name``, as ``[N, C]``.
+
+    Raises:
+        ConfigurationError: it is of another shape; the message shows an output_fn for it.
+    """
+    if isinstance(output, Tensor) and output.shape == (num_samples,):
+        return output.unsqueeze(1)
+    if isinstance(output, Tensor) and output.dim() == 2 and len(output) == num_samples:
+        return output
+    got, example = _told(output, name)
+    raise ConfigurationError(
+        f"The model gave {got} for {num_samples} samples; outputs must be [N, C] or [N], alone or under the name "
+        f"'logits'. Give output_fn, which takes what the model returns and gives [N, C]"
+        f"{example and f', for example output_fn=lambda output: {example}'}."
+    )
+
+
+def _told(output: Any, name: str) -> tuple[str, str]:
+    """What was given, in words, and an expression that may find ``[N, C]`` in it, or nothing."""
+    if isinstance(output, Mapping):
+        keys = list(output)
+        return f"{type(output).__name__} with the keys {keys}", f"{name}[{keys[0] if keys else 'key'!r}]"
+    if isinstance(output, (tuple, list)):
+        return f"{type(output).__name__} of {len(output)}", f"{name}[0]"
+    if not isinstance(output, Tensor):
+        return type(output).__name__, f"{name}.prediction"
+    places = {3: "[:, -1]", 4: "[:, :, row, column]"}  # a sequence [N, T, C], pixels [N, C, H, W]
+    got = f"{'a tensor' if name == 'output' else name} of shape {tuple(output.shape)}"
+    return got, f"{name}{places[output.dim()]}" if output.dim() in places else ""

@@ -1,0 +1,252 @@
+"""The context in which a live model may be differentiated twice, and from which all comes out untouched."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.attention
+import torch.utils.checkpoint
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lightning_hessian.model.state_snapshot import StateSnapshot
+
+
+@contextmanager
+def isolated(model: object, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Sets the stage for exact second derivatives of ``model``, and puts everything back afterwards.
+
+    Inside: gradients on, inference mode, autocast, anomaly detection and TF32 off, eval mode, default dtype
+    ``dtype``, attention on the math kernel and never on the fast path of eval mode, compiled code run eagerly,
+    cuDNN off if the model holds RNNs (cuDNN's have no second derivative), ``self.log`` silent, the hooks of FSDP2
+    and tensor parallelism off. Restored, also on an exception: all of these, the random streams of Python, NumPy
+    and torch (CPU and ``device``), every module's ``training`` flag, ``.grad`` and ``requires_grad``, and what a
+    forward or its hooks wrote to: attributes, containers, generators, the variables around a function.
+
+    ``model`` is a module, or a function: then the modules that it names or is bound to are isolated.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(frozen_random_streams(device))
+        stack.enter_context(_without_autocast(device))
+        stack.enter_context(torch.autograd.set_detect_anomaly(False))
+        stack.enter_context(_full_precision())
+        stack.enter_context(_default_dtype(dtype))
+        stack.enter_context(_attention_by_products())
+        stack.enter_context(_eager())
+        stack.enter_context(_without_checkpointing())
+        for module in modules_behind(model):
+            inside = stack.enter_context(preserved(module))
+            if any(isinstance(inner, nn.RNNBase) for inner in inside):
+                stack.enter_context(_without_cudnn())
+            stack.enter_context(_eval_mode(inside))
+        yield
+
+
+def modules_behind(model: object) -> list[nn.Module]:
+    """The modules that a model is made of: itself, the one a method is bound to, or those a function refers to."""
+    if isinstance(model, nn.Module):
+        return [model]
+    owner = getattr(model, "__self__", None)
+    if isinstance(owner, nn.Module):
+        return [owner]
+    if not inspect.isfunction(model):
+        return []
+    names = inspect.getclosurevars(model)
+    return [v for v in (*names.nonlocals.values(), *names.globals.values()) if isinstance(v, nn.Module)]
+
+
+@contextmanager
+def frozen_random_streams(device: torch.device | None = None) -> Iterator[None]:
+    """Leaves the random streams of Python, NumPy and torch where they were."""
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the stream of the user's run
+    devices = [device] if device is not None and device.type not in ("cpu", "mps") else []
+    try:
+        with torch.random.fork_rng(devices, device_type=devices[0].type if devices else "cuda"):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002
+
+
+@contextmanager
+def _without_autocast(device: torch.device) -> Iterator[None]:
+    """Autocast off, also where a forward turns it on itself: a bfloat16 product has two correct digits."""
+    autocast: Any = torch.autocast
+    enter = autocast.__enter__
+
+    def stay_off(context: Any) -> Any:
+        entered = enter(context)
+        torch.set_autocast_enabled(context.device, False)  # its exit puts back what was there before it
+        return entered
+
+    autocast.__enter__ = stay_off
+    try:
+        with torch.autocast("cpu", enabled=False), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        autocast.__enter__ = enter
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Float32 products in float32: no TF32 on CUDA, no bfloat16 inside oneDNN.
+
+    torch has an old and a new set of switches, and raises where only one of two that belong together was
+    moved; so both are moved and both put back.
+    """
+    backends: Any = torch.backends
+    settings = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+    settings += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
+    saved = [setting.fp32_precision for setting in settings]
+    matmul, cudnn = _legacy(torch.get_float32_matmul_precision), _legacy(lambda: backends.cudnn.allow_tf32)
+    if matmul is not None:
+        torch.set_float32_matmul_precision("highest")
+    if cudnn is not None:
+        backends.cudnn.allow_tf32 = False
+    for setting in settings:
+        if setting.fp32_precision not in ("none", "ieee"):
+            setting.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        if matmul is not None:
+            torch.set_float32_matmul_precision(matmul)
+        if cudnn is not None:
+            backends.cudnn.allow_tf32 = cudnn
+        for setting, value in zip(settings, saved, strict=True):
+            setting.fp32_precision = value
+
+
+def _legacy(read: Any) -> Any:
+    """An old switch's value, or None where torch refuses to tell since only the new one was used."""
+    try:
+        return read()
+    except RuntimeError:
+        return None
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    """Compiled modules run eagerly, and stay compiled outside."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
+def _attention_by_products() -> Iterator[None]:
+    """Attention on the only kernel with second derivatives, whatever ``sdpa_kernel`` a forward asks for.
+
+    The fast path that transformer layers take in eval mode without gradients is another function where samples
+    are padded: it gives zeros, or fewer tokens. Values are to be those of the function that is differentiated.
+    """
+    module: Any = torch.nn.attention
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with sdpa_kernel(SDPBackend.MATH):
+        choose = getattr(module, "_sdpa_kernel", None)  # private: without it, a forward's own choice is left to it
+        if choose is not None:
+            module._sdpa_kernel = lambda backends, set_priority=False: None
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+            if choose is not None:
+                module._sdpa_kernel = choose
+
+
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
+
+
+@contextmanager
+def _eval_mode(modules: list[nn.Module]) -> Iterator[None]:
+    """Sets every module's flag itself: ``eval()`` and ``train()`` may be overridden, and cannot be undone."""
+    flags = [(module, module.training) for module in modules]
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[list[nn.Module]]:
+    """Puts back what code of the model's own may write, and gives all modules it is made of, hidden ones too."""
+    keeper = StateSnapshot()
+    keeper.keep_module(model)
+    flags = [(p, p.requires_grad, p.grad) for module in keeper.modules for p in module.parameters(recurse=False)]
+    for module in keeper.modules:
+        _without_collectives(module)  # the keeper puts the hooks back
+        if hasattr(type(module), "trainer"):  # a LightningModule, which may also be a part of another
+            module.__dict__.update({name: _silent for name in ("log", "log_dict") if hasattr(module, name)})
+    try:
+        for parameter, _, _ in flags:
+            parameter.requires_grad_(False)  # no graph is to reach the parameters
+        yield keeper.modules
+    finally:
+        try:
+            keeper.restore()
+        finally:
+            for parameter, requires_grad, grad in flags:
+                parameter.requires_grad_(requires_grad)
+                parameter.grad = grad
+
+
+def _without_collectives(module: nn.Module) -> None:
+    """Takes off the hooks by which torch shards a forward over processes: one process alone would wait in them."""
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        ours = [key for key, hook in hooks.items() if getattr(hook, "__module__", "").startswith("torch.distributed.")]
+        for key in ours:
+            del hooks[key]
+    for name, value in list(vars(module).items()):  # methods that FSDP2 was told to treat as a forward
+        home = getattr(getattr(value, "__func__", None), "__globals__", {}).get("__name__", "")
+        if home.startswith("torch.distributed."):
+            del vars(module)[name]
+
+
+def _silent(*args: object, **kwargs: object) -> None:
+    """Stands in for ``self.log`` while a LightningModule's forward is measured."""
+
+
+@contextmanager
+def _without_checkpointing() -> Iterator[None]:
+    """Activation checkpointing passed through: recomputation inside a double backward fails in both its modes."""
+    module: Any = torch.utils.checkpoint
+    generator = module._checkpoint_without_reentrant_generator
+
+    def nothing(*args: object, **kwargs: object) -> Iterator[None]:
+        yield
+
+    module.CheckpointFunction.apply = lambda run, preserve, *args: run(*args)
+    module._checkpoint_without_reentrant_generator = nothing
+    try:
+        yield
+    finally:
+        del module.CheckpointFunction.apply  # it was inherited
+        module._checkpoint_without_reentrant_generator = generator

@@ -1,0 +1,1 @@
+"""Measurements as numpy arrays and metadata, on disk and in event files."""

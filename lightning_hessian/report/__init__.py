@@ -1,0 +1,1 @@
+"""One standalone page from the records of runs."""

@@ -1,0 +1,148 @@
+"""Lanczos on prescribed spectra, its identities, and everything that breaks a careless one."""
+
+import pytest
+import torch
+
+from lightning_hessian.curvature.algorithms.lanczos import KrylovBasis, lanczos
+from lightning_hessian.curvature.operators.hessian import MatrixOperator
+
+F64 = torch.float64
+
+
+def prescribed(*spectra, dtype=F64):
+    """One matrix per spectrum, with that spectrum and random eigenvectors."""
+    generator = torch.Generator().manual_seed(7)
+    matrices = []
+    for spectrum in spectra:
+        values = torch.as_tensor(spectrum, dtype=F64)
+        q, _ = torch.linalg.qr(torch.randn(len(values), len(values), generator=generator, dtype=F64))
+        matrices.append(q @ torch.diag(values) @ q.T)
+    return MatrixOperator(torch.stack(matrices).to(dtype))
+
+
+def run(operator, count, seed=0, **arguments):
+    return lanczos(operator, count, generator=torch.Generator().manual_seed(seed), **arguments)
+
+
+def expected_of(values, which, count):
+    ordered = sorted(values, reverse=True)
+    high = {"both_ends": (count + 1) // 2, "largest_algebraic": count, "smallest_algebraic": 0}.get(which)
+    if high is None:
+        return sorted(sorted(values, key=abs)[-count:], reverse=True)
+    return ordered[:high] + (ordered[high - count :] if count > high else [])
+
+
+SPREAD = [(-1.0) ** i * 0.9**i for i in range(60)]
+FLAT = [i / 60 - 0.3 for i in range(60)]
+CLUSTER = [5.0, 5.0 + 1e-5, 5.0 - 1e-5] + [i / 57 for i in range(57)]
+
+
+@pytest.mark.parametrize("which", ["both_ends", "largest_algebraic", "smallest_algebraic", "largest_magnitude"])
+@pytest.mark.parametrize("max_basis", [None, 17])
+def test_every_end_of_a_prescribed_spectrum(which, max_basis):
+    operator = prescribed(SPREAD, FLAT, CLUSTER)
+    pairs = run(operator, 6, which=which, tolerance=1e-9, max_basis=max_basis, max_products=3000)
+    assert pairs.converged.all()
+    for p, values in enumerate((SPREAD, FLAT, CLUSTER)):
+        expected = torch.tensor(expected_of(values, which, 6), dtype=F64)
+        torch.testing.assert_close(pairs.eigenvalues[p], expected, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("max_basis", [None, 17])
+def test_residuals_are_those_of_the_vectors(max_basis):
+    operator = prescribed(SPREAD, FLAT)
+    pairs = run(operator, 5, tolerance=1e-4, max_basis=max_basis)
+    vectors = pairs.eigenvectors
+    actual = (operator.matrices @ vectors.mT).mT - pairs.eigenvalues.unsqueeze(-1) * vectors
+    torch.testing.assert_close(actual.norm(dim=-1), pairs.residuals, rtol=1e-6, atol=1e-12)
+    gram = vectors @ vectors.mT
+    torch.testing.assert_close(gram, torch.eye(5, dtype=F64).expand_as(gram), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("block_size", [1, 3])
+@pytest.mark.parametrize("restarts", [0, 3])
+def test_the_lanczos_relation(block_size, restarts):
+    operator = prescribed(SPREAD, FLAT)
+    basis = KrylovBasis(operator, block_size, 20, torch.Generator().manual_seed(0))
+    for _ in range(restarts):
+        while not basis.full:
+            basis.grow()
+        basis.restart("both_ends", 4)
+    for _ in range(5):
+        basis.grow()
+    j, n = basis.num_processed, basis.num_vectors
+    q, h = basis._vectors[:, :n], basis._products[:, :n, :j]
+    torch.testing.assert_close(operator.matrices @ q[:, :j].mT, q.mT @ h, rtol=0, atol=1e-12)
+    torch.testing.assert_close(q @ q.mT, torch.eye(n, dtype=F64).expand(2, -1, -1), rtol=0, atol=1e-12)
+
+
+def test_multiplicity_is_found_by_a_block():
+    values = [4.0, 4.0, 4.0, *FLAT[:40]]
+    found = run(prescribed(values), 4, which="largest_algebraic", tolerance=1e-8, block_size=3).eigenvalues[0]
+    assert found[:3].tolist() == pytest.approx([4.0, 4.0, 4.0])
+    assert found[3] == pytest.approx(max(FLAT[:40]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_rank_deficient_at_every_scale(dtype, scale):
+    values = [3.0, -2.0, 1.0] + [0.0] * 37
+    pairs = run(prescribed([scale * v for v in values], dtype=dtype), 5, which="largest_magnitude")
+    assert pairs.converged.all()
+    expected = torch.tensor([3.0, 1.0, 0.0, 0.0, -2.0], dtype=F64)
+    error = (pairs.eigenvalues[0].double() / scale - expected).abs().max()
+    assert error < 1000 * torch.finfo(dtype).eps
+
+
+def test_the_zero_operator():
+    pairs = run(MatrixOperator(torch.zeros(2, 9, 9)), 3)
+    assert not pairs.eigenvalues.any()
+    assert pairs.converged.all()
+    assert not pairs.residuals.any()
+
+
+@pytest.mark.parametrize("block_size", [1, 4])
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_fewer_dimensions_than_asked_for(size, block_size):
+    values = [float(i) - 1 for i in range(size)]
+    pairs = run(prescribed(values), 10, block_size=block_size)
+    assert pairs.eigenvalues.shape == (1, size)
+    assert pairs.eigenvalues[0].tolist() == pytest.approx(sorted(values, reverse=True), abs=1e-12)
+    assert pairs.converged.all()
+
+
+def test_what_does_not_converge_says_so():
+    pairs = run(prescribed(FLAT), 4, tolerance=1e-12, max_products=12)
+    assert not pairs.converged.any()
+    assert (pairs.residuals > 1e-6).all()
+    assert pairs.num_matvecs == 12
+
+
+def test_converged_problems_leave_the_batch():
+    class Counting(MatrixOperator):
+        sizes: list[int] = []  # noqa: RUF012 - shared with what select makes
+
+        def __call__(self, v):
+            self.sizes.append(len(v))
+            return super().__call__(v)
+
+        def select(self, index):
+            return Counting(self.matrices[index])
+
+    easy = [100.0, -50.0] + [0.0] * 58
+    pairs = run(Counting(prescribed(easy, easy, easy, FLAT).matrices), 2, tolerance=1e-8)
+    assert pairs.converged.all()
+    assert Counting.sizes[0] == 4
+    assert Counting.sizes[-1] == 1
+
+
+def test_the_spectrum_of_minus_a_is_minus_the_spectrum():
+    operator = prescribed(SPREAD, FLAT)
+    up = run(operator, 4, tolerance=1e-9)
+    down = run(MatrixOperator(-operator.matrices), 4, tolerance=1e-9)
+    torch.testing.assert_close(down.eigenvalues, -up.eigenvalues.flip(1), rtol=0, atol=1e-9)
+
+
+def test_too_small_a_basis_is_told():
+    with pytest.raises(ValueError, match="max_basis=5 leaves no room for 4 eigenpairs: it must be at least 7"):
+        run(prescribed(FLAT), 4, max_basis=5)

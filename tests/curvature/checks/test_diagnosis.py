@@ -1,0 +1,196 @@
+"""Every reason for a zero or wrong Hessian is named, and the numbers behind it are right or not trusted."""
+
+import warnings
+
+import pytest
+import torch
+from support.networks import mlp
+from torch import nn
+
+from lightning_hessian import input_hessian, input_spectrum
+from lightning_hessian.curvature import derivatives, facts
+
+X = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+
+
+def diagnosis_of(model, target="logit", x=X, classes=0):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return input_spectrum(model, x, classes, target).diagnosis
+
+
+@pytest.mark.parametrize("activation", [nn.GELU, nn.Tanh, nn.Softplus, nn.SiLU, nn.ELU])
+def test_curved(activation):
+    assert diagnosis_of(mlp(activation)).kind == "curved"
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU, nn.Hardtanh, nn.PReLU])
+@pytest.mark.parametrize("target", ["logit", "margin"])
+def test_piecewise_linear_is_zero_and_says_what_to_take(activation, target):
+    net = mlp(activation)
+    diagnosis = diagnosis_of(net, target)
+    assert (diagnosis.kind, diagnosis.network) == ("piecewise_linear", "piecewise_linear")
+    assert "'prob'" in diagnosis.message
+    assert not input_hessian(net, X, 0, target).any()
+
+
+def test_a_bent_head_on_a_piecewise_linear_network_is_curved():
+    diagnosis = diagnosis_of(mlp(nn.ReLU), "prob")
+    assert (diagnosis.kind, diagnosis.network) == ("curved", "piecewise_linear")
+
+
+def test_linear_although_written_with_a_mask():
+    assert diagnosis_of(lambda x: x[:, :3].clamp(-1000, 1000)).kind == "linear"
+    assert diagnosis_of(nn.Linear(6, 3).double(), "margin").kind == "piecewise_linear"
+
+
+def test_almost_zero_is_not_zero():
+    diagnosis = diagnosis_of(lambda x: x + 1e-30 * x**3)
+    assert diagnosis.kind == "curved"
+
+
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [
+        (lambda x: x.detach() ** 2, "disconnected"),
+        (lambda x: x.round(), "disconnected"),
+        (lambda x: x.sign() * 3, "disconnected"),
+        (lambda x: x.argmax(1, keepdim=True).to(x), "disconnected"),
+        (lambda x: 0 * x + 1, "linear"),
+    ],
+    ids=["detached", "rounded", "sign", "argmax", "constant"],
+)
+def test_no_gradient_is_zero_without_an_exception(model, kind):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        spectrum = input_spectrum(model, X, 0)
+    assert not spectrum.gradient.any()
+    assert not spectrum.eigenvalues.any()
+    assert spectrum.diagnosis.kind == kind
+
+
+def test_underflow_is_not_called_linear():
+    diagnosis = diagnosis_of(lambda x: torch.sigmoid(-120 - x.sum(1)), x=X.float())  # 1e-52: zero in float32
+    assert diagnosis.kind == "curved"
+    assert not diagnosis.trusted
+    assert "underflows in float32: use float64" in diagnosis.message
+
+
+def test_a_detached_function_that_does_depend_on_its_input_is_not_trusted():
+    diagnosis = diagnosis_of(lambda x: x.detach() ** 2)
+    assert diagnosis.kind == "disconnected"
+    assert not diagnosis.trusted
+    assert "detach" in diagnosis.message
+
+
+class CachedDerivative(torch.autograd.Function):
+    """sin(x) whose backward is not differentiable: cos(x) was computed in advance."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.cosine = x.detach().cos()
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.cosine
+
+
+class WrongBackward(torch.autograd.Function):
+    """sin(x) with half the derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 0.5 * grad * ctx.saved_tensors[0].cos()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda x: x * x.detach() ** 2,
+        lambda x: x**2 + x.detach() ** 2,
+        lambda x: CachedDerivative.apply(x) * x,
+        lambda x: WrongBackward.apply(x),
+    ],
+    ids=["factor_detached", "summand_detached", "cached_derivative", "wrong_backward"],
+)
+def test_inconsistent_is_warned_about(model):
+    with pytest.warns(UserWarning, match="not to be trusted.*Two ways of differentiating disagree"):
+        input_hessian(model, X, 0)
+    assert diagnosis_of(model).kind == "inconsistent"
+
+
+def test_a_random_forward():
+    diagnosis = diagnosis_of(lambda x: nn.functional.dropout(x**2, 0.5, training=True))
+    assert not diagnosis.trusted
+    assert "random" in diagnosis.message
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda x: x**2 - (x**2).mean(0),
+        nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.GELU()).double(),
+    ],
+    ids=["mean_over_batch", "batch_norm_without_statistics"],
+)
+def test_samples_coupled_through_the_batch(model):
+    diagnosis = diagnosis_of(model)
+    assert not diagnosis.trusted
+    assert "other samples in the batch" in diagnosis.message
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("compile_", [torch.jit.script, lambda f: torch.jit.trace(f, X)], ids=["script", "trace"])
+def test_scripted_code_is_right_at_every_call(compile_):
+    net = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    expected = input_hessian(net, X, 1)
+    scripted = compile_(net)
+    for _ in range(4):  # torch's profiling executor changes its mind after the first calls
+        torch.testing.assert_close(input_hessian(scripted, X, 1), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("precheck", [True, False])
+def test_an_engine_that_gives_zeros_is_found_out(monkeypatch, precheck):
+    """Before the work by ``modes_agree``; and if that were blind, after it by ``hessians`` itself."""
+    net = mlp()
+    expected = input_spectrum(net, X, "all")
+    assert expected.engine == "forward_over_reverse"
+    broken = lambda self, basis: torch.zeros(*self.batch.shape, len(basis), dtype=basis.dtype)  # noqa: E731
+    monkeypatch.setattr(derivatives.ForwardOverReverse, "columns", broken)
+    if not precheck:
+        monkeypatch.setattr(facts, "modes_agree", lambda batch, generator: (True, ""))
+    spectrum = input_spectrum(net, X, "all")
+    assert spectrum.engine == "reverse_over_reverse"
+    torch.testing.assert_close(spectrum.eigenvalues, expected.eigenvalues)
+
+
+def test_group_norm_is_right():
+    net = nn.Sequential(nn.Conv1d(1, 4, 3), nn.GroupNorm(2, 4), nn.GELU(), nn.Flatten(), nn.Linear(16, 3)).double()
+    x = X[:, None]
+    hessian = input_hessian(net, x, "all")
+    for n in range(3):
+        expected = torch.func.hessian(lambda v: net(v.reshape(1, 1, 6))[0])(x[n].flatten())
+        torch.testing.assert_close(hessian[n], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_flat_background_ties_in_max_pooling_are_told():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.GELU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 2)).double()
+    image = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
+    image[..., 3:5, 3:5] = torch.rand(2, 2)
+    diagnosis = diagnosis_of(net, x=image)
+    assert diagnosis.trusted
+    assert "kink exactly at 1 of the 1 samples" in diagnosis.message
+    assert "kink" not in diagnosis_of(net, x=torch.rand(1, 1, 8, 8, dtype=torch.float64)).message
+
+
+def test_float64_may_be_impossible():
+    net = mlp().float()
+    diagnosis = diagnosis_of(lambda x: net(x.float()), x=X.float())
+    assert diagnosis.trusted
+    assert "cannot be evaluated in float64" in diagnosis.message

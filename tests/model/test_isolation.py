@@ -1,0 +1,347 @@
+"""Every row of the list of what must come back, and of what must be set while measuring."""
+
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from support.networks import mlp
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from lightning_hessian import input_hessian, input_spectrum
+from lightning_hessian.model.isolation import isolated
+
+X = torch.randn(3, 6, generator=torch.Generator().manual_seed(2))
+CPU = torch.device("cpu")
+
+
+def flags():
+    backends = torch.backends
+    return {
+        "dtype": torch.get_default_dtype(),
+        "grad": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "anomaly": torch.is_anomaly_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "matmul": torch.get_float32_matmul_precision(),
+        "cudnn_tf32": backends.cudnn.allow_tf32,
+        "cudnn": backends.cudnn.enabled,
+        "conv": backends.cudnn.conv.fp32_precision,
+        "mkldnn": backends.mkldnn.matmul.fp32_precision,
+        "fast_path": backends.mha.get_fastpath_enabled(),
+        "math": backends.cuda.math_sdp_enabled(),
+        "flash": backends.cuda.flash_sdp_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "checkpoint": torch.utils.checkpoint._checkpoint_without_reentrant_generator,
+        "reentrant": torch.utils.checkpoint.CheckpointFunction.apply,
+    }
+
+
+@pytest.fixture(name="surroundings", params=["plain", "unusual"])
+def _surroundings(request):
+    if request.param == "plain":
+        yield
+        return
+    torch.set_default_dtype(torch.float64)
+    torch.set_float32_matmul_precision("medium")
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), torch.autograd.set_detect_anomaly(True):
+        yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+@pytest.mark.usefixtures("surroundings")
+@pytest.mark.parametrize("fail", [False, True])
+def test_flags_are_set_inside_and_come_back(fail):
+    before = flags()
+    try:
+        with isolated(nn.LSTM(2, 2), CPU, torch.float32):
+            inside = flags()
+            if fail:
+                raise KeyError
+    except KeyError:
+        pass
+    assert flags() == before
+    wanted = {"dtype": torch.float32, "grad": True, "anomaly": False, "autocast": False, "matmul": "highest"}
+    wanted |= {"cudnn_tf32": False, "math": True, "flash": False, "fast_path": False, "cudnn": False}
+    assert {k: inside[k] for k in wanted} == wanted
+
+
+@pytest.mark.parametrize(("model", "off"), [(nn.GRU(2, 2), True), (nn.Conv1d(2, 2, 1), False)], ids=["rnn", "conv"])
+@pytest.mark.parametrize("user", [True, False])
+def test_cudnn_is_off_for_recurrent_networks_only(model, off, user, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", user)
+    with isolated(nn.Sequential(model), CPU, torch.float32):
+        assert torch.backends.cudnn.enabled == (user and not off)
+    assert torch.backends.cudnn.enabled == user
+
+
+def test_tf32_is_off_inside_and_comes_back():
+    torch.set_float32_matmul_precision("high")
+    try:
+        before = torch.backends.cuda.matmul.allow_tf32
+        with isolated(mlp(), CPU, torch.float32):
+            assert not torch.backends.cuda.matmul.allow_tf32
+            assert not torch.backends.cudnn.allow_tf32
+        assert torch.backends.cuda.matmul.allow_tf32 == before is True
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_inference_mode_is_left_inside():
+    net = mlp().float()
+    expected = input_hessian(net, X, 0)
+    with torch.inference_mode():
+        inference_tensor = X.clone()
+        assert torch.equal(input_hessian(net, inference_tensor, 0), expected)
+
+
+class OwnAutocast(nn.Module):
+    """Turns autocast on itself, in each of the two ways."""
+
+    def __init__(self, decorated):
+        super().__init__()
+        self.net = mlp().float()
+        self.run = torch.autocast("cpu", dtype=torch.bfloat16)(self.net.forward) if decorated else self.within
+
+    def within(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.net(x)
+
+    def forward(self, x):
+        return self.run(x).float()
+
+
+@pytest.mark.parametrize("decorated", [False, True])
+def test_autocast_inside_of_a_forward_is_off(decorated):
+    model = OwnAutocast(decorated)
+    assert model.run(X).dtype == torch.bfloat16
+    assert torch.equal(input_hessian(model, X, 0), input_hessian(model.net, X, 0))
+    assert model.run(X).dtype == torch.bfloat16  # and on again outside
+
+
+def test_the_cache_of_an_open_autocast_stays():
+    layer = nn.Linear(6, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cached = layer(X)
+        with torch.no_grad():
+            layer.weight.mul_(2)  # the cache does not see it
+        assert torch.equal(layer(X), cached)
+        input_hessian(nn.Sequential(layer, nn.GELU()), X, 0)
+        assert torch.equal(layer(X), cached)
+
+
+class Careless(nn.Module):
+    """A forward that writes everywhere it can."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = mlp().float()
+        self.register_buffer("mean", torch.zeros(6))
+        self.register_buffer("count", torch.zeros(()))
+        self.generator = torch.Generator().manual_seed(3)
+        self.history = {"all": []}
+        self.last = torch.zeros(1)
+        self.plain = type("Counter", (), {})()
+        self.plain.calls = 0
+
+    def forward(self, x):
+        self.mean = x.mean(0)
+        self.count += 1
+        self.last = x
+        self.history["all"].append(x)
+        self.plain.calls += 1
+        self.fresh = x
+        torch.rand(1, generator=self.generator), torch.rand(1), random.random(), np.random.rand()  # noqa: NPY002
+        return self.net(x)
+
+
+def test_a_large_plain_tensor_that_a_forward_writes_to_is_told(monkeypatch):
+    class Bank(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.bank = mlp().float(), torch.zeros(100)
+
+        def forward(self, x):
+            self.bank += 1
+            return self.net(x)
+
+    model = Bank()
+    input_hessian(model, X, 0)
+    assert not model.bank.any()
+    monkeypatch.setattr("lightning_hessian.model.state_snapshot.LARGEST_COPY", 399)
+    with pytest.warns(UserWarning, match="leaves it changed. Register it with register_buffer"):
+        input_hessian(model, X, 0)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda m: m, lambda m: m.forward, lambda m: lambda x: m(x)], ids=["module", "method", "function"]
+)
+def test_what_a_careless_forward_writes_is_put_back(wrap):
+    model = Careless()
+    mean, last, state = model.mean, model.last, model.generator.get_state()
+    streams = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    input_spectrum(wrap(model), X, "all", "prob")
+    assert model.mean is mean
+    assert not model.mean.any()
+    assert float(model.count) == 0
+    assert model.last is last
+    assert model.history == {"all": []}
+    assert model.plain.calls == 0
+    assert not hasattr(model, "fresh")
+    assert torch.equal(model.generator.get_state(), state)
+    assert torch.equal(torch.get_rng_state(), streams[0])
+    assert random.getstate() == streams[1]
+    assert np.random.get_state()[1].tolist() == streams[2]  # noqa: NPY002
+
+
+def test_a_function_around_a_module_measures_it_in_eval_mode():
+    net = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.GELU(), nn.Linear(4, 2))
+    mean = net[1].running_mean.clone()
+    expected = input_hessian(net, X, 0)
+    torch.testing.assert_close(input_hessian(lambda x: net(x), X, 0), expected)
+    assert torch.equal(net[1].running_mean, mean)
+    assert net.training
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant):
+        super().__init__()
+        self.net = mlp().float()
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        return checkpoint(self.net, x, use_reentrant=self.reentrant)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing_is_passed_through(reentrant):
+    model = Checkpointed(reentrant)
+    torch.testing.assert_close(input_hessian(model, X, 0), input_hessian(model.net, X, 0))
+    model(X.requires_grad_()).sum().backward()  # and works as before afterwards
+    assert model.net[0].weight.grad is not None
+    X.requires_grad_(False)
+
+
+def finite_difference(net, x, k):
+    """Central differences of the gradient in float64, ``[N, D, D]``."""
+    net, x, step = net.double(), x.double(), 1e-5
+    columns = []
+    for direction in torch.eye(x[0].numel(), dtype=torch.float64):
+        shift = step * direction.reshape(x[0].shape)
+        slopes = []
+        for end in (x + shift, x - shift):
+            end = end.clone().requires_grad_()
+            slopes.append(torch.autograd.grad(net(end)[:, k].sum(), end)[0].flatten(1))
+        columns.append((slopes[0] - slopes[1]) / (2 * step))
+    return torch.stack(columns, dim=-1)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.cell = kind(2, 5, batch_first=True)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(self.cell(x)[0][:, -1])
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.1, batch_first=True, activation="gelu")
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.encoder(x).mean(1))
+
+
+class Padded(Attention):
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.1, batch_first=True, activation="gelu")
+        self.encoder = nn.TransformerEncoder(layer, 2)
+
+    def forward(self, x):
+        padding = torch.tensor([False, False, True]).expand(len(x), -1)
+        return self.head(self.encoder(x, src_key_padding_mask=padding).mean(1))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+def test_padded_attention_is_measured_by_the_path_that_training_takes():
+    """In eval mode without gradients, torch's fast path gives zeros at padding: another function."""
+    model, x = Padded().double(), torch.randn(2, 3, 4, dtype=torch.float64)
+    model.eval()
+    with torch.no_grad():
+        trap = model(x)
+    assert not torch.allclose(trap, model(x.requires_grad_()))
+    x.requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
+        spectrum = input_spectrum(model, x, 1)
+    expected = finite_difference(model, x, 1)
+    assert spectrum.diagnosis.trusted
+    assert (input_hessian(model, x, 1)[:, 0] - expected).norm() < 1e-6 * expected.norm()
+
+
+def normalised(norm):
+    return nn.Sequential(norm(nn.Linear(6, 8)), nn.Tanh(), nn.Linear(8, 3))
+
+
+def group_norm():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.SiLU(), nn.Flatten(), nn.Linear(16, 3))
+
+
+MODELS = {
+    "lstm": (lambda: Recurrent(nn.LSTM), (4, 2)),
+    "gru": (lambda: Recurrent(nn.GRU), (4, 2)),
+    "transformer": (Attention, (3, 4)),
+    "group_norm": (group_norm, (1, 4, 4)),
+    "layer_norm": (lambda: nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3)), (6,)),
+    "weight_norm": (lambda: normalised(nn.utils.parametrizations.weight_norm), (6,)),
+    "spectral_norm": (lambda: normalised(nn.utils.parametrizations.spectral_norm), (6,)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_layers_of_every_kind_against_finite_differences(name):
+    make, shape = MODELS[name]
+    net, x = make(), torch.randn(2, *shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
+        hessian = input_hessian(net, x, 1)
+    expected = finite_difference(net.eval(), x, 1)
+    assert (hessian[:, 0] - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_a_compiled_module_is_right_and_stays_compiled():
+    net = mlp().float()
+    compiled = torch.compile(net, backend="aot_eager")
+    compiled(X)
+    torch.testing.assert_close(input_hessian(compiled, X, 0), input_hessian(net, X, 0))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        compiled(X)
+
+
+def test_float64_falls_back_where_a_forward_says_float():
+    net = mlp().float()
+
+    class Casting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return self.net(x.float())
+
+    with pytest.warns(UserWarning, match=r"cannot be evaluated in float64.*measured in float32"):
+        hessian = input_hessian(Casting(), X, 0, dtype=torch.float64)
+    assert hessian.dtype == torch.float32
+    torch.testing.assert_close(hessian, input_hessian(net, X, 0))

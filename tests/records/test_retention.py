@@ -1,0 +1,140 @@
+"""Which matrices a run keeps, how they come back, and what is said of those that were not kept."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from support.networks import mlp
+
+from lightning_hessian import ConfigurationError, KeepMatrices, load_records
+from lightning_hessian.curvature.methods.plan import Options
+from lightning_hessian.records.files import save_record
+from lightning_hessian.records.matrices import from_eigenvectors, from_triangle, to_triangle
+from lightning_hessian.records.retention import MatrixKeeper, keep_policy
+from lightning_hessian.training.measurement import Monitor
+from lightning_hessian.training.samples import Samples
+
+
+def record_of(activation=torch.nn.GELU, inputs=12, dtype="float32", **options):
+    monitor = Monitor([0, 2], "prob", dtype, Options(**options), heatmap_samples=2)
+    return monitor.measure(
+        mlp(activation, inputs=inputs).to(getattr(torch, dtype)),
+        Samples(torch.randn(3, inputs), None),
+        step=0,
+        logged_step=0,
+        epoch=0,
+    )
+
+
+def test_the_triangle_of_a_known_matrix():
+    matrix = np.array([[1, 2, 3], [2, 4, 5], [3, 5, 6]])
+    assert to_triangle(matrix).tolist() == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_array_equal(from_triangle(np.arange(1, 7), 3), matrix)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_upper_triangle_is_exact_and_half(tmp_path, dtype):
+    record = record_of(inputs=60, dtype=dtype)
+    half, whole = (save_record(record, tmp_path / s, storage=s).stat().st_size for s in ("upper_triangle", "float32"))
+    (loaded,) = load_records(tmp_path / "upper_triangle")
+    np.testing.assert_array_equal(loaded.hessian, record.hessian)
+    assert loaded.hessian.dtype == record.hessian.dtype
+    if dtype == "float32":
+        assert whole - half == pytest.approx(4 * record.hessian.size / 2, rel=0.05)
+
+
+@pytest.mark.parametrize("scale", [1, 1e-20])
+def test_half_precision_keeps_small_curvature(tmp_path, scale):
+    """Input-Hessians may be far smaller than the smallest number of float16."""
+    record = record_of()
+    record = replace(record, hessian=np.float32(scale) * record.hessian)
+    save_record(record, tmp_path, storage="float16")
+    (loaded,) = load_records(tmp_path)
+    largest = abs(record.hessian).max(axis=(2, 3), keepdims=True)
+    assert (abs(loaded.hessian - record.hessian) <= 5e-4 * abs(record.hessian) + 6e-8 * largest).all()
+    assert loaded.hessian.dtype == np.float32
+
+
+def test_whole_matrices_in_float32(tmp_path):
+    record = record_of(dtype="float64")
+    save_record(record, tmp_path, storage="float32")
+    np.testing.assert_array_equal(load_records(tmp_path)[0].hessian, record.hessian.astype(np.float32))
+
+
+def test_a_complete_low_rank_spectrum_is_the_matrix(tmp_path):
+    record = record_of(torch.nn.ReLU, num_eigenvalues=1)
+    assert record.method == "low_rank"
+    assert record.eigenvectors.shape == (3, 2, 3, 12)  # all C, though one was asked for
+    kept = MatrixKeeper(KeepMatrices()).kept(record)
+    save_record(kept, tmp_path)
+    (loaded,) = load_records(tmp_path)
+    assert (loaded.hessian, loaded.why_no_matrix) == (None, "The eigenvectors kept give every matrix to rounding.")
+    for sample in range(2):
+        scale = abs(record.hessian[sample, 1]).max()
+        np.testing.assert_allclose(loaded.matrix(sample, 1), record.hessian[sample, 1], rtol=0, atol=1e-5 * scale)
+    assert loaded.matrix(2, 0).shape == (12, 12)  # of a sample whose matrix was not formed
+
+
+def test_known_eigenvectors_give_the_known_matrix_only_if_none_is_missing():
+    values, vectors = np.array([3.0, 0.0, -1.0]), np.eye(4)[:3]
+    found = from_eigenvectors(values, vectors[[0, 2]], np.array([0, 2]))
+    np.testing.assert_array_equal(found, np.diag([3.0, 0, -1, 0]))
+    assert from_eigenvectors(values, vectors[[0]], np.array([0])) is None
+
+
+def test_ends_of_a_spectrum_are_no_matrix():
+    record = record_of(inputs=40, method="lanczos", num_eigenvalues=4)
+    assert not record.is_spanned
+    np.testing.assert_array_equal(record.matrix(1, 1), record.hessian[1, 1])
+    with pytest.raises(ValueError, match=r"no whole Hessian of sample 2.*heatmap_samples says"):
+        record.matrix(2, 1)
+
+
+def test_every_nth_measurement_is_kept():
+    keeper = MatrixKeeper(keep_policy(3))
+    kept = [keeper.kept(record_of(num_eigenvalues=2)) for _ in range(4)]
+    assert [r.hessian is not None for r in kept] == [True, False, False, True]
+    assert kept[1].why_no_matrix == "Whole matrices are kept at every 3rd measurement only."
+
+
+@pytest.mark.parametrize(
+    ("storage", "size"), [("upper_triangle", 4 * 78 * 4), ("float16", 4 * 78 * 2), ("float32", 4 * 144 * 4)]
+)
+def test_the_bytes_of_a_run_are_bounded(storage, size):
+    record = record_of(num_eigenvalues=2)
+    for room, expected in ((2 * size, [True, True, False]), (2 * size - 1, [True, False, False])):
+        keeper = MatrixKeeper(KeepMatrices(storage=storage, max_total_bytes=room))
+        kept = [keeper.kept(record) for _ in range(3)]
+        assert [r.hessian is not None for r in kept] == expected
+        assert f"would exceed max_total_bytes={room}" in kept[-1].why_no_matrix
+
+
+def test_after_a_resume_the_files_count(tmp_path):
+    record = record_of(num_eigenvalues=2)
+    size = save_record(record, tmp_path).stat().st_size
+    room = KeepMatrices(max_total_bytes=size + 4 * 78 * 4 - 1)
+    assert MatrixKeeper(room).kept(record).hessian is not None
+    assert MatrixKeeper(room, tmp_path / "input_hessian").kept(record).hessian is None
+
+
+def test_the_ways_to_say_it():
+    assert keep_policy(True) == KeepMatrices(1, "upper_triangle", 2**30)
+    assert keep_policy(False) is None
+    assert keep_policy(5) == KeepMatrices(every_n=5)
+    assert keep_policy({"every_n": 2, "storage": "float16"}) == KeepMatrices(2, "float16")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        (0, "every_n=0 must be a whole number of at least 1"),
+        ({"storage": "bfloat16"}, "storage='bfloat16' is not known. Choose one of 'upper_triangle'"),
+        ({"max_total_bytes": -1}, "max_total_bytes=-1 must be"),
+        ({"every": 2}, "must be True, False, a whole number"),
+        ("often", "must be True, False, a whole number"),
+    ],
+)
+def test_what_is_not_allowed_is_told(wanted, told):
+    with pytest.raises(ConfigurationError, match=told):
+        keep_policy(wanted)

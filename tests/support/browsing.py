@@ -1,0 +1,175 @@
+"""What the tests in a browser do: start TensorBoard, open the tab, choose, read what is shown."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from playwright.sync_api import ConsoleMessage, FrameLocator, Page, expect
+
+ARTEFACTS = Path(__file__).parent.parent / "browser" / "artefacts"
+PATIENCE_MS = 60_000  # for a machine that is busy with other things
+HERE = {"127.0.0.1", "localhost"}
+VIEWS = ("curves", "spectrum", "evolution", "hessian", "maps", "problems", "cost")
+
+
+@contextmanager
+def tensorboard(logdir: Path, *flags: str) -> Iterator[str]:
+    """A TensorBoard process that reads ``logdir`` anew every second; gives its address, which ends with a slash."""
+    command = [sys.executable, "-m", "tensorboard.main", f"--logdir={logdir}", "--port=0", "--reload_interval=1"]
+    process = subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True, errors="replace")
+    try:
+        told = ""
+        while not (found := re.search(r"at (http://\S+?)/* \(Press", told)):
+            line = process.stderr.readline()
+            assert line, f"TensorBoard ended: {told}"
+            told += line
+        drain = threading.Thread(target=process.stderr.read, daemon=True)  # a full pipe would stop it
+        drain.start()
+        yield f"{found.group(1)}/"
+    finally:
+        process.kill()
+        process.wait()
+        drain.join()
+        process.stderr.close()
+
+
+class Tab:
+    """The views, in TensorBoard's frame or (``report``) in a page of their own, and all that the page complains of."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        page.set_default_timeout(PATIENCE_MS)
+        page.on("console", self._hear)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda request: self.requests.append(request.url))
+        self.root: FrameLocator | Page = page
+
+    def _hear(self, message: ConsoleMessage) -> None:
+        place = message.location["url"]
+        if message.type == "error" and "/font-roboto/" not in place:  # TensorBoard forgets the path prefix of its fonts
+            self.complaints.append(f"{message.text} ({place})")
+
+    def open(self, address: str) -> None:
+        """Opens the tab in TensorBoard, and waits for the views."""
+        self.page.goto(address)
+        self.root = self.page.frame_locator("iframe")
+        self.settle()
+
+    def open_when_active(self, address: str) -> None:
+        """Opens the tab as soon as TensorBoard has read something for it."""
+        self.page.goto(address)
+        self.root = self.page.frame_locator("iframe")
+        expect(self.get("empty")).to_be_attached(timeout=PATIENCE_MS)
+
+    def reload_until(self, words: str) -> None:
+        """Presses TensorBoard's own reload button until the step's text ends with ``words``."""
+        until = time.monotonic() + PATIENCE_MS / 1000
+        while words not in (shown := self.get("step-text").text_content()):
+            assert time.monotonic() < until, shown
+            self.page.locator("button.reload-button").click()
+            self.page.wait_for_timeout(500)
+        self.settle()
+
+    def open_page(self, path: Path) -> None:
+        """Opens a page of its own as a file."""
+        self.page.goto(path.as_uri())
+        self.root = self.page
+        self.settle()
+
+    def check_quiet(self) -> None:
+        """Nothing was complained of so far, and no request left this machine."""
+        local = ("data", "blob", "file", "about")
+        away = [
+            url for url in self.requests if urlsplit(url).scheme not in local and urlsplit(url).hostname not in HERE
+        ]
+        complaints, self.complaints, self.requests = self.complaints, [], []
+        assert complaints == []
+        assert away == []
+
+    def forgive(self, words: str) -> None:
+        """Drops the complaints that a test has provoked."""
+        self.complaints = [told for told in self.complaints if words not in told]
+
+    def get(self, name: str):
+        """The element of a test id."""
+        return self.root.get_by_test_id(name)
+
+    def settle(self) -> None:
+        """Waits until every view has drawn what is selected."""
+        expect(self.root.locator(".panel[aria-busy=false]")).to_have_count(len(VIEWS), timeout=PATIENCE_MS)
+        expect(self.root.locator(".panel[aria-busy=true]")).to_have_count(0, timeout=PATIENCE_MS)
+        self.page.wait_for_timeout(50)  # a frame, for what is drawn in the next one
+
+    def panel(self, name: str):
+        """The section of one view, with its words."""
+        return self.root.locator(f".panel-{name}")
+
+    def run(self, name: str) -> None:
+        """Looks at the details of a run, by its name."""
+        select = self.get("focus-select")
+        value = select.locator("option").filter(has_text=re.compile(f"^{name}")).get_attribute("value")
+        select.select_option(value)
+        self.settle()
+
+    def choose(self, **choices: object) -> None:
+        """Chooses in ``column-select`` and the like; ``step`` is the place of the slider."""
+        for name, value in choices.items():
+            if name == "step":
+                self.get("step-slider").fill(str(value))
+            else:
+                self.get(f"{name}-select").select_option(str(value))
+            self.settle()
+
+    def traces(self, name: str) -> list[dict]:
+        """What Plotly draws in a view."""
+        return self.get(name).evaluate("e => e.data.map(t => JSON.parse(JSON.stringify(t)))")
+
+    def reset(self) -> None:
+        """Chooses what is shown at first."""
+        self.page.mouse.move(0, 0)
+        for box in self.get("run-select").locator("input").all():
+            box.check()
+        for name in ("focus", "column", "sample", "metric", "lines"):
+            self.get(f"{name}-select").select_option(index=0)
+        self.choose(step=self.get("step-slider").get_attribute("max"))
+
+    def words(self, name: str) -> str:
+        """What a view says of what it shows."""
+        return self.get(f"{name}-words").inner_text()
+
+    def link(self) -> str:
+        """The link that the page offers: where it may not use the clipboard, it shows it."""
+        self.get("copy-link").click()
+        told = self.root.locator(".buttons .hint")
+        expect(told).not_to_be_empty()
+        copied = told.inner_text() == "copied"
+        return self.page.evaluate("navigator.clipboard.readText()") if copied else told.inner_text()
+
+    def artefact(self, name: str) -> Path:
+        """Where a picture of this name is kept."""
+        return ARTEFACTS / f"{name}.png"
+
+    def screenshot(self, name: str) -> None:
+        """Keeps a picture of all views: the window is made high enough for them, as frames end with it."""
+        size = self.page.viewport_size
+        high = self.root.locator(".input-hessian").evaluate("e => Math.ceil(e.getBoundingClientRect().height)")
+        self.page.set_viewport_size({**size, "height": high + 80})
+        self.page.wait_for_timeout(300)
+        self.page.screenshot(path=self.artefact(name))
+        self.page.set_viewport_size(size)
+
+
+def number(text: str) -> float:
+    """The first number of a text written by the page, which has true minus signs and ∞."""
+    plain = text.replace("−", "-").replace("∞", "inf")
+    return float(re.search(r"-?(?:inf|\d+\.?\d*(?:e-?\d+)?)", plain).group())

@@ -1,0 +1,227 @@
+"""Processes that train together, each started as ``python -m support.ranks FOLDER SCENARIO...``.
+
+Every process writes ``FOLDER/SCENARIO/rank_R.pt``: the scalars, the weights, the warnings and the error it ended with.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
+from torch.utils.data import IterableDataset
+
+from lightning_hessian.training.measurement import Monitor
+from support.training import Classifier, digits, fit, small_monitor
+
+TESTS = Path(__file__).parent.parent
+TIMEOUT = 240  # seconds, after which a hang is a failure; a launch takes a tenth of it on two free cores
+BROKEN = "measured and found wanting"
+SAMPLES = tuple(values[::2] for values in digits(64, 70).tensors)
+
+
+def launch(folder: Path, *scenarios: str, environments: list[dict[str, str]]) -> list[str]:
+    """Runs one process for each environment until all have ended, and gives what they printed."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    common = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
+    }
+    command = [sys.executable, "-m", "support.ranks", str(folder), *scenarios]
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    processes = [subprocess.Popen(command, env={**common, **own}, **pipes) for own in environments]
+    printed = []
+    try:
+        for process in processes:
+            printed.append(process.communicate(timeout=TIMEOUT)[0])
+    finally:
+        for process in processes:
+            process.kill()
+    codes = [process.returncode for process in processes]
+    if any(codes):
+        raise AssertionError(f"Processes ended with {codes}:\n" + "\n".join(printed))
+    return printed
+
+
+class Faulty(Classifier):
+    """Cannot be measured on some ranks; trains and validates everywhere."""
+
+    def __init__(self, *ranks: int) -> None:
+        super().__init__()
+        self.ranks = ranks
+
+    def forward(self, x):
+        if not self.training and torch.is_grad_enabled() and self.global_rank in self.ranks:
+            raise ArithmeticError(BROKEN)
+        return super().forward(x)
+
+
+class Sharded(LightningModule):
+    """A network without batch statistics whose layers and root are sharded by FSDP2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 7), nn.GELU(), nn.Linear(7, 10))
+        self.register_buffer("scale", torch.tensor(2.0))
+        self.flags: list[list[bool]] = []
+
+    def configure_model(self):
+        from torch.distributed.fsdp import fully_shard
+
+        for layer in (self.net[1], self.net[3], self):
+            fully_shard(layer, mesh=self.device_mesh["data_parallel"])
+
+    def forward(self, x):
+        return self.net(x) * self.scale
+
+    training_step = Classifier.training_step
+    validation_step = Classifier.validation_step
+    configure_optimizers = Classifier.configure_optimizers
+
+
+class Stream(IterableDataset):
+    """Held-out digits that cannot be read twice."""
+
+    def __iter__(self):
+        return iter([digits(64, 96)[i] for i in range(32)])
+
+
+def deaf(monitor, *ranks: int):
+    """The monitor, to which no validation batch comes on some ranks."""
+    inner = monitor.on_validation_batch_start
+
+    def on_validation_batch_start(trainer, *arguments, **keywords):
+        if trainer.global_rank not in ranks:
+            inner(trainer, *arguments, **keywords)
+
+    monitor.on_validation_batch_start = on_validation_batch_start
+    return monitor
+
+
+def no_input_on_rank_0(batch):
+    if torch.distributed.get_rank() == 0:
+        raise ArithmeticError(BROKEN)
+    return batch
+
+
+def scenario(name: str) -> dict[str, Any]:
+    """The monitor, the model and what else a scenario asks of ``fit``; without "monitor" it trains alone."""
+    many = {"num_samples": 3, "heatmap_samples": 2}
+    smooth = {"heatmap_samples": 2, "target": "prob"}
+    two = {"strategy": "ddp", "devices": 2, "max_epochs": 1}
+    sharded = {
+        "model": Sharded(),
+        "strategy": ModelParallelStrategy(
+            data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False
+        ),
+        "devices": 2,
+    }
+    return {
+        "uneven": lambda: {
+            "monitor": small_monitor(**many, every_n_train_steps=1, samples=SAMPLES),
+            "held_out": False,  # validation makes the buffers of all ranks equal
+            **two,
+        },
+        "without": lambda: {"held_out": False, **two},
+        "relu": lambda: {"monitor": small_monitor(num_samples=3), "model": Classifier(nn.ReLU), **two},
+        "one": lambda: {
+            "monitor": small_monitor(**{**smooth, "num_samples": 1}, method="lanczos", num_eigenvalues=4),
+            **two,
+        },
+        "lanczos": lambda: {
+            "monitor": small_monitor(
+                **{**smooth, "num_samples": 5}, method="lanczos", num_eigenvalues=4, density_vectors=2
+            ),
+            **two,
+        },
+        "float64": lambda: {"monitor": small_monitor(**many, dtype="float64", classes="predicted"), **two},
+        "faulty": lambda: {"monitor": small_monitor(**many, on_error="warn"), "model": Faulty(1), **two},
+        "raising": lambda: {"monitor": small_monitor(**many), "model": Faulty(1), **two},
+        "all_raising": lambda: {"monitor": small_monitor(num_samples=1), "model": Faulty(0, 1), **two},
+        "unwritable": lambda: {"monitor": small_monitor(on_error="warn"), "logger": Unwritable("nowhere"), **two},
+        "no_samples_on_1": lambda: {"monitor": deaf(small_monitor(**many), 1), "held_out": Stream(), **two},
+        "no_samples_on_0": lambda: {
+            "monitor": deaf(small_monitor(on_error="warn"), 0),
+            "held_out": Stream(),
+            **two,
+        },
+        "bad_input": lambda: {"monitor": small_monitor(input_fn=no_input_on_rank_0), **two},
+        "bad_classes": lambda: {"monitor": small_monitor(classes=[99]), **two},
+        "sharded": lambda: {"monitor": small_monitor(**many, every_n_train_steps=1), **sharded},
+        "sharded_without": lambda: sharded,
+        "nodes": lambda: {
+            "monitor": small_monitor(**many),
+            "strategy": "ddp",
+            "devices": 1,
+            "num_nodes": 2,
+            "max_epochs": 1,
+        },
+        "spawn": lambda: {"monitor": small_monitor(**many), **two, "strategy": "ddp_spawn"},
+        "fork": lambda: {"monitor": small_monitor(**many), **two, "strategy": "ddp_fork"},
+    }[name]()
+
+
+class Unwritable(TensorBoardLogger):
+    """A logger that cannot write what is measured."""
+
+    def log_metrics(self, metrics, step=None):
+        if any(name.startswith("hessian") for name in metrics):
+            raise OSError(BROKEN)
+
+
+def own_rank() -> int:
+    return int(os.environ.get("RANK", os.environ.get("NODE_RANK", "0")))
+
+
+def run(folder: Path, name: str) -> None:
+    """Runs one scenario on this rank, and writes down how it went."""
+    rank = own_rank()
+    torch.manual_seed(1)
+    arguments = scenario(name)
+    monitor = arguments.pop("monitor", None)
+    folder = folder / name
+    left: dict[str, Any] = {"error": None}
+    home = folder / f"home_{rank}"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            trainer = fit(home, *([monitor] if monitor else []), **arguments)
+            left["metrics"] = {k: float(v) for k, v in trainer.callback_metrics.items()}
+            left["weights"] = whole(trainer.lightning_module.state_dict())
+        except Exception as error:
+            left["error"] = (type(error).__name__, str(error))
+    left["warnings"] = [str(w.message) for w in caught]
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(left, folder / f"rank_{rank}.pt")
+
+
+def whole(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return {n: (t.full_tensor() if hasattr(t, "full_tensor") else t).clone() for n, t in state.items()}
+
+
+def measured_alone(model: nn.Module, x: torch.Tensor, y: torch.Tensor, monitor: Monitor):
+    """The record of the same weights by a single process."""
+    from lightning_hessian.training.samples import Samples
+
+    return monitor.measure(model, Samples(x, y), step=0, logged_step=0, epoch=0)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for each in sys.argv[2:]:
+        run(Path(sys.argv[1]), each)
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()

@@ -1,0 +1,168 @@
+"""Batches that are dicts and models with several inputs, in real training runs."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from support.training import Classifier, digits, fit, small_monitor, whole_hessians
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_hessian import ConfigurationError, input_hessian, load_records
+from lightning_hessian.curvature.methods.plan import Options
+from lightning_hessian.training.measurement import Monitor
+from lightning_hessian.training.samples import Samples
+
+X, Y = digits(0, 48).tensors
+TOKENS = (X[:, 0, :, 2] * 9).long()  # eight grey values of a digit's column
+MASK = (torch.arange(8) < 4 + Y[:, None] % 4).long()
+
+
+class Transformers(Classifier):
+    """The manners of transformers: batches are dicts, the forward takes names, the output holds logits."""
+
+    def training_step(self, batch, batch_idx):
+        self.flags.append(batch_idx)
+        names = {name: value for name, value in batch.items() if name != "labels"}
+        return nn.functional.cross_entropy(self(**names).logits, batch["labels"])
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+
+class Images(Transformers):
+    def forward(self, pixel_values):
+        return SimpleNamespace(logits=self.net(pixel_values))
+
+
+class Text(Transformers):
+    """A recurrent network of tokens in which masked ones do not count."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.body, self.net = nn.Embedding(10, 3), nn.GRU(3, 5, batch_first=True), nn.Linear(5, 10)
+
+    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None):
+        embedded = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds
+        states = self.body(embedded)[0] * attention_mask.unsqueeze(-1)
+        return SimpleNamespace(logits=self.net(states.sum(1)))
+
+
+class Pair(Transformers):
+    """An image whose rows are weighted by another input."""
+
+    def forward(self, image, weights):
+        return SimpleNamespace(logits=self.net(image * weights[:, None, :, None]))
+
+
+def rows(**columns):
+    """A dataset of dicts."""
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def records_of(folder, model, dataset, **arguments):
+    monitor = small_monitor(classes="label", **arguments)
+    fit(folder, monitor, model=model, train=dataset, held_out=dataset[:16], max_epochs=1)
+    records = load_records(folder)
+    assert [r.step for r in records] == [0, 3]
+    assert all(np.array_equal(r.labels, Y[:2]) for r in records)
+    return records
+
+
+def expected(model, inputs, wrt):
+    """The whole Hessian at the first sample, by the function that needs no Trainer."""
+    return input_hessian(model, inputs, Y[:1], wrt=wrt)[0].numpy()
+
+
+def test_the_image_of_a_dict_is_found(tmp_path):
+    model = Images()
+    *_, record = records_of(tmp_path, model, rows(pixel_values=X, labels=Y))
+    assert np.array_equal(record.x, X[:2])
+    np.testing.assert_allclose(whole_hessians(record, 1)[0], expected(model, X[:1], None), rtol=0, atol=1e-6)
+
+
+WEIGHTS = torch.linspace(0.5, 1.5, 8).repeat(48, 1)
+
+
+@pytest.mark.parametrize("wrt", ["image", "weights"])
+def test_one_of_several_inputs_is_named(tmp_path, wrt):
+    model = Pair()
+    *_, record = records_of(tmp_path, model, rows(image=X, weights=WEIGHTS, labels=Y), wrt=wrt)
+    inputs = {"image": X[:1], "weights": WEIGHTS[:1]}
+    assert np.array_equal(record.x[:1], inputs[wrt])
+    np.testing.assert_allclose(whole_hessians(record, 1)[0], expected(model, inputs, wrt), rtol=0, atol=1e-6)
+
+
+def test_inputs_by_position(tmp_path):
+    def input_fn(batch):
+        return (batch["image"], batch["weights"]), batch["labels"]
+
+    model = Pair()
+    *_, record = records_of(tmp_path, model, rows(image=X, weights=WEIGHTS, labels=Y), wrt=1, input_fn=input_fn)
+    assert np.array_equal(record.x, WEIGHTS[:2])
+    by_name = {"image": X[:1], "weights": WEIGHTS[:1]}
+    np.testing.assert_allclose(whole_hessians(record, 1)[0], expected(model, by_name, "weights"), rtol=0, atol=1e-6)
+
+
+def test_tokens_with_a_mask_are_measured_at_their_embeddings(tmp_path):
+    def input_fn(batch):
+        return {name: batch[name] for name in ("input_ids", "attention_mask")}, batch["labels"]
+
+    model = Text()
+    dataset = rows(input_ids=TOKENS, attention_mask=MASK, labels=Y)
+    *_, record = records_of(tmp_path, model, dataset, wrt="embedding", input_fn=input_fn)
+    embedded = model.embedding(TOKENS[:2]).detach()
+    np.testing.assert_allclose(record.x, embedded, rtol=1e-6)
+    inputs = {"inputs_embeds": embedded[:1], "attention_mask": MASK[:1]}
+    np.testing.assert_allclose(
+        whole_hessians(record, 1)[0], expected(model, inputs, "inputs_embeds"), rtol=0, atol=1e-6
+    )
+    masked = record.gradient[:, 0].reshape(2, 8, 3)[MASK[:2] == 0]
+    assert len(masked)
+    assert not masked.any()  # the mask was given to the model
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({}, r"dict with the keys \['input_ids', 'attention_mask', 'labels'\].*Give input_fn"),
+        ({"wrt": "embedding"}, "Give input_fn"),
+        ({"wrt": "input_ids"}, "torch.int64, and a derivative needs floating point"),
+        ({"input_fn": dict}, "several inputs .*'attention_mask', 'labels'.*say with wrt"),
+        ({"input_fn": lambda b: {"a": b["labels"], "b": "text"}}, r"keys|from input_fn"),
+    ],
+)
+@pytest.mark.parametrize("sanity", [0, 2])
+def test_what_cannot_be_guessed_is_told_before_training(tmp_path, arguments, sentence, sanity):
+    model, dataset = Text(), rows(input_ids=TOKENS, attention_mask=MASK, labels=Y)
+    with pytest.raises(MisconfigurationException, match=sentence):
+        fit(
+            tmp_path,
+            small_monitor(**arguments),
+            model=model,
+            train=dataset,
+            held_out=dataset,
+            num_sanity_val_steps=sanity,
+        )
+    assert model.flags == []
+
+
+def test_a_samples_tells_at_once_what_is_missing():
+    monitor = Monitor(3, "logit", "float32", Options())
+    with pytest.raises(ConfigurationError, match=r"several inputs .*'image', 'weights'.*say with wrt"):
+        monitor.check(Samples({"image": X, "weights": WEIGHTS}, None))
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+def test_a_given_samples_of_several_inputs(tmp_path):
+    model = Pair()
+    samples = {"image": X, "weights": WEIGHTS, "labels": Y}
+    monitor = small_monitor(classes="label", samples=samples, wrt="image", sample_indices=[7])
+    fit(tmp_path, monitor, model=model, train=rows(**samples), held_out=False, max_epochs=1)
+    assert all(np.array_equal(r.x, X[[7]]) for r in load_records(tmp_path))
+    as_dataset = small_monitor(classes="label", samples=rows(**samples)[5:], wrt="image")
+    assert isinstance(DataLoader(rows(**samples)).dataset, list)
+    with pytest.raises(MisconfigurationException, match="input_fn"):  # a list is a batch, not a dataset
+        fit(tmp_path / "list", as_dataset, model=model, train=rows(**samples), held_out=False)

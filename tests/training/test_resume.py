@@ -1,0 +1,335 @@
+"""Runs that are killed and resumed, and several monitors in one Trainer."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from support.footprint_cases import Case, Learner, cnn, differing, run
+from support.resumable import resumable_fit
+from support.training import Classifier, digits, events, fit, scalar, small_monitor
+from tensorboard.plugins.custom_scalar import layout_pb2
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from lightning_hessian import load_records, resume
+from lightning_hessian.records.files import Session, present
+from lightning_hessian.training.schedule import Place, Schedule
+
+TAG = "hessian_trace/logit_class_2"
+KEY = "InputHessianMonitor{'name': None}"
+X, Y = digits(200, 210).tensors
+
+# The data are read anew from the start after a resume in mid-epoch; the model of these tests takes its batch by step.
+pytestmark = pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+
+
+def killed_in_measurement(folder: Path, number: int, saves: str) -> None:
+    """Starts a run in another process, and kills it while it measures for the ``number``-th time."""
+    tests = Path(__file__).parent.parent
+    process = subprocess.Popen(
+        [sys.executable, "-m", "support.resumable", folder, str(number), saves],
+        env={**os.environ, "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"},
+    )
+    ready = folder / "measuring"
+    while not ready.exists():
+        assert process.poll() is None, "the run ended before it was to be killed"
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def numbers(folder: Path) -> dict[int, dict[str, np.ndarray]]:
+    """What was measured at each step."""
+    names = (
+        "x",
+        "labels",
+        "eigenvalues",
+        "trace",
+        "hessian",
+        "top_eigenvector_cosine",
+        "top_subspace_overlap",
+        "epoch",
+        "logged_step",
+        "picture_scale",
+    )
+    return {r.step: {name: getattr(r, name) for name in names} for r in load_records(folder)}
+
+
+def assert_same(found, expected):
+    assert list(found) == list(expected)
+    for step, values in expected.items():
+        for name, value in values.items():
+            np.testing.assert_array_equal(found[step][name], value, err_msg=f"{name} at step {step}")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The folders of runs that nothing stopped."""
+    folders = {saves: tmp_path_factory.mktemp(saves) for saves in ("validation", "steps")}
+    for saves, folder in folders.items():
+        resumable_fit(folder, saves)
+    return folders
+
+
+@pytest.mark.parametrize(
+    ("saves", "number", "killed_at"),
+    [
+        ("validation", 3, 8),  # the end of an epoch
+        ("steps", 4, 6),  # the middle of an epoch
+        ("steps", 5, 8),  # its last batch, after which Lightning does not resume the epoch
+    ],
+)
+def test_a_run_killed_while_it_measures_goes_on_without_a_gap(tmp_path, uninterrupted, saves, number, killed_at):
+    """The checkpoint was saved before the measurement."""
+    killed_in_measurement(tmp_path, number, saves)
+    (tmp_path / "input_hessian" / ".step_000000008.safetensors.left").write_bytes(b"half of a reco")
+    before, expected = numbers(tmp_path), numbers(uninterrupted[saves])
+    assert list(before) == [step for step in expected if step < killed_at]
+    checkpoint = tmp_path / f"{killed_at}.ckpt"
+    assert torch.load(checkpoint, weights_only=True)["callbacks"][KEY]["last_step"] == list(before)[-1]
+    trainer = resumable_fit(tmp_path, saves, ckpt_path=checkpoint)
+    assert trainer.global_step == 12
+    assert_same(numbers(tmp_path), expected)
+    files = [f"step_{step:09d}.safetensors" for step in expected]  # none measured twice, none left half-written
+    assert sorted(p.name for p in (tmp_path / "input_hessian").iterdir()) == files
+    assert scalar(tmp_path, TAG) == scalar(uninterrupted[saves], TAG)
+
+
+def test_a_run_resumed_from_an_earlier_checkpoint_supersedes_what_came_after_it(tmp_path, uninterrupted):
+    shutil.copytree(uninterrupted["steps"], tmp_path, dirs_exist_ok=True)
+    monitor = small_monitor(every_n_epochs=2, seed=1)
+    resumable_fit(tmp_path, "steps", monitor=monitor, ckpt_path=tmp_path / "4.ckpt")
+    records = [(r.step, r.made_with["seed"]) for r in load_records(tmp_path)]
+    assert records == [(0, 0), (2, 0), (4, 0), (8, 1), (12, 1)]
+    assert len(list((tmp_path / "input_hessian").iterdir())) == 7 + 2  # nobody's file was removed
+
+
+A, B, C = Session("a", 1.0, None), Session("b", 2.0, 4), Session("c", 3.0, 2)
+ANEW = Session("d", 4.0, None)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ([(0, A), (4, A), (8, A)], ["a0", "a4", "a8"]),
+        ([(0, A), (4, A), (6, A), (8, A), (8, B)], ["a0", "a4", "b8"]),
+        ([(0, A), (4, A), (4, B), (8, B)], ["a0", "b4", "b8"]),
+        ([(8, B), (4, A), (0, A), (3, C)], ["a0", "c3"]),
+        ([(0, A), (2, A), (3, A), (6, B), (5, C)], ["a0", "a2", "c5"]),
+        ([(0, A), (4, A), (4, ANEW)], ["d4"]),  # a run that began anew did not come from there
+    ],
+)
+def test_what_leads_to_the_present(written, expected):
+    paths = {Path(f"{by.id}{step}"): (step, by) for step, by in written}
+    assert [str(path) for path in present(paths)] == expected
+
+
+@pytest.mark.parametrize(
+    ("place", "last_step", "step", "missed"),
+    [
+        (Place(), None, 0, True),
+        (Place(), 0, 0, False),
+        (Place(4, 3, 0, True), 0, 4, True),
+        (Place(4, 3, 0, True), 4, 4, False),
+        (Place(4, 3, 0, False), 0, 4, False),  # in the middle of an epoch
+        (Place(6, 5, 0, False), 0, 6, True),
+        (Place(6, 5, 0, False), 0, 12, False),  # not the place of this checkpoint
+    ],
+)
+def test_what_a_killed_run_missed(place, last_step, step, missed):
+    schedule = Schedule(every_n_epochs=1, every_n_train_steps=6)
+    schedule.place, schedule.last_step = place, last_step
+    assert schedule.missed(step) is missed
+
+
+@pytest.fixture(scope="module")
+def first_epoch(tmp_path_factory):
+    """A checkpoint after the first epoch of two, whose samples nothing but the checkpoint remembers."""
+    folder = tmp_path_factory.mktemp("first")
+    return saved(folder, small_monitor())
+
+
+def saved(folder, monitor):
+    """The checkpoint of a fit of one epoch."""
+    fit(folder, monitor, max_epochs=1).save_checkpoint(folder / "last.ckpt")
+    return folder / "last.ckpt"
+
+
+def go_on(folder, checkpoint, monitor, **arguments):
+    """The second epoch, with other held-out samples; gives its record."""
+    held_out = arguments.pop("held_out", digits(300, 332))
+    fit(folder, monitor, held_out=held_out, ckpt_path=checkpoint, **arguments)
+    return load_records(folder)[-1]
+
+
+def test_the_sanity_check_of_a_resumed_run_does_not_replace_the_samples(tmp_path, first_epoch):
+    record = go_on(tmp_path, first_epoch, small_monitor())
+    assert np.array_equal(record.x, digits(64, 66).tensors[0].numpy())
+    assert np.isfinite(record.top_subspace_overlap).all()  # compared with the last measurement before
+    assert [r.step for r in load_records(tmp_path)] == [8]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence", "start"),
+    [
+        ({"classes": [4]}, r"classes: \[4\] \(was \[2, 3\]\)", 64),
+        ({"target": "prob"}, r"target: prob \(was auto\)", 64),
+        ({"samples": X, "num_samples": 2}, r"samples: given samples \(was the first validation batch\)", 200),
+        ({"num_samples": 3}, r"num_samples: 3 \(was 2\)", 300),
+        (
+            {"classes": (2, 3), "num_samples": 2, "sample_indices": [0, 1]},
+            r"sample_indices: \[0, 1\] \(was None\)",
+            300,
+        ),
+    ],
+)
+def test_other_settings_count_and_are_told_once(tmp_path, first_epoch, arguments, sentence, start):
+    with pytest.warns(UserWarning, match=f"resumed with other settings.*{sentence}") as caught:
+        record = go_on(tmp_path, first_epoch, small_monitor(**arguments))
+    assert sum("other settings" in str(w.message) for w in caught) == 1
+    x, _ = digits(start, start + len(record.x)).tensors
+    assert np.array_equal(record.x, x.numpy())
+    assert len(record.x) == arguments.get("num_samples", 2)
+    assert record.columns == (("class_4",) if arguments.get("classes") == [4] else ("class_2", "class_3"))
+    assert record.target == arguments.get("target", "logit")
+    assert np.isnan(record.top_subspace_overlap).all()
+
+
+def test_other_given_samples_are_told(tmp_path):
+    checkpoint = saved(tmp_path, small_monitor(samples=X))
+    go_on(tmp_path / "same", checkpoint, small_monitor(samples=X))
+    with pytest.warns(UserWarning, match="samples: other samples"):
+        record = go_on(tmp_path / "other", checkpoint, small_monitor(samples=X + 1))
+    assert np.array_equal(record.x, X[:2].numpy() + 1)
+
+
+def test_a_samples_that_lacks_what_is_wanted_now_is_replaced_and_told(tmp_path):
+    unlabelled = saved(tmp_path, small_monitor(input_fn=lambda batch: batch[0]))
+    with pytest.warns(UserWarning, match="new samples, since those of the checkpoint do not do.*needs integer labels"):
+        record = go_on(tmp_path / "other", unlabelled, small_monitor(classes="label"))
+    assert np.array_equal(record.x, digits(300, 302).tensors[0].numpy())
+
+
+class Wider(Classifier):
+    """Takes nothing but images of 8x8 that have been doubled in width."""
+
+    def forward(self, x):
+        return super().forward(x.unflatten(-1, (8, 2)).mean(-1))
+
+
+def test_a_samples_that_no_longer_fits_the_model_is_told(tmp_path, first_epoch):
+    wide = [TensorDataset(x.repeat_interleave(2, -1), y) for x, y in (digits().tensors, (X, Y))]
+    told = r"no measurement at step 8.*samples that came with the checkpoint.*shape \[2, 1, 8, 8\].*another samples"
+    with pytest.warns(UserWarning, match=told):
+        fit(
+            tmp_path,
+            small_monitor(on_error="warn"),
+            model=Wider(),
+            train=wide[0],
+            held_out=wide[1],
+            ckpt_path=first_epoch,
+        )
+
+
+def test_eigenvectors_too_many_for_a_checkpoint_stay_out_of_it(tmp_path, first_epoch, monkeypatch):
+    whole = torch.load(first_epoch, weights_only=True)["callbacks"][KEY]
+    assert whole["top"]["vectors"].shape == (2, 2, 10, 64)
+    monkeypatch.setattr(resume, "LARGEST_VECTORS", 1000)
+    checkpoint = saved(tmp_path, small_monitor())
+    assert torch.load(checkpoint, weights_only=True)["callbacks"][KEY]["top"] is None
+    assert np.isnan(go_on(tmp_path / "on", checkpoint, small_monitor()).top_subspace_overlap).all()
+
+
+def two_monitors():
+    return small_monitor(name="logits"), small_monitor(name="probs", classes=[1], target="prob", every_n_epochs=2)
+
+
+def test_two_monitors_do_not_mix(tmp_path):
+    trainer = fit(tmp_path, *two_monitors(), max_epochs=4)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    assert [(r.name, r.step) for r in load_records(tmp_path, "logits")] == [("logits", s) for s in (0, 4, 8, 12, 16)]
+    assert [(r.name, r.step) for r in load_records(tmp_path, "probs")] == [("probs", s) for s in (0, 8, 16)]
+    with pytest.raises(FileNotFoundError, match="give name='logits' or 'probs'"):
+        load_records(tmp_path)
+    seen = events(tmp_path)
+    tags = seen.Tags()
+    assert {"hessian/logits_logit_class_2", "hessian/probs_prob_class_1"} < set(tags["images"])
+    for name, slot in (("logits", "logits_logit_class_2"), ("probs", "probs_prob_class_1")):
+        assert len(scalar(tmp_path, f"hessian_trace/{slot}")) == len(load_records(tmp_path, name))
+        assert f"hessian_trace/{slot}" in trainer.callback_metrics
+        assert {f"hessian_cost/{name}_seconds", f"hessian_spread/trace_{slot}_p10"} < set(tags["scalars"])
+        assert f"hessian_diagnosis/{name}/text_summary" in tags["tensors"]
+    shown = seen.Tensors("custom_scalars__config__")[-1]  # TensorBoard looks at the last one
+    layout = layout_pb2.Layout.FromString(shown.tensor_proto.string_val[0])
+    assert [category.title.split(":")[0] for category in layout.category] == [
+        "Input-Hessian logits",
+        "Input-Hessian probs",
+    ]
+    states = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]
+    assert {k for k in states if "Hessian" in k} == {
+        "InputHessianMonitor{'name': 'logits'}",
+        "InputHessianMonitor{'name': 'probs'}",
+    }
+
+
+def test_two_monitors_leave_training_as_it_is(tmp_path):
+    case = Case(lambda: Learner(cnn()))
+    without = run(case, tmp_path / "without")
+    assert differing(without, run(case, tmp_path / "with", *two_monitors())) == []
+
+
+@pytest.mark.parametrize("names", [(None, None), ("a", "a"), ("a", "A"), (None, "b", None)])
+def test_monitors_of_one_name_are_refused(tmp_path, names):
+    with pytest.raises(
+        MisconfigurationException, match=r"2 monitors of this Trainer have name=.*name='a' and name='b'"
+    ):
+        fit(tmp_path, *(small_monitor(name=name) for name in names))
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "a b", 3])
+def test_a_name_that_is_no_folders(name):
+    with pytest.raises(MisconfigurationException, match=r"name=.*use letters, digits"):
+        small_monitor(name=name)
+
+
+class Broken(Classifier):
+    """Its weights become NaN in the second epoch."""
+
+    def on_train_epoch_start(self):
+        if self.current_epoch == 1:
+            nn.init.constant_(self.net[0].weight, float("nan"))
+
+
+def test_each_monitors_warnings_bear_its_name(tmp_path):
+    with pytest.warns(UserWarning, match="no measurement") as caught:
+        fit(tmp_path, *(small_monitor(name=name, on_error="warn") for name in ("a", "b")), model=Broken())
+    told = [str(w.message) for w in caught if "no measurement" in str(w.message)]
+    assert [words.split(":")[0] for words in told] == ["InputHessianMonitor 'a'", "InputHessianMonitor 'b'"]
+    for name in ("a", "b"):
+        text = events(tmp_path).Tensors(f"hessian_diagnosis/{name}/text_summary")[-1].tensor_proto.string_val[0]
+        assert "No measurement here" in text.decode()
+
+
+class Interrupted(Classifier):
+    """Its user presses Ctrl+C when it is measured after the first epoch."""
+
+    def forward(self, x):
+        if self.trainer.global_step == 4 and not self.trainer.validating and len(x) <= 2:
+            raise KeyboardInterrupt
+        return super().forward(x)
+
+
+def test_a_measurement_that_was_interrupted_is_not_called_done(tmp_path):
+    monitor = small_monitor()
+    with pytest.raises(SystemExit):
+        fit(tmp_path, monitor, model=Interrupted())
+    assert monitor.state_dict()["last_step"] == 0
+    assert monitor.state_dict()["place"] == {"step": 4, "logged_step": 3, "epoch": 0, "ends_epoch": True}
