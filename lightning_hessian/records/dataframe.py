@@ -21,8 +21,8 @@ def to_dataframe(records: Record | Iterable[Record]) -> pandas.DataFrame:
     """A table with one row per problem (sample and class column) and step.
 
     The columns are the step, the problem (``sample``, ``class_id``, ``class``, ``class_name``, ``label``,
-    ``predicted``), how it was computed (``method``, ``autodiff_mode``, ``diagnosis``, …), every derived quantity and its
-    error, ``max_residual`` and ``converged`` of the listed eigenvalues, and what the measurement cost. What is not
+    ``predicted``), how it was computed (``method``, ``autodiff_mode``, ``diagnosis``, …), every derived quantity and
+    its error, ``max_residual`` and ``converged`` of the listed eigenvalues, and what the measurement cost. What is not
     defined is NaN; unknown labels are ``<NA>``. Needs pandas.
 
     Args:

@@ -189,7 +189,8 @@ def _checked(record: Record, sample: int, class_id: ClassId | None) -> int:
 
 
 def _about(record: Record, sample: int, column: int) -> str:
-    return f"{record.target} of class {record.class_name(sample, record.class_ids[column])}, sample {sample}, {record.when}"
+    class_name = record.class_name(sample, record.class_ids[column])
+    return f"{record.target} of class {class_name}, sample {sample}, {record.when}"
 
 
 def _listed(record: Record, values: Array) -> str:

@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+from browser.test_tab import COLUMN, SAMPLE, STEP, colours, drawn, point_at, whole_matrix
 from playwright.sync_api import expect
 from support.browsing import VIEWS, number
 from support.training import fit, small_monitor
-from browser.test_tab import COLUMN, SAMPLE, STEP, colours, drawn, point_at, whole_matrix
 
 from lightning_hessian import load_records
 from lightning_hessian.cli import main

@@ -11,7 +11,7 @@ from support.networks import mlp
 from torch import nn
 
 from lightning_hessian import MeasurementError, input_spectrum
-from lightning_hessian.curvature import facts
+from lightning_hessian.curvature import cost_model as facts
 from lightning_hessian.curvature.memory import AllocatedBytes, in_groups, out_of_memory
 from lightning_hessian.curvature.methods.execute import measure
 from lightning_hessian.curvature.methods.low_rank import jacobian

@@ -5,8 +5,8 @@ import dataclasses
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from render.test_composite import record_of
 from support.quadratic import quadratic_record
-from test_composite import record_of
 
 from lightning_hessian import plot_hessian, plot_input, plot_spectrum
 

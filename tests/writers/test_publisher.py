@@ -19,6 +19,7 @@ from lightning_hessian import load_records
 from lightning_hessian.curvature.methods.plan import Options
 from lightning_hessian.training.measurement import Monitor
 from lightning_hessian.training.samples import Samples
+from lightning_hessian.writers import publisher as publisher_module
 from lightning_hessian.writers.background import LONGEST_QUEUE, Background
 from lightning_hessian.writers.publisher import Publisher
 

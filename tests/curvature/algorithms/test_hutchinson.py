@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_lanczos import FLAT, SPREAD, prescribed, run
+from support.spectra import FLAT, SPREAD, prescribed, run
 
 from lightning_hessian.curvature.algorithms.hutchinson import estimate, estimate_norm
 from lightning_hessian.curvature.algorithms.quadrature import Density, density

@@ -2,26 +2,12 @@
 
 import pytest
 import torch
+from support.spectra import FLAT, SPREAD, prescribed, run
 
-from lightning_hessian.curvature.algorithms.lanczos import KrylovBasis, lanczos
+from lightning_hessian.curvature.algorithms.lanczos import KrylovBasis
 from lightning_hessian.curvature.operators.hessian import MatrixOperator
 
 F64 = torch.float64
-
-
-def prescribed(*spectra, dtype=F64):
-    """One matrix per spectrum, with that spectrum and random eigenvectors."""
-    generator = torch.Generator().manual_seed(7)
-    matrices = []
-    for spectrum in spectra:
-        values = torch.as_tensor(spectrum, dtype=F64)
-        q, _ = torch.linalg.qr(torch.randn(len(values), len(values), generator=generator, dtype=F64))
-        matrices.append(q @ torch.diag(values) @ q.T)
-    return MatrixOperator(torch.stack(matrices).to(dtype))
-
-
-def run(operator, count, seed=0, **arguments):
-    return lanczos(operator, count, generator=torch.Generator().manual_seed(seed), **arguments)
 
 
 def expected_of(values, which, count):
@@ -32,8 +18,6 @@ def expected_of(values, which, count):
     return ordered[:high] + (ordered[high - count :] if count > high else [])
 
 
-SPREAD = [(-1.0) ** i * 0.9**i for i in range(60)]
-FLAT = [i / 60 - 0.3 for i in range(60)]
 CLUSTER = [5.0, 5.0 + 1e-5, 5.0 - 1e-5] + [i / 57 for i in range(57)]
 
 

@@ -8,7 +8,8 @@ from support.networks import mlp
 from torch import nn
 
 from lightning_hessian import input_hessian, input_spectrum
-from lightning_hessian.curvature import derivatives, facts
+from lightning_hessian.curvature import cost_model as facts
+from lightning_hessian.curvature.operators import autodiff as derivatives
 
 X = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 
