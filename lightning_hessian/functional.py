@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lightning_hessian.curvature.analysis import analyze
 from lightning_hessian.curvature.checks.diagnosis import Diagnosis
-from lightning_hessian.curvature.cost_model import Facts
 from lightning_hessian.curvature.memory import readable
 from lightning_hessian.curvature.methods.dense import ChunkSize
-from lightning_hessian.curvature.methods.execute import diagnose_finite, measure, whole_hessians
-from lightning_hessian.curvature.methods.plan import MethodChoice
+from lightning_hessian.curvature.methods.execute import execute, whole_hessians
+from lightning_hessian.curvature.methods.plan import MethodChoice, make_plan
 from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, gradients
 from lightning_hessian.curvature.operators.target_batch import TargetBatch
 from lightning_hessian.curvature.spectrum import Spectrum
@@ -184,8 +184,8 @@ def input_hessian(
                 f"The Hessians {list(shape)} take {readable(result_bytes)}, more than the {readable(memory)} that "
                 f"may be used. {fewer}, or raise max_memory (in bytes)."
             )
-        facts = Facts(batch, seed)
-        diagnosis = diagnose_finite(batch, options, facts)
+        analysis = analyze(batch, options)
+        facts, diagnosis = analysis.costs, analysis.diagnosis
         _warn_if_untrusted(diagnosis)
         if diagnosis.zero:
             return batch.x.new_zeros(shape)
@@ -275,7 +275,10 @@ def input_spectrum(
     )
     how = {"dtype": dtype, "wrt": wrt, "forward_fn": forward_fn, "output_fn": output_fn, "max_memory": max_memory}
     with prepared(model, x, classes, target, **how) as task:  # type: ignore[arg-type]
-        spectrum = measure(task.batch, task.target_name, options, meter=task.meter).spectrum
+        analysis = analyze(task.batch, options)
+        plan = make_plan(task.batch, analysis.costs, analysis.diagnosis, options)
+        how_to = {"target": task.target_name, "analysis": analysis, "meter": task.meter}
+        spectrum = execute(task.batch, plan, options, **how_to).spectrum  # type: ignore[arg-type]
     _warn_if_untrusted(spectrum.diagnosis)
     return spectrum
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -36,6 +36,11 @@ class Task:
     predicted: Tensor
     num_outputs: int
     meter: Meter
+
+    def with_target(self, target: Target) -> Task:
+        """The same with another target of the same outputs."""
+        function = resolve_target(target, self.num_outputs)
+        return replace(self, batch=replace(self.batch, target=function), target_name=target_name(target))
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import lightning_hessian
+from lightning_hessian.curvature.analysis import Analysis, analyze
 from lightning_hessian.curvature.checks.diagnosis import Diagnosis
-from lightning_hessian.curvature.cost_model import Facts
-from lightning_hessian.curvature.methods.execute import Measurement, diagnose_finite, measure
-from lightning_hessian.curvature.methods.merge import joined, on_cpu
+from lightning_hessian.curvature.methods.execute import Measurement, execute
+from lightning_hessian.curvature.methods.merge import merged, on_cpu
 from lightning_hessian.curvature.methods.plan import Options, Plan, make_plan
 from lightning_hessian.curvature.progress import Progress, silent
 from lightning_hessian.curvature.spectrum import MethodName
@@ -56,9 +56,7 @@ class Decision:
     """What must be one and the same on all ranks, decided on rank 0 from all samples; ``target`` None: a callable."""
 
     target: str | None
-    dtype: torch.dtype
     classes: Tensor
-    diagnosis: Diagnosis
     plan: Plan
 
 
@@ -135,7 +133,7 @@ class Monitor:
         logged_step: int,
         epoch: int,
         stage: Stage = "fit",
-        ranks: ProcessGroup = SINGLE_PROCESS,
+        group: ProcessGroup = SINGLE_PROCESS,
         progress: Progress = silent,
     ) -> Record | None:
         """One measurement of ``model`` as it is now.
@@ -147,7 +145,7 @@ class Monitor:
             logged_step: the loggers' step.
             epoch: whose training made these weights.
             stage: what the Trainer is doing.
-            ranks: the processes that measure together, all of which must call.
+            group: the processes that measure together, all of which must call.
             progress: is told how far it is.
 
         Returns:
@@ -158,83 +156,94 @@ class Monitor:
             MeasurementError: no number was found that may be shown; the message says why, the same on all ranks.
         """
         when = {"step": step, "logged_step": logged_step, "epoch": epoch, "stage": stage}
-        tensors = ranks.tensors(model) if isinstance(model, nn.Module) else {}
-        if ranks.size == 1:
-            with _in_words(samples):
-                task, measurement = self._measure_alone(model, samples, tensors, progress)
-            return self._record(samples, task, measurement, when)
-        decision = ranks.first(lambda: self._decide(model, samples, ranks, tensors))
-        self.state.target = self.target if decision.target is None else decision.target  # type: ignore[assignment]
+        tensors = group.tensors(model) if isinstance(model, nn.Module) else {}
+        with ExitStack() as stack:
+            task = group.together(lambda: stack.enter_context(self._prepared(model, samples, tensors)))
+            analysis: Analysis | None = None
+
+            def decide() -> Decision:
+                nonlocal analysis
+                decision, analysis = self._decide(task, samples, group)
+                return decision
+
+            decision = group.first(decide)
+            task = self._agreed(task, decision)
+            mine = group.share(task.batch.num_samples)
+            here = None if analysis is None else replace(analysis, gradient=analysis.gradient[mine])
+            part = group.together(lambda: self._measure_share(task, samples, mine, group, decision, here, progress))
+            parts = group.gather(part)
+
+            def finish() -> Record | None:
+                if parts is None:
+                    return None
+                some = [part for part in parts if part is not None]
+                return self._record(samples, task, merged(some, decision.plan.diagnosis, task.meter), when)
+
+            return group.together(finish)
+
+    def _decide(self, task: Task, samples: Samples, group: ProcessGroup) -> tuple[Decision, Analysis]:
+        """Target and plan, from all samples; on rank 0."""
+        options = group.options(self.options, task.batch.x.device)
+        with _in_words(samples):
+            analysis = analyze(task.batch, options)
+            _check_trusted(analysis.diagnosis)
+            target = self.state.target or self._choose_target(task, analysis.diagnosis)
+            if target != self._first_target:
+                task = task.with_target(target)
+                analysis = analyze(task.batch, options, analysis.diagnosis)
+            plan = make_plan(
+                task.batch,
+                analysis.costs,
+                analysis.diagnosis,
+                options,
+                previous_method=self.state.method,
+                num_matrices=min(self.heatmap_samples, len(samples)),
+            )
+        return Decision(None if callable(target) else target, task.batch.classes.cpu(), plan), analysis
+
+    def _agreed(self, task: Task, decision: Decision) -> Task:
+        """The task as rank 0 decided; what it chose is kept for the run."""
+        target: Any = self._first_target if decision.target is None else decision.target
+        if target != self._first_target:
+            task = task.with_target(target)
+        self.state.target = target
         if decision.plan.lasts:
             self.state.method = decision.plan.method
-        task, part = ranks.together(lambda: self._measure_share(model, samples, ranks, tensors, decision, progress))
-        parts = ranks.gather(part)
+        return replace(task, batch=replace(task.batch, classes=decision.classes.to(task.batch.x.device)))
 
-        def finish() -> Record | None:
-            if parts is None:
-                return None
-            some = [part for part in parts if part is not None]
-            return self._record(samples, task, joined(some, decision.diagnosis, task.meter), when)
-
-        return ranks.together(finish)
-
-    def _measure_alone(
-        self, model: Model, samples: Samples, tensors: Mapping[str, Tensor], progress: Progress
-    ) -> tuple[Task, Measurement]:
-        self.state.target = self.state.target or self._choose_target(model, samples, tensors)
-        with self._prepared(model, samples, self.state.target, tensors) as task:
-            num_matrices = min(self.heatmap_samples, len(samples))
-            measurement = measure(
-                task.batch,
-                task.target_name,
-                self.options,
-                num_matrices=num_matrices,
-                kept=self.state.method,
-                meter=task.meter,
-                progress=progress,
-            )
-        return task, measurement
-
-    def _decide(self, model: Model, samples: Samples, ranks: ProcessGroup, tensors: Mapping[str, Tensor]) -> Decision:
-        target = self.state.target or self._choose_target(model, samples, tensors)
-        with self._prepared(model, samples, target, tensors) as task:
-            batch = task.batch
-            options = ranks.options(self.options, batch.x.device)
-            facts = Facts(batch, options.seed)
-            diagnosis = diagnose_finite(batch, options, facts)
-            num_matrices = min(self.heatmap_samples, len(samples))
-            plan = make_plan(batch, facts, diagnosis, options, self.state.method, num_matrices)
-            if plan.finding:
-                diagnosis = replace(diagnosis, findings=(*diagnosis.findings, plan.finding))
-        name = None if callable(target) else target
-        return Decision(name, batch.x.dtype, batch.classes.cpu(), diagnosis, plan)
+    @property
+    def _first_target(self) -> Any:
+        """The target with which a measurement begins."""
+        return self.state.target or ("logit" if self.target == "auto" else self.target)
 
     def _measure_share(
         self,
-        model: Model,
+        task: Task,
         samples: Samples,
-        ranks: ProcessGroup,
-        tensors: Mapping[str, Tensor],
+        mine: slice,
+        group: ProcessGroup,
         decision: Decision,
+        analysis: Analysis | None,
         progress: Progress,
-    ) -> tuple[Task, Measurement | None]:
+    ) -> Measurement | None:
         """This rank's samples; None where there are fewer samples than ranks."""
-        assert self.state.target is not None
-        with self._prepared(model, samples, self.state.target, tensors, decision.dtype) as task:
-            task = replace(task, batch=replace(task.batch, classes=decision.classes.to(task.batch.x.device)))
-            mine = ranks.share(task.batch.num_samples)
-            if mine.start == mine.stop:
-                return task, None
-            part = measure(
-                task.batch.select(mine),
-                task.target_name,
-                ranks.options(self.options, task.batch.x.device),
-                diagnosis=decision.diagnosis,
-                num_matrices=max(0, min(self.heatmap_samples, mine.stop) - mine.start),
-                plan=decision.plan,
-                progress=progress,
+        if mine.start == mine.stop:
+            return None
+        plan = decision.plan
+        if plan.num_matrices:
+            plan = replace(plan, num_matrices=max(0, min(self.heatmap_samples, mine.stop) - mine.start))
+        with _in_words(samples):
+            return on_cpu(
+                execute(
+                    task.batch.select(mine),
+                    plan,
+                    group.options(self.options, task.batch.x.device),
+                    target=task.target_name,
+                    analysis=analysis,
+                    meter=task.meter,
+                    progress=progress,
+                )
             )
-            return task, on_cpu(part)
 
     def _record(self, samples: Samples, task: Task, measurement: Measurement, when: Mapping[str, Any]) -> Record:
         _check_trusted(measurement.spectrum.diagnosis)
@@ -263,40 +272,33 @@ class Monitor:
         )
 
     @contextmanager
-    def _prepared(
-        self,
-        model: Model,
-        samples: Samples,
-        target: Target,
-        tensors: Mapping[str, Tensor],
-        dtype: torch.dtype | None = None,
-    ) -> Iterator[Task]:
+    def _prepared(self, model: Model, samples: Samples, tensors: Mapping[str, Tensor]) -> Iterator[Task]:
         classes: Any = samples.labels if self.classes == "label" else self.classes
-        with prepared(
-            model,
-            samples.inputs,
-            classes,
-            target,
-            dtype=dtype or DTYPES[self.dtype],
-            wrt=self.wrt,
-            forward_fn=self.forward_fn,
-            output_fn=self.output_fn,
-            max_memory=self.options.max_memory,
-            tensors=tensors,
-        ) as task:
+        with (
+            _in_words(samples),
+            prepared(
+                model,
+                samples.inputs,
+                classes,
+                self._first_target,
+                dtype=DTYPES[self.dtype],
+                wrt=self.wrt,
+                forward_fn=self.forward_fn,
+                output_fn=self.output_fn,
+                max_memory=self.options.max_memory,
+                tensors=tensors,
+            ) as task,
+        ):
             if self.class_names and len(self.class_names) != task.num_outputs:
                 raise ConfigurationError(
                     f"class_names has {len(self.class_names)} names, and the model has {task.num_outputs} outputs."
                 )
             yield task
 
-    def _choose_target(self, model: Model, samples: Samples, tensors: Mapping[str, Tensor]) -> Target:
+    def _choose_target(self, task: Task, diagnosis: Diagnosis) -> Target:
         """``"logit"``, unless the network is piecewise linear and has several outputs: then ``"prob"``."""
         if self.target != "auto":
             return self.target
-        with self._prepared(model, samples, "logit", tensors) as task:
-            diagnosis = diagnose_finite(task.batch, self.options)
-        _check_trusted(diagnosis)
         network = diagnosis.network
         if network not in ("linear", "piecewise_linear") or task.num_outputs == 1:
             return "logit"

@@ -114,7 +114,7 @@ class Visits:
                 logged_step=logged_step,
                 epoch=epoch,
                 stage=trainer.state.fn.value,
-                ranks=self.ranks,
+                group=self.ranks,
                 progress=bar,
             )
         self._num_records += 1

@@ -17,7 +17,7 @@ from support.training import Classifier, events, fit, scalar, small_monitor
 from torch import nn
 
 from lightning_hessian import MeasurementError, input_spectrum, load_records
-from lightning_hessian.curvature import cost as costs
+from lightning_hessian.curvature import meter as costs
 from lightning_hessian.curvature.meter import Meter
 from lightning_hessian.curvature.methods.plan import Options
 from lightning_hessian.training.distributed import ProcessGroup

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_hessian import load_records, progress
-from lightning_hessian.curvature import dense
+from lightning_hessian.curvature.methods import dense
 from lightning_hessian.curvature.methods.execute import measure
 from lightning_hessian.curvature.methods.plan import Options
 from lightning_hessian.curvature.operators.target_batch import TargetBatch

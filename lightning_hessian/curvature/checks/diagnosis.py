@@ -90,15 +90,33 @@ class Diagnosis:
         return self.kind in ("piecewise_linear", "linear", "disconnected")
 
 
-def diagnose(batch: TargetBatch, generator: torch.Generator, group_size: int | None = None) -> Diagnosis:
+def diagnose(
+    batch: TargetBatch,
+    generator: torch.Generator,
+    group_size: int | None = None,
+    same_network: Diagnosis | None = None,
+) -> Diagnosis:
     """Says what kind of function of its input every target is, from a few HVPs along random directions.
 
     A Hessian is called zero only when the HVPs along ``NUM_DRAWS`` random directions are exactly 0.0 for
     every sample and a random mixture of its classes, in float64 where the model can be evaluated in it, by
     both engines where both run. Whether derivatives are true is witnessed in float64 by central finite
     differences. Cost: about 15 HVPs and 10 forward passes, ``GROUP`` samples at a time, or ``group_size`` at most.
+
+    Args:
+        batch: what is differentiated.
+        generator: of the random directions.
+        group_size: samples examined at a time, at most.
+        same_network: the diagnosis of another target of the same outputs at the same samples: what it says of the
+            network is not examined again.
     """
     group_size = group_size or batch.num_samples
+    if same_network is not None:
+        if not same_network.trusted:
+            return same_network
+        unchecked = tuple(f for f in same_network.findings if f == COUPLING_UNCHECKED)
+        result = _diagnosed_alone(batch, generator, group_size, same_network.network)
+        return replace(result, findings=(*unchecked, *result.findings))
     if finding := _random_forward(batch, group_size):
         return Diagnosis("curved", "curved", (finding,), trusted=False)
     coupled = _coupled_samples(batch, generator)
@@ -109,10 +127,13 @@ def diagnose(batch: TargetBatch, generator: torch.Generator, group_size: int | N
     return replace(result, findings=(*unchecked, *result.findings))
 
 
-def _diagnosed_alone(batch: TargetBatch, generator: torch.Generator, group_size: int) -> Diagnosis:
-    """The diagnosis of a deterministic function of each sample alone."""
+def _diagnosed_alone(
+    batch: TargetBatch, generator: torch.Generator, group_size: int, network: Kind | None = None
+) -> Diagnosis:
+    """The diagnosis of a deterministic function of each sample alone; ``network``: what is known of its outputs."""
     exact = in_float64(batch)
-    network = _kind(_mixture(_outputs(exact or batch), generator), generator, group_size)
+    if network is None:
+        network = _kind(_mixture(_outputs(exact or batch), generator), generator, group_size)
     result = Diagnosis(_kind(_mixture(exact or batch, generator), generator, group_size), network)
     if exact is None:
         finding = "The model cannot be evaluated in float64, so finite differences could not confirm the numbers."

@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 
 from lightning_hessian.curvature.algorithms.quadrature import Density, exact_density
-from lightning_hessian.curvature.checks.diagnosis import Diagnosis, diagnose
+from lightning_hessian.curvature.analysis import Analysis, finite_gradients
+from lightning_hessian.curvature.checks.diagnosis import Diagnosis
 from lightning_hessian.curvature.cost_model import Facts
 from lightning_hessian.curvature.memory import group_size, in_groups, joined
 from lightning_hessian.curvature.meter import Meter
 from lightning_hessian.curvature.methods.dense import decompose, dense_bytes, hessians, symmetrize_, zero_parts
 from lightning_hessian.curvature.methods.lanczos import extreme_parts, lanczos_bytes
 from lightning_hessian.curvature.methods.low_rank import gauss_newton_hessians, low_rank_bytes, low_rank_parts
-from lightning_hessian.curvature.methods.plan import FLAT, Options, Plan, make_plan, working_memory
-from lightning_hessian.curvature.operators.autodiff import AutodiffMode, gradients
+from lightning_hessian.curvature.methods.plan import FLAT, Options, Plan, working_memory
+from lightning_hessian.curvature.operators.autodiff import AutodiffMode
 from lightning_hessian.curvature.operators.target_batch import TargetBatch
 from lightning_hessian.curvature.operators.terms import term_norms
 from lightning_hessian.curvature.progress import Progress, silent
-from lightning_hessian.curvature.spectrum import MethodName, Spectrum
-from lightning_hessian.errors import MeasurementError
+from lightning_hessian.curvature.spectrum import Spectrum
 
 # How asymmetric a Hessian may be before its digits are called rounding.
 ASYMMETRY_TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-6}
@@ -68,45 +68,36 @@ class _Given:
     progress: Progress
 
 
-def measure(
+def execute(
     batch: TargetBatch,
-    target: str,
+    plan: Plan,
     options: Options,
     *,
-    diagnosis: Diagnosis | None = None,
-    num_matrices: int = 0,
-    kept: MethodName | None = None,
+    target: str,
+    analysis: Analysis | None = None,
     meter: Meter | None = None,
-    plan: Plan | None = None,
     progress: Progress = silent,
 ) -> Measurement:
-    """The spectrum of every problem, and the whole matrices of a few samples.
+    """The spectra of a batch, and the whole matrices of its first samples, by the method that was planned.
 
     Args:
-        batch: what to differentiate.
+        batch: what to differentiate: all samples the plan was made for, or some of them.
+        plan: from ``make_plan``; ``num_matrices`` counts samples of this batch.
+        options: those the plan was made with.
         target: name of the target, for the result.
-        options: how to measure.
-        diagnosis: of these problems, where it is known already.
-        num_matrices: for how many samples, counted from the first, the matrices are wanted.
-        kept: the method that an earlier measurement of a curved network chose.
-        meter: that of the measurement, where it has begun already.
-        plan: made already, for all samples of which these problems are a part.
-        progress: is told how many columns of the samples' matrices are done (``dense``), how many samples
-            (``low_rank``), or how many products (``lanczos``).
+        analysis: of exactly this batch where it was made; otherwise gradients and costs are determined here.
+        meter: started when the measurement began.
+        progress: called with the number of finished columns (``dense``), samples (``low_rank``) or matrix-vector
+            products (``lanczos``).
 
     Raises:
-        MeasurementError: values, gradients or Hessians are not finite, the method does not apply, or nothing
-            fits the memory.
+        MeasurementError: gradients or Hessians are not finite, or one sample does not fit the memory.
     """
     meter = meter or Meter(batch.x.device)
     options = replace(options, max_memory=options.memory(batch.x.device))
-    facts = Facts(batch, options.seed)
-    gradient = _finite_gradients(batch, facts, options)
-    diagnosis = diagnosis or _diagnosed(batch, facts, options)
-    plan = replace(plan, num_matrices=num_matrices if plan.num_matrices else 0) if plan else None
-    plan = plan or make_plan(batch, facts, diagnosis, options, kept, num_matrices)
-    if plan.finding and plan.finding not in diagnosis.findings:
-        diagnosis = replace(diagnosis, findings=(*diagnosis.findings, plan.finding))
+    facts = analysis.costs if analysis else Facts(batch, options.seed)
+    gradient = analysis.gradient if analysis else finite_gradients(batch, facts, options)
+    diagnosis = plan.diagnosis
     if diagnosis.zero:
         result = _zero(gradient, options, plan.num_matrices)
     else:
@@ -127,57 +118,6 @@ def measure(
         cost=meter.cost(result.num_matvecs),
     )
     return Measurement(spectrum, torch.cat(result.matrices) if plan.num_matrices else None, plan)
-
-
-def diagnose_finite(batch: TargetBatch, options: Options, facts: Facts | None = None) -> Diagnosis:
-    """The diagnosis of problems whose values and gradients are finite.
-
-    Raises:
-        MeasurementError: they are not.
-    """
-    facts = facts or Facts(batch, options.seed)
-    _finite_gradients(batch, facts, options)
-    return _diagnosed(batch, facts, options)
-
-
-def _finite_gradients(batch: TargetBatch, facts: Facts, options: Options) -> Tensor:
-    """The gradients ``[N, K, D]``, as many samples at a time as fit the memory.
-
-    Raises:
-        MeasurementError: inputs, values or gradients are not finite.
-    """
-
-    def work(samples: slice) -> tuple[Tensor, Tensor]:
-        group = batch.select(samples)
-        with torch.no_grad():
-            values = group.values(group.x)
-        return values, gradients(group)
-
-    _tell_if_not_finite("inputs", batch.x)
-    groups = in_groups(batch.num_samples, _fitting(facts, options, 1), work)
-    values, gradient = (torch.cat(parts) for parts in zip(*(result for _, result in groups), strict=True))
-    _tell_if_not_finite("values of the target", values)
-    _tell_if_not_finite("gradients", gradient)
-    return gradient
-
-
-def _tell_if_not_finite(name: str, numbers: Tensor) -> None:
-    bad = (~numbers.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
-    if bad:
-        raise MeasurementError(
-            f"The {name} are not finite (NaN or infinite) for samples {bad[:10]} of {len(numbers)}, "
-            f"so there is no Hessian to measure. Look for NaN in the weights or in the inputs."
-        )
-
-
-def _diagnosed(batch: TargetBatch, facts: Facts, options: Options) -> Diagnosis:
-    # In float64, and by both engines: four times the memory of a product.
-    return diagnose(batch, options.generator(), _fitting(facts, options, 4))
-
-
-def _fitting(facts: Facts, options: Options, num_matvecs: int) -> int:
-    """For how many samples the memory of ``num_matvecs`` products may be taken; at least one."""
-    return max(1, options.memory(facts.batch.x.device) // (num_matvecs * facts.product_bytes))
 
 
 def whole_hessians(

@@ -20,7 +20,7 @@ def on_cpu(measurement: Measurement) -> Measurement:
     return _changed([measurement], lambda tensors: tensors[0].cpu())
 
 
-def joined(parts: Sequence[Measurement], diagnosis: Diagnosis, meter: Meter) -> Measurement:
+def merged(parts: Sequence[Measurement], diagnosis: Diagnosis, meter: Meter) -> Measurement:
     """One measurement of all samples, in the order of ``parts``.
 
     Args:

@@ -87,15 +87,15 @@ class Plan:
         seconds_per_hvp: measured time of one HVP of every problem; None where it was not needed.
         expected_seconds: of each method that was compared.
         num_matrices: for how many samples, counted from the first, whole matrices are made.
-        finding: what the memory has no room for, in a sentence.
+        diagnosis: of all samples; its findings say what the memory has no room for.
     """
 
     method: MethodName
     reason: str
+    diagnosis: Diagnosis
     seconds_per_hvp: float | None = None
     expected_seconds: Mapping[str, float] = field(default_factory=dict)
     num_matrices: int = 0
-    finding: str = ""
 
     @property
     def lasts(self) -> bool:
@@ -105,21 +105,22 @@ class Plan:
 
 def make_plan(
     batch: TargetBatch,
-    facts: Facts,
+    costs: Facts,
     diagnosis: Diagnosis,
     options: Options,
-    kept: MethodName | None = None,
+    *,
+    previous_method: MethodName | None = None,
     num_matrices: int = 0,
 ) -> Plan:
     """The cheapest method that is exact or knows its error, and fits the memory.
 
     Args:
         batch: what to differentiate.
-        facts: of these problems.
-        diagnosis: of these problems.
+        costs: of this batch.
+        diagnosis: of this batch.
         options: how to measure.
-        kept: what an earlier measurement of the run chose by clock or memory: taken again where it still
-            applies, so that the curves of a run are of one kind.
+        previous_method: what an earlier measurement of the run chose by time or memory: used again where it still
+            applies, so that the curves of a run are comparable.
         num_matrices: for how many samples the whole matrices are wanted: planned where they fit beside the results.
 
     Raises:
@@ -132,10 +133,10 @@ def make_plan(
         )
     memory = options.memory(batch.x.device)
     flat = diagnosis.network in FLAT
-    one = 0 if diagnosis.zero else whole_bytes(facts, flat)
+    one = 0 if diagnosis.zero else whole_bytes(costs, flat)
     fitting = num_matrices if result_bytes(batch, options, num_matrices) + one <= memory else 0
-    plan = _method(batch, facts, diagnosis, options, kept, fitting)
-    beside = 0 if diagnosis.zero else max(one, bytes_per_sample(plan.method, facts, options))
+    plan = _method(batch, costs, diagnosis, options, previous_method, fitting)
+    beside = 0 if diagnosis.zero else max(one, bytes_per_sample(plan.method, costs, options))
     need = result_bytes(batch, options, num_matrices) + beside
     if num_matrices == 0 or need <= memory:
         return replace(plan, num_matrices=num_matrices)
@@ -143,7 +144,7 @@ def make_plan(
         f"Whole matrices for heatmaps need {readable(need)}, and {readable(memory)} may be used: no heatmap. "
         f"heatmap_samples=0 says so, or max_memory={need} makes room."
     )
-    return replace(plan, num_matrices=0, finding=finding)
+    return replace(plan, num_matrices=0, diagnosis=replace(diagnosis, findings=(*diagnosis.findings, finding)))
 
 
 def _method(
@@ -151,13 +152,13 @@ def _method(
     facts: Facts,
     diagnosis: Diagnosis,
     options: Options,
-    kept: MethodName | None,
+    previous_method: MethodName | None,
     num_matrices: int,
 ) -> Plan:
     if options.method != "auto":
-        return Plan(options.method, "asked for")
+        return Plan(options.method, "asked for", diagnosis)
     if diagnosis.zero:
-        return Plan("low_rank", "the Hessian is exactly zero")
+        return Plan("low_rank", "the Hessian is exactly zero", diagnosis)
     flat = diagnosis.network in FLAT
     memory = options.memory(batch.x.device)
     whole: MethodName = "low_rank" if flat else "dense"
@@ -166,15 +167,19 @@ def _method(
         less = least_memory("lanczos", batch, facts, options) < need
         what = "gradients of all outputs" if flat else "whole matrices"
         reason = f"the {what} need {readable(need)} for one sample, and {readable(memory)} may be used"
-        return Plan("lanczos" if less else whole, reason)
-    if kept == "lanczos" or (kept == "dense" and not flat):
-        return Plan(kept, "kept from the first measurement of this run, so that its curves are of one kind")
+        return Plan("lanczos" if less else whole, reason, diagnosis)
+    if previous_method == "lanczos" or (previous_method == "dense" and not flat):
+        return Plan(
+            previous_method,
+            "kept from the first measurement of this run, so that its curves are of one kind",
+            diagnosis,
+        )
     if flat:
-        return Plan("low_rank", "the network is piecewise linear: C gradients hold the whole Hessian")
+        return Plan("low_rank", "the network is piecewise linear: C gradients hold the whole Hessian", diagnosis)
     if batch.num_inputs <= LARGEST_DENSE:
-        return Plan("dense", f"D = {batch.num_inputs} is small enough for whole matrices")
+        return Plan("dense", f"D = {batch.num_inputs} is small enough for whole matrices", diagnosis)
     if num_matrices == batch.num_samples:
-        return Plan("dense", "the whole matrices of every sample are wanted for heatmaps anyway")
+        return Plan("dense", "the whole matrices of every sample are wanted for heatmaps anyway", diagnosis)
     return cheaper(
         batch.shape,
         options,
@@ -182,11 +187,19 @@ def _method(
         seconds_per_column(batch, facts, memory, options.chunk_size),
         EIGH[batch.x.dtype],
         num_matrices,
+        diagnosis=diagnosis,
     )
 
 
 def cheaper(
-    shape: tuple[int, int, int], options: Options, hvp: float, column: float, eigh: float, num_matrices: int = 0
+    shape: tuple[int, int, int],
+    options: Options,
+    hvp: float,
+    column: float,
+    eigh: float,
+    num_matrices: int = 0,
+    *,
+    diagnosis: Diagnosis,
 ) -> Plan:
     """``dense`` unless it costs much more than ``lanczos``: it is exact and complete.
 
@@ -197,6 +210,7 @@ def cheaper(
         column: seconds of one column of every problem's matrix, in a block.
         eigh: seconds per D³ of an eigendecomposition.
         num_matrices: for how many samples ``lanczos`` would be followed by all columns too.
+        diagnosis: of the batch.
     """
     num_samples, num_classes, num_inputs = shape
     dense = num_inputs * column + num_samples * num_classes * eigh * num_inputs**3
@@ -207,7 +221,7 @@ def cheaper(
         f"(D = {num_inputs}) is expected to take {dense:.2g} s and its ends {lanczos:.2g} s"
     )
     method: MethodName = "dense" if dense <= max(CHEAP, WORTH * lanczos) else "lanczos"
-    return Plan(method, numbers, hvp, {"dense": dense, "lanczos": lanczos})
+    return Plan(method, numbers, diagnosis, hvp, {"dense": dense, "lanczos": lanczos})
 
 
 def seconds_per_hvp(batch: TargetBatch, facts: Facts, memory: int, generator: torch.Generator) -> float:

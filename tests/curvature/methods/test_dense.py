@@ -7,8 +7,8 @@ import pytest
 import torch
 from support.networks import mlp
 
-from lightning_hessian.curvature.methods import execute as measurement
 from lightning_hessian.curvature.cost_model import Facts
+from lightning_hessian.curvature.methods import execute as measurement
 from lightning_hessian.curvature.methods import plan as planning
 from lightning_hessian.curvature.methods.dense import BlockSearch, dense_bytes, hessians, symmetrize_
 from lightning_hessian.curvature.methods.plan import Options
