@@ -19,7 +19,8 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from lightning_hessian import load_records, resume
+from lightning_hessian import load_records
+from lightning_hessian.training import resume
 from lightning_hessian.records.files import Session, present
 from lightning_hessian.training.schedule import Place, Schedule
 
