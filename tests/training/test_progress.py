@@ -9,11 +9,12 @@ from support.training import Classifier, digits, fit, small_monitor
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_hessian import load_records, progress
+from lightning_hessian import load_records
 from lightning_hessian.curvature.methods import dense
 from lightning_hessian.curvature.methods.execute import measure
 from lightning_hessian.curvature.methods.plan import Options
 from lightning_hessian.curvature.operators.target_batch import TargetBatch
+from lightning_hessian.training import progress
 from lightning_hessian.training.progress import DELAY, MeasurementBar
 
 F64 = torch.float64

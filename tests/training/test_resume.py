@@ -20,8 +20,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from lightning_hessian import load_records
-from lightning_hessian.training import resume
 from lightning_hessian.records.files import Session, present
+from lightning_hessian.training import resume
 from lightning_hessian.training.schedule import Place, Schedule
 
 TAG = "hessian_trace/logit_class_2"

@@ -6,19 +6,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.measuring import Measurer
 from support.networks import mlp
 
 from lightning_hessian.curvature.methods.plan import Options
 from lightning_hessian.records.color_scale import run_scale
 from lightning_hessian.records.histogram import BIN_EDGES, binned, signed_log10
-from lightning_hessian.training.measurement import Monitor
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.writers.scalars import scalars
 from lightning_hessian.writers.tensorboard import diagnosis_text, draw, eigenvalue_counts, histograms
 
 
 def record_of(target="prob", activation=torch.nn.GELU):
-    monitor = Monitor([0, 2], target, "float64", Options(num_eigenvalues=2), heatmap_samples=0)
+    monitor = Measurer([0, 2], target, "float64", Options(num_eigenvalues=2), heatmap_samples=0)
     return monitor.measure(mlp(activation), Samples(torch.randn(4, 6), None), step=0, logged_step=0, epoch=0)
 
 
@@ -65,7 +65,7 @@ def test_the_histogram_of_an_estimated_density():
     net, samples = mlp(torch.nn.ReLU, inputs=60, width=20).float(), Samples(torch.randn(3, 60), None)
     options = {"lanczos": Options("lanczos", 4, density_vectors=40), "low_rank": Options("low_rank")}
     ends, whole = (
-        Monitor([0, 2], "prob", "float32", o, heatmap_samples=0).measure(net, samples, step=0, logged_step=0, epoch=0)
+        Measurer([0, 2], "prob", "float32", o, heatmap_samples=0).measure(net, samples, step=0, logged_step=0, epoch=0)
         for o in options.values()
     )
     assert not ends.complete
@@ -86,7 +86,7 @@ def test_the_histogram_of_an_estimated_density():
 
 
 def test_pictures_and_histograms_of_a_hundred_classes_are_those_of_ten():
-    monitor = Monitor("all", "prob", "float64", Options(), heatmap_samples=1)
+    monitor = Measurer("all", "prob", "float64", Options(), heatmap_samples=1)
     samples = Samples(torch.randn(2, 6), None)
     record = monitor.measure(mlp(outputs=100), samples, step=0, logged_step=0, epoch=0)
     slots = [f"prob_class_{k}" for k in range(10)]

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from support.measuring import Measurer
 from support.networks import mlp
 from torch import nn
 
@@ -13,7 +14,6 @@ from lightning_hessian.curvature.cost_model import Facts
 from lightning_hessian.curvature.methods import plan as planning
 from lightning_hessian.curvature.methods.plan import ORTHOGONALISATION, Options, cheaper, make_plan
 from lightning_hessian.curvature.operators.target_batch import TargetBatch
-from lightning_hessian.training.measurement import Monitor
 from lightning_hessian.training.samples import Samples
 
 F64 = torch.float64
@@ -104,7 +104,7 @@ def test_a_monitor_keeps_the_choice_of_its_first_curved_measurement(monkeypatch)
     for name in ("hvp", "column"):
         clock = iter([1e-6])  # a second look at it fails
         monkeypatch.setattr(planning, f"seconds_per_{name}", lambda *_, clock=clock: next(clock))
-    monitor = Monitor(0, "logit", "float64", Options(num_eigenvalues=2), heatmap_samples=0)
+    monitor = Measurer(0, "logit", "float64", Options(num_eigenvalues=2), heatmap_samples=0)
     samples, when = Samples(torch.randn(1, 260, dtype=F64), None), {"step": 0, "logged_step": 0, "epoch": 0}
     flat = monitor.measure(mlp(nn.ReLU, 260), samples, **when)
     assert (flat.method, monitor.state.method) == ("low_rank", None)
