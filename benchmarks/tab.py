@@ -18,6 +18,7 @@ from urllib.request import urlopen
 
 import numpy as np
 import torch
+from lightning_hessian.writers.tab import add_payload
 from playwright.sync_api import Browser, sync_playwright
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
@@ -31,7 +32,6 @@ from lightning_hessian.records.record import Record
 from lightning_hessian.training.measurement import measure
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.training.settings import MeasurementSettings
-from lightning_hessian.writers.tab import add_payload
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 

@@ -23,7 +23,7 @@ from lightning_hessian.errors import ConfigurationError, MeasurementError
 from lightning_hessian.model.prepare import Model, Target, Task, prepared
 from lightning_hessian.records.color_scale import run_scale
 from lightning_hessian.records.record import ClassId, Record, Stage, make_record
-from lightning_hessian.records.subspace import drift, top_vectors
+from lightning_hessian.records.subspace import subspace_overlap
 from lightning_hessian.training.distributed import SINGLE_PROCESS, ProcessGroup
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.training.schedule import START, TrainingPosition
@@ -249,13 +249,9 @@ def _record(
         made_with=_made_with(task, measurement, settings),
     )
     previous = state.previous
-    turned = drift(None if previous is None else top_vectors(previous), top_vectors(record))
-    record = replace(
-        record,
-        top_eigenvector_cosine=turned.cosine,
-        top_subspace_overlap=turned.overlap,
-        picture_scale=run_scale(None if previous is None else previous.picture_scale, record.hessian),
-    )
+    shared = subspace_overlap(previous, record)
+    record = record.with_metrics(top_eigenvector_cosine=shared.cosine, top_subspace_overlap=shared.overlap)
+    record = replace(record, color_scale=run_scale(previous and previous.color_scale, record.hessian))
     state.previous = replace(record, hessian=None)
     return record
 

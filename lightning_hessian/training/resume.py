@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -54,7 +53,7 @@ def to_state(run: Checkpointed, settings: MonitorSettings) -> dict[str, Any]:
         "target": run.state.target if isinstance(run.state.target, str) else None,
         "method": run.state.method,
         "last_record": None if run.record_path is None else str(run.record_path),
-        "last_record_digest": None if previous is None else _digest(previous),
+        "last_record_measured_at": None if previous is None else previous.measured_at,
         "measured_step": run.measured_step,
         "position": asdict(run.position),
     }
@@ -90,7 +89,7 @@ def from_state(
     state = RunState()
     if not changed:
         target = saved["target"] if settings.measurement.target == "auto" else None  # a callable comes from the new run
-        state = RunState(target, saved["method"], _previous(path, saved["last_record_digest"]))
+        state = RunState(target, saved["method"], _previous(path, saved["last_record_measured_at"]))
     position = TrainingPosition(**saved["position"])
     run = Checkpointed(given or samples, state, position, saved["measured_step"], path if state.previous else None)
     if not changed:
@@ -150,19 +149,15 @@ def _same(a: Samples, b: Samples | None) -> bool:
     return form == other and all(map(equal, ours, theirs))
 
 
-def _digest(record: Record) -> str:
-    """Distinguishes a record from one of another run at the same step."""
-    return hashlib.sha256(record.eigenvalues.tobytes()).hexdigest()
-
-
-def _previous(path: Path | None, digest: str | None) -> Record | None:
+def _previous(path: Path | None, measured_at: float | None) -> Record | None:
+    """The record in a file, without whole matrices; None where the file is gone, damaged or from another run."""
     if path is None:
         return None
     try:
         record = load_record(path)
     except (OSError, ValueError):
         return None
-    return replace(record, hessian=None) if _digest(record) == digest else None
+    return replace(record, hessian=None) if record.measured_at == measured_at else None
 
 
 def explain_restored(error: Exception) -> Exception:

@@ -134,11 +134,8 @@ class MonitoringRun:
         """
         step, folder = optimizer_steps(trainer), log_folder(trainer)
         self._samples = self._group.on_first(lambda: self._samples_before_training(trainer, module))
-        if folder is not None and self._group.rank == 0:
-            try:
-                set_superseded_aside(folder, self._settings.measurement.name, step)
-            except OSError as error:
-                self._output.warn(f"records of an earlier run could not be moved aside. {error}")
+        if self._group.rank == 0:
+            set_superseded_aside(folder, self._settings.measurement.name, step)
         if self._samples is None:
             self._output.warn(
                 "No measurement before training: no validation batch has come yet, and the first one cannot be read "
