@@ -15,14 +15,15 @@ from torch import Tensor, nn
 import lightning_hessian
 from lightning_hessian.curvature.analysis import Analysis, analyze
 from lightning_hessian.curvature.checks.diagnosis import Diagnosis
+from lightning_hessian.curvature.meter import Progress, silent
 from lightning_hessian.curvature.methods.execute import Measurement, execute
 from lightning_hessian.curvature.methods.merge import merged, on_cpu
-from lightning_hessian.curvature.methods.plan import Options, Plan, make_plan
-from lightning_hessian.curvature.progress import Progress, silent
-from lightning_hessian.curvature.spectrum import MethodName
-from lightning_hessian.errors import ConfigurationError, MeasurementError
+from lightning_hessian.curvature.methods.plan import Plan, make_plan
+from lightning_hessian.curvature.options import MethodName, Options
+from lightning_hessian.errors import ConfigurationError, MeasurementError, check_at_least, check_choice
+from lightning_hessian.model.arguments import Model, Target, check_input
 from lightning_hessian.model.function import ForwardFunction, OutputFunction, differentiated
-from lightning_hessian.model.prepare import Model, Target, Task, check_input, prepared
+from lightning_hessian.model.prepare import PreparedModel, prepare, usable_dtype
 from lightning_hessian.model.targets import TARGET_NAMES
 from lightning_hessian.records.color_scale import run_scale
 from lightning_hessian.records.record import Array, ClassId, Record, Stage, make_record
@@ -181,7 +182,7 @@ class Monitor:
 
             return group.together(finish)
 
-    def _decide(self, task: Task, samples: Samples, group: ProcessGroup) -> tuple[Decision, Analysis]:
+    def _decide(self, task: PreparedModel, samples: Samples, group: ProcessGroup) -> tuple[Decision, Analysis]:
         """Target and plan, from all samples; on rank 0."""
         options = group.options(self.options, task.batch.x.device)
         with _in_words(samples):
@@ -201,13 +202,13 @@ class Monitor:
             )
         return Decision(None if callable(target) else target, task.batch.classes.cpu(), plan), analysis
 
-    def _agreed(self, task: Task, decision: Decision) -> Task:
+    def _agreed(self, task: PreparedModel, decision: Decision) -> PreparedModel:
         """The task as rank 0 decided; what it chose is kept for the run."""
         target: Any = self._first_target if decision.target is None else decision.target
         if target != self._first_target:
             task = task.with_target(target)
         self.state.target = target
-        if decision.plan.lasts:
+        if decision.plan.reuse_for_run:
             self.state.method = decision.plan.method
         return replace(task, batch=replace(task.batch, classes=decision.classes.to(task.batch.x.device)))
 
@@ -218,7 +219,7 @@ class Monitor:
 
     def _measure_share(
         self,
-        task: Task,
+        task: PreparedModel,
         samples: Samples,
         mine: slice,
         group: ProcessGroup,
@@ -245,9 +246,11 @@ class Monitor:
                 )
             )
 
-    def _record(self, samples: Samples, task: Task, measurement: Measurement, when: Mapping[str, Any]) -> Record:
+    def _record(
+        self, samples: Samples, task: PreparedModel, measurement: Measurement, when: Mapping[str, Any]
+    ) -> Record:
         _check_trusted(measurement.spectrum.diagnosis)
-        if measurement.plan.lasts:
+        if measurement.plan.reuse_for_run:
             self.state.method = measurement.plan.method
         record = make_record(
             measurement,
@@ -272,30 +275,21 @@ class Monitor:
         )
 
     @contextmanager
-    def _prepared(self, model: Model, samples: Samples, tensors: Mapping[str, Tensor]) -> Iterator[Task]:
+    def _prepared(self, model: Model, samples: Samples, tensors: Mapping[str, Tensor]) -> Iterator[PreparedModel]:
         classes: Any = samples.labels if self.classes == "label" else self.classes
-        with (
-            _in_words(samples),
-            prepared(
-                model,
-                samples.inputs,
-                classes,
-                self._first_target,
-                dtype=DTYPES[self.dtype],
-                wrt=self.wrt,
-                forward_fn=self.forward_fn,
-                output_fn=self.output_fn,
-                max_memory=self.options.max_memory,
-                tensors=tensors,
-            ) as task,
-        ):
+        how: Any = {"wrt": self.wrt, "forward_fn": self.forward_fn, "output_fn": self.output_fn, "tensors": tensors}
+        with ExitStack() as stack:
+            stack.enter_context(_in_words(samples))
+            dtype = usable_dtype(model, samples.inputs, DTYPES[self.dtype], **how)
+            how |= {"dtype": dtype, "max_memory": self.options.max_memory}
+            task = stack.enter_context(prepare(model, samples.inputs, classes, self._first_target, **how))
             if self.class_names and len(self.class_names) != task.num_outputs:
                 raise ConfigurationError(
                     f"class_names has {len(self.class_names)} names, and the model has {task.num_outputs} outputs."
                 )
             yield task
 
-    def _choose_target(self, task: Task, diagnosis: Diagnosis) -> Target:
+    def _choose_target(self, task: PreparedModel, diagnosis: Diagnosis) -> Target:
         """``"logit"``, unless the network is piecewise linear and has several outputs: then ``"prob"``."""
         if self.target != "auto":
             return self.target
@@ -310,18 +304,18 @@ class Monitor:
         )
         return "prob"
 
-    def _class_ids(self, task: Task) -> tuple[ClassId, ...]:
+    def _class_ids(self, task: PreparedModel) -> tuple[ClassId, ...]:
         if self.classes in ("label", "predicted"):
             return (str(self.classes),)
         return tuple(task.batch.classes[0].tolist())
 
-    def _made_with(self, task: Task, measurement: Measurement) -> dict[str, Any]:
+    def _made_with(self, task: PreparedModel, measurement: Measurement) -> dict[str, Any]:
         return {
             "lightning_hessian": lightning_hessian.__version__,
             "torch": torch.__version__,
             "dtype": self.dtype,
             "device": str(task.batch.x.device),
-            "seconds_per_hvp": measurement.plan.seconds_per_hvp,
+            "seconds_per_matvec": measurement.plan.seconds_per_matvec,
             "expected_seconds": dict(measurement.plan.expected_seconds),
             **vars(self.options),
         }
@@ -346,12 +340,6 @@ def _check_trusted(diagnosis: Diagnosis) -> None:
         raise MeasurementError(f"The input-Hessian is not to be trusted. {diagnosis.message}")
 
 
-def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Raises a sentence if ``value`` is not one of ``allowed``."""
-    if value not in allowed:
-        raise ConfigurationError(f"{name}={value!r} is not known. Choose one of {', '.join(map(repr, allowed))}.")
-
-
 def check_names(names: Sequence[str | None]) -> None:
     """Raises a sentence if two monitors of one Trainer have one name."""
     folders = ["" if name is None else name.lower() for name in names]  # some file systems know no case
@@ -361,9 +349,3 @@ def check_names(names: Sequence[str | None]) -> None:
                 f"{folders.count(folder)} monitors of this Trainer have name={name!r} and would write to the same tags "
                 f"and files. Give each a name of its own, for example name='a' and name='b'."
             )
-
-
-def check_at_least(name: str, value: object, least: int) -> None:
-    """Raises a sentence if ``value`` is not a whole number of at least ``least``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigurationError(f"{name}={value!r} must be a whole number of at least {least}.")
