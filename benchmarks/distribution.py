@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks.common import check_equal, compare, save, seconds
 from benchmarks.models import ViT, cnn, frozen, mlp
-from lightning_hessian.model.prepare import make_options
+from lightning_hessian.curvature.options import Options
 from lightning_hessian.training.distributed import SINGLE_PROCESS, ProcessGroup
 from lightning_hessian.training.measurement import measure
 from lightning_hessian.training.samples import Samples
@@ -65,7 +65,7 @@ def _row(name: str, together: ProcessGroup) -> dict[str, Any]:
     found: dict[str, Tensor] = {}
 
     def work(which: str, group: ProcessGroup) -> None:
-        settings = MeasurementSettings([0, 3, 7], "prob", "float32", make_options(method=method), heatmap_samples=0)
+        settings = MeasurementSettings([0, 3, 7], "prob", "float32", Options(method=method), heatmap_samples=0)
         record = measure(model, samples, settings, group=group)
         if record is not None:
             found[which] = torch.from_numpy(record.eigenvalues)

@@ -11,11 +11,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_hessian.curvature.methods.dense import ChunkSize
-from lightning_hessian.curvature.methods.plan import MethodChoice
+from lightning_hessian.curvature.options import ChunkSize, MethodChoice, Options
 from lightning_hessian.errors import ConfigurationError
+from lightning_hessian.model.arguments import Target
 from lightning_hessian.model.function import ForwardFunction, OutputFunction
-from lightning_hessian.model.prepare import Target, make_options
 from lightning_hessian.records.record import Stage
 from lightning_hessian.records.retention import KeepMatrices, keep_policy
 from lightning_hessian.training.run import MonitoringRun
@@ -137,9 +136,9 @@ class InputHessianMonitor(_Callback):
                     classes=classes,
                     target=target,
                     dtype=dtype,
-                    options=make_options(
-                        num_eigenvalues,
+                    options=Options(
                         method=method,
+                        num_eigenvalues=num_eigenvalues,
                         chunk_size=chunk_size,
                         max_memory=max_memory,
                         seed=seed,

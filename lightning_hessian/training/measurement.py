@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from lightning_hessian._version import __version__
 from lightning_hessian.curvature.analysis import Analysis, analyze
 from lightning_hessian.curvature.checks.diagnosis import Diagnosis
+from lightning_hessian.curvature.meter import Progress, silent
 from lightning_hessian.curvature.methods.execute import Measurement, execute
 from lightning_hessian.curvature.methods.merge import merged, on_cpu
 from lightning_hessian.curvature.methods.plan import Plan, make_plan
-from lightning_hessian.curvature.progress import Progress, silent
-from lightning_hessian.curvature.spectrum import MethodName
+from lightning_hessian.curvature.options import MethodName
 from lightning_hessian.errors import ConfigurationError, MeasurementError
-from lightning_hessian.model.prepare import Model, Target, Task, prepared
+from lightning_hessian.model.arguments import Model, Target
+from lightning_hessian.model.prepare import PreparedModel, prepare, usable_dtype
 from lightning_hessian.records.color_scale import run_scale
 from lightning_hessian.records.record import ClassId, Record, Stage, make_record
 from lightning_hessian.records.subspace import subspace_overlap
@@ -82,11 +83,12 @@ def measure(
     the same error on all of them, and the steps after it do not happen:
 
     1. ``tensors``: sharded parameters are gathered, and buffers broadcast from rank 0;
-    2. ``on_all``: every rank prepares the model;
-    3. ``on_first``: rank 0 analyzes all samples, chooses the target and plans;
-    4. ``on_all``: every rank measures its share of the samples;
-    5. ``gather``: rank 0 receives the shares;
-    6. ``on_all``: rank 0 makes the record.
+    2. ``on_first``: rank 0 finds the dtype in which the model can be evaluated;
+    3. ``on_all``: every rank prepares the model;
+    4. ``on_first``: rank 0 analyzes all samples, chooses the target and plans;
+    5. ``on_all``: every rank measures its share of the samples;
+    6. ``gather``: rank 0 receives the shares;
+    7. ``on_all``: rank 0 makes the record.
 
     Args:
         model: what is measured; in a group of several ranks a module.
@@ -108,9 +110,17 @@ def measure(
     state = RunState() if state is None else state
     with _explained(samples), ExitStack() as stack:
         tensors = group.tensors(model) if isinstance(model, nn.Module) else {}
-        task = group.on_all(lambda: stack.enter_context(_prepared(model, samples, settings, state, tensors)))
-        decision = group.on_first(lambda: _decide(task, samples, settings, state, group))
-        agreed = _follow(decision, task, settings, state)
+        view: dict[str, Any] = {
+            "wrt": settings.wrt,
+            "forward_fn": settings.forward_fn,
+            "output_fn": settings.output_fn,
+            "tensors": tensors,
+        }
+        wanted = getattr(torch, settings.dtype)
+        view["dtype"] = group.on_first(lambda: usable_dtype(model, samples.inputs, wanted, **view))
+        prepared = group.on_all(lambda: stack.enter_context(_prepared(model, samples, settings, state, **view)))
+        decision = group.on_first(lambda: _decide(prepared, samples, settings, state, group))
+        agreed = _follow(decision, prepared, settings, state)
         own = group.on_all(lambda: _measure_share(agreed, decision, settings, group, progress))
         shares = group.gather(own)
 
@@ -118,35 +128,26 @@ def measure(
             if shares is None:
                 return None
             measurement = merged([s for s in shares if s is not None], decision.plan.diagnosis, agreed.meter)
-            return _record(agreed, measurement, samples, settings, state, {**_when(position), "stage": stage})
+            when = {"step": position.step, "logged_step": position.logged_step, "epoch": position.epoch, "stage": stage}
+            return _record(agreed, measurement, samples, settings, state, when)
 
         return group.on_all(record)
 
 
 @contextmanager
 def _prepared(
-    model: Model, samples: Samples, settings: MeasurementSettings, state: RunState, tensors: Mapping[str, Tensor]
-) -> Iterator[Task]:
+    model: Model, samples: Samples, settings: MeasurementSettings, state: RunState, **view: Any
+) -> Iterator[PreparedModel]:
     """The model inside its isolation, with the target that is known so far."""
     classes: Any = samples.labels if settings.classes == "label" else settings.classes
-    with prepared(
-        model,
-        samples.inputs,
-        classes,
-        _first_target(settings, state),
-        dtype=getattr(torch, settings.dtype),
-        wrt=settings.wrt,
-        forward_fn=settings.forward_fn,
-        output_fn=settings.output_fn,
-        max_memory=settings.options.max_memory,
-        tensors=tensors,
-    ) as task:
+    target, max_memory = _first_target(settings, state), settings.options.max_memory
+    with prepare(model, samples.inputs, classes, target, max_memory=max_memory, **view) as prepared:
         names = settings.class_names
-        if names and len(names) != task.num_outputs:
+        if names and len(names) != prepared.num_outputs:
             raise ConfigurationError(
-                f"class_names has {len(names)} names, and the model has {task.num_outputs} outputs."
+                f"class_names has {len(names)} names, and the model has {prepared.num_outputs} outputs."
             )
-        yield task
+        yield prepared
 
 
 def _first_target(settings: MeasurementSettings, state: RunState) -> Any:
@@ -155,33 +156,33 @@ def _first_target(settings: MeasurementSettings, state: RunState) -> Any:
 
 
 def _decide(
-    task: Task, samples: Samples, settings: MeasurementSettings, state: RunState, group: ProcessGroup
+    prepared: PreparedModel, samples: Samples, settings: MeasurementSettings, state: RunState, group: ProcessGroup
 ) -> Decision:
     """Target and plan, from all samples."""
-    options = group.options(settings.options, task.batch.x.device)
-    analysis = analyze(task.batch, options)
+    options = group.options(settings.options, prepared.batch.x.device)
+    analysis = analyze(prepared.batch, options)
     _check_trusted(analysis.diagnosis)
-    target = state.target or _choose_target(task, settings, analysis.diagnosis)
+    target = state.target or _choose_target(prepared, settings, analysis.diagnosis)
     if target != _first_target(settings, state):
-        task = task.with_target(target)
-        analysis = analyze(task.batch, options, same_network=analysis.diagnosis)
+        prepared = prepared.with_target(target)
+        analysis = analyze(prepared.batch, options, same_network=analysis.diagnosis)
     plan = make_plan(
-        task.batch,
+        prepared.batch,
         analysis.costs,
         analysis.diagnosis,
         options,
         previous_method=state.method,
         num_matrices=min(settings.heatmap_samples, len(samples)),
     )
-    return Decision(None if callable(target) else target, task.batch.classes.cpu(), plan, analysis)
+    return Decision(None if callable(target) else target, prepared.batch.classes.cpu(), plan, analysis)
 
 
-def _choose_target(task: Task, settings: MeasurementSettings, diagnosis: Diagnosis) -> Target:
+def _choose_target(prepared: PreparedModel, settings: MeasurementSettings, diagnosis: Diagnosis) -> Target:
     """For ``"auto"``: ``"logit"``, or ``"prob"`` if the network is piecewise linear and has several outputs."""
     if settings.target != "auto":
         return settings.target
     network = diagnosis.network
-    if network not in ("linear", "piecewise_linear") or task.num_outputs == 1:
+    if network not in ("linear", "piecewise_linear") or prepared.num_outputs == 1:
         return "logit"
     warnings.warn(
         f"{settings.title}: the network is {network.replace('_', ' ')} in its input (as ReLU networks are), so the "
@@ -192,22 +193,25 @@ def _choose_target(task: Task, settings: MeasurementSettings, diagnosis: Diagnos
     return "prob"
 
 
-def _follow(decision: Decision, task: Task, settings: MeasurementSettings, state: RunState) -> Task:
-    """The task as rank 0 decided; the run remembers the choices."""
+def _follow(
+    decision: Decision, prepared: PreparedModel, settings: MeasurementSettings, state: RunState
+) -> PreparedModel:
+    """The model as rank 0 decided; the run remembers the choices."""
     first = _first_target(settings, state)
     target: Any = first if decision.target is None else decision.target
     state.target = target
-    if decision.plan.lasts:
+    if decision.plan.reuse_for_run:
         state.method = decision.plan.method
-    task = task if target == first else task.with_target(target)
-    return replace(task, batch=replace(task.batch, classes=decision.classes.to(task.batch.x.device)))
+    if target != first:
+        prepared = prepared.with_target(target)
+    return replace(prepared, batch=replace(prepared.batch, classes=decision.classes.to(prepared.batch.x.device)))
 
 
 def _measure_share(
-    task: Task, decision: Decision, settings: MeasurementSettings, group: ProcessGroup, progress: Progress
+    prepared: PreparedModel, decision: Decision, settings: MeasurementSettings, group: ProcessGroup, progress: Progress
 ) -> Measurement | None:
     """This rank's samples; None where there are fewer samples than ranks."""
-    share = group.share(task.batch.num_samples)
+    share = group.share(prepared.batch.num_samples)
     if share.start == share.stop:
         return None
     plan, analysis = decision.plan, decision.analysis
@@ -215,19 +219,19 @@ def _measure_share(
         plan = replace(plan, num_matrices=max(0, min(settings.heatmap_samples, share.stop) - share.start))
     return on_cpu(
         execute(
-            task.batch.select(share),
+            prepared.batch.select(share),
             plan,
-            group.options(settings.options, task.batch.x.device),
-            target=task.target_name,
+            group.options(settings.options, prepared.batch.x.device),
+            target=prepared.target_name,
             analysis=None if analysis is None else replace(analysis, gradient=analysis.gradient[share]),
-            meter=task.meter,
+            meter=prepared.meter,
             progress=progress,
         )
     )
 
 
 def _record(
-    task: Task,
+    prepared: PreparedModel,
     measurement: Measurement,
     samples: Samples,
     settings: MeasurementSettings,
@@ -240,39 +244,35 @@ def _record(
         measurement,
         name=settings.name,
         **when,
-        x=task.batch.x,
+        x=prepared.batch.x,
         labels=samples.labels,
-        predicted=task.predicted,
-        classes=task.batch.classes,
-        class_ids=_class_ids(task, settings),
+        predicted=prepared.predicted,
+        classes=prepared.batch.classes,
+        class_ids=_class_ids(prepared, settings),
         class_names=settings.class_names,
-        made_with=_made_with(task, measurement, settings),
+        made_with=_made_with(prepared, measurement, settings),
     )
     previous = state.previous
     shared = subspace_overlap(previous, record)
     record = record.with_metrics(top_eigenvector_cosine=shared.cosine, top_subspace_overlap=shared.overlap)
-    record = replace(record, color_scale=run_scale(previous and previous.color_scale, record.hessian))
+    record = replace(record, color_scale=run_scale(None if previous is None else previous.color_scale, record.hessian))
     state.previous = replace(record, hessian=None)
     return record
 
 
-def _when(position: TrainingPosition) -> dict[str, int]:
-    return {"step": position.step, "logged_step": position.logged_step, "epoch": position.epoch}
-
-
-def _class_ids(task: Task, settings: MeasurementSettings) -> tuple[ClassId, ...]:
+def _class_ids(prepared: PreparedModel, settings: MeasurementSettings) -> tuple[ClassId, ...]:
     if settings.classes in ("label", "predicted"):
         return (str(settings.classes),)
-    return tuple(task.batch.classes[0].tolist())
+    return tuple(prepared.batch.classes[0].tolist())
 
 
-def _made_with(task: Task, measurement: Measurement, settings: MeasurementSettings) -> dict[str, Any]:
+def _made_with(prepared: PreparedModel, measurement: Measurement, settings: MeasurementSettings) -> dict[str, Any]:
     return {
         "lightning_hessian": __version__,
         "torch": torch.__version__,
         "dtype": settings.dtype,
-        "device": str(task.batch.x.device),
-        "seconds_per_hvp": measurement.plan.seconds_per_hvp,
+        "device": str(prepared.batch.x.device),
+        "seconds_per_matvec": measurement.plan.seconds_per_matvec,
         "expected_seconds": dict(measurement.plan.expected_seconds),
         **vars(settings.options),
     }

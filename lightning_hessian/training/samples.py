@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from lightning_hessian.errors import ConfigurationError
+from lightning_hessian.model.arguments import check_lengths
 from lightning_hessian.model.function import Inputs
 from lightning_hessian.model.isolation import frozen_random_streams
-from lightning_hessian.model.prepare import check_lengths
 
 LARGEST_COPY = 2**30  # bytes of an in-memory dataset that may be copied for a moment
 LABEL_NAMES = ("labels", "label")  # of batches that are dicts: transformers' own, and the common one

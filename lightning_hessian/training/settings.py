@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lightning_hessian.curvature.methods.plan import Options
-from lightning_hessian.errors import ConfigurationError
+from lightning_hessian.curvature.options import Options
+from lightning_hessian.errors import ConfigurationError, check_at_least, check_choice
+from lightning_hessian.model.arguments import Target, check_input
 from lightning_hessian.model.function import ForwardFunction, OutputFunction, differentiated
-from lightning_hessian.model.prepare import Target, check_input
 from lightning_hessian.model.targets import TARGET_NAMES
 from lightning_hessian.records.retention import KeepMatrices
 from lightning_hessian.training.samples import Samples, SampleSource
@@ -119,18 +119,6 @@ class MonitorSettings:
                 f"max_overhead={share!r} must be a number above 0 and up to 1, the share of the training time that "
                 f"measuring may take (0.05 for a twentieth), or None for no limit."
             )
-
-
-def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Raises unless ``value`` is one of ``allowed``."""
-    if value not in allowed:
-        raise ConfigurationError(f"{name}={value!r} is not known. Choose one of {', '.join(map(repr, allowed))}.")
-
-
-def check_at_least(name: str, value: object, least: int) -> None:
-    """Raises unless ``value`` is a whole number of at least ``least``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigurationError(f"{name}={value!r} must be a whole number of at least {least}.")
 
 
 def check_names(names: Sequence[str | None]) -> None:
