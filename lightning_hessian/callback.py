@@ -49,12 +49,12 @@ class InputHessianMonitor(_Callback):
             a callable ``(outputs [N, C], classes [N, K]) -> [N, K]``. ``"auto"``: the output itself (``"logit"``), or
             ``"prob"`` if the network is piecewise linear in its input and has several outputs.
         every_n_epochs: measure at the end of every n-th epoch; None: of none.
-        epochs: measure at the end of exactly these epochs (counted from 0), in place of ``every_n_epochs``.
+        epochs: measure at the end of exactly these epochs (counted from 0), instead of ``every_n_epochs``.
         every_n_train_steps: also measure after every n-th optimizer step.
         samples: a tensor ``[N, *shape]``, ``(x, labels)``, a map-style dataset, or None for the first validation batch
             (in ``trainer.test()``: test batch).
         val_dataloader_idx: the loader from which that batch is taken, where there are several.
-        sample_indices: which samples of ``samples`` or of the first validation batch, in place of the first ones.
+        sample_indices: which samples of ``samples`` or of the first validation batch, instead of the first ones.
         num_samples: the number of samples.
         heatmap_samples: for how many of them the whole matrix is drawn and saved.
         method: ``"auto"``, ``"dense"``, ``"low_rank"`` or ``"lanczos"``, as for ``input_spectrum``.
@@ -63,12 +63,12 @@ class InputHessianMonitor(_Callback):
             is estimated for the histogram, at 40 Hessian-vector products each; at least 2, or 0 for no density. The
             other methods give it exactly.
         dtype: ``"float32"`` or ``"float64"``.
-        wrt: the submodule whose output is differentiated in place of the input (``"embedding"`` for tokens), by name;
+        wrt: the submodule whose output is differentiated instead of the input (``"embedding"`` for tokens), by name;
             or the key or position of one of several inputs.
         input_fn: ``batch -> x`` or ``batch -> (x, labels)``, for batches that are not ``(x, labels)``; x may be a dict
             (``module(**x)``) or tuple (``module(*x)``) of tensors. Without it, a batch that is a dict must hold exactly
             one floating-point input, or ``wrt`` must name one of its inputs.
-        forward_fn: ``(module, x) -> output``, in place of ``module(x)``.
+        forward_fn: ``(module, x) -> output``, instead of ``module(x)``.
         output_fn: ``output -> [N, C]``, for modules that return neither that nor an object with it as ``logits``.
         chunk_size: Hessian columns computed at once; ``"auto"``: the fastest number, found while measuring.
         max_memory: bytes that a measurement may use; None: half of the free memory.

@@ -98,7 +98,7 @@ class ProcessGroup:
         return value
 
     def tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        """Parameters and buffers by name to measure with in place of the module's own: on the CPU, equal on all ranks.
+        """Parameters and buffers by name to measure with instead of the module's own: on the CPU, equal on all ranks.
 
         Sharded tensors are gathered, one at a time; buffers are those of rank 0, since batch norm's running statistics
         differ from rank to rank. The module itself is not changed. Cost: one copy of a sharded model in main memory on

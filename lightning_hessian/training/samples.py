@@ -53,7 +53,7 @@ class SampleSource:
     Attributes:
         given: a batch or a map-style dataset; None: the first batch of a validation (or test) loader.
         num_samples: how many of it, from the first.
-        sample_indices: which of it, in place of the first ones.
+        sample_indices: which of it, instead of the first ones.
         val_dataloader_idx: which loader, where there are several.
         input_fn: ``batch -> x`` or ``batch -> (x, labels)``.
         wrt: what is differentiated; see ``samples_from_batch``.
@@ -90,7 +90,7 @@ def samples_from_batch(
         batch: a tensor, ``(x, labels, ...)``, a dict in which x is unambiguous, or anything that ``input_fn``
             understands.
         num_samples: how many samples to take; all of them if the batch has fewer.
-        sample_indices: positions in the batch, in place of the first ones.
+        sample_indices: positions in the batch, instead of the first ones.
         input_fn: ``batch -> x`` or ``batch -> (x, labels)``; x may be a dict or tuple of tensors.
         wrt: the name of one of several inputs: then all tensors of a dict but its labels are inputs.
 

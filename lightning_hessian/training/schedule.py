@@ -38,7 +38,7 @@ class Schedule:
 
     Args:
         every_n_epochs: at the end of every n-th epoch; None: of none.
-        epochs: at the end of exactly these epochs, counted from 0, in place of ``every_n_epochs``.
+        epochs: at the end of exactly these epochs, counted from 0, instead of ``every_n_epochs``.
         every_n_train_steps: in addition, after every n-th optimizer step.
 
     Raises:

@@ -130,7 +130,7 @@ def test_tokens_with_a_mask_are_measured_at_their_embeddings(tmp_path):
         ({}, r"dict with the keys \['input_ids', 'attention_mask', 'labels'\].*Give input_fn"),
         ({"wrt": "embedding"}, "Give input_fn"),
         ({"wrt": "input_ids"}, "torch.int64, and a derivative needs floating point"),
-        ({"input_fn": dict}, "several inputs .*'attention_mask', 'labels'.*say with wrt"),
+        ({"input_fn": dict}, "several inputs .*'attention_mask', 'labels'.*name .* with wrt"),
         ({"input_fn": lambda b: {"a": b["labels"], "b": "text"}}, r"keys|from input_fn"),
     ],
 )
@@ -151,7 +151,7 @@ def test_what_cannot_be_guessed_is_told_before_training(tmp_path, arguments, sen
 
 def test_a_samples_tells_at_once_what_is_missing():
     settings = MeasurementSettings(3, "logit", "float32", Options())
-    with pytest.raises(ConfigurationError, match=r"several inputs .*'image', 'weights'.*say with wrt"):
+    with pytest.raises(ConfigurationError, match=r"several inputs .*'image', 'weights'.*name .* with wrt"):
         settings.check_samples(Samples({"image": X, "weights": WEIGHTS}, None))
 
 

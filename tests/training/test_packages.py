@@ -103,7 +103,7 @@ ARGUMENTS = {
     "chunk_size": 8,
     "max_memory": 1_000_000_000,
     "max_overhead": None,  # a share would leave out measurements by the clock
-    "keep_matrices": {"every_n": 2, "storage": "float16", "max_total_bytes": 1_000_000},
+    "keep_matrices": {"every_n": 2, "max_total_bytes": 1_000_000},
     "class_names": list("abcdefghij"),
     "on_error": "raise",
     "seed": 3,
