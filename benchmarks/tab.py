@@ -1,7 +1,7 @@
 """How long the "Input Hessian" tab takes on a large run: until it shows data, and until a matrix follows a click.
 
 The numbers in the run are random: only their amount matters. 300 measurements of 10 classes and 32 samples at D = 784,
-and one at D = 3072. TensorBoard's own reading of the event file is waited for, and told apart.
+and one at D = 3072. TensorBoard's own reading of the event file is waited for, and reported separately.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from benchmarks.common import save
-from lightning_hessian.curvature.methods.plan import Options
+from lightning_hessian.curvature.options import Options
 from lightning_hessian.records.event_format import METRICS, pack_summary, tag
 from lightning_hessian.records.files import save_record
 from lightning_hessian.records.histogram import NUM_BINS
@@ -86,7 +86,7 @@ def large(words: Record, shape: tuple[int, ...], samples: int, columns: int, vec
         labels=np.zeros(samples, np.int64),
         predicted=np.zeros(samples, np.int64),
         classes=np.tile(np.arange(columns), (samples, 1)),
-        columns=tuple(f"class_{k}" for k in range(columns)),
+        class_ids=tuple(range(columns)),
         eigenvalues=-np.sort(-random(vectors), axis=-1),
         residuals=np.full((samples, columns, vectors), 1e-6, np.float32),
         converged=np.ones((samples, columns, vectors), bool),

@@ -38,7 +38,7 @@ def seconds_per_matvec(batch: TargetBatch, costs: ModelCosts, memory: int, gener
 
 
 def seconds_per_column(batch: TargetBatch, costs: ModelCosts, memory: int, chunk_size: ChunkSize) -> float:
-    """Time of one column of all problems in the faster autodiff mode, from one block as large as the first of ``dense``.
+    """Time of one column of all problems in the faster autodiff mode, from a block as large as the first of ``dense``.
 
     What a column in a block costs depends on block size and mode: it can only be measured.
     """
