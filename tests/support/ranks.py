@@ -168,7 +168,7 @@ def sequence(name: str, rank: int, size: int) -> dict[str, Any]:
     fails = step is not None and rank == (0 if step == "decide" or size == 1 else 1)
     group = RecordingGroup(rank, size, size)
     torch.manual_seed(1)
-    model, settings = FailsIn(step if fails else None), MeasurementSettings([0, 2], "prob", "float64", Options())
+    model, settings = FailsIn(step if fails else None), MeasurementSettings([0, 2], "prob", "float32", Options())
     left: dict[str, Any] = {"error": None, "record": False}
     try:
         left["record"] = measure(model, Samples(*SAMPLES), settings, group=group) is not None
