@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from support.networks import mlp
 from torch import randn
 
@@ -86,5 +87,5 @@ def test_a_new_metric_needs_a_property_and_a_row():
     assert "| third of the trace |" in diagnosis_text(record)
     assert "- **third of the trace** = Σ λ / 3: for this test." in diagnosis_text(record)
     assert "third_of_trace" in to_dataframe(record).columns
-    arrays, _ = event_format.read_arrays(event_format.pack_summary(record))
+    arrays = safetensors.numpy.load(event_format.pack_summary(record))
     np.testing.assert_allclose(arrays["third_of_trace"], record.trace / 3, rtol=1e-6)
