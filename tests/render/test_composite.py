@@ -5,13 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from support.measuring import Measurer
 from torch import nn
 
 from lightning_hessian.curvature.methods.plan import Options
 from lightning_hessian.render.canvas import to_image
 from lightning_hessian.render.composite import composite
 from lightning_hessian.render.maps import as_image
-from lightning_hessian.training.measurement import Monitor
 from lightning_hessian.training.samples import Samples
 
 ARRAYS = ("hessian", "x", "labels", "predicted", "classes", "gradient", "eigenvalues", "eigenvectors", "vector_index")
@@ -21,7 +21,7 @@ ARRAYS += ("residuals", "converged")
 def record_of(*shape: int, labels=True):
     net = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 5), nn.Tanh(), nn.Linear(5, 3))
     samples = Samples(torch.rand(2, *shape), torch.tensor([0, 2]) if labels else None)
-    monitor = Monitor([1, 2], "logit", "float32", Options(), heatmap_samples=2)
+    monitor = Measurer([1, 2], "logit", "float32", Options(), heatmap_samples=2)
     return monitor.measure(net, samples, step=12, logged_step=11, epoch=3)
 
 

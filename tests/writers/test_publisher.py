@@ -14,12 +14,12 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from support.measuring import Measurer
 from support.networks import mlp
 from support.training import Classifier, events, fit, small_monitor
 
 from lightning_hessian import KeepMatrices, load_records
 from lightning_hessian.curvature.methods.plan import Options
-from lightning_hessian.training.measurement import Monitor
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.writers import publisher as publisher_module
 from lightning_hessian.writers.publisher import MAX_UNFINISHED, THREAD_NAME, Publisher
@@ -120,7 +120,7 @@ def test_nothing_is_lost_when_the_interpreter_exits():
 
 
 def record_of(step=0):
-    monitor = Monitor([0, 2], "prob", "float64", Options(), heatmap_samples=1)
+    monitor = Measurer([0, 2], "prob", "float64", Options(), heatmap_samples=1)
     return monitor.measure(mlp(), Samples(torch.randn(2, 6), None), step=step, logged_step=step, epoch=0)
 
 
