@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_hessian.records.histogram import histograms_are, problem_histograms
+from lightning_hessian.records.histogram import histogram_accuracy, histogram_counts
 from lightning_hessian.records.metrics import METRICS
 from lightning_hessian.records.payload import Array, DamagedDataError, pack, unpack
 
@@ -86,7 +86,7 @@ def pack_summary(record: Record, in_file: Record | None = None) -> bytes:
 
     Arrays are float32 unless noted: each of ``METRICS`` ``[N, K]``; ``eigenvalues`` and ``residuals`` ``[N, K, M']``
     with ``converged`` (uint8), M' ≤ 64, descending: both ends and those of largest magnitude; ``histogram``
-    ``[N, K, 64]``, see ``histogram.problem_histograms``, absent where only the ends are known (``histogram`` in the
+    ``[N, K, 64]``, see ``histogram.histogram_counts``, absent where only the ends are known (``histogram`` in the
     metadata says whether its counts are exact or estimated); ``labels`` ``[N]``, absent where unknown, ``predicted``
     ``[N]`` and ``classes`` ``[N, K]`` (int32).
 
@@ -96,11 +96,11 @@ def pack_summary(record: Record, in_file: Record | None = None) -> bytes:
 
     Cost: at most 4·N·K·(23 + 2·64 + 64) + N·K·64 bytes, and a few kB.
     """
-    arrays = {metric.name: getattr(record, metric.name).astype(np.float32) for metric in METRICS}
+    arrays = {metric.name: record.metrics[metric.name].astype(np.float32) for metric in METRICS}
     arrays |= _largest_eigenvalues(record)
     numbers = {"labels": record.labels, "predicted": record.predicted, "classes": record.classes}
     arrays |= {name: values.astype(np.int32) for name, values in numbers.items() if values is not None}
-    histogram = problem_histograms(record)
+    histogram = histogram_counts(record)
     if histogram is not None:
         arrays["histogram"] = histogram.astype(np.float32)
     return pack(arrays, _metadata(record, in_file or record))
@@ -123,7 +123,7 @@ def _metadata(record: Record, in_file: Record) -> dict[str, Any]:
         "num_inputs": record.gradient.shape[-1],
         "shape": record.x.shape[1:],
         "dtype": str(record.x.dtype),
-        "histogram": histograms_are(record),
+        "histogram": histogram_accuracy(record),
         "in_file": {
             "matrices": list(range(num_matrices)),
             "eigenvectors": in_file.eigenvectors is not None,

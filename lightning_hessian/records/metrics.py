@@ -24,7 +24,7 @@ class Metric:
         title: a short name for readers.
         unit: empty for pure numbers; "target" stands for the target's name.
         formula: with λ the eigenvalues of the Hessian H, v its unit eigenvectors, and g the gradient.
-        meaning: a clause that explains it, without a full stop.
+        meaning: how to read it, without the final full stop.
         defined_in: the class that computes it.
         is_logged: whether its mean and percentiles over samples become scalars.
         has_error: whether ``<name>_error`` is its standard error.

@@ -25,8 +25,8 @@ from lightning_hessian.model.function import ForwardFunction, OutputFunction, di
 from lightning_hessian.model.prepare import Model, Target, Task, check_input, prepared
 from lightning_hessian.model.targets import TARGET_NAMES
 from lightning_hessian.records.color_scale import run_scale
-from lightning_hessian.records.record import Array, ClassId, Record, Stage, make_record
-from lightning_hessian.records.subspace import TopVectors, drift, top_vectors
+from lightning_hessian.records.record import ClassId, Record, Stage, make_record
+from lightning_hessian.records.subspace import subspace_overlap
 from lightning_hessian.training.distributed import SINGLE_PROCESS, ProcessGroup
 from lightning_hessian.training.samples import Samples
 
@@ -41,14 +41,12 @@ class RunState:
     Attributes:
         target: what ``"auto"`` chose.
         method: what ``"auto"`` chose by clock or memory, where the choice might otherwise change during the run.
-        top: the top eigenvectors of the last record, with which the next ones are compared.
-        scale: where the colours of the Hessians' pictures end, see ``picture_scale.run_scale``.
+        previous: the last record, without whole matrices.
     """
 
     target: Target | None = None
     method: MethodName | None = None
-    top: TopVectors | None = None
-    scale: Array | None = None
+    previous: Record | None = None
 
 
 @dataclass(frozen=True)
@@ -261,15 +259,12 @@ class Monitor:
             class_names=self.class_names,
             made_with=self._made_with(task, measurement),
         )
-        before, self.state.top = self.state.top, top_vectors(record)
-        turned = drift(before, self.state.top)
-        self.state.scale = run_scale(self.state.scale, record.hessian)
-        return replace(
-            record,
-            top_eigenvector_cosine=turned.cosine,
-            top_subspace_overlap=turned.overlap,
-            picture_scale=self.state.scale,
-        )
+        previous = self.state.previous
+        overlap = subspace_overlap(previous, record)
+        record = record.with_metrics(top_eigenvector_cosine=overlap.cosine, top_subspace_overlap=overlap.overlap)
+        record = replace(record, color_scale=run_scale(None if previous is None else previous.color_scale, record.hessian))
+        self.state.previous = replace(record, hessian=None)
+        return record
 
     @contextmanager
     def _prepared(self, model: Model, samples: Samples, tensors: Mapping[str, Tensor]) -> Iterator[Task]:

@@ -12,13 +12,11 @@ from torch.utils._pytree import tree_flatten
 
 from lightning_hessian.errors import ConfigurationError, MeasurementError
 from lightning_hessian.model.targets import target_name
-from lightning_hessian.records.subspace import TopVectors
 from lightning_hessian.training.measurement import Monitor, RunState
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.training.schedule import Place, Schedule
 
 VERSION = 1
-LARGEST_VECTORS = 2**26  # bytes of eigenvectors that a checkpoint may grow by; without them, drift begins anew
 
 
 @dataclass(frozen=True)
@@ -75,24 +73,9 @@ def to_state(samples: Samples | None, run: RunState, schedule: Schedule, now: Se
         "samples": None if samples is None else {"inputs": samples.inputs, "labels": samples.labels},
         "target": run.target if isinstance(run.target, str) else None,
         "method": run.method,
-        "top": _packed(run.top),
-        "scale": None if run.scale is None else torch.from_numpy(run.scale),
         "last_step": schedule.last_step,
         "place": asdict(schedule.place),
     }
-
-
-def _packed(top: TopVectors | None) -> dict[str, Any] | None:
-    if top is None or top.vectors.nbytes > LARGEST_VECTORS:
-        return None
-    arrays = {name: torch.from_numpy(getattr(top, name)) for name in ("classes", "vectors", "gaps")}
-    return {"target": top.target, **arrays}
-
-
-def _unpacked(state: Mapping[str, Any] | None) -> TopVectors | None:
-    if state is None:
-        return None
-    return TopVectors(state["target"], *(state[name].numpy() for name in ("classes", "vectors", "gaps")))
 
 
 @dataclass(frozen=True)
@@ -166,8 +149,7 @@ def _same(a: Samples, b: Samples | None) -> bool:
 
 def _run_state(state: Mapping[str, Any], monitor: Monitor) -> RunState:
     target = state["target"] if monitor.target == "auto" else None  # a callable comes from the new run
-    scale = state.get("scale")  # a checkpoint of an earlier build has none
-    return RunState(target, state["method"], _unpacked(state["top"]), None if scale is None else scale.numpy())
+    return RunState(target, state["method"])
 
 
 def at_restored(error: Exception) -> Exception:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from lightning_hessian.errors import ConfigurationError, WritingError
-from lightning_hessian.records.files import Session, begin_session
+from lightning_hessian.records.files import set_superseded_aside
 from lightning_hessian.records.retention import KeepMatrices
 from lightning_hessian.training.distributed import SINGLE_PROCESS, ProcessGroup
 from lightning_hessian.training.measurement import Monitor
@@ -54,7 +54,6 @@ class Visits:
         self._keep_matrices = keep_matrices
         self._on_error = on_error
         self._tell_warning, self._inform = warn, inform
-        self._session: Session | None = None
         self._publisher: Publisher | None = None  # on the first process, while a run lasts
         self._num_records = 0
         self._warned: set[str] = set()
@@ -64,14 +63,14 @@ class Visits:
 
     def restart(self, ranks: ProcessGroup) -> None:
         """Makes ready for a new run."""
-        self.ranks, self._session, self._num_records = ranks, None, 0
+        self.ranks, self._num_records = ranks, 0
         self._budget.restart()
 
     def begin(self, trainer: Any) -> None:
         """Begins a session of a fit, whose files tell which run they are of."""
         folder = log_folder(trainer)
         if self.ranks.rank == 0:
-            self._session = begin_session(folder, self._monitor.name, steps(trainer))
+            set_superseded_aside(folder, self._monitor.name, steps(trainer))
 
     def visit(
         self, trainer: Any, module: Any, samples: Samples, *, logged_step: int, epoch: int, restored: bool
@@ -135,8 +134,9 @@ class Visits:
 
     def _open(self, trainer: Any, folder: str | None) -> None:
         if self._publisher is None:
-            how = {"keep_matrices": self._keep_matrices, "name": self._monitor.name, "session": self._session}
-            self._publisher = Publisher(trainer.loggers, folder, **how)  # type: ignore[arg-type]
+            self._publisher = Publisher(
+                trainer.loggers, folder, keep_matrices=self._keep_matrices, name=self._monitor.name
+            )
 
     def _skip(self, step: int, logged_step: int) -> None:
         """Tells that a measurement is missing because of its price."""

@@ -17,7 +17,7 @@ from lightning_hessian.curvature.methods.plan import Options
 from lightning_hessian.records import event_format
 from lightning_hessian.training.measurement import Monitor
 from lightning_hessian.training.samples import Samples
-from lightning_hessian.writers.tab import add_payload
+from lightning_hessian.writers.tensorboard import add_payload
 
 
 def record_of(method="auto", activation=torch.nn.GELU, inputs=6, labels=True, **arguments):

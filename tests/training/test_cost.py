@@ -25,7 +25,7 @@ from lightning_hessian.training.measurement import Monitor
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.training.schedule import Budget
 from lightning_hessian.writers.scalars import scalars
-from lightning_hessian.writers.tensorboard import diagnosis_text
+from lightning_hessian.writers.text import diagnosis_text
 
 
 class Clock:
