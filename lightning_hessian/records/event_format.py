@@ -146,7 +146,7 @@ def read_summary(payload: bytes, logged_step: int, written: float = 0.0) -> Summ
     arrays, meta = unpack(payload)
     if meta.get("format") != EVENT_FORMAT_VERSION:
         raise DamagedDataError(_other_format(meta.get("format")))
-    table = arrays["lambda_max"].shape if "lambda_max" in arrays else ()
+    table: tuple[int, ...] = arrays["lambda_max"].shape if "lambda_max" in arrays else ()
     if len(table) != 2:
         raise DamagedDataError("lambda_max is not a table of samples and classes")
     if not all(type(meta.get(name)) is int and meta[name] >= 0 for name in ("step", "num_inputs")):
@@ -155,7 +155,7 @@ def read_summary(payload: bytes, logged_step: int, written: float = 0.0) -> Summ
     if not isinstance(ids, list) or len(ids) != table[1] or not all(type(i) in (int, str) for i in ids):
         raise DamagedDataError("it does not say of which classes it is")
     for name, array in arrays.items():
-        if (expected := _expected_shape(name, table, array.shape)) is not None and array.shape != expected:
+        if not _fits(name, array.shape, table):
             raise DamagedDataError(f"{name} has the shape {list(array.shape)}")
     if len({arrays[name].shape for name in SPECTRA[:3] if name in arrays}) > 1:
         raise DamagedDataError("eigenvalues and their residuals do not have one shape")
@@ -165,13 +165,13 @@ def read_summary(payload: bytes, logged_step: int, written: float = 0.0) -> Summ
 _TABLES = {*(metric.name for metric in METRICS), "classes"}
 
 
-def _expected_shape(name: str, table: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape that an array must have; None for arrays that are not read here."""
-    if name in _TABLES:
-        return table
+def _fits(name: str, shape: tuple[int, ...], table: tuple[int, ...]) -> bool:
+    """Whether an array has a shape that fits the table of samples and classes; others than these are not read."""
     if name in SPECTRA:
-        return (*table, *shape[2:3]) if len(shape) == 3 else (*table, -1)
-    return table[:1] if name in ("labels", "predicted") else None
+        return len(shape) == 3 and shape[:2] == table
+    if name in ("labels", "predicted"):
+        return shape == table[:1]
+    return shape == table if name in _TABLES else True
 
 
 def check_event_format(content: bytes) -> str | None:

@@ -30,9 +30,7 @@ def from_triangle(packed: Array, size: int) -> Array:
     return matrices
 
 
-def from_eigenvectors(
-    eigenvalues: Array, vectors: Array, index: Array, *, rows: slice = slice(None)
-) -> Array | None:
+def from_eigenvectors(eigenvalues: Array, vectors: Array, index: Array, *, rows: slice = slice(None)) -> Array | None:
     """V diag(λ) Vᵀ ``[D, D]`` of a complete spectrum, or None where a vector of a nonzero eigenvalue is missing.
 
     Args:

@@ -43,6 +43,9 @@ def unpack(payload: bytes) -> tuple[dict[str, Array], dict[str, Any]]:
         arrays = load(payload)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DamagedDataError(f"it is not in the safetensors format: {error}") from error
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiub" or array.ndim > MAX_DIMENSIONS:
+            raise DamagedDataError(f"{name} has the type {array.dtype} and the shape {list(array.shape)}")
     header = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])
     return arrays, _meta(header.get("__metadata__"))
 

@@ -183,9 +183,7 @@ def _by_importance(tags: Sequence[Tag]) -> Iterator[tuple[Tag, Summary]]:
                 yield each, each.measured.summaries[order[rank]]
 
 
-def _add(
-    store: Store, to: Tag, key: str, room: float | None, answer: Callable[..., Answer], *arguments: Any
-) -> bool:
+def _add(store: Store, to: Tag, key: str, room: float | None, answer: Callable[..., Answer], *arguments: Any) -> bool:
     """Adds the block of an answer where it fits, and says whether it is there."""
     if key not in to.blocks and (name := store.add(answer(*arguments), room=room)):
         to.blocks[key] = name

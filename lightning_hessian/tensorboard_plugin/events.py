@@ -94,7 +94,8 @@ class Histories:
         """All events of a tag that TensorBoard can deliver at once, and what it cannot."""
         chosen = tensorboard_provider.RunTagFilter([run], [tag])
         where = {"experiment_id": experiment, "plugin_name": PLUGIN_NAME, "run_tag_filter": chosen}
-        num_events, left_out = MAX_EVENTS, []
+        num_events = MAX_EVENTS
+        left_out: list[str] = []
         while True:
             try:
                 found = self._provider.read_tensors(ctx, downsample=num_events, **where)

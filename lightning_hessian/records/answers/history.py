@@ -75,7 +75,7 @@ def count(number: int, noun: str) -> str:
 
 
 def hidden(number: int) -> list[str]:
-    """The phrase on measurements of which TensorBoard shows a later one at the same step; empty where there are none."""
+    """The phrase for measurements of which a later one at the same step is shown; empty where there are none."""
     return [f"{count(number, 'measurement')} followed by a later one at the same logged step"] if number else []
 
 
@@ -183,7 +183,7 @@ def spectra(measured: History, sample: int, class_index: int) -> Answer:
         "bin_edges": BIN_EDGES.astype(np.float32),
         "num_listed": np.isfinite(arrays["eigenvalues"]).sum(axis=1, dtype=np.int32),
         "num_converged": (arrays["converged"] == 1).sum(axis=1, dtype=np.int32),
-        "largest_residual": np.nan_to_num(arrays["residuals"]).max(axis=1, initial=0),
+        "largest_residual": np.max(arrays["residuals"], axis=1, initial=0, where=np.isfinite(arrays["residuals"])),
         "negative_share": negative.astype(np.float32),
     }
     return arrays, {"histogram": [s.meta.get("histogram") for s in summaries], "left_out": measured.left_out}
@@ -211,7 +211,7 @@ def _statistics(arrays: Mapping[str, Array], name: str) -> dict[str, Array]:
     if f"{name}_error" in arrays:
         found[f"{name}_error_mean"] = over_samples(arrays[f"{name}_error"], axis=1).mean.astype(np.float32)
     if f"{name}_converged" in arrays:
-        found[f"{name}_all_converged"] = arrays[f"{name}_converged"].all(axis=1).astype(np.uint8)
+        found[f"{name}_all_converged"] = np.asarray(arrays[f"{name}_converged"].all(axis=1), np.uint8)
     return found
 
 
