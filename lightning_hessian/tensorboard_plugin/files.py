@@ -60,6 +60,7 @@ class RunFiles:
 
         Raises:
             RequestError: there is none that may be read, or it is damaged.
+            MissingError: it is of another measurement.
         """
         folder, step = self._folder(run, tag), summary.meta["step"]
         stage: Any = _split(tag)[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lightning_hessian.records.answers.history import Answer
+from lightning_hessian.records.answers.history import Answer, MissingError
 from lightning_hessian.records.answers.matrix import is_index, matrix_source
 from lightning_hessian.records.event_format import Summary
 from lightning_hessian.records.payload import ArrayFile, DamagedDataError
@@ -14,11 +14,14 @@ def check_file(file: ArrayFile, summary: Summary) -> None:
     """Checks that a file is of the measurement whose event was read.
 
     Raises:
-        DamagedDataError: it is of another one: a resumed run may have written one of both again, and not yet the other.
+        MissingError: it is of another one: a resumed run may have written one of the two again, and not yet the other.
+        DamagedDataError: its arrays are not of the samples, classes and inputs of the event.
     """
-    expected = (*summary.shape, summary.meta["num_inputs"])
-    if file.meta.get("measured_at") != summary.meta.get("measured_at") or file.shape("gradient") != expected:
-        raise DamagedDataError("it belongs to another measurement than the event")
+    if file.meta.get("measured_at") != summary.meta.get("measured_at"):
+        step = summary.meta["step"]
+        raise MissingError(f"The file of step {step} is of another measurement than the event. Try again later.")
+    if file.shape("gradient") != (*summary.shape, summary.meta["num_inputs"]):
+        raise DamagedDataError("its gradient is of another measurement than the event")
 
 
 def input_of(file: ArrayFile, sample: int) -> Answer:
