@@ -202,3 +202,45 @@ def _with_errors(rows: tuple[Metric, ...]) -> Iterator[Metric]:
 METRICS = tuple(_with_errors(_ROWS))
 BY_NAME = {metric.name: metric for metric in METRICS}
 LOGGED = tuple(metric for metric in METRICS if metric.is_logged)
+
+
+def to_markdown() -> str:
+    """The page docs/metrics.md."""
+    names = {True: "`hessian_{0}/…`, `record.{0}`", False: "`record.{0}`"}
+    rows = [[m.title, names[m.is_logged].format(m.name), m.formula, m.unit or "none", f"{m.meaning}."] for m in _ROWS]
+    head = [["metric", "name", "formula", "unit", "meaning"], ["---"] * 5]
+    table = "\n".join(f"| {' | '.join(_escaped(cell) for cell in row)} |" for row in [*head, *rows])
+    defined_in = "\n".join(
+        f"- `lightning_hessian.{where}`: {', '.join(f'`{m.name}`' for m in _ROWS if m.defined_in == where)}"
+        for where in (SPECTRUM, COMPARISON)
+    )
+    with_errors = ", ".join(f"`{m.name}_error`" for m in _ROWS if m.has_error)
+    return f"""# Metrics
+
+One number for each sample and class, from the Hessian H of the target with respect to the input. λ are its eigenvalues,
+v its eigenvectors, g is the gradient; a prime marks the previous measurement. "Target" in a unit stands for `logit`,
+`prob`, … H = JᵀAJ + Σ ∂τ/∂z ∇²z, where z are the outputs, J is their Jacobian, and A is the Hessian of the target τ with
+respect to z.
+
+Names with a slash are TensorBoard tags: mean over samples, with the 10th and 90th percentile under `hessian_spread/…`.
+Every metric is an attribute of a record, `[samples, classes]`, and a column of `to_dataframe`.
+
+{table}
+
+Standard errors, 0 where the value is exact: {with_errors}.
+
+Where they are defined:
+
+{defined_in}
+
+This page is generated: `python -m lightning_hessian.records.metrics > docs/metrics.md`.
+"""
+
+
+def _escaped(cell: str) -> str:
+    """Text for a cell of a markdown table."""
+    return cell.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    print(to_markdown(), end="")

@@ -262,7 +262,9 @@ class Monitor:
         previous = self.state.previous
         overlap = subspace_overlap(previous, record)
         record = record.with_metrics(top_eigenvector_cosine=overlap.cosine, top_subspace_overlap=overlap.overlap)
-        record = replace(record, color_scale=run_scale(None if previous is None else previous.color_scale, record.hessian))
+        record = replace(
+            record, color_scale=run_scale(None if previous is None else previous.color_scale, record.hessian)
+        )
         self.state.previous = replace(record, hessian=None)
         return record
 

@@ -1,4 +1,4 @@
-"""The table of records holds the records' numbers, one row per problem and step."""
+"""The table of records holds the records' numbers, one row per sample, class and step."""
 
 import dataclasses
 import sys
@@ -10,7 +10,7 @@ from torch import randn
 
 from lightning_hessian import to_dataframe
 from lightning_hessian.curvature.methods.plan import Options
-from lightning_hessian.records.event_format import METRICS
+from lightning_hessian.records.metrics import METRICS
 from lightning_hessian.training.measurement import Monitor
 from lightning_hessian.training.samples import Samples
 
@@ -22,22 +22,22 @@ def records():
     return [monitor.measure(mlp(), samples, step=7 * i, logged_step=7 * i, epoch=i) for i in range(2)]
 
 
-def test_one_row_per_problem_and_step(records):
+def test_one_row_per_sample_class_and_step(records):
     table = to_dataframe(records)
     assert len(table) == 2 * 3 * 2
     for _, row in table.iterrows():
         record = records[row["epoch"]]
-        place = row["sample"], record.columns.index(row["column"])
+        index = row["sample"], record.class_ids.index(row["class_id"])
         assert row["step"] == record.step
-        assert row["class"] == record.classes[place]
+        assert row["class"] == record.classes[index]
         assert row["class_name"] == "abc"[row["class"]]
         assert row["label"] == record.labels[row["sample"]]
         assert row["predicted"] == record.predicted[row["sample"]]
-        assert row["max_residual"] == record.residuals[place].max()
+        assert row["max_residual"] == record.residuals[index].max()
         assert row["num_matvecs"] == record.num_matvecs
         for metric in METRICS:
-            np.testing.assert_equal(row[metric], getattr(record, metric)[place])
-    assert table.groupby(["step", "sample", "column"]).size().eq(1).all()
+            np.testing.assert_equal(row[metric.name], record.metrics[metric.name][index])
+    assert table.groupby(["step", "sample", "class_id"]).size().eq(1).all()
 
 
 def test_unknown_labels_are_not_numbers(records):
@@ -53,7 +53,7 @@ def test_what_did_not_converge_is_marked(records):
     converged = first.converged.copy()
     converged[1, 0, 2] = False
     table = to_dataframe(dataclasses.replace(first, converged=converged))
-    assert table.loc[~table["converged"], ["sample", "column"]].to_numpy().tolist() == [[1, "class_2"]]
+    assert table.loc[~table["converged"], ["sample", "class_id"]].to_numpy().tolist() == [[1, 2]]
 
 
 def test_no_records_no_table():
