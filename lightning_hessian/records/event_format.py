@@ -28,6 +28,7 @@ FOLDER = "input_hessian"  # of the records, beside the event file
 MAX_EIGENVALUES = 64  # per sample and class
 SPECTRA = ("eigenvalues", "residuals", "converged", "histogram")
 
+ERRORS = tuple(metric.name for metric in METRICS if metric.is_error)
 WHEN = ("step", "logged_step", "epoch", "stage", "when", "measured_at")
 WHAT = ("name", "target", "class_ids", "class_names", "diagnosis", "network", "message")
 HOW = ("method", "reason", "autodiff_mode", "complete", "seconds", "num_matvecs", "overhead")
@@ -84,11 +85,11 @@ class Summary:
 def pack_summary(record: Record, in_file: Record | None = None) -> bytes:
     """The payload of a record's event: everything but what grows with D.
 
-    Arrays are float32 unless noted: each of ``METRICS`` ``[N, K]``; ``eigenvalues`` and ``residuals`` ``[N, K, M']``
-    with ``converged`` (uint8), M' ≤ 64, descending: both ends and those of largest magnitude; ``histogram``
-    ``[N, K, 64]``, see ``histogram.histogram_counts``, absent where only the ends are known (``histogram`` in the
-    metadata says whether its counts are exact or estimated); ``labels`` ``[N]``, absent where unknown, ``predicted``
-    ``[N]`` and ``classes`` ``[N, K]`` (int32).
+    Arrays are float32 unless noted: each of ``METRICS`` ``[N, K]``, standard errors only where one is not 0;
+    ``eigenvalues`` and ``residuals`` ``[N, K, M']`` with ``converged`` (uint8), M' ≤ 64, descending: both ends and
+    those of largest magnitude; ``histogram`` ``[N, K, 64]``, see ``histogram.histogram_counts``, absent where only the
+    ends are known (``histogram`` in the metadata says whether its counts are exact or estimated); ``labels`` ``[N]``,
+    absent where unknown, ``predicted`` ``[N]`` and ``classes`` ``[N, K]`` (int32).
 
     Args:
         record: the measurement.
@@ -97,6 +98,7 @@ def pack_summary(record: Record, in_file: Record | None = None) -> bytes:
     Cost: at most 4·N·K·(23 + 2·64 + 64) + N·K·64 bytes, and a few kB.
     """
     arrays = {metric.name: record.metrics[metric.name].astype(np.float32) for metric in METRICS}
+    arrays = {name: values for name, values in arrays.items() if name not in ERRORS or values.any()}
     arrays |= _largest_eigenvalues(record)
     numbers = {"labels": record.labels, "predicted": record.predicted, "classes": record.classes}
     arrays |= {name: values.astype(np.int32) for name, values in numbers.items() if values is not None}
@@ -159,7 +161,8 @@ def read_summary(payload: bytes, logged_step: int, written: float = 0.0) -> Summ
             raise DamagedDataError(f"{name} has the shape {list(array.shape)}")
     if len({arrays[name].shape for name in SPECTRA[:3] if name in arrays}) > 1:
         raise DamagedDataError("eigenvalues and their residuals do not have one shape")
-    return Summary(logged_step, arrays, meta, written)
+    zeros = np.zeros(table, np.float32)
+    return Summary(logged_step, dict.fromkeys(ERRORS, zeros) | arrays, meta, written)
 
 
 _TABLES = {*(metric.name for metric in METRICS), "classes"}

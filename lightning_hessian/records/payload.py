@@ -30,7 +30,7 @@ class DamagedDataError(ValueError):
 def pack(arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> bytes:
     """Arrays and JSON metadata as one safetensors payload."""
     contiguous = {name: np.ascontiguousarray(a).reshape(a.shape) for name, a in arrays.items()}
-    return save(contiguous, {META: json.dumps(meta)})
+    return save(contiguous, {META: json.dumps(meta, ensure_ascii=False, separators=(",", ":"))})
 
 
 def unpack(payload: bytes) -> tuple[dict[str, Array], dict[str, Any]]:

@@ -179,7 +179,7 @@ def test_classes_that_depend_on_the_sample(curved, tmp_path, class_id):
 
 
 def test_the_event_says_which_samples_have_matrices(curved, tmp_path):
-    payload = pack_summary(curved[0]).replace(b'\\"matrices\\": [0]', b'\\"matrices\\": [1]')
+    payload = pack_summary(curved[0]).replace(b'\\"matrices\\":[0]', b'\\"matrices\\":[1]')
     write_run(tmp_path / "run", curved[:1], payload=payload)
     tab, which = Tab(tmp_path), {"run": "run", "tag": "input_hessian", "step": 0, "class_id": 1}
     triangle = tab.arrays("/matrix", **which, sample=1)[0]["triangle"]
