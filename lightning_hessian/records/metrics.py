@@ -29,7 +29,7 @@ class Metric:
         is_logged: whether its mean and percentiles over samples become scalars.
         has_error: whether ``<name>_error`` is its standard error.
         is_error: whether it is such a standard error.
-        depends_on: the eigenvalue that decides how far it has converged.
+        depends_on: the eigenvalue, or eigenvalues, that must have converged for it to be right.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Metric:
     is_logged: bool = False
     has_error: bool = False
     is_error: bool = False
-    depends_on: Literal["largest", "smallest", "largest magnitude"] | None = None
+    depends_on: Literal["largest", "smallest", "largest magnitude", "both ends"] | None = None
 
     @property
     def is_comparison(self) -> bool:
@@ -155,6 +155,7 @@ _ROWS = (
         "",
         "|gᵀv| / ‖g‖",
         "|cos| between the gradient and the eigenvector of largest |λ|",
+        depends_on="both ends",
     ),
     Metric(
         "top_eigenvector_cosine",
@@ -165,6 +166,7 @@ _ROWS = (
         "turned; a degenerate group counts as one. Undefined where no gap separates them from the rest",
         COMPARISON,
         is_logged=True,
+        depends_on="both ends",
     ),
     Metric(
         "top_subspace_overlap",
@@ -175,6 +177,7 @@ _ROWS = (
         "their clearest common gap: 1 means that they are the same. Undefined where there is no gap",
         COMPARISON,
         is_logged=True,
+        depends_on="both ends",
     ),
     Metric(
         "asymmetry",
