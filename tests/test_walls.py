@@ -201,7 +201,7 @@ WATCHED = WATCHED - {"numpy"} | {"jsonargparse", "pytorch_lightning"}  # torch b
 def loaded_by(*modules: str) -> dict[str, list[str]]:
     """What each of these brings along that those before it have not."""
     given = json.dumps([*modules, sorted(WATCHED)])
-    return json.loads(subprocess.run([sys.executable, "-c", LOOK, given], check=True, capture_output=True).stdout)
+    return json.loads(subprocess.run([sys.executable, "-c", LOOK, given], check=True, stdout=subprocess.PIPE).stdout)
 
 
 def packages_of(module: str) -> tuple[str, ...]:
