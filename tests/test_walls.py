@@ -31,38 +31,51 @@ class Wall(NamedTuple):
 WALLS = {
     "errors": Wall(),
     "_version": Wall(),
-    "curvature": Wall("torch"),
-    "curvature.operators": Wall("torch", "curvature"),
-    "curvature.memory": Wall("torch", "curvature.operators"),
-    "curvature.cost_model": Wall("torch", "curvature.memory curvature.operators"),
+    "curvature.operators.target_batch": Wall("torch"),
+    "curvature": Wall("torch", "curvature.operators.target_batch"),
+    "curvature.operators": Wall("torch", "curvature curvature.operators.target_batch"),
     "curvature.algorithms": Wall("torch", "curvature.operators"),
-    "curvature.checks": Wall("torch", "curvature.algorithms curvature.memory curvature.operators"),
-    "curvature.spectrum": Wall("torch", "curvature curvature.algorithms curvature.checks curvature.operators"),
-    "curvature.methods": Wall(
-        "torch",
-        "curvature curvature.algorithms curvature.checks curvature.cost_model curvature.memory curvature.operators "
-        "curvature.spectrum",
-    ),
+    "curvature.checks": Wall("torch", "curvature curvature.algorithms curvature.operators.*"),
+    "curvature.cost_model": Wall("torch", "curvature curvature.algorithms curvature.checks curvature.operators.*"),
+    "curvature.spectrum": Wall("torch", "curvature curvature.algorithms curvature.checks curvature.operators.*"),
+    "curvature.analysis": Wall("torch", "curvature curvature.checks curvature.cost_model curvature.operators.*"),
+    "curvature.methods": Wall("torch", "curvature.*"),
     "model": Wall("numpy torch"),
-    "model.prepare": Wall("torch", "curvature.methods curvature.operators model"),
+    "model.prepare": Wall("torch", "curvature curvature.cost_model curvature.operators.* model"),
     "functional": Wall("torch", "curvature.* model.*"),
     "records": Wall("numpy"),
-    "records.files": Wall("numpy safetensors", "records"),
+    "records.payload": Wall("numpy safetensors"),
+    "records.event_format": Wall("numpy safetensors", "records records.payload"),
+    "records.files": Wall("numpy safetensors", "records records.event_format records.payload"),
+    "records.answers": Wall("numpy safetensors", "records records.event_format records.payload"),
     "records.dataframe": Wall("numpy", "records", when_needed="pandas"),
     "render": Wall("matplotlib numpy", "records"),
-    "writers": Wall("numpy", "records", when_needed="tensorboard tensorboardX"),
-    "writers.tensorboard": Wall("matplotlib numpy", "records render writers"),
-    "writers.publisher": Wall("matplotlib safetensors", "records records.files writers writers.tensorboard"),
-    "tensorboard_plugin": Wall("grpc numpy safetensors tensorboard werkzeug", "records"),
-    "report": Wall("numpy plotly safetensors", "_version records records.files"),
+    "writers": Wall("numpy", "records"),
+    "writers.tensorboard": Wall(
+        "matplotlib numpy safetensors",
+        "records records.event_format render writers",
+        when_needed="tensorboard tensorboardX",
+    ),
+    "writers.publisher": Wall(
+        "matplotlib safetensors", "records records.event_format records.files writers writers.tensorboard"
+    ),
+    "tensorboard_plugin": Wall(
+        "grpc numpy safetensors tensorboard werkzeug", "records records.answers records.event_format records.payload"
+    ),
+    "report": Wall("numpy plotly safetensors", "_version records.*"),
     "cli": Wall("plotly safetensors", "_version report"),
     "training": Wall("numpy torch", "_version curvature.* model.* records training.distributed training.schedule"),
-    "training.distributed": Wall("torch", "curvature.methods"),
+    "training.distributed": Wall("torch", "curvature"),
     "training.progress": Wall(),
     "training.schedule": Wall(),
     "training.trainer_access": Wall("torch", "model training training.distributed training.schedule writers"),
-    "training.run": Wall("matplotlib safetensors torch", "records records.files training.* writers.*"),
-    "callback": Wall("lightning matplotlib safetensors torch", "curvature.methods model.* records training.* writers"),
+    "training.resume": Wall("safetensors torch", "model records records.files training training.schedule"),
+    "training.output": Wall(
+        "matplotlib safetensors torch",
+        "records records.event_format records.files training training.schedule writers writers.publisher",
+    ),
+    "training.run": Wall("matplotlib safetensors torch", "records records.files training.* writers"),
+    "callback": Wall("lightning matplotlib safetensors torch", "curvature model records training.*"),
 }
 
 
@@ -102,7 +115,7 @@ def imports(module: str) -> tuple[frozenset[str], frozenset[str]]:
     """The modules of this package, and the packages of others outside the standard library, that a module imports."""
     found = imports_of(module, MODULES[module].read_text())
     own = {name for name in found if name.split(".")[0] == PACKAGE}
-    others = {name.split(".")[0] for name in found - own} - sys.stdlib_module_names
+    others = {name.split(".")[0] for name in found - own} - sys.stdlib_module_names - {"_typeshed"}
     return frozenset(name.removeprefix(PACKAGE).lstrip(".") for name in own), frozenset(others)
 
 
