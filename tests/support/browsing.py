@@ -16,7 +16,6 @@ from playwright.sync_api import ConsoleMessage, FrameLocator, Page, expect
 
 ARTEFACTS = Path(__file__).parent.parent / "browser" / "artefacts"
 PATIENCE_MS = 60_000  # for a machine that is busy with other things
-expect.set_options(timeout=PATIENCE_MS)
 HERE = {"127.0.0.1", "localhost"}
 VIEWS = ("curves", "spectrum", "evolution", "hessian", "maps", "problems", "cost")
 
