@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, expect, sync_playwright
-from support.browsing import ARTEFACTS, PATIENCE_MS, Tab, tensorboard
+from playwright.sync_api import Browser, sync_playwright
+from support.browsing import ARTEFACTS, Tab, tensorboard
 from support.get_chromium import FLAGS, NONE_FOUND, find_chromium
 from support.training import Classifier, fit, small_monitor
 from torch import nn
@@ -21,7 +21,6 @@ def chromium() -> Iterator[Browser]:
     if path is None:
         pytest.fail(NONE_FOUND, pytrace=False)
     ARTEFACTS.mkdir(exist_ok=True)
-    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, headless=True, args=list(FLAGS))
         yield browser
