@@ -1,5 +1,7 @@
 """Small networks that many tests share, and the whole way from a batch to a measurement."""
 
+from typing import Any
+
 from torch import nn
 
 from lightning_hessian.curvature.analysis import analyze
@@ -16,8 +18,8 @@ def mlp(activation: type[nn.Module] = nn.GELU, inputs: int = 6, outputs: int = 3
     ).double()
 
 
-def measure(batch: TargetBatch, target: str, options: Options, num_matrices: int = 0) -> Measurement:
+def measure(batch: TargetBatch, target: str, options: Options, num_matrices: int = 0, **how: Any) -> Measurement:
     """Analysis, plan and execution."""
     analysis = analyze(batch, options)
     plan = make_plan(batch, analysis.costs, analysis.diagnosis, options, num_matrices=num_matrices)
-    return execute(batch, plan, options, target=target, analysis=analysis)
+    return execute(batch, plan, options, target=target, analysis=analysis, **how)
