@@ -19,7 +19,7 @@ from support.training import Classifier, events, fit, scalar, small_monitor
 from torch import nn
 
 from lightning_hessian import MeasurementError, input_spectrum, load_records
-from lightning_hessian.curvature import meter as costs
+from lightning_hessian.curvature import memory
 from lightning_hessian.curvature.meter import Meter
 from lightning_hessian.curvature.methods.plan import Options
 from lightning_hessian.training import run
@@ -224,10 +224,10 @@ def test_the_peak_on_a_gpu(monkeypatch, before, after, expected):
 
 
 def test_no_number_where_the_system_tells_none(monkeypatch, tmp_path):
-    assert costs.held_and_peak(torch.device("meta")) is None
+    assert memory.current_and_peak_memory(torch.device("meta")) is None
     (tmp_path / "status").write_text("Name:\tpython\nVmRSS:\t10 kB\n")
     for status in (tmp_path / "status", tmp_path / "missing"):
-        monkeypatch.setattr(costs, "STATUS", status)
+        monkeypatch.setattr(memory, "STATUS", status)
         assert input_spectrum(mlp(), torch.zeros(1, 6), 0).cost.memory is None
 
 
