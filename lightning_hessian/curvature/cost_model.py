@@ -211,7 +211,7 @@ def group_size(num_samples: int, bytes_per_sample: int, memory_budget: int, what
     if bytes_per_sample > memory_budget:
         raise MeasurementError(
             f"{what} of one sample takes {readable(bytes_per_sample)}, and {readable(memory_budget)} may be used "
-            f"(max_memory). Look at fewer classes, allow more memory, or ask for single products with input_hvp."
+            f"(max_memory). Look at fewer classes, allow more memory, or compute single HVPs with input_hvp."
         )
     return min(num_samples, memory_budget // bytes_per_sample)
 

@@ -18,8 +18,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from lightning_hessian.records.event_format import FOLDER, META, file_name
+from lightning_hessian.records.event_format import FOLDER, file_name
 from lightning_hessian.records.matrices import from_triangle, to_triangle
+from lightning_hessian.records.payload import META
 from lightning_hessian.records.record import Record
 
 FORMAT_VERSION = 2

@@ -30,7 +30,7 @@ def from_triangle(packed: Array, size: int) -> Array:
     return matrices
 
 
-def from_eigenvectors(eigenvalues: Array, vectors: Array, index: Array) -> Array | None:
+def from_eigenvectors(eigenvalues: Array, vectors: Array, index: Array, *, rows: slice = slice(None)) -> Array | None:
     """V diag(λ) Vᵀ ``[D, D]`` of a complete spectrum, or None where a vector of a nonzero eigenvalue is missing.
 
     Args:
@@ -38,12 +38,14 @@ def from_eigenvectors(eigenvalues: Array, vectors: Array, index: Array) -> Array
         vectors: ``[V, D]``.
         index: ``[V]``, their positions among the eigenvalues. Eigenvalues that may be rounding only need no vector:
             |λ| ≤ 10·eps·√D·max |λ|, a heuristic.
+        rows: which of the D rows.
     """
     if not spans(eigenvalues, index, vectors.shape[-1]):
         return None
     wide = vectors.astype(np.float64)
-    matrix: Array = (wide.T * eigenvalues[index].astype(np.float64)) @ wide
-    return ((matrix + matrix.T) / 2).astype(vectors.dtype)
+    scaled = wide * eigenvalues[index].astype(np.float64)[:, None]
+    found: Array = (scaled[:, rows].T @ wide + wide[:, rows].T @ scaled) / 2  # symmetric to the last bit
+    return found.astype(vectors.dtype)
 
 
 def spans(eigenvalues: Array, index: Array, num_inputs: int) -> bool:

@@ -29,7 +29,7 @@ class Metric:
         is_logged: whether its mean and percentiles over samples become scalars.
         has_error: whether ``<name>_error`` is its standard error.
         is_error: whether it is such a standard error.
-        depends_on: the eigenvalue that decides how far it has converged.
+        depends_on: the eigenvalue, or eigenvalues, that must have converged for it to be right.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Metric:
     is_logged: bool = False
     has_error: bool = False
     is_error: bool = False
-    depends_on: Literal["largest", "smallest", "largest magnitude"] | None = None
+    depends_on: Literal["largest", "smallest", "largest magnitude", "both ends"] | None = None
 
     @property
     def is_comparison(self) -> bool:
@@ -136,7 +136,7 @@ _ROWS = (
         "",
         "‖JᵀAJ‖ / (‖JᵀAJ‖ + ‖Σ ∂τ/∂z ∇²z‖)",
         "how much of the curvature the target (such as softmax) adds to the slopes of the outputs; the rest is the "
-        "curvature of the outputs themselves. A falling curvature with a share near 1 is often only a saturated softmax",
+        "curvature of the outputs themselves. Falling curvature with a share near 1 is often only a saturated softmax",
         is_logged=True,
         has_error=True,
     ),
@@ -155,6 +155,7 @@ _ROWS = (
         "",
         "|gᵀv| / ‖g‖",
         "|cos| between the gradient and the eigenvector of largest |λ|",
+        depends_on="both ends",
     ),
     Metric(
         "top_eigenvector_cosine",
@@ -165,6 +166,7 @@ _ROWS = (
         "turned; a degenerate group counts as one. Undefined where no gap separates them from the rest",
         COMPARISON,
         is_logged=True,
+        depends_on="both ends",
     ),
     Metric(
         "top_subspace_overlap",
@@ -175,6 +177,7 @@ _ROWS = (
         "their clearest common gap: 1 means that they are the same. Undefined where there is no gap",
         COMPARISON,
         is_logged=True,
+        depends_on="both ends",
     ),
     Metric(
         "asymmetry",
@@ -216,8 +219,8 @@ def to_markdown() -> str:
 
 One number for each sample and class, from the Hessian H of the target with respect to the input. λ are its eigenvalues,
 v its eigenvectors, g is the gradient; a prime marks the previous measurement. "Target" in a unit stands for `logit`,
-`prob`, … H = JᵀAJ + Σ ∂τ/∂z ∇²z, where z are the outputs, J is their Jacobian, and A is the Hessian of the target τ with
-respect to z.
+`prob`, … H = JᵀAJ + Σ ∂τ/∂z ∇²z, where z are the outputs, J is their Jacobian, and A is the Hessian of the target τ
+with respect to z.
 
 Names with a slash are TensorBoard tags: mean over samples, with the 10th and 90th percentile under `hessian_spread/…`.
 Every metric is an attribute of a record, `[samples, classes]`, and a column of `to_dataframe`.

@@ -1,8 +1,8 @@
 """From the records of runs to the blocks of data that a standalone page holds. Knows no torch and no page.
 
-A block is a gzipped safetensors payload in base64, named by its content, so that what is the same twice (the samples of
-a run) is there once. No number is rounded: arrays of record files are narrowed only where nothing that a page shows
-changes, and what does not fit below the page's size is left out and told.
+A block is one answer that the tab would get from TensorBoard, as gzipped safetensors in base64, and is named by its
+content, so that equal ones (the samples of a run) are stored once. Numbers are narrowed to float32 only where nothing
+that a page shows changes. What does not fit into the size of the page is left out, and the page says so.
 """
 
 from __future__ import annotations
@@ -10,64 +10,64 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
-import json
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save
 
-from lightning_hessian.records import event_format
-from lightning_hessian.records.files import load_record, monitors, precision, record_paths
-from lightning_hessian.records.matrices import spans, to_triangle
-from lightning_hessian.records.record import Array, Record, Stage
+from lightning_hessian.records.answers import history, matrix, sample
+from lightning_hessian.records.answers.history import Answer, History, count
+from lightning_hessian.records.event_format import FOLDER, Summary, pack_summary, read_summary, tag
+from lightning_hessian.records.files import load_record, monitors, record_paths
+from lightning_hessian.records.payload import Array, open_arrays, pack
+from lightning_hessian.records.record import Stage
 
-Summary = tuple[dict[str, Array], dict[str, Any]]
-
-SPECTRA = ("eigenvalues", "residuals", "converged", "histogram")
-SHARE = 0.5  # of the page for spectra, of the rest for maps, of what is left for matrices
-SHOWN = 1e-6  # relative: far below the last digit of any number that a page shows
+SHARE = 0.5  # of the page for spectra, of the rest for maps, of what remains for matrices
+VISIBLE = 1e-6  # relative: far below the last digit of any number that a page shows
 
 
 @dataclass
 class Tag:
-    """One monitor's measurements in one run and stage: small arrays of all, and where the blocks with the rest are.
+    """One monitor's measurements in one run and stage.
 
     Attributes:
         run: name of the run on the page.
         name: in the event file, of the monitor and the stage.
-        paths: the record files, in order of step.
-        summaries: arrays and words of the event file's layout, one per measurement.
-        blocks: names of blocks: ``series``; by place of the measurement ``spectra``, ``x`` and ``maps``;
-            ``matrices`` by place, sample and column.
+        paths: the record files, by logged step.
+        measured: the measurements on the page.
+        blocks: names of blocks by what they answer: ``series``, ``spectra/SAMPLE/CLASS``, ``input/STEP/SAMPLE``, and
+            ``maps``, ``matrix`` and ``whole``, each ``/STEP/SAMPLE/CLASS``.
         notes: sentences on what was left out.
     """
 
     run: str
     name: str
-    paths: list[Path]
-    summaries: list[Summary]
-    blocks: dict[str, Any] = field(
-        default_factory=lambda: {"series": None, "spectra": [], "x": {}, "maps": {}, "matrices": {}}
-    )
+    paths: dict[int, Path]
+    measured: History
+    blocks: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    def samples_and_classes(self) -> Iterator[tuple[int, int, str]]:
+        """The index of every sample and of every class, and the end of their keys."""
+        last = self.measured.summaries[-1]
+        for n, k in np.ndindex(*last.shape):
+            yield n, k, f"{n}/{last.class_ids[k]}"
 
 
 class Store:
-    """Blocks by name, together no more than ``room`` characters, except those that a page cannot do without."""
+    """Blocks by name, together at most ``room`` characters, except those that a page cannot do without."""
 
     def __init__(self, room: int) -> None:
         self.room = room
         self.size = 0
         self.blocks: dict[str, str] = {}
 
-    def add(self, arrays: dict[str, Array], meta: Any = None, *, room: float | None = None) -> str | None:
-        """The name of a block with ``arrays``, or None where all would be more than ``room`` (None: it must fit)."""
-        name, block = _block(arrays, meta)
+    def add(self, answer: Answer, *, room: float | None = None) -> str | None:
+        """The name of a block with ``answer``, or None where all would exceed ``room`` (None: it must fit)."""
+        name, block = make_block(answer)
         if name not in self.blocks:
             if room is not None and self.size + len(block) > room:
                 return None
@@ -76,14 +76,16 @@ class Store:
         return name
 
 
-def _block(arrays: dict[str, Array], meta: Any = None) -> tuple[str, str]:
-    payload = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, {event_format.META: json.dumps(meta or {})})
+def make_block(answer: Answer) -> tuple[str, str]:
+    """An answer as a block, after its name."""
+    arrays, meta = answer
+    payload = pack({name: narrow(array) for name, array in arrays.items()}, meta)
     name = hashlib.sha256(payload).hexdigest()[:16]
     return name, base64.b64encode(gzip.compress(payload, compresslevel=6, mtime=0)).decode()
 
 
 def find_runs(log_dirs: Sequence[str | os.PathLike[str]]) -> dict[str, Path]:
-    """The runs in and below ``log_dirs``, by name: the path from the nearest directory that holds them all.
+    """The runs in and below ``log_dirs``, by name: the path from the nearest directory that contains them all.
 
     Raises:
         FileNotFoundError: a directory does not exist, or holds no records.
@@ -93,11 +95,11 @@ def find_runs(log_dirs: Sequence[str | os.PathLike[str]]) -> dict[str, Path]:
         top = Path(given).resolve()
         if not top.is_dir():
             raise FileNotFoundError(f"There is no directory {given}: give the directory of a run, or one above it.")
-        runs = sorted(folder.parent for folder in top.rglob(event_format.FOLDER) if monitors(folder.parent))
+        runs = sorted(folder.parent for folder in top.rglob(FOLDER) if monitors(folder.parent))
         if not runs:
             raise FileNotFoundError(
                 f"No records in {given} or below it: give the directory that holds a run's event file, for example "
-                f"lightning_logs/version_0. An InputHessianMonitor saves them there, in {event_format.FOLDER}/."
+                f"lightning_logs/version_0. An InputHessianMonitor saves them there, in {FOLDER}/."
             )
         found += runs
     runs = list(dict.fromkeys(found))
@@ -108,201 +110,158 @@ def find_runs(log_dirs: Sequence[str | os.PathLike[str]]) -> dict[str, Path]:
 def gather(runs: dict[str, Path], max_bytes: int) -> tuple[list[Tag], Store]:
     """What of ``runs`` fits into ``max_bytes``.
 
-    Derived quantities and spectra of every measurement, or of those that fit into half of it; then maps of input space
-    and matrices. The last measurement comes first (and is there in any case), then the first, then those in between.
+    Curves and spectra of every measurement, or of those that fit into half of it; then maps of input space and
+    matrices. The last measurement comes first (and is there in any case), then the first, then those in between.
 
-    Cost: every file is read up to four times; one record is held at a time.
+    Cost: every file is read up to four times; one record is in memory at a time.
     """
     store = Store(max_bytes)
-    found = [_summarised(run, folder, name) for run, folder in runs.items() for name in monitors(folder)]
-    tags = [tag for several in found for tag in several]
-    reserved = sum(len(_block(*_series(tag))[1]) for tag in tags)  # added at the end, when it is known of which steps
+    tags = [each for run, folder in runs.items() for name in monitors(folder) for each in _tags(run, folder, name)]
+    reserved = sum(len(make_block(history.series(each.measured))[1]) for each in tags)  # added when steps are known
     store.size += reserved
     _add_spectra(tags, store)
-    half = store.size + SHARE * (store.room - store.size)
-    _add_maps(tags, store, half)
-    _add_matrices(tags, store)
+    _add_maps(tags, store, store.size + SHARE * (store.room - store.size))
+    num_matrices = _add_matrices(tags, store)
     _add_maps(tags, store, store.room)
     store.size -= reserved
-    for tag in tags:
-        tag.notes += _left_out(tag)
-        tag.blocks["series"] = store.add(*_series(tag))
+    for each in tags:
+        _note_left_out(each, num_matrices[id(each)])
+        each.measured = replace(each.measured, left_out=" ".join(each.notes) or None)
+        _add(store, each, "series", None, history.series, each.measured)
     return tags, store
 
 
-def spread_out(count: int) -> list[int]:
-    """Places 0 to ``count`` - 1: the last, the first, then those in between, coarse before fine.
+def _tags(run: str, folder: Path, monitor: str | None) -> list[Tag]:
+    """A monitor's measurements by stage."""
+    found: dict[Stage, dict[int, tuple[Path, Summary]]] = {}
+    num_hidden: dict[Stage, int] = {}
+    for path in record_paths(folder, monitor):
+        record = load_record(path)
+        summary = read_summary(pack_summary(record), record.logged_step, record.measured_at)
+        of_stage = found.setdefault(record.stage, {})
+        num_hidden[record.stage] = num_hidden.get(record.stage, 0) + (record.logged_step in of_stage)
+        of_stage[record.logged_step] = path, summary  # of two at one logged step the later one
+    tags = []
+    for stage, of_stage in found.items():
+        summaries = [of_stage[step][1] for step in sorted(of_stage)]
+        measured = history.history(summaries, history.hidden(num_hidden[stage]))
+        notes = [measured.left_out] if measured.left_out else []
+        paths = {step: path for step, (path, _) in of_stage.items()}
+        tags.append(Tag(run, tag(monitor, stage), paths, measured, notes=notes))
+    return tags
+
+
+def spread_out(number: int) -> list[int]:
+    """Positions 0 to ``number`` - 1: the last, the first, then those in between, coarse before fine.
 
     Example:
         >>> spread_out(6)
         [5, 0, 4, 2, 1, 3]
     """
-    order = dict.fromkeys([count - 1, 0])
-    stride = 1 << count.bit_length()
+    order = dict.fromkeys([number - 1, 0])
+    stride = 1 << number.bit_length()
     while stride := stride // 2:
-        order |= dict.fromkeys(range(0, count, stride))
+        order |= dict.fromkeys(range(0, number, stride))
     return list(order)
 
 
 def narrow(values: Array) -> Array:
-    """``values`` in the narrowest of half, single and double precision that changes no number shown.
-
-    Half precision only where it is exact, single where every number keeps six digits.
-    """
-    if values.dtype.kind != "f":
+    """``values`` in single precision where every number keeps six digits, else unchanged."""
+    if values.dtype != np.float64:
         return values
     with np.errstate(over="ignore"):
-        half = values.astype(np.float16)
-        if np.array_equal(half, values, equal_nan=True):
-            return half
         single = values.astype(np.float32)
-    close = np.isclose(single, values, rtol=SHOWN, atol=0, equal_nan=True)
-    return single if close.all() else values.astype(np.float64)
+    return single if np.isclose(single, values, rtol=VISIBLE, atol=0, equal_nan=True).all() else values
 
 
-def _summarised(run: str, folder: Path, monitor: str | None) -> list[Tag]:
-    """A monitor's measurements by stage, those that can be shown side by side with the stage's last one."""
-    by_stage: dict[Stage, dict[int, tuple[Path, Summary]]] = {}
-    hidden: Counter[Stage] = Counter()
-    for path in record_paths(folder, monitor):
-        record = load_record(path)
-        arrays, meta = event_format.read_arrays(event_format.pack_summary(record))
-        summary = arrays, {**meta, "precision": precision(path)}
-        by_step = by_stage.setdefault(record.stage, {})
-        hidden[record.stage] += record.logged_step in by_step
-        by_step[record.logged_step] = path, summary  # of two at a step the later one
-    tags = []
-    for stage, by_step in by_stage.items():
-        measured = [by_step[step] for step in sorted(by_step)]
-        alike = [each for each in measured if _kind(each[1]) == _kind(measured[-1][1])]
-        paths, summaries = zip(*alike, strict=True)
-        tags.append(Tag(run, event_format.tag(monitor, stage), list(paths), list(summaries)))
-        if count := hidden[stage]:
-            were = "1 measurement was" if count == 1 else f"{count} measurements were"
-            tags[-1].notes.append(f"{were} followed by a later one at the same logged step, and left out.")
-        if missing := len(measured) - len(alike):
-            were = "1 measurement was" if missing == 1 else f"{missing} measurements were"
-            tags[-1].notes.append(f"{were} of other samples, classes or targets than the last, and left out.")
-    return tags
-
-
-def _kind(summary: Summary) -> tuple[Any, ...]:
-    arrays, meta = summary
-    return meta["target"], meta["class_ids"], meta["shape"], arrays["classes"].shape
-
-
-def _series(tag: Tag) -> tuple[dict[str, Array], Any]:
-    """Small arrays of all measurements, one behind the other, and their words."""
-    metas = [meta for _, meta in tag.summaries]
-    names = [
-        *event_format.METRICS,
-        "classes",
-        "predicted",
-        *(["labels"] if all("labels" in arrays for arrays, _ in tag.summaries) else []),
-    ]
-    stacked = {name: np.stack([arrays[name] for arrays, _ in tag.summaries]) for name in names}
-    ends = [event_format.extreme_errors(arrays) for arrays, _ in tag.summaries]
-    stacked |= {name: np.stack([end[name] for end in ends]) for name in ends[0]}
-    told = {
-        "steps": np.array([meta["logged_step"] for meta in metas]),
-        "epochs": np.array([meta["epoch"] for meta in metas]),
-        "seconds": np.array([meta["seconds"] for meta in metas]),
-        "num_matvecs": np.array([meta["num_matvecs"] for meta in metas]),
-    }
-    return stacked | told, {"summaries": metas}
-
-
-def _by_importance(tags: Sequence[Tag]) -> Iterator[tuple[Tag, int]]:
+def _by_importance(tags: Sequence[Tag]) -> Iterator[tuple[Tag, Summary]]:
     """Every measurement of every run, the runs in turn."""
-    orders = [spread_out(len(tag.paths)) for tag in tags]
+    orders = [spread_out(len(each.measured.summaries)) for each in tags]
     for rank in range(max(map(len, orders))):
-        for tag, order in zip(tags, orders, strict=True):
+        for each, order in zip(tags, orders, strict=True):
             if rank < len(order):
-                yield tag, order[rank]
+                yield each, each.measured.summaries[order[rank]]
+
+
+def _add(store: Store, to: Tag, key: str, room: float | None, answer: Callable[..., Answer], *arguments: Any) -> bool:
+    """Adds the block of an answer where it fits, and says whether it is there."""
+    if key not in to.blocks and (name := store.add(answer(*arguments), room=room)):
+        to.blocks[key] = name
+    return key in to.blocks
 
 
 def _add_spectra(tags: Sequence[Tag], store: Store) -> None:
-    """Spectra, in whose place goes a measurement that does not fit: no number is shown without its residual."""
-    names: dict[tuple[int, int], str] = {}
-    for tag, place in _by_importance(tags):
-        arrays = {name: narrow(a) for name, a in tag.summaries[place][0].items() if name in SPECTRA}
-        is_last = place == len(tag.paths) - 1
-        if name := store.add(arrays, room=None if is_last else SHARE * store.room):
-            names[id(tag), place] = name
-    for tag in tags:
-        here = [place for place in range(len(tag.paths)) if (id(tag), place) in names]
-        if len(here) < len(tag.paths):
-            tag.notes.append(f"{len(here)} of {len(tag.paths)} measurements are on this page.")
-        tag.paths = [tag.paths[place] for place in here]
-        tag.summaries = [tag.summaries[place] for place in here]
-        tag.blocks["spectra"] = [names[id(tag), place] for place in here]
+    """Spectra of as many measurements as fit; the others go altogether: no number is shown without its residual."""
+    order = list(_by_importance(tags))
+    room = SHARE * store.room - store.size
+    while True:
+        parts = [[summary for other, summary in order if other is each] for each in tags]
+        parts = [sorted(part, key=lambda summary: summary.logged_step) for part in parts]
+        found = [dict(_spectra(each, History(part))) for each, part in zip(tags, parts, strict=True)]
+        size = sum(len(make_block(answer)[1]) for answers in found for answer in answers.values())
+        if size <= room or len(order) == len(tags):
+            break
+        order = order[: max(len(tags), min(len(order) - 1, int(len(order) * room / size)))]
+    for each, part, answers in zip(tags, parts, found, strict=True):
+        if len(part) < len(each.measured.summaries):
+            each.notes.append(f"{len(part)} of {count(len(each.measured.summaries), 'measurement')} are on this page.")
+        each.measured = History(part)
+        each.blocks = {key: str(store.add(answer)) for key, answer in answers.items()}
+
+
+def _spectra(of: Tag, measured: History) -> Iterator[tuple[str, Answer]]:
+    for n, k, end in of.samples_and_classes():
+        yield f"spectra/{end}", history.spectra(measured, n, k)
 
 
 def _add_maps(tags: Sequence[Tag], store: Store, room: float) -> None:
-    """Inputs, gradients, diagonals and eigenvectors; of a run with one that does not fit, no more are tried."""
+    """Inputs, gradients, diagonals and eigenvectors; of a run for which one does not fit, no more are tried."""
     full: set[int] = set()
-    for tag, place in _by_importance(tags):
-        if id(tag) in full or place in tag.blocks["maps"]:
+    for each, summary in _by_importance(tags):
+        if id(each) in full:
             continue
-        record = load_record(tag.paths[place])
-        x = store.add({"x": narrow(record.x)}, room=room)
-        maps = None if x is None else store.add(maps_of(record), room=room)
-        if x is None or maps is None:
-            full.add(id(tag))
-            continue
-        tag.blocks["x"][place], tag.blocks["maps"][place] = x, maps
+        step = summary.logged_step
+        with open_arrays(each.paths[step]) as file:
+            for n, k, end in each.samples_and_classes():
+                if not (
+                    _add(store, each, f"input/{step}/{n}", room, sample.input_of, file, n)
+                    and _add(store, each, f"maps/{step}/{end}", room, sample.maps, file, summary, n, k)
+                ):
+                    full.add(id(each))
+                    break
 
 
-def _add_matrices(tags: Sequence[Tag], store: Store) -> None:
-    """Whole matrices that were kept; those that eigenvectors make up need none."""
-    for tag, place in _by_importance(tags):
-        if not tag.summaries[place][1]["kept"]["matrices"] or store.size >= store.room:
-            continue
-        record = load_record(tag.paths[place])
-        assert record.hessian is not None
-        for sample, column in np.ndindex(*record.hessian.shape[:2]):
-            if name := store.add(packed_matrix(record.hessian[sample, column]), room=store.room):
-                tag.blocks["matrices"].setdefault(place, {})[f"{sample},{column}"] = name
+def _add_matrices(tags: Sequence[Tag], store: Store) -> dict[int, int]:
+    """Whole matrices; of a run for which one does not fit, no more are tried.
 
-
-def maps_of(record: Record) -> dict[str, Array]:
-    """What is shown in the shape of the input, of all problems of a record.
-
-    ``whole`` is 1 where the eigenvectors with their eigenvalues make up the matrix.
+    Returns:
+        How many matrices there are, by the id of the tag.
     """
-    maps = {name: narrow(getattr(record, name)) for name in ("gradient", "diagonal", "diagonal_error")}
-    if record.eigenvectors is None or record.vector_index is None:
-        return maps
-    places = record.vector_index
-    for name in ("eigenvalues", "residuals", "converged"):
-        values = np.take_along_axis(getattr(record, name), places, axis=-1)
-        maps[f"vector_{name}"] = values.astype(np.uint8) if name == "converged" else narrow(values)
-    whole = np.zeros(record.classes.shape, np.uint8)
-    for problem in np.ndindex(whole.shape):
-        spanned = spans(record.eigenvalues[problem], places[problem], record.gradient.shape[-1])
-        whole[problem] = record.complete and spanned
-    return {**maps, "eigenvectors": narrow(record.eigenvectors), "whole": whole}
+    full: set[int] = set()
+    total = dict.fromkeys(map(id, tags), 0)
+    for each, summary in _by_importance(tags):
+        step, size = summary.logged_step, summary.meta["num_inputs"]
+        if size > matrix.MAX_DRAWN_INPUTS:
+            continue
+        with open_arrays(each.paths[step]) as file:
+            for n, k, end in each.samples_and_classes():
+                if matrix.matrix_source(file, summary, n, k)[0] == "none":
+                    continue
+                total[id(each)] += 1
+                if id(each) in full:
+                    continue
+                found = matrix.read_matrix(file, summary, n, k)
+                fits = _add(store, each, f"matrix/{step}/{end}", store.room, matrix.matrix, found)
+                if fits and size > matrix.MAX_CELLS:  # single rows are read off the whole matrix
+                    fits = _add(store, each, f"whole/{step}/{end}", store.room, matrix.matrix, found, size)
+                if not fits:
+                    full.add(id(each))
+    return total
 
 
-def packed_matrix(matrix: Array) -> dict[str, Array]:
-    """A symmetric matrix as its upper triangle, row by row; any other as it is."""
-    if np.array_equal(matrix, matrix.T):
-        return {"triangle": narrow(to_triangle(matrix))}
-    return {"matrix": narrow(matrix)}
-
-
-def _left_out(tag: Tag) -> list[str]:
-    """What of a run is not on the page, in words."""
-    count = len(tag.paths)
-    kept = {
-        place: len(meta["kept"]["matrices"]) * len(meta["class_ids"]) for place, (_, meta) in enumerate(tag.summaries)
-    }
-    here = {
-        "maps of input space": (len(tag.blocks["maps"]), count, "measurements"),
-        "matrices": (sum(map(len, tag.blocks["matrices"].values())), sum(kept.values()), "that were kept"),
-    }
-    return [
-        f"{what[0].upper()}{what[1:]}: {some} of {all_} {which} are on this page."
-        for what, (some, all_, which) in here.items()
-        if some < all_
-    ]
+def _note_left_out(of: Tag, num_matrices: int) -> None:
+    num_maps = len(list(of.samples_and_classes())) * len(of.measured.summaries)
+    for kind, title, total in (("maps", "Maps of input space", num_maps), ("matrix", "Matrices", num_matrices)):
+        here = sum(key.startswith(f"{kind}/") for key in of.blocks)
+        if here < total:
+            of.notes.append(f"{title}: {here} of {total} are on this page.")

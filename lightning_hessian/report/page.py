@@ -20,12 +20,13 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from lightning_hessian._version import __version__
-from lightning_hessian.records.event_format import LAYOUT_VERSION
+from lightning_hessian.records.answers.history import describe, metric_table
+from lightning_hessian.records.event_format import EVENT_FORMAT_VERSION
 from lightning_hessian.report.contents import Store, Tag, find_runs, gather
 
-STATIC = Path(__file__).parent / "tensorboard_plugin" / "static"
-ENTRY = "report_page.js"
-MAX_SIZE = 50.0  # MB: what most mail servers still take in two parts, and supplements in one
+STATIC = Path(__file__).parent.parent / "tensorboard_plugin" / "static"
+ENTRY = "report.js"
+MAX_SIZE = 50.0  # MB: the limit of many journals for a supplement
 
 # Nothing may be fetched, and only what is in the page may run.
 POLICY = "; ".join(
@@ -54,7 +55,7 @@ PAGE = """<!DOCTYPE html>
 </script>
 </head>
 <body>
-<noscript>This page draws its charts with JavaScript, which is switched off here.</noscript>
+<noscript>This page draws its charts with JavaScript, which is disabled here.</noscript>
 <div id="root"></div>
 <script type="application/json" id="catalog">
 {catalog}
@@ -64,7 +65,8 @@ PAGE = """<!DOCTYPE html>
 {plotly}
 </script>
 <script type="module">
-import "{entry}";
+import {{ render }} from "{entry}";
+await render();
 </script>
 </body>
 </html>
@@ -77,23 +79,23 @@ def write_report(
     *,
     max_size: float = MAX_SIZE,
 ) -> Path:
-    """Writes one HTML file with everything that the "Input Hessian" tab shows of some runs.
+    """Writes one HTML file with everything that the "Input Hessian" tab shows about some runs.
 
-    It opens in any browser of 2023 or later, without a network: to mail, or as a supplement. An existing file is
-    replaced, whole or not at all.
+    It opens in any browser from 2023 or later, without a network: to mail, or as a supplement. An existing file is
+    replaced, completely or not at all.
 
     Args:
         log_dirs: directories of runs, or above them, as for ``tensorboard --logdir``.
         output: the file to write.
-        max_size: of the file, in MB (10⁶ bytes). Where the data is more, matrices, then maps of input space and at
-            last whole measurements are left out, and the page says how many. The last measurement stays.
+        max_size: of the file, in MB (10⁶ bytes). If the data is larger, matrices, then maps of input space, and
+            finally whole measurements are left out, and the page says how many. The last measurement stays.
 
     Returns:
         The path of the file.
 
     Raises:
         FileNotFoundError: there is no such directory, or no records in it.
-        ValueError: a record is damaged, or ``max_size`` has no room for the page itself.
+        ValueError: a record is damaged, or ``max_size`` is less than the page itself takes.
 
     Example:
         >>> from lightning_hessian import write_report
@@ -135,7 +137,7 @@ def _title(runs: Sequence[str]) -> str:
 
 
 def import_map() -> dict[str, str]:
-    """Every module of the frontend as a ``data:`` URL, by a name that does not hang on where the page lies."""
+    """Every module of the frontend as a ``data:`` URL, by a name that does not depend on where the page is."""
     modules = {path.relative_to(STATIC).as_posix(): path.read_text("utf-8") for path in sorted(STATIC.rglob("*.js"))}
     return {_bare(name): _data_url(_with_bare_imports(name, text)) for name, text in modules.items()}
 
@@ -168,34 +170,20 @@ def _json(value: Any) -> str:
 
 
 def _catalog(title: str, tags: Sequence[Tag]) -> dict[str, Any]:
-    """What the page knows before it opens a block: the answer to ``runs()``, and where everything else is."""
-    entries = [_entry(tag) for tag in tags]
+    """What the page knows before it opens a block: the answer to ``runs()``, and which block answers what."""
+    entries = [(tag.run, {**describe(tag.measured, tag.name), "files": True, "why_no_files": None}) for tag in tags]
     return {
         "title": title,
         "version": __version__,
         "runs": {
-            "layout": LAYOUT_VERSION,
+            "format": EVENT_FORMAT_VERSION,
+            "metrics": metric_table(),
             "runs": [
-                {"run": run, "tags": [entry for tag, entry in zip(tags, entries, strict=True) if tag.run == run]}
+                {"run": run, "tags": [entry for name, entry in entries if name == run]}
                 for run in dict.fromkeys(tag.run for tag in tags)
             ],
         },
-        "blocks": [{"run": tag.run, "tag": tag.name, **tag.blocks} for tag in tags],
-    }
-
-
-def _entry(tag: Tag) -> dict[str, Any]:
-    arrays, meta = tag.summaries[-1]
-    told = ("name", "target", "class_ids", "class_names", "num_inputs", "shape")
-    return {
-        "tag": tag.name,
-        **{name: meta[name] for name in told},
-        "num_samples": len(arrays["classes"]),
-        "steps": [meta["logged_step"] for _, meta in tag.summaries],
-        "epochs": [meta["epoch"] for _, meta in tag.summaries],
-        "files": True,
-        "why_no_files": None,
-        "left_out": " ".join(tag.notes) or None,
+        "blocks": [{"run": tag.run, "tag": tag.name, "answers": tag.blocks} for tag in tags],
     }
 
 

@@ -61,8 +61,8 @@ def mean_errors(record: Record, class_index: int) -> dict[str, float]:
 
 
 def num_not_converged(record: Record, metric: Metric, class_index: int) -> int:
-    """For how many samples the eigenvalue that decides a metric has not converged; 0 where none decides it."""
-    if metric.depends_on is None:
+    """For how many samples the eigenvalue that decides a metric has not converged; 0 where no single one does."""
+    if metric.depends_on in (None, "both ends"):
         return 0
     eigenvalues = record.eigenvalues[:, class_index]
     if metric.depends_on in ENDS:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
-from support.browsing import ARTEFACTS, Tab, tensorboard
+from support.browsing import Tab, tensorboard
 from support.get_chromium import FLAGS, NONE_FOUND, find_chromium
 from support.training import Classifier, fit, small_monitor
 from torch import nn
@@ -16,11 +16,10 @@ from torch import nn
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """The browser; no longer open than these tests, since Playwright keeps an event loop in this thread."""
+    """The browser; no longer open than these tests, since Playwright runs an event loop in this thread."""
     path = find_chromium()
     if path is None:
         pytest.fail(NONE_FOUND, pytrace=False)
-    ARTEFACTS.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, headless=True, args=list(FLAGS))
         yield browser
@@ -38,7 +37,7 @@ def logdir(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module", params=["fast", "slow"])
 def server(request, logdir) -> Iterator[str]:
-    """The address of a TensorBoard: with the Rust loader; with the Python one, below a path prefix."""
+    """The address of a TensorBoard: with the Rust loader; with the Python one, under a path prefix."""
     flags = {
         "fast": ["--load_fast=true"],
         "slow": ["--load_fast=false", "--path_prefix=/some/where"],
@@ -49,7 +48,7 @@ def server(request, logdir) -> Iterator[str]:
 
 @contextmanager
 def watched_page(chromium: Browser, **options) -> Iterator[Tab]:
-    """A page; at the end it must have asked no other machine, and have complained of nothing."""
+    """A page; at the end it must not have contacted another machine, nor logged an error."""
     context = chromium.new_context(viewport={"width": 1400, "height": 1000}, **options)
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     tab = Tab(context.new_page())

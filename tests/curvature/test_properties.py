@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.sparse.linalg import LinearOperator, eigsh
 from sklearn.datasets import load_digits
@@ -30,7 +30,8 @@ ROUNDING = {F32: 2e-4, F64: 1e-9}  # relative to a Hessian's norm
 
 
 def quick(max_examples):
-    return settings(max_examples=max_examples, deadline=None, derandomize=True, database=None)
+    calm = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}  # a busy machine is slow
+    return settings(max_examples=max_examples, derandomize=True, database=None, **calm)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def test_left_out_zeros_are_counted():
 
 
 def test_the_histogram_of_an_estimated_density():
-    """Counts of an average sample, within the stated errors of the whole spectra; zeros from rounding count as zeros."""
+    """Counts of an average sample, within the stated errors of the true ones; zeros from rounding count as zeros."""
     net, samples = mlp(torch.nn.ReLU, inputs=60, width=20).float(), Samples(torch.randn(3, 60), None)
     options = {"lanczos": Options("lanczos", 4, density_vectors=40), "low_rank": Options("low_rank")}
     ends, whole = (

@@ -14,6 +14,7 @@ from lightning_hessian import to_dataframe
 from lightning_hessian.curvature.methods.plan import Options
 from lightning_hessian.records import event_format, metrics
 from lightning_hessian.records.metrics import COMPARISON, LOGGED, METRICS, Metric, to_markdown
+from lightning_hessian.records.payload import unpack
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.writers.scalars import scalars
 from lightning_hessian.writers.text import diagnosis_text
@@ -86,5 +87,5 @@ def test_a_new_metric_needs_a_property_and_a_row():
     assert "| third of the trace |" in diagnosis_text(record)
     assert "- **third of the trace** = Σ λ / 3: for this test." in diagnosis_text(record)
     assert "third_of_trace" in to_dataframe(record).columns
-    arrays, _ = event_format.read_arrays(event_format.pack_summary(record))
+    arrays, _ = unpack(event_format.pack_summary(record))
     np.testing.assert_allclose(arrays["third_of_trace"], record.trace / 3, rtol=1e-6)

@@ -42,7 +42,10 @@ def test_the_words_are_the_records_numbers():
     shown = words(composite(record, 2))
     assert "Input-Hessian of logit, class 2: epoch 3, after 12 optimizer steps" in shown
     assert "Hessian 36×36, logit per input unit²" in shown
-    assert "sample 1, looked at class 2\nlabel 2" in shown
+    assert "sample 1, class 2\nlabel 2" in shown
+    (axes,) = composite(record, 2).axes
+    shown_matrices = [image.get_array() for image in axes.images if image.get_array().shape == (36, 36)]
+    np.testing.assert_array_equal(shown_matrices, record.hessian[:, 1])
     value = record.eigenvalues[0, 1, record.vector_index[0, 1, 0]]
     assert f"λ = {value:.3g}".replace("-", "−") in shown
     assert "not converged" not in shown

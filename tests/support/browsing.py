@@ -15,49 +15,51 @@ from urllib.parse import urlsplit
 from playwright.sync_api import ConsoleMessage, FrameLocator, Page, expect
 
 ARTEFACTS = Path(__file__).parent.parent / "browser" / "artefacts"
-PATIENCE_MS = 60_000  # for a machine that is busy with other things
+PATIENCE_MS = 60_000  # on a busy machine
 HERE = {"127.0.0.1", "localhost"}
-VIEWS = ("curves", "spectrum", "evolution", "hessian", "maps", "problems", "cost")
+VIEWS = ("curves", "spectrum", "evolution", "hessian", "maps", "table", "cost")
 
 
 @contextmanager
 def tensorboard(logdir: Path, *flags: str) -> Iterator[str]:
-    """A TensorBoard process that reads ``logdir`` anew every second; gives its address, which ends with a slash."""
+    """A TensorBoard process that reads ``logdir`` again every second; yields its address, which ends with a slash."""
     command = [sys.executable, "-m", "tensorboard.main", f"--logdir={logdir}", "--port=0", "--reload_interval=1"]
     process = subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True, errors="replace")
+    drain = threading.Thread(target=process.stderr.read, daemon=True)  # a full pipe would stop it
     try:
-        told = ""
-        while not (found := re.search(r"at (http://\S+?)/* \(Press", told)):
+        output = ""
+        while not (found := re.search(r"at (http://\S+?)/* \(Press", output)):
             line = process.stderr.readline()
-            assert line, f"TensorBoard ended: {told}"
-            told += line
-        drain = threading.Thread(target=process.stderr.read, daemon=True)  # a full pipe would stop it
+            assert line, f"TensorBoard ended: {output}"
+            output += line
         drain.start()
         yield f"{found.group(1)}/"
     finally:
         process.kill()
         process.wait()
-        drain.join()
+        if drain.ident is not None:
+            drain.join()
         process.stderr.close()
 
 
 class Tab:
-    """The views, in TensorBoard's frame or (``report``) in a page of their own, and all that the page complains of."""
+    """The views, in TensorBoard's frame or in a report, and the errors in the page's console."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
-        self.complaints: list[str] = []
+        self.errors: list[str] = []
         self.requests: list[str] = []
         page.set_default_timeout(PATIENCE_MS)
+        expect.set_options(timeout=PATIENCE_MS)
         page.on("console", self._hear)
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("request", lambda request: self.requests.append(request.url))
         self.root: FrameLocator | Page = page
 
     def _hear(self, message: ConsoleMessage) -> None:
-        place = message.location["url"]
-        if message.type == "error" and "/font-roboto/" not in place:  # TensorBoard forgets the path prefix of its fonts
-            self.complaints.append(f"{message.text} ({place})")
+        url = message.location["url"]
+        if message.type == "error" and "/font-roboto/" not in url:  # TensorBoard forgets the path prefix of its fonts
+            self.errors.append(f"{message.text} ({url})")
 
     def open(self, address: str) -> None:
         """Opens the tab in TensorBoard, and waits for the views."""
@@ -81,24 +83,24 @@ class Tab:
         self.settle()
 
     def open_page(self, path: Path) -> None:
-        """Opens a page of its own as a file."""
+        """Opens a report as a file."""
         self.page.goto(path.as_uri())
         self.root = self.page
         self.settle()
 
     def check_quiet(self) -> None:
-        """Nothing was complained of so far, and no request left this machine."""
+        """There has been no error so far, and no request left this machine."""
         local = ("data", "blob", "file", "about")
         away = [
             url for url in self.requests if urlsplit(url).scheme not in local and urlsplit(url).hostname not in HERE
         ]
-        complaints, self.complaints, self.requests = self.complaints, [], []
-        assert complaints == []
+        errors, self.errors, self.requests = self.errors, [], []
+        assert errors == []
         assert away == []
 
     def forgive(self, words: str) -> None:
-        """Drops the complaints that a test has provoked."""
-        self.complaints = [told for told in self.complaints if words not in told]
+        """Drops the errors that a test has provoked."""
+        self.errors = [error for error in self.errors if words not in error]
 
     def get(self, name: str):
         """The element of a test id."""
@@ -122,12 +124,12 @@ class Tab:
         self.settle()
 
     def choose(self, **choices: object) -> None:
-        """Chooses in ``column-select`` and the like; ``step`` is the place of the slider."""
+        """Chooses in ``class-select`` and the others; ``step`` is the position of the slider."""
         for name, value in choices.items():
             if name == "step":
                 self.get("step-slider").fill(str(value))
             else:
-                self.get(f"{name}-select").select_option(str(value))
+                self.get(f"{name.removesuffix('_id')}-select").select_option(str(value))
             self.settle()
 
     def traces(self, name: str) -> list[dict]:
@@ -139,28 +141,29 @@ class Tab:
         self.page.mouse.move(0, 0)
         for box in self.get("run-select").locator("input").all():
             box.check()
-        for name in ("focus", "column", "sample", "metric", "lines"):
+        for name in ("focus", "class", "sample", "metric", "lines"):
             self.get(f"{name}-select").select_option(index=0)
         self.choose(step=self.get("step-slider").get_attribute("max"))
 
     def words(self, name: str) -> str:
-        """What a view says of what it shows."""
+        """The description above a view."""
         return self.get(f"{name}-words").inner_text()
 
     def link(self) -> str:
         """The link that the page offers: where it may not use the clipboard, it shows it."""
         self.get("copy-link").click()
-        told = self.root.locator(".buttons .hint")
-        expect(told).not_to_be_empty()
-        copied = told.inner_text() == "copied"
-        return self.page.evaluate("navigator.clipboard.readText()") if copied else told.inner_text()
+        shown = self.root.locator(".buttons .hint")
+        expect(shown).not_to_be_empty()
+        copied = shown.inner_text() == "copied"
+        return self.page.evaluate("navigator.clipboard.readText()") if copied else shown.inner_text()
 
     def artefact(self, name: str) -> Path:
-        """Where a picture of this name is kept."""
+        """The path of a picture; the folder is made when the first one is taken."""
+        ARTEFACTS.mkdir(parents=True, exist_ok=True)
         return ARTEFACTS / f"{name}.png"
 
     def screenshot(self, name: str) -> None:
-        """Keeps a picture of all views: the window is made high enough for them, as frames end with it."""
+        """Saves a picture of all views: the window is made high enough for them, since frames end with it."""
         size = self.page.viewport_size
         high = self.root.locator(".input-hessian").evaluate("e => Math.ceil(e.getBoundingClientRect().height)")
         self.page.set_viewport_size({**size, "height": high + 80})

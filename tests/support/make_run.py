@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 from tensorboard.backend.event_processing.data_ingester import LocalDataIngester
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
@@ -23,10 +23,9 @@ from werkzeug.test import Client
 from lightning_hessian import Record
 from lightning_hessian.curvature.methods.plan import Options
 from lightning_hessian.records.event_format import pack_summary
-from lightning_hessian.records.files import Session, save_record
-from lightning_hessian.records.retention import Storage
+from lightning_hessian.records.files import save_record
+from lightning_hessian.records.payload import open_arrays, pack
 from lightning_hessian.tensorboard_plugin.loader import InputHessianLoader
-from lightning_hessian.tensorboard_plugin.safe_file import SafeFile
 from lightning_hessian.training.samples import Samples
 from support.measuring import Measurer
 
@@ -59,36 +58,31 @@ def write_run(
     tag: str = "input_hessian",
     files: bool = True,
     payload: bytes | None = None,
-    layout: int = 1,
-    storage: Storage = "upper_triangle",
+    version: int = 2,
     start: float = START,
-    session: Session | None = None,
 ) -> Path:
     """Writes the events of ``records``, one a second, and their files beside them."""
     writer = EventFileWriter(str(folder), filename_suffix=f".{start}")
     for second, record in enumerate(records):
-        content = pack_summary(record, session and dataclasses.asdict(session)) if payload is None else payload
+        content = pack_summary(record) if payload is None else payload
         value = Summary.Value(tag=tag, tensor=TensorProto(dtype=DT_STRING, string_val=[content]))
-        told = SummaryMetadata.PluginData(plugin_name="input_hessian", content=b'{"layout": %d}' % layout)
-        value.metadata.CopyFrom(SummaryMetadata(plugin_data=told, data_class=DATA_CLASS_TENSOR))
+        plugin_data = SummaryMetadata.PluginData(plugin_name="input_hessian", content=b'{"format": %d}' % version)
+        value.metadata.CopyFrom(SummaryMetadata(plugin_data=plugin_data, data_class=DATA_CLASS_TENSOR))
         writer.add_event(
             Event(wall_time=start + second, step=record.logged_step, summary=Summary(value=[value])),
         )
         if files:
-            save_record(record, folder, session, storage)
+            save_record(record, folder)
     writer.close()
     return folder
 
 
 def rewrite(folder: Path, step: int, *, arrays: dict[str, np.ndarray | None]) -> Path:
-    """Replaces arrays of a saved file, or takes them out."""
+    """Replaces arrays of a saved file, or removes them."""
     path = folder / "input_hessian" / f"step_{step:09d}.safetensors"
-    with path.open("rb") as source:
-        file = SafeFile(source, path.stat().st_size)
-        found = {name: file.read(name) for name in file}
-        meta = json.dumps(file.meta)
-    found = {name: a for name, a in {**found, **arrays}.items() if a is not None}
-    path.write_bytes(save({k: np.ascontiguousarray(a) for k, a in found.items()}, {"lightning_hessian": meta}))
+    with open_arrays(path) as file:
+        found, meta = {name: file.read(name) for name in file}, file.meta
+    path.write_bytes(pack({name: a for name, a in {**found, **arrays}.items() if a is not None}, meta))
     return path
 
 
@@ -123,26 +117,26 @@ class Tab:
         self.ingester.start()
 
     def get(self, route: str, **arguments: object):
-        """What a route answers."""
+        """The answer of a route."""
         return Client(self.plugin.get_plugin_apps()[route]).get(
             "/", query_string={k: str(v) for k, v in arguments.items()}
         )
 
     def arrays(self, route: str, **arguments: object) -> tuple[dict[str, np.ndarray], dict]:
-        """The arrays and words of a binary answer."""
+        """The arrays and the metadata of a binary answer."""
         answer = self.get(route, **arguments)
         assert answer.status_code == 200, answer.text
         return unpack(answer.data)
 
-    def refused(self, status: int, route: str, **arguments: object) -> str:
-        """The sentence of an answer that is refused with ``status``."""
+    def error(self, status: int, route: str, **arguments: object) -> str:
+        """The sentence of an answer with the error ``status``."""
         answer = self.get(route, **arguments)
         assert answer.status_code == status, answer.data[:200]
         return answer.json["error"]
 
 
 def unpack(content: bytes) -> tuple[dict[str, np.ndarray], dict]:
-    """By the safetensors library itself, not by the reader under test."""
+    """Arrays and metadata, by the safetensors library itself."""
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     return load(content), json.loads(header["__metadata__"]["lightning_hessian"])
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partialmethod
 from pathlib import Path
@@ -34,15 +35,22 @@ BROKEN = "measured and found wanting"
 SAMPLES = tuple(values[::2] for values in digits(64, 70).tensors)
 
 
+def free_port() -> int:
+    """A port that nothing uses, and that the system gives to nobody who asks for any, as servers of other tests do."""
+    first = 20_000 + os.getpid() % 10_000
+    for port in range(first, first + 100):
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"No port from {first} on is free.")
+
+
 def launch(folder: Path, *scenarios: str, environments: list[dict[str, str]]) -> list[str]:
     """Runs one process for each environment until all have ended, and gives what they printed."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
     common = {
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "GLOO_SOCKET_IFNAME": "lo",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),

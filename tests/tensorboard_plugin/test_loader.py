@@ -23,13 +23,13 @@ assert Client(plugin.get_plugin_apps()["/plotly.min.js"]).get("/").status_code =
 
 
 def loaded(code: str) -> set[str]:
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", f"{code}\nimport sys; print('\\n'.join(sys.modules))"],
         check=True,
         capture_output=True,
         text=True,
     )
-    return set(told.stdout.split())
+    return set(output.stdout.split())
 
 
 def test_the_entry_point_and_the_plugin_load_nothing_heavy():
@@ -63,6 +63,6 @@ def test_flags_of_another_tensorboard_do_not_matter():
     InputHessianLoader().fix_flags(argparse.Namespace(samples_per_plugin=None))
 
 
-def test_a_failure_is_told_and_tensorboard_goes_on(caplog):
+def test_a_failure_is_logged_and_tensorboard_goes_on(caplog):
     assert InputHessianLoader().load(None) is None
     assert "There is no Input Hessian tab: AttributeError" in caplog.text

@@ -11,10 +11,13 @@ from torch import nn
 
 from lightning_hessian import load_records
 from lightning_hessian.records import event_format
-from lightning_hessian.records.event_format import METRICS, pack_summary
+from lightning_hessian.records.answers.history import PER_STEP, metric_table
+from lightning_hessian.records.event_format import pack_summary
 from lightning_hessian.records.files import save_record
 from lightning_hessian.records.histogram import BIN_EDGES
-from lightning_hessian.tensorboard_plugin import statics
+from lightning_hessian.records.matrices import from_triangle
+from lightning_hessian.records.metrics import METRICS
+from lightning_hessian.tensorboard_plugin import static_files
 
 RUN = {"run": "exp/gelu", "tag": "input_hessian"}
 RELU = {"run": "exp/relu", "tag": "input_hessian/late"}
@@ -40,15 +43,16 @@ def tab(curved, piecewise, tmp_path_factory):
 
 
 def test_runs(tab, curved):
-    told = tab.get("/runs").json
-    assert told["layout"] == 1
-    assert [r["run"] for r in told["runs"]] == ["exp/gelu", "exp/relu"]
-    (tag,) = told["runs"][0]["tags"]
+    answer = tab.get("/runs").json
+    assert answer["format"] == 2
+    assert answer["metrics"][0]["title"] == "largest λ"
+    assert [r["run"] for r in answer["runs"]] == ["exp/gelu", "exp/relu"]
+    (tag,) = answer["runs"][0]["tags"]
     assert tag == {
         "tag": "input_hessian",
         "name": None,
         "target": "prob",
-        "columns": ["class_1", "class_3"],
+        "class_ids": [1, 3],
         "class_names": None,
         "num_samples": 2,
         "num_inputs": 9,
@@ -67,19 +71,19 @@ def test_series(tab, curved):
     np.testing.assert_array_equal(arrays["steps"], [0, 9, 19])
     np.testing.assert_array_equal(arrays["epochs"], [0, 1, 2])
     for metric in METRICS:
-        expected = np.stack([getattr(r, metric) for r in curved]).astype(np.float32)
-        np.testing.assert_array_equal(arrays[metric], expected, err_msg=metric)
+        expected = np.stack([getattr(r, metric.name) for r in curved]).astype(np.float32)
+        np.testing.assert_array_equal(arrays[metric.name], expected, err_msg=metric.name)
     np.testing.assert_array_equal(arrays["labels"], [[0, 1]] * 3)
     np.testing.assert_array_equal(arrays["classes"], [[[1, 3]] * 2] * 3)
     np.testing.assert_array_equal(arrays["predicted"], np.stack([r.predicted for r in curved]))
     np.testing.assert_allclose(arrays["seconds"], [r.seconds for r in curved], rtol=1e-6)
     assert meta["method"] == [r.method for r in curved]
     assert meta["message"] == [r.message for r in curved]
-    assert meta["optimizer_steps"] == [0, 10, 20]
+    assert meta["step"] == [0, 10, 20]
 
 
 def test_spectra(tab, curved):
-    arrays, meta = tab.arrays("/spectra", **RUN, sample=1, column=0)
+    arrays, meta = tab.arrays("/spectra", **RUN, sample=1, class_id=1)
     assert meta == {"histogram": ["exact"] * 3, "left_out": None}
     expected = np.stack([r.eigenvalues[1, 0] for r in curved])
     np.testing.assert_array_equal(arrays["eigenvalues"], expected)
@@ -91,25 +95,30 @@ def test_spectra(tab, curved):
 def test_spectra_of_different_lengths_are_filled_with_nan(curved, tmp_path):
     listed = {name: getattr(curved[1], name)[..., :3] for name in ("eigenvalues", "residuals", "converged")}
     write_run(tmp_path / "run", [curved[0], dataclasses.replace(curved[1], **listed)])
-    arrays, _ = Tab(tmp_path).arrays("/spectra", run="run", tag="input_hessian", sample=0, column=1)
+    arrays, _ = Tab(tmp_path).arrays("/spectra", run="run", tag="input_hessian", sample=0, class_id=3)
     assert np.isnan(arrays["eigenvalues"][1, 3:]).all()
     np.testing.assert_array_equal(arrays["eigenvalues"][1, :3], curved[1].eigenvalues[0, 1, :3])
 
 
-def test_summary(tab, curved):
-    answer = tab.get("/summary", **RUN, step=9)
-    (arrays, meta), (expected, told) = unpack(answer.data), unpack(pack_summary(curved[1]))
-    assert meta == told
+def test_what_is_answered_at_one_step_is_its_event(tab, curved):
+    answer = tab.get("/series", **RUN)
+    (arrays, meta), (expected, written) = unpack(answer.data), unpack(pack_summary(curved[1]))
+    for name in PER_STEP:
+        assert meta[name][1] == written[name], name
+    problems = [tab.arrays("/spectra", **RUN, sample=n, class_id=k)[0] for n in (0, 1) for k in (1, 3)]
     for name, array in expected.items():
-        np.testing.assert_array_equal(arrays[name], array)
+        found = arrays[name][1] if name in arrays else np.stack([each[name][1] for each in problems])
+        np.testing.assert_array_equal(found.reshape(array.shape), array, err_msg=name)
     assert answer.content_type == "application/octet-stream"
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
 
 
-def test_problem(tab, curved):
-    arrays, meta = tab.arrays("/problem", **RUN, step=19, sample=1, column=1)
+def test_input_and_maps(tab, curved):
     record = curved[2]
+    arrays, meta = tab.arrays("/input", **RUN, step=19, sample=1)
     np.testing.assert_array_equal(arrays["x"], record.x[1])
+    assert meta["shape"] == [1, 3, 3]
+    arrays, meta = tab.arrays("/maps", **RUN, step=19, sample=1, class_id=3)
     for name in ("gradient", "diagonal", "diagonal_error"):
         np.testing.assert_array_equal(arrays[name], getattr(record, name)[1, 1])
     np.testing.assert_array_equal(arrays["eigenvectors"], record.eigenvectors[1, 1])
@@ -118,20 +127,20 @@ def test_problem(tab, curved):
     np.testing.assert_array_equal(arrays["eigenvector_residuals"], record.residuals[1, 1, index])
     np.testing.assert_array_equal(arrays["eigenvector_converged"], record.converged[1, 1, index])
     assert meta["matrix"] == "none"
-    assert "kept only of sample 0 at this step" in meta["why_not"]
-    assert meta["shape"] == [1, 3, 3]
-    assert tab.arrays("/problem", **RUN, step=19, sample=0, column=1)[1]["matrix"] == "kept"
+    assert "stored only for sample 0 at this step" in meta["why_no_matrix"]
+    assert meta["largest_diagonal_error"] == 0
+    assert tab.arrays("/maps", **RUN, step=19, sample=0, class_id=3)[1]["matrix"] == "stored"
 
 
-def test_matrix_and_rows_that_were_kept(tab, curved):
+def test_stored_matrix_and_rows(tab, curved):
     hessian = curved[1].hessian[0, 1]
-    arrays, meta = tab.arrays("/matrix", **RUN, step=9, sample=0, column=1)
-    np.testing.assert_array_equal(arrays["matrix"], hessian)
-    assert arrays["limit"] == pytest.approx(np.percentile(np.abs(hessian), 99))
-    assert arrays["largest"] == np.abs(hessian).max()
-    assert (arrays["size"], arrays["block"], meta["matrix"]) == (9, 1, "kept")
+    arrays, meta = tab.arrays("/matrix", **RUN, step=9, sample=0, class_id=3)
+    np.testing.assert_array_equal(from_triangle(arrays["triangle"], 9), hessian)
+    assert meta["limit"] == pytest.approx(np.percentile(np.abs(hessian), 99))
+    assert meta["largest"] == np.abs(hessian).max()
+    assert (meta["size"], meta["block"], meta["source"]) == (9, 1, "stored")
     for index in range(9):
-        row, _ = tab.arrays("/row", **RUN, step=9, sample=0, column=1, index=index)
+        row, _ = tab.arrays("/row", **RUN, step=9, sample=0, class_id=3, index=index)
         np.testing.assert_array_equal(row["row"], hessian[index])
 
 
@@ -139,33 +148,43 @@ def test_matrix_and_rows_from_eigenvectors(tab, piecewise):
     record = piecewise[1]
     values = record.eigenvalues[1, 0, record.vector_index[1, 0]]
     expected = np.einsum("vi,v,vj->ij", record.eigenvectors[1, 0], values, record.eigenvectors[1, 0])
-    arrays, meta = tab.arrays("/matrix", **RELU, step=9, sample=1, column=0)
-    assert meta["matrix"] == "from eigenvectors"
-    np.testing.assert_allclose(arrays["matrix"], expected, atol=1e-6 * np.abs(expected).max())
-    row, _ = tab.arrays("/row", **RELU, step=9, sample=1, column=0, index=4)
+    arrays, meta = tab.arrays("/matrix", **RELU, step=9, sample=1, class_id=1)
+    assert meta["source"] == "from eigenvectors"
+    found = from_triangle(arrays["triangle"], 9)
+    np.testing.assert_allclose(found, expected, atol=1e-6 * np.abs(expected).max())
+    np.testing.assert_array_equal(found, record.matrix(1, 1))
+    row, _ = tab.arrays("/row", **RELU, step=9, sample=1, class_id=1, index=4)
     np.testing.assert_allclose(row["row"], expected[4], atol=1e-6 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("storage", ["float32", "upper_triangle", "float16"])
-def test_every_storage_of_matrices(curved, tmp_path, storage):
-    """As ``load_records`` gives them back, row by row; half precision is told."""
-    write_run(tmp_path / "run", curved[:1], storage=storage)
+def test_matrices_are_those_of_the_loaded_record(curved, tmp_path):
+    write_run(tmp_path / "run", curved[:1])
     (record,) = load_records(tmp_path / "run")
-    tab, problem = Tab(tmp_path), {"run": "run", "tag": "input_hessian", "step": 0, "sample": 0, "column": 1}
-    drawn, meta = tab.arrays("/matrix", **problem)
-    np.testing.assert_array_equal(drawn["matrix"], record.matrix(0, 1))
-    assert ("5e-4" in (meta["precision"] or "")) == (storage == "float16")
+    tab, which = Tab(tmp_path), {"run": "run", "tag": "input_hessian", "step": 0, "sample": 0, "class_id": 3}
+    drawn, _ = tab.arrays("/matrix", **which)
+    np.testing.assert_array_equal(from_triangle(drawn["triangle"], 9), record.matrix(0, 3))
     for index in range(9):
-        row, _ = tab.arrays("/row", **problem, index=index)
-        np.testing.assert_array_equal(row["row"], record.matrix(0, 1)[index])
+        row, _ = tab.arrays("/row", **which, index=index)
+        np.testing.assert_array_equal(row["row"], record.matrix(0, 3)[index])
 
 
-def test_which_samples_were_kept_is_told_by_the_event(curved, tmp_path):
-    payload = pack_summary(curved[0]).replace(b'\\"matrices\\": [0]', b'\\"matrices\\": [1]')
+@pytest.mark.parametrize("class_id", ["label", "predicted"])
+def test_classes_that_depend_on_the_sample(curved, tmp_path, class_id):
+    one = [dataclasses.replace(curved[0], class_ids=(class_id, 3))]
+    write_run(tmp_path / "run", one)
+    tab, which = Tab(tmp_path), {"run": "run", "tag": "input_hessian", "sample": 1, "class_id": class_id}
+    assert tab.get("/runs").json["runs"][0]["tags"][0]["class_ids"] == [class_id, 3]
+    np.testing.assert_array_equal(tab.arrays("/maps", **which, step=0)[0]["gradient"], curved[0].gradient[1, 0])
+    assert tab.error(400, "/spectra", **{**which, "class_id": 1}) == f"class_id='1' must be one of {class_id}, 3."
+
+
+def test_the_event_says_which_samples_have_matrices(curved, tmp_path):
+    payload = pack_summary(curved[0]).replace(b'\\"matrices\\":[0]', b'\\"matrices\\":[1]')
     write_run(tmp_path / "run", curved[:1], payload=payload)
-    tab, problem = Tab(tmp_path), {"run": "run", "tag": "input_hessian", "step": 0, "column": 0}
-    np.testing.assert_array_equal(tab.arrays("/matrix", **problem, sample=1)[0]["matrix"], curved[0].hessian[0, 0])
-    assert "kept only of sample 1" in tab.refused(404, "/matrix", **problem, sample=0)
+    tab, which = Tab(tmp_path), {"run": "run", "tag": "input_hessian", "step": 0, "class_id": 1}
+    triangle = tab.arrays("/matrix", **which, sample=1)[0]["triangle"]
+    np.testing.assert_array_equal(from_triangle(triangle, 9), curved[0].hessian[0, 0])
+    assert "stored only for sample 1" in tab.error(404, "/matrix", **which, sample=0)
 
 
 def test_steps_that_a_resumed_run_wrote_anew_count_once(curved, tmp_path):
@@ -181,13 +200,13 @@ def test_steps_that_a_resumed_run_wrote_anew_count_once(curved, tmp_path):
     np.testing.assert_array_equal(arrays["trace"][1], curved[2].trace.astype(np.float32))
 
 
-def test_a_measurement_hidden_by_a_later_one_at_its_logged_step_is_told(curved, tmp_path):
+def test_a_measurement_hidden_by_a_later_one_at_its_logged_step_is_reported(curved, tmp_path):
     """Before training and after the first step, both at the loggers' step 0."""
     after = dataclasses.replace(curved[1], step=1, logged_step=0)
     write_run(tmp_path / "run", [curved[0], after])
     arrays, meta = Tab(tmp_path).arrays("/series", run="run", tag="input_hessian")
     np.testing.assert_array_equal(arrays["trace"], [after.trace.astype(np.float32)])
-    assert meta["left_out"] == "Left out: 1 measurements that a later one followed at the same logged step."
+    assert meta["left_out"] == "Left out: 1 measurement followed by a later one at the same logged step."
 
 
 def test_new_measurements_are_seen_while_training_goes_on(curved, tmp_path):
@@ -210,16 +229,17 @@ def test_more_measurements_than_tensorboard_keeps_by_itself(curved, tmp_path):
     assert len(chosen.arrays("/series", **series)[0]["steps"]) == 7
 
 
-def test_measurements_of_other_samples_are_left_out_and_told(curved, tmp_path):
+def test_measurements_of_other_samples_are_left_out_and_reported(curved, tmp_path):
     one = {
         field.name: value[:1]
         for field in dataclasses.fields(curved[0])
         if isinstance(value := getattr(curved[0], field.name), np.ndarray)
     }
+    one["metrics"] = {name: values[:1] for name, values in curved[0].metrics.items()}
     write_run(tmp_path / "run", [dataclasses.replace(curved[0], **one), *curved[1:]])
     arrays, meta = Tab(tmp_path).arrays("/series", run="run", tag="input_hessian")
     np.testing.assert_array_equal(arrays["steps"], [9, 19])
-    assert meta["left_out"] == "Left out: 1 measurements of other samples or classes than the last."
+    assert meta["left_out"] == "Left out: 1 measurement of other samples, classes or targets than the last."
 
 
 @pytest.mark.parametrize("stage", ["validate", "test"])
@@ -228,8 +248,8 @@ def test_a_measurement_outside_of_a_fit(curved, tmp_path, stage):
     tag = event_format.tag("late", stage)
     write_run(tmp_path / "run", [outside], tag=tag)
     save_record(dataclasses.replace(curved[1], name="late", step=20, logged_step=19), tmp_path / "run")
-    question = {"run": "run", "tag": tag, "step": 19, "sample": 0, "column": 0}
-    np.testing.assert_array_equal(Tab(tmp_path).arrays("/problem", **question)[0]["gradient"], curved[2].gradient[0, 0])
+    request = {"run": "run", "tag": tag, "step": 19, "sample": 0, "class_id": 1}
+    np.testing.assert_array_equal(Tab(tmp_path).arrays("/maps", **request)[0]["gradient"], curved[2].gradient[0, 0])
 
 
 class Exhausted(grpc.RpcError):
@@ -257,18 +277,18 @@ def test_more_than_tensorboard_hands_over_at_once(curved, tmp_path, monkeypatch)
 def test_a_run_of_a_real_trainer(tmp_path):
     fit(tmp_path / "logs" / "run", small_monitor(name="late"))
     records = load_records(tmp_path / "logs" / "run", name="late")
-    tab, question = Tab(tmp_path / "logs"), {"run": "run", "tag": "input_hessian/late"}
-    arrays, meta = tab.arrays("/series", **question)
+    tab, request = Tab(tmp_path / "logs"), {"run": "run", "tag": "input_hessian/late"}
+    arrays, meta = tab.arrays("/series", **request)
     np.testing.assert_array_equal(arrays["steps"], [r.logged_step for r in records])
     np.testing.assert_array_equal(arrays["lambda_max"], np.stack([r.lambda_max for r in records]).astype(np.float32))
-    assert meta["optimizer_steps"] == [r.step for r in records]
+    assert meta["step"] == [r.step for r in records]
     last = records[-1]
-    row, _ = tab.arrays("/row", **question, step=last.logged_step, sample=0, column=1, index=27)
-    np.testing.assert_array_equal(row["row"], last.matrix(0, 1)[27])
+    row, _ = tab.arrays("/row", **request, step=last.logged_step, sample=0, class_id=3, index=27)
+    np.testing.assert_array_equal(row["row"], last.matrix(0, 3)[27])
 
 
 def test_no_data(tmp_path):
-    assert Tab(tmp_path).get("/runs").json == {"layout": 1, "runs": []}
+    assert Tab(tmp_path).get("/runs").json == {"format": 2, "metrics": metric_table(), "runs": []}
 
 
 def test_logdir_spec_shows_spectra_and_says_why_there_is_no_matrix(curved, tmp_path):
@@ -278,9 +298,9 @@ def test_logdir_spec_shows_spectra_and_says_why_there_is_no_matrix(curved, tmp_p
     (tag,) = run["tags"]
     assert not tag["files"]
     assert "--logdir_spec" in tag["why_no_files"]
-    assert len(tab.arrays("/spectra", run=run["run"], tag="input_hessian", sample=0, column=0)[0]["steps"]) == 3
-    question = {"run": run["run"], "tag": "input_hessian", "step": 0, "sample": 0, "column": 0}
-    assert "--logdir_spec" in tab.refused(404, "/matrix", **question)
+    assert len(tab.arrays("/spectra", run=run["run"], tag="input_hessian", sample=0, class_id=1)[0]["steps"]) == 3
+    request = {"run": run["run"], "tag": "input_hessian", "step": 0, "sample": 0, "class_id": 1}
+    assert "--logdir_spec" in tab.error(404, "/matrix", **request)
 
 
 def test_a_run_without_files(curved, tmp_path):
@@ -289,8 +309,8 @@ def test_a_run_without_files(curved, tmp_path):
     (run,) = tab.get("/runs").json["runs"]
     assert run["run"] == "."
     assert "not copied" in run["tags"][0]["why_no_files"]
-    question = {"run": ".", "tag": "input_hessian", "step": 0, "sample": 0, "column": 0}
-    assert "file of step 0 is not beside" in tab.refused(404, "/problem", **question)
+    request = {"run": ".", "tag": "input_hessian", "step": 0, "sample": 0, "class_id": 1}
+    assert "file of step 0 is not beside" in tab.error(404, "/maps", **request)
 
 
 def test_the_page_and_plotly(tmp_path, monkeypatch):
@@ -300,7 +320,7 @@ def test_the_page_and_plotly(tmp_path, monkeypatch):
     (tmp_path / "secret.js").write_text("no")
     (tmp_path / "static" / "link.js").symlink_to(tmp_path / "secret.js")
     (tmp_path / "static" / "notes.txt").write_text("no")
-    monkeypatch.setattr(statics, "FOLDER", tmp_path / "static")
+    monkeypatch.setattr(static_files, "FOLDER", tmp_path / "static")
     tab = Tab(tmp_path)
     assert tab.plugin.frontend_metadata().es_module_path == "/index.js"
     for route in ("/index.js", "/static/index.js"):

@@ -1,10 +1,7 @@
-"""A real TensorBoard with either of its loaders, below a path prefix, finds the tab and serves it."""
+"""A real TensorBoard with either of its loaders, under a path prefix, finds the tab and serves it."""
 
 import dataclasses
 import json
-import re
-import subprocess
-import sys
 import time
 from urllib.error import HTTPError
 from urllib.parse import urlencode
@@ -12,9 +9,13 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
+from support.browsing import tensorboard
 from support.make_run import START, later, train, unpack, write_run
 
-PATIENCE = 120  # seconds, for a machine that is busy with other things
+from lightning_hessian.records.matrices import from_triangle
+
+PATIENCE = 120  # seconds, on a busy machine
+STEPS = {"deep/resumed": [0, 9, 14], "long": [10 * i for i in range(130)]}  # logged ones, when all has been read
 
 
 @pytest.fixture(scope="module")
@@ -36,26 +37,13 @@ def logdir(records, tmp_path_factory):
 @pytest.fixture(scope="module", params=["true", "false"])
 def address(request, logdir):
     """The plugin's address at a running TensorBoard that has read everything."""
-    arguments = [f"--logdir={logdir}", "--port=0", "--path_prefix=/below", f"--load_fast={request.param}"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tensorboard.main", *arguments], stderr=subprocess.PIPE, text=True, errors="replace"
-    )
-    try:
-        told = ""
-        while not (found := re.search(r"at (http://\S+?)/* \(Press", told)):
-            line = process.stderr.readline()
-            assert line, f"TensorBoard ended: {told}"
-            told += line
-        plugin = f"{found.group(1)}/data/plugin/input_hessian"
+    with tensorboard(logdir, "--path_prefix=/below", f"--load_fast={request.param}") as server:
+        plugin = f"{server}data/plugin/input_hessian"
         until = time.monotonic() + PATIENCE
-        while [len(tag["steps"]) for run in runs(plugin) for tag in run["tags"]] != [3, 130]:
+        while {run["run"]: tag["steps"] for run in runs(plugin) for tag in run["tags"]} != STEPS:
             assert time.monotonic() < until, runs(plugin)
             time.sleep(0.2)
         yield plugin
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()
 
 
 def get(address: str, **arguments: object) -> bytes:
@@ -76,16 +64,17 @@ def test_the_tab_is_there(address):
 
 def test_both_loaders_show_the_same_steps(address):
     assert [(run["run"], run["tags"][0]["files"]) for run in runs(address)] == [("deep/resumed", True), ("long", False)]
+    assert [len(run["tags"][0]["steps"]) for run in runs(address)] == [3, 130]
     assert runs(address)[0]["tags"][0]["steps"] == [0, 9, 14]
 
 
 def test_series_and_matrix(address, records):
-    question = {"run": "deep/resumed", "tag": "input_hessian"}
-    arrays, _ = unpack(get(f"{address}/series", **question))
+    which = {"run": "deep/resumed", "tag": "input_hessian"}
+    arrays, _ = unpack(get(f"{address}/series", **which))
     expected = np.stack([records[i].trace for i in (0, 2, 2)]).astype(np.float32)
     np.testing.assert_array_equal(arrays["trace"], expected)
-    drawn, _ = unpack(get(f"{address}/matrix", **question, step=14, sample=0, column=1))
-    np.testing.assert_array_equal(drawn["matrix"], records[2].hessian[0, 1])
+    drawn, _ = unpack(get(f"{address}/matrix", **which, step=14, sample=0, class_id=3))
+    np.testing.assert_array_equal(from_triangle(drawn["triangle"], 9), records[2].hessian[0, 1])
 
 
 @pytest.mark.parametrize(
@@ -98,9 +87,9 @@ def test_other_files_are_not_served(address, path):
         assert answer.code == 404
 
 
-def test_an_encoded_run_outside_is_refused_in_words(address):
+def test_an_encoded_run_outside_is_an_error(address):
     with pytest.raises(HTTPError) as caught:
-        get(f"{address}/problem", run="deep/../deep/resumed", tag="input_hessian", step=9, sample=0, column=0)
+        get(f"{address}/maps", run="deep/../deep/resumed", tag="input_hessian", step=9, sample=0, class_id=1)
     with caught.value as answer:
         assert answer.code == 404
         assert json.loads(answer.read())["error"] == "There is no run 'deep/../deep/resumed'."

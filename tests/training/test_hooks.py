@@ -39,6 +39,9 @@ class Stream(IterableDataset):
     def __iter__(self):
         yield from self.inner
 
+    def __repr__(self):
+        return "Stream"  # the same in every process, as ids of tests must be
+
 
 @pytest.mark.parametrize(
     ("arguments", "steps"),

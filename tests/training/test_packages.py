@@ -64,7 +64,7 @@ def run(folder, *callbacks):
 """
 
 FIT = """
-monitor = InputHessianMonitor(3, num_samples=2, on_error="raise")
+monitor = InputHessianMonitor(3, num_samples=2, heatmap_samples=0, on_error="raise")
 assert isinstance(monitor, pl.Callback)
 watch = EarlyStopping("hessian_trace/logit_class_3", patience=9)
 trainer, model = run("with", monitor, watch)

@@ -35,6 +35,7 @@ def idle_publisher(*loggers, folder=None):
 
 def test_jobs_run_in_order_on_a_thread_that_ends_with_them():
     publisher, seen = idle_publisher(), []
+    publisher._submit(lambda: time.sleep(0.1))
     for number in range(5):
         publisher._submit(lambda number=number: seen.append((number, threading.current_thread().name)))
     publisher.flush()
@@ -258,7 +259,7 @@ class Look(Callback):
 def test_a_checkpoint_waits_for_the_files_of_what_it_says_was_measured(tmp_path, slow_disk):
     monitor = small_monitor(on_error="warn")
     look = Look(tmp_path, monitor)
-    checkpoint = ModelCheckpoint(tmp_path / "kept", save_top_k=-1)
+    checkpoint = ModelCheckpoint(tmp_path / "checkpoints", save_top_k=-1)
     fit(tmp_path, monitor, look, checkpoint, enable_checkpointing=True)
     assert look.seen == {4: [0, 4], 8: [0, 4, 8]}
 

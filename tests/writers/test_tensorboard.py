@@ -104,11 +104,13 @@ def test_errors_of_estimates_are_logged_and_in_the_text():
     net, samples = mlp(torch.nn.Tanh, inputs=40), Samples(torch.randn(2, 40), None)
     monitor = Measurer([0, 2], "prob", "float64", Options("lanczos", 4), heatmap_samples=0)
     record = monitor.measure(net, samples, step=0, logged_step=0, epoch=0)
+    record = replace(record, residuals=np.arange(1.0, 17).reshape(2, 2, 4))
     values = scalars(record)
     names = ("lambda_max", "lambda_min", "trace", "frobenius_norm", "gauss_newton_share", "not_converged")
     errors = {tag for tag in values if tag.startswith("hessian_error/")}
     assert errors == {f"hessian_error/{name}_prob_class_{k}" for name in names for k in (0, 2)}
     assert values["hessian_error/trace_prob_class_2"] == record.trace_error[:, 1].mean()
-    assert values["hessian_error/lambda_min_prob_class_0"] == record.residuals[:, 0, -1].mean()
+    assert values["hessian_error/lambda_min_prob_class_0"] == (4 + 12) / 2
+    assert values["hessian_error/lambda_max_prob_class_0"] == (1 + 9) / 2
     assert f"{record.trace[:, 0].mean():.3g} ± {record.trace_error[:, 0].mean():.1g} (" in diagnosis_text(record)
     assert values["hessian_cost/matvecs"] == record.num_matvecs

@@ -148,7 +148,7 @@ class KrylovBasis:
         num_operators, self._size = operator.shape
         self._capacity = min(capacity, self._size)
         self._vectors = _zeros(operator, num_operators, self._capacity, self._size)
-        self._products = _zeros(operator, num_operators, self._capacity, self._capacity)  # H of the docstring
+        self._coefficients = _zeros(operator, num_operators, self._capacity, self._capacity)  # H of the docstring
         self._scale = _zeros(operator, num_operators)
         for _ in range(block_size):
             self._append(self._new_direction())
@@ -164,7 +164,7 @@ class KrylovBasis:
         product = self.operator.matvec(self._vectors[:, j])
         self._scale = torch.maximum(self._scale, product.norm(dim=1))
         rest, coefficients = self._orthogonalised(product)
-        self._products[:, :n, j] = coefficients
+        self._coefficients[:, :n, j] = coefficients
         self.num_processed += 1
         if n == self._size:
             return
@@ -173,12 +173,12 @@ class KrylovBasis:
         if exhausted.any():
             length = length.where(~exhausted, 0)
             rest = rest.where(~exhausted.unsqueeze(1), self._new_direction())
-        self._products[:, n, j] = length
+        self._coefficients[:, n, j] = length
         self._append(rest)
 
     def projection(self) -> Tensor:
         """Qᵀ A Q of the processed part, ``[P, j, j]`` in float64."""
-        square = self._products[:, : self.num_processed, : self.num_processed].double()
+        square = self._coefficients[:, : self.num_processed, : self.num_processed].double()
         return (square + square.mT) / 2
 
     def ritz(self, which: End, count: int) -> _Ritz:
@@ -188,10 +188,10 @@ class KrylovBasis:
         norm = values.abs().amax(dim=1)
         index = _wanted(values, which, count)
         coefficients = coefficients.gather(2, index.unsqueeze(1).expand(-1, j, -1))
-        tail = (self._products[:, j:n, :j].double() @ coefficients).norm(dim=1)
-        rounding = _rounding(self._products.dtype, self._size) * norm
+        tail = (self._coefficients[:, j:n, :j].double() @ coefficients).norm(dim=1)
+        rounding = _rounding(self._coefficients.dtype, self._size) * norm
         residuals = torch.hypot(tail, rounding.unsqueeze(1).expand_as(tail))
-        dtype = self._products.dtype
+        dtype = self._coefficients.dtype
         return _Ritz(values.gather(1, index).to(dtype), coefficients.to(dtype), residuals.to(dtype), norm.to(dtype))
 
     def vectors_of(self, ritz: _Ritz, chosen: Tensor) -> Tensor:
@@ -203,20 +203,22 @@ class KrylovBasis:
         j, n, b = self.num_processed, self.num_vectors, self._block_size
         m = max(count, min(j - 1, (count + self._capacity - b) // 2))
         ritz = self.ritz(which, m)
-        coupling = self._products[:, j:n, :j] @ ritz.coefficients
+        coupling = self._coefficients[:, j:n, :j] @ ritz.coefficients
         everything = torch.ones(len(self._vectors), dtype=torch.bool, device=self._vectors.device)
         best = self.vectors_of(ritz, everything)
         self._vectors[:, m : m + b] = self._vectors[:, j:n].clone()
         self._vectors[:, :m] = best
-        self._products.zero_()
-        self._products[:, :m, :m] = torch.diag_embed(ritz.values)
-        self._products[:, m : m + b, :m] = coupling
+        self._coefficients.zero_()
+        self._coefficients[:, :m, :m] = torch.diag_embed(ritz.values)
+        self._coefficients[:, m : m + b, :m] = coupling
         self.num_processed, self.num_vectors = m, m + b
 
     def select(self, index: Tensor) -> None:
         """Goes on with the operators at ``index`` only."""
         self.operator = self.operator.select(index)
-        self._vectors, self._products, self._scale = (t[index] for t in (self._vectors, self._products, self._scale))
+        self._vectors, self._coefficients, self._scale = (
+            t[index] for t in (self._vectors, self._coefficients, self._scale)
+        )
 
     def _append(self, vector: Tensor) -> None:
         self._vectors[:, self.num_vectors] = vector / vector.norm(dim=1, keepdim=True)

@@ -1,19 +1,27 @@
-// Fetching. Every view asks a `source`; this one asks TensorBoard, the report's own answers from the page.
+// Fetching. Every view asks a `source`; this one asks TensorBoard, that of the report looks into the page.
 //
 // A source has these async methods:
-//   runs()                                          -> {layout, runs: [{run, tags: [...]}]}
-//   series(run, tag)                                -> answer
-//   spectra(run, tag, sample, column)               -> answer
-//   summary(run, tag, step)                         -> answer
-//   problem(run, tag, step, sample, column)         -> answer
-//   matrix(run, tag, step, sample, column, size)    -> answer
-//   row(run, tag, step, sample, column, index)      -> answer
-// An answer is {arrays: {name: {shape, data}}, meta}; what cannot be given is an Error whose message is a sentence.
+//   runs()                                        -> {format, metrics: [...], runs: [{run, tags: [...]}]}
+//   series(run, tag)                              -> answer
+//   spectra(run, tag, sample, classId)            -> answer
+//   input(run, tag, step, sample)                 -> answer
+//   maps(run, tag, step, sample, classId)         -> answer
+//   matrix(run, tag, step, sample, classId)       -> answer
+//   row(run, tag, step, sample, classId, index)   -> answer
+// An answer is {arrays: {name: {shape, data}}, meta}; where there is none, an Error says why in a sentence.
+
+const ANSWERS = {
+  series: ["run", "tag"],
+  spectra: ["run", "tag", "sample", "class_id"],
+  input: ["run", "tag", "step", "sample"],
+  maps: ["run", "tag", "step", "sample", "class_id"],
+  matrix: ["run", "tag", "step", "sample", "class_id"],
+  row: ["run", "tag", "step", "sample", "class_id", "index"],
+};
 
 const READERS = {
   F32: (buffer) => new Float32Array(buffer),
   F64: (buffer) => new Float64Array(buffer),
-  F16: (buffer) => Float32Array.from(new Uint16Array(buffer), halfToNumber),
   I64: (buffer) => Float64Array.from(new BigInt64Array(buffer), Number),
   I32: (buffer) => new Int32Array(buffer),
   U8: (buffer) => new Uint8Array(buffer),
@@ -41,102 +49,105 @@ export function parseSafetensors(buffer) {
   return { arrays, meta };
 }
 
-function halfToNumber(bits) {
-  const sign = bits & 0x8000 ? -1 : 1;
-  const exponent = (bits >> 10) & 0x1f;
-  const fraction = bits & 0x3ff;
-  if (exponent === 0) return sign * fraction * 2 ** -24;
-  if (exponent === 31) return fraction ? NaN : sign * Infinity;
-  return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
+// Row `index` of a symmetric matrix, from its upper triangle row by row.
+export function rowOf(triangle, size, index) {
+  const start = (i) => i * size - (i * (i - 1)) / 2; // the position of the entry (i, i)
+  const row = new Float32Array(size);
+  for (let j = 0; j < index; j++) row[j] = triangle[start(j) + index - j];
+  row.set(triangle.subarray(start(index), start(index) + size - index), index);
+  return row;
+}
+
+// A symmetric matrix, row by row, from its upper triangle.
+export function symmetric(triangle, size) {
+  const values = new Float32Array(size * size);
+  for (let i = 0; i < size; i++) values.set(rowOf(triangle, size, i), i * size);
+  return values;
 }
 
 // The source that asks the plugin's routes below `base`.
 export function httpSource(base) {
-  async function ask(route, parameters) {
+  async function ask(route, parameters = {}) {
     const url = new URL(route, base);
     for (const [name, value] of Object.entries(parameters)) url.searchParams.set(name, value);
     let response;
     try {
       response = await fetch(url);
     } catch {
-      throw new Error("TensorBoard does not answer. Is it still running? Then reload this page.");
+      throw new Error("TensorBoard does not answer. If it is still running, reload this page.");
     }
-    if (!response.ok) throw new Error(await sentence(response));
+    if (!response.ok) throw new Error(await errorMessage(response));
     return response;
   }
-  const binary = async (route, parameters) => parseSafetensors(await (await ask(route, parameters)).arrayBuffer());
-  return {
-    runs: async () => (await ask("runs", {})).json(),
-    series: (run, tag) => binary("series", { run, tag }),
-    spectra: (run, tag, sample, column) => binary("spectra", { run, tag, sample, column }),
-    summary: (run, tag, step) => binary("summary", { run, tag, step }),
-    problem: (run, tag, step, sample, column) => binary("problem", { run, tag, step, sample, column }),
-    matrix: (run, tag, step, sample, column, size) => binary("matrix", { run, tag, step, sample, column, size }),
-    row: (run, tag, step, sample, column, index) => binary("row", { run, tag, step, sample, column, index }),
-  };
+  const source = { runs: async () => (await ask("runs")).json() };
+  for (const [route, names] of Object.entries(ANSWERS)) {
+    source[route] = async (...values) => {
+      const response = await ask(route, Object.fromEntries(names.map((name, i) => [name, values[i]])));
+      return parseSafetensors(await response.arrayBuffer());
+    };
+  }
+  return source;
 }
 
-async function sentence(response) {
+async function errorMessage(response) {
   try {
     return (await response.json()).error;
   } catch {
-    return `TensorBoard answered with status ${response.status} and no explanation; its terminal may say more.`;
+    return `TensorBoard answered with status ${response.status} and no explanation. Its terminal output may say more.`;
   }
 }
 
 const MAX_CACHED_BYTES = 2 ** 28;
 const GROWING = new Set(["series", "spectra"]); // these change when a run goes on
 
-// The same source with its answers kept, the least recently used forgotten first; `renew` takes the answer to runs() and
-// forgets what may have grown, and of single steps what was written anew.
+// The same source with a cache of answers, the least recently used dropped first. `renew` takes the answer to runs() and
+// drops what may have grown, and answers about steps that were written again.
 export function cached(source) {
-  const kept = new Map();
+  const entries = new Map();
   let bytes = 0;
   let written = new Map();
 
   const writtenAt = ([run, tag, step]) => written.get(JSON.stringify([run, tag, step]));
 
-  function forget(key) {
-    bytes -= kept.get(key).bytes;
-    kept.delete(key);
+  function drop(key) {
+    bytes -= entries.get(key).bytes;
+    entries.delete(key);
   }
 
-  function remember(method, values) {
+  function answer(method, values) {
     const key = JSON.stringify([method, ...values]);
-    const known = kept.get(key);
+    const known = entries.get(key);
     if (known) {
-      kept.delete(key);
-      kept.set(key, known);
+      entries.delete(key);
+      entries.set(key, known);
       return known.promise;
     }
     const entry = { method, values, written: writtenAt(values), bytes: 0, promise: source[method](...values) };
-    kept.set(key, entry);
+    entries.set(key, entry);
     entry.promise.then(
-      (answer) => {
-        if (kept.get(key) !== entry) return;
-        entry.bytes = Object.values(answer.arrays).reduce((sum, { data }) => sum + data.byteLength, 0);
+      ({ arrays }) => {
+        if (entries.get(key) !== entry) return;
+        entry.bytes = Object.values(arrays).reduce((sum, { data }) => sum + data.byteLength, 0);
         bytes += entry.bytes;
-        for (const oldest of [...kept.keys()]) {
+        for (const oldest of [...entries.keys()]) {
           if (bytes <= MAX_CACHED_BYTES || oldest === key) break;
-          forget(oldest);
+          drop(oldest);
         }
       },
-      () => kept.get(key) === entry && kept.delete(key),
+      () => entries.get(key) === entry && entries.delete(key),
     );
     return entry.promise;
   }
 
-  const through = { runs: () => source.runs() };
-  for (const method of ["series", "spectra", "summary", "problem", "matrix", "row"]) {
-    through[method] = (...values) => remember(method, values);
-  }
-  through.renew = (catalog) => {
+  const wrapped = { runs: () => source.runs() };
+  for (const method of Object.keys(ANSWERS)) wrapped[method] = (...values) => answer(method, values);
+  wrapped.renew = (catalog) => {
     written = timesOf(catalog);
-    for (const [key, entry] of [...kept]) {
-      if (GROWING.has(entry.method) || entry.written !== writtenAt(entry.values)) forget(key);
+    for (const [key, entry] of [...entries]) {
+      if (GROWING.has(entry.method) || entry.written !== writtenAt(entry.values)) drop(key);
     }
   };
-  return through;
+  return wrapped;
 }
 
 // When each step of each run and tag was written.
@@ -145,10 +156,4 @@ function timesOf({ runs }) {
     tags.flatMap(({ tag, steps, written = [] }) => steps.map((step, i) => [JSON.stringify([run, tag, step]), written[i]])),
   );
   return new Map(all);
-}
-
-// A single number that an answer gives as an array of one or in its metadata.
-export function scalar(answer, name) {
-  const array = answer.arrays[name];
-  return array ? array.data[0] : answer.meta[name];
 }

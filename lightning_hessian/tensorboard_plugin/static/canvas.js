@@ -44,18 +44,18 @@ export function colourImageOf(values, width, height, low, high) {
   return canvas;
 }
 
-// A colour bar lying below a picture, with its ends and middle.
-export function lyingBar(context, x, y, width, low, high, kind, colour) {
+// A colour bar below a picture, labelled at its ends and middle.
+export function horizontalBar(context, x, y, width, low, high, kind, colour) {
   context.fillStyle = barGradient(context, x, 0, x + width, 0, kind);
   context.fillRect(x, y, width, 8);
   context.fillStyle = colour;
   context.textBaseline = "top";
-  const places = [
+  const labels = [
     [low, x, "left"],
     [(low + high) / 2, x + width / 2, "center"],
     [high, x + width, "right"],
   ];
-  for (const [value, at, align] of places) {
+  for (const [value, at, align] of labels) {
     context.textAlign = align;
     context.fillText(short(value, 2), at, y + 11);
   }

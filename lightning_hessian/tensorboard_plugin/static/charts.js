@@ -3,9 +3,9 @@
 const FONT = { family: "Roboto, system-ui, sans-serif", size: 12 };
 const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
 
-// Draws charts; `library` is a promise of Plotly, `root` the element whose style gives the colours.
+// Draws charts. `library` is a promise of Plotly, `root` the element whose style gives the colours.
 export class Charts {
-  before = async () => {}; // waited for before drawing
+  before = async () => {}; // awaited before drawing
 
   constructor(library, root) {
     this.library = library;
@@ -49,14 +49,14 @@ export class Charts {
   }
 }
 
-// Loads a script of the same origin, and gives what it defines.
+// Plotly, from a script of the same origin.
 export function loadPlotly(url) {
   return new Promise((resolve, reject) => {
     const script = document.createElement("script");
     script.src = url;
     script.onload = () => resolve(window.Plotly);
     script.onerror = () =>
-      reject(new Error("The charts' library (plotly.min.js) did not load, so there are no charts."));
+      reject(new Error("The chart library (plotly.min.js) did not load, so there are no charts."));
     document.head.append(script);
   });
 }

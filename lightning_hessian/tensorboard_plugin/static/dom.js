@@ -15,7 +15,7 @@ export function el(tag, properties = {}, ...children) {
 // Id and test id in one.
 export const named = (id) => ({ id, "data-testid": id });
 
-// A section with a title, one sentence on what it shows, words about what is shown now, and room for an error.
+// A section with a title, one sentence on what it shows, a description of what is shown now, and a possible error.
 export function panel(id, title, hint) {
   const words = el("p", { className: "words", "data-testid": `${id}-words` });
   const message = el("p", { className: "message", hidden: true });
@@ -34,7 +34,7 @@ export function panel(id, title, hint) {
     element,
     body,
     head,
-    tell: (sentence) => (words.textContent = sentence),
+    describe: (sentence) => (words.textContent = sentence),
     fail: (sentence) => say("error", sentence),
     empty: (sentence) => say("empty", sentence),
     clear: () => say("", ""),
@@ -46,10 +46,10 @@ export function choice(id, label, onchange) {
   const select = el("select", { ...named(id), onchange: () => onchange(select.value) });
   const element = el("label", { className: "choice" }, el("span", {}, label), select);
   function show(options, value) {
-    const told = JSON.stringify(options);
-    if (select.dataset.options !== told) {
+    const key = JSON.stringify(options);
+    if (select.dataset.options !== key) {
       select.replaceChildren(...options.map(([each, text]) => el("option", { value: each }, text)));
-      select.dataset.options = told;
+      select.dataset.options = key;
     }
     select.value = value;
   }

@@ -1,4 +1,4 @@
-// What the page around the tab tells: what a link asks for, when TensorBoard has reloaded, and whether it is dark.
+// The page around the tab: what a link selects, when TensorBoard has reloaded, and whether it is dark.
 
 const REPLY_MS = 2000;
 const POLL_MS = 30000;
@@ -31,16 +31,16 @@ export function tensorBoard(name) {
     });
 
   return {
-    // What a shared link asks for: `p.<plugin>.…` after the tab's name in the address. TensorBoard's own message for it
+    // What a shared link selects: `p.<plugin>.…` after the tab's name in the address. TensorBoard's own message for it
     // (GetURLPluginData) answers with nothing until the address changes, so it is read from the page around.
     parameters() {
       const prefix = `p.${name}.`;
-      const told = [...new URLSearchParams(outerWindow().location.hash.slice(1))];
+      const all = [...new URLSearchParams(outerWindow().location.hash.slice(1))];
       return Object.fromEntries(
-        told.filter(([key]) => key.startsWith(prefix)).map(([key, value]) => [key.slice(prefix.length), value]),
+        all.filter(([key]) => key.startsWith(prefix)).map(([key, value]) => [key.slice(prefix.length), value]),
       );
     },
-    // Calls `reload` when TensorBoard has reloaded; where it does not tell, every half minute.
+    // Calls `reload` when TensorBoard has reloaded; if it does not report that, every half minute.
     async onReload(reload) {
       listeners.set("experimental.DataReloaded", reload);
       try {
@@ -52,14 +52,14 @@ export function tensorBoard(name) {
     // A link to this selection: of what follows the tab's name, TensorBoard passes `p.<plugin>.…` on to the plugin.
     link(parameters) {
       const url = new URL(outerWindow().location.href);
-      const told = Object.entries(parameters).map(([key, value]) => `&p.${name}.${key}=${encodeURIComponent(value)}`);
-      url.hash = name + told.join("");
+      const all = Object.entries(parameters).map(([key, value]) => `&p.${name}.${key}=${encodeURIComponent(value)}`);
+      url.hash = name + all.join("");
       return url.href;
     },
   };
 }
 
-// The host of a page of its own: the selection is in the address, and nothing reloads.
+// The host of a standalone page: the selection is in the address, and nothing reloads.
 export function standalone() {
   return {
     parameters: () => Object.fromEntries(new URLSearchParams(location.hash.slice(1))),
@@ -72,7 +72,7 @@ export function standalone() {
   };
 }
 
-// The window around the frame where it is ours to read, else this one.
+// The window around the frame if it may be read, else this one.
 function outerWindow() {
   try {
     return window.parent.document ? window.parent : window;
@@ -87,8 +87,8 @@ export function watchTheme(apply) {
   const outer = outerWindow();
   const framed = outer !== window;
   const dark = () => (framed ? outer.document.body.classList.contains("dark-mode") : system.matches);
-  const tell = () => apply(dark() ? "dark" : "light");
-  if (framed) new MutationObserver(tell).observe(outer.document.body, { attributeFilter: ["class"] });
-  else system.addEventListener("change", tell);
-  tell();
+  const update = () => apply(dark() ? "dark" : "light");
+  if (framed) new MutationObserver(update).observe(outer.document.body, { attributeFilter: ["class"] });
+  else system.addEventListener("change", update);
+  update();
 }

@@ -1,4 +1,4 @@
-// The "Input Hessian" tab. TensorBoard calls `render`; a page of its own calls `start` with a source of its own.
+// The "Input Hessian" tab. TensorBoard calls `render`; the report calls `start` with a source of its own.
 
 import { cached, httpSource } from "./api.js";
 import { Charts, loadPlotly } from "./charts.js";
@@ -11,14 +11,14 @@ import { curves } from "./views/curves.js";
 import { evolution } from "./views/evolution.js";
 import { hessian } from "./views/hessian.js";
 import { maps } from "./views/maps.js";
-import { problems } from "./views/problems.js";
 import { spectrum } from "./views/spectrum.js";
+import { table } from "./views/table.js";
 
-const VIEWS = [curves, spectrum, evolution, hessian, maps, problems, cost];
+const VIEWS = [curves, spectrum, evolution, hessian, maps, table, cost];
 const NOTHING =
   "There are no measurements in this log directory yet. Attach InputHessianMonitor(...) from lightning_hessian to your " +
-  "Trainer's callbacks, with a TensorBoardLogger; the first measurement is made before training. This page shows it " +
-  "as soon as TensorBoard has loaded it.";
+  "Trainer's callbacks, and use a TensorBoardLogger. The first measurement is made before training and appears here as " +
+  "soon as TensorBoard has loaded it.";
 
 // What TensorBoard calls inside the plugin's frame.
 export async function render() {
@@ -50,15 +50,15 @@ export async function start(root, source, { plotly, host = standalone() }) {
   const empty = el("p", { className: "message empty", hidden: true, ...named("empty") }, NOTHING);
   const views = VIEWS.map((make) => new Shown(make({ state, source: answers, charts })));
   const matrix = views[VIEWS.indexOf(hessian)];
-  charts.before = () => matrix.done.then(painted); // charts hold the page up for some 0.2 s: the matrix comes first
+  charts.before = () => matrix.done.then(painted); // charts block the page for about 0.2 s: the matrix comes first
   const grid = el("div", { className: "panels" }, ...views.map(({ view }) => view.element));
   const bar = controls(state, {
-    settled: () => Promise.all(views.map(({ done }) => done)),
+    drawn: () => Promise.all(views.map(({ done }) => done)),
     reload,
     link: host.link,
   });
   root.append(el("h1", {}, "Input Hessian"), bar.element, error, empty, grid);
-  let last = "";
+  let last = ""; // the catalog, as text
 
   function refresh() {
     bar.update();
@@ -69,26 +69,24 @@ export async function start(root, source, { plotly, host = standalone() }) {
   async function reload() {
     try {
       const catalog = await answers.runs();
-      const told = JSON.stringify(catalog);
-      if (told === last) {
-        tellErrors();
-        return;
+      const text = JSON.stringify(catalog);
+      if (text !== last) {
+        last = text;
+        answers.renew(catalog);
+        views.forEach((view) => view.forget());
+        state.setCatalog(catalog);
       }
-      last = told;
-      answers.renew(catalog);
-      views.forEach((view) => view.forget());
-      state.setCatalog(catalog);
-      tellErrors();
-    } catch (problem) {
-      tellErrors(problem.message);
+      showErrors();
+    } catch (failure) {
+      showErrors(failure.message);
     }
   }
 
-  function tellErrors(...sentences) {
-    const told = [...sentences, ...state.unreadable];
-    error.hidden = !told.length;
-    error.textContent = told.join(" ");
-    empty.hidden = Boolean(state.entry || told.length);
+  function showErrors(...sentences) {
+    const all = [...sentences, ...state.unreadable];
+    error.hidden = !all.length;
+    error.textContent = all.join(" ");
+    empty.hidden = Boolean(state.entry || all.length);
   }
 
   state.listen(refresh);
@@ -102,7 +100,7 @@ export async function start(root, source, { plotly, host = standalone() }) {
   await Promise.all(views.map(({ done }) => done));
 }
 
-// A view that is drawn again when its key changes; an answer that comes too late is dropped, an error told in its place.
+// A view that is drawn again when its key changes; an answer that comes too late is dropped, an error shown in its stead.
 class Shown {
   #key = null;
   #turn = 0;
@@ -132,7 +130,8 @@ class Shown {
   }
 
   #fail(error) {
-    this.view.fail(error.message);
-    this.forget(); // asked for again with the next change or reload
+    if (error.isExpected) this.view.empty(error.message);
+    else this.view.fail(error.message);
+    this.forget(); // tried again at the next change or reload
   }
 }

@@ -1,11 +1,11 @@
-// The input's shape: how the D entries of one sample lie in a picture, and pictures of a value per entry.
+// The input's shape: how the D entries of one sample are arranged in a picture, and pictures of one value per entry.
 
-import { colourImageOf, imageOf, largestMagnitude, lyingBar, prepare, range } from "./canvas.js";
+import { colourImageOf, imageOf, largestMagnitude, horizontalBar, prepare, range } from "./canvas.js";
 import { short } from "./numbers.js";
 
 const BAR = 26;
 const LINE_HEIGHT = 120;
-const GAP = 1; // cells between channels that lie side by side
+const GAP = 1; // cells between channels that are side by side
 
 // Leading axes (channels) side by side; one axis alone is a line.
 export class InputShape {
@@ -19,12 +19,12 @@ export class InputShape {
     this.across = this.channels * (this.width + GAP) - GAP;
   }
 
-  // Where an entry lies, in words.
+  // The position of an entry, in words.
   describe(index) {
     if (this.isLine) return `entry ${index}`;
     const [channel, row, column] = this.#split(index);
-    const place = `row ${row}, column ${column}`;
-    return this.channels > 1 ? `channel ${channel}, ${place}` : place;
+    const position = `row ${row}, column ${column}`;
+    return this.channels > 1 ? `channel ${channel}, ${position}` : position;
   }
 
   // The cell of an entry, with channels side by side or (`overlaid`) on top of each other.
@@ -33,7 +33,7 @@ export class InputShape {
     return [row, column + (overlaid ? 0 : channel * (this.width + GAP))];
   }
 
-  // The entry of a cell, or null beside the picture.
+  // The entry of a cell, or null outside the picture.
   entry(row, column, channel = null) {
     if (row < 0 || row >= this.height || column < 0) return null;
     const stride = this.width + GAP;
@@ -84,13 +84,13 @@ function drawImage(canvas, values, shape, { kind, size, marks, channel, textColo
     ? colourImageOf(values, columns, rows, low, high)
     : imageOf(shape.spreadOut(values), columns, rows, low, high, kind);
   context.drawImage(image, 0, 0, width, height);
-  const flat = kind === "signed" && largestMagnitude(values) === 0;
-  if (overlaid || flat) {
+  const isZero = kind === "signed" && largestMagnitude(values) === 0;
+  if (overlaid || isZero) {
     context.fillStyle = textColour;
     context.textBaseline = "top";
-    context.fillText(flat ? "exactly zero" : `${short(low, 2)} to ${short(high, 2)} shown as 0 to 1`, 0, height + 6);
+    context.fillText(isZero ? "exactly zero" : `${short(low, 2)} to ${short(high, 2)} shown as 0 to 1`, 0, height + 6);
   } else {
-    lyingBar(context, 0, height + 4, width, low, high, kind, textColour);
+    horizontalBar(context, 0, height + 4, width, low, high, kind, textColour);
   }
   const [wide, tall] = [width / columns, height / rows];
   for (const { index, colour } of marks) {

@@ -1,4 +1,4 @@
-// A matrix on a canvas: diverging colours, colour bar, axes; wheel or a dragged square zooms, a double click shows all.
+// A matrix on a canvas: diverging colours, colour bar, axes. The wheel or a dragged square zooms, a double-click shows all.
 
 import { barGradient, faded } from "./colours.js";
 import { imageOf, prepare } from "./canvas.js";
@@ -17,7 +17,7 @@ export class MatrixView {
   #mark = null;
   #scheduled = false;
 
-  // `point(row, column)` is called as the pointer moves, with null beside the matrix; `pick(row)` on a click.
+  // `point(row, column)` is called as the pointer moves, with null outside the matrix; `pick(row)` on a click.
   constructor(canvas, { side, colour, point, pick }) {
     Object.assign(this, { canvas, side, colour, point, pick });
     canvas.addEventListener("pointermove", (event) => this.#move(event));
@@ -28,12 +28,12 @@ export class MatrixView {
     canvas.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
   }
 
-  // `values` [shown, shown] of a matrix of `size`, each cell standing for a block of entries.
-  show({ values, shown, size, block, limit, largest }) {
+  // `values` [cells, cells] of a matrix of `size`, each cell standing for a block of entries.
+  show({ values, cells, size, block, limit, largest }) {
     const scale = limit || largest || 1;
-    const image = imageOf(values, shown, shown, -scale, scale, "signed");
+    const image = imageOf(values, cells, cells, -scale, scale, "signed");
     const same = this.#matrix?.size === size;
-    this.#matrix = { values, image, shown, size, block, limit: scale, clipped: largest > scale };
+    this.#matrix = { image, size, block, limit: scale, clipped: largest > scale };
     if (!same) this.#view = { row: 0, column: 0, across: size };
     this.draw();
   }
@@ -118,12 +118,12 @@ export class MatrixView {
     context.fillStyle = this.colour("text");
     context.textAlign = "left";
     context.textBaseline = "middle";
-    const words = [
+    const labels = [
       [`${clipped ? "≥ " : ""}${short(limit, 2)}`, 0],
       ["0", 0.5],
       [`${clipped ? "≤ " : ""}${short(-limit, 2)}`, 1],
     ];
-    for (const [text, down] of words) context.fillText(text, x + 17, TOP + 6 + down * (this.side - 12));
+    for (const [text, down] of labels) context.fillText(text, x + 17, TOP + 6 + down * (this.side - 12));
   }
 
   #cross(context) {
@@ -146,7 +146,7 @@ export class MatrixView {
     context.restore();
   }
 
-  // The entry below a place on the canvas, or null.
+  // The entry below a point on the canvas, or null.
   #entry(x, y) {
     if (!this.#matrix) return null;
     const { row, column, across } = this.#view;

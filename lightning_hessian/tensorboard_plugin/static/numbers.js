@@ -1,4 +1,4 @@
-// Numbers in words, statistics over samples, and the signed logarithmic axis.
+// Numbers as text, and the signed logarithmic axis.
 
 const SUPERSCRIPTS = { "-": "⁻", 0: "⁰", 1: "¹", 2: "²", 3: "³", 4: "⁴", 5: "⁵", 6: "⁶", 7: "⁷", 8: "⁸", 9: "⁹" };
 
@@ -16,41 +16,28 @@ export const percent = (share) => (Number.isFinite(share) ? `${Math.round(100 * 
 
 const superscript = (number) => [...String(number)].map((sign) => SUPERSCRIPTS[sign]).join("");
 
-// Mean and 10th and 90th percentile (linear between neighbours) of the finite ones among `values`.
-export function spread(values) {
-  const finite = values.filter(Number.isFinite).sort((a, b) => a - b);
-  const at = (share) => {
-    const place = share * (finite.length - 1);
-    const below = Math.floor(place);
-    const above = Math.min(below + 1, finite.length - 1);
-    return finite[below] + (place - below) * (finite[above] - finite[below]);
-  };
-  if (!finite.length) return { mean: NaN, low: NaN, high: NaN, missing: values.length };
-  const mean = finite.reduce((sum, value) => sum + value, 0) / finite.length;
-  return { mean, low: at(0.1), high: at(0.9), missing: values.length - finite.length };
-}
-
-// The histograms' own axis: a value lies at ±(12 + log10 |λ|), in bins of this width.
+// The histograms' own axis: a value is at ±(12 + log10 |λ|), in bins of this width.
 const SMALLEST_DECADE = -12;
 const BIN_WIDTH = 40 / 64;
 const SHOWN_DECADES = [2, 8]; // at least and at most
-const MIDDLE = 0.5; // half the width that is given to everything too close to zero
+const MIDDLE = 0.5; // half the width for everything too close to zero
 
-// An axis that is logarithmic to both sides of zero, from the smallest magnitude (but not too far below the largest) on;
-// what is nearer to zero is one place in the middle, which ends at an edge of the histograms' bins. `place` puts a value on it, `placeOfBin` such an edge (null: inside the middle).
+// An axis that is logarithmic on both sides of zero, starting at the smallest magnitude (but not too far below the largest);
+// everything nearer to zero shares the middle, which ends at an edge of the histograms' bins. `position` gives that of a
+// value, `edgePosition` that of such an edge (null: inside the middle).
 export function signedLog(smallest, largest) {
   const top = Math.log10(Math.max(largest, 1e-11)) - SMALLEST_DECADE;
   const wanted = Math.log10(largest / smallest) + 0.5;
   const decades = Math.min(Math.max(wanted, SHOWN_DECADES[0]), SHOWN_DECADES[1]);
   const cut = BIN_WIDTH * Math.max(1, Math.floor((top - decades) / BIN_WIDTH));
   const out = (sign, distance) => sign * (MIDDLE + distance - cut);
-  const place = (value) => {
+  const position = (value) => {
     const distance = Math.log10(Math.abs(value)) - SMALLEST_DECADE;
     return distance > cut ? out(Math.sign(value), distance) : 0;
   };
-  const placeOfBin = (edge) => (Math.abs(edge) < cut - 1e-9 ? null : out(Math.sign(edge), Math.abs(edge)));
+  const edgePosition = (edge) => (Math.abs(edge) < cut - 1e-9 ? null : out(Math.sign(edge), Math.abs(edge)));
   const stride = decades > 5 ? 2 : 1;
-  const lowest = Math.ceil(cut + SMALLEST_DECADE + 0.2 * decades - 0.2); // clear of the words in the middle
+  const lowest = Math.ceil(cut + SMALLEST_DECADE + 0.2 * decades - 0.2); // clear of the label in the middle
   const largestDecade = Math.ceil(top + SMALLEST_DECADE);
   const values = [0];
   const text = [`|λ| ≤ ${short(10 ** (cut + SMALLEST_DECADE), 1)}`];
@@ -59,7 +46,7 @@ export function signedLog(smallest, largest) {
     text.push(`10${superscript(decade)}`, `−10${superscript(decade)}`);
   }
   const reach = out(1, largestDecade - SMALLEST_DECADE) + BIN_WIDTH / 2;
-  return { place, placeOfBin, middle: MIDDLE, reach, ticks: { values, text } };
+  return { position, edgePosition, middle: MIDDLE, reach, ticks: { values, text } };
 }
 
 // Round numbers between low and high, about `count` of them.

@@ -10,7 +10,7 @@ export function axisFor({ arrays: { eigenvalues, histogram } }) {
     if (size > largest) largest = size;
     if (size > 0 && size < smallest) smallest = size;
   }
-  const between = histogram?.data.some(Number.isFinite); // then there is something between the listed ones and zero
+  const between = histogram?.data.some(Number.isFinite); // then there are eigenvalues between the listed ones and zero
   return largest > 0 ? signedLog(between ? 0 : smallest, largest) : signedLog(1e-2, 1);
 }
 
@@ -28,7 +28,7 @@ export function listed({ arrays: { eigenvalues, residuals, converged } }, step) 
   return pairs;
 }
 
-// The histogram at one step on `axis`; what lies nearer to zero than it reaches is one bin. Null where there is none.
+// The histogram at one step on `axis`; everything in the middle of the axis is one bin. Null where there is none.
 export function histogramAt({ arrays: { histogram, bin_edges: edges } }, step, axis) {
   if (!histogram || !edges) return null;
   const size = edges.data.length - 1;
@@ -38,7 +38,7 @@ export function histogramAt({ arrays: { histogram, bin_edges: edges } }, step, a
   const below = [];
   const above = [];
   counts.forEach((count, i) => {
-    const [left, right] = [axis.placeOfBin(edges.data[i]), axis.placeOfBin(edges.data[i + 1])];
+    const [left, right] = [axis.edgePosition(edges.data[i]), axis.edgePosition(edges.data[i + 1])];
     const inside = left === null || right === null || (left < 0 && right > 0);
     if (inside) middle.count += count;
     else if (Math.min(Math.abs(left), Math.abs(right)) < axis.reach)
@@ -47,13 +47,13 @@ export function histogramAt({ arrays: { histogram, bin_edges: edges } }, step, a
   return [...below, middle, ...above];
 }
 
-// How exact the counts of one step's histogram are.
+// Whether the counts of one step's histogram are exact or estimated.
 export function exactnessAt({ meta }, step) {
   const words = meta.histogram?.[step] ?? null;
   return { words, isEstimate: Boolean(words?.startsWith("estimated")) };
 }
 
-// Counts are drawn as log10(1 + count): one eigenvalue among a thousand is still seen.
+// Counts are drawn as log10(1 + count): one eigenvalue among a thousand remains visible.
 export const counted = (count) => Math.log10(1 + count);
 
 export function countTicks(bars) {

@@ -1,80 +1,83 @@
-// What is selected. Views read it and set it; nobody else keeps a selection.
+// What is selected. Views read and set it, and nothing else stores a selection.
 
-const DEFAULTS = { runs: [], run: null, column: null, sample: 0, step: null, metric: "lambda_max", lines: "spread" };
+const DEFAULTS = { runs: [], run: null, classId: null, sample: 0, step: null, metric: "lambda_max", lines: "spread" };
 
 export class State {
   #listeners = [];
-  #asked = { ...DEFAULTS };
+  #wanted = { ...DEFAULTS }; // may not exist (yet); what is shown is the nearest that does
 
-  constructor(asked = {}) {
+  constructor(wanted = {}) {
     this.catalog = [];
+    this.metrics = []; // {name, title, unit, formula, meaning}
     this.unreadable = []; // why the rest of the runs cannot be shown, in sentences
     this.hover = new Hover();
-    this.#asked = { ...DEFAULTS, ...asked };
-    this.#settle();
+    this.#wanted = { ...DEFAULTS, ...wanted };
+    this.#resolve();
   }
 
   listen(listener) {
     this.#listeners.push(listener);
   }
 
-  // Changes what is asked for; what does not exist becomes the nearest that does.
+  // Changes the selection; what does not exist becomes the nearest that does.
   set(changes) {
-    const hovering = ["run", "column", "sample"].some((name) => name in changes);
-    if (hovering) this.hover.clear();
-    Object.assign(this.#asked, changes);
-    this.#settle();
-    this.#tell();
+    const isOther = ["run", "classId", "sample"].some((name) => name in changes);
+    if (isOther) this.hover.clear();
+    Object.assign(this.#wanted, changes);
+    this.#resolve();
+    this.#notify();
   }
 
   // Takes the answer to runs().
-  setCatalog({ runs }) {
+  setCatalog({ runs, metrics }) {
+    this.metrics = metrics;
     const all = runs.flatMap(({ run, tags }) =>
       tags.map((tag) => ({ ...tag, run, id: JSON.stringify([run, tag.tag]) })),
     );
     this.catalog = all.filter(({ error }) => !error);
     this.unreadable = all.filter(({ error }) => error).map(({ error }) => error);
     this.catalog.forEach((entry, index) => Object.assign(entry, { index, label: label(entry) }));
-    this.#settle();
-    this.#tell();
+    this.#resolve();
+    this.#notify();
   }
 
   // The selection as short strings, for a URL.
   toParameters() {
-    const { runs, run, column, sample, metric, lines } = this;
-    const parameters = { runs: JSON.stringify(runs), column, sample, metric, lines };
+    const { runs, run, classId, sample, metric, lines } = this;
+    const parameters = { runs: JSON.stringify(runs), class_id: classId, sample, metric: metric?.name, lines };
     if (run) parameters.run = run;
     if (!this.atEnd) parameters.step = this.step;
     return Object.fromEntries(Object.entries(parameters).map(([name, value]) => [name, String(value)]));
   }
 
-  static fromParameters({ runs, run, column, sample, step, metric, lines }) {
-    const asked = { run, column, metric, lines, sample: sample && Number(sample), step: step && Number(step) };
+  static fromParameters({ runs, run, class_id: classId, sample, step, metric, lines }) {
+    const wanted = { run, classId, metric, lines, sample: sample && Number(sample), step: step && Number(step) };
     try {
-      asked.runs = runs && JSON.parse(runs);
+      wanted.runs = runs && JSON.parse(runs);
     } catch {
-      // a link cut short: the rest of it still holds
+      // a truncated link: the rest of it is still valid
     }
-    return Object.fromEntries(Object.entries(asked).filter(([, value]) => value !== undefined && value !== ""));
+    return Object.fromEntries(Object.entries(wanted).filter(([, value]) => value !== undefined && value !== ""));
   }
 
-  #settle() {
-    const asked = this.#asked;
+  #resolve() {
+    const wanted = this.#wanted;
     const known = new Map(this.catalog.map((entry) => [entry.id, entry]));
-    this.runs = Array.isArray(asked.runs) ? asked.runs.filter((id) => known.has(id)) : [];
+    this.runs = Array.isArray(wanted.runs) ? wanted.runs.filter((id) => known.has(id)) : [];
     if (!this.runs.length && this.catalog.length) this.runs = this.catalog.map(({ id }) => id).slice(0, 6);
-    this.run = this.runs.includes(asked.run) ? asked.run : (this.runs[0] ?? null);
+    this.run = this.runs.includes(wanted.run) ? wanted.run : (this.runs[0] ?? null);
     this.entry = known.get(this.run) ?? null;
     this.entries = this.runs.map((id) => known.get(id));
-    this.metric = asked.metric;
-    this.lines = asked.lines;
+    this.metric = this.metrics.find(({ name }) => name === wanted.metric) ?? this.metrics[0] ?? null;
+    this.lines = wanted.lines;
     this.steps = this.entry?.steps ?? [];
-    this.column = this.entry?.columns.includes(asked.column) ? asked.column : (this.entry?.columns[0] ?? null);
-    this.columnIndex = this.entry ? this.entry.columns.indexOf(this.column) : 0;
-    this.sample = Math.min(Math.max(0, asked.sample | 0), Math.max(0, (this.entry?.num_samples ?? 1) - 1));
-    this.stepIndex = asked.step === null ? this.steps.length - 1 : nearest(this.steps, asked.step);
+    const ids = this.entry?.class_ids ?? [];
+    this.classIndex = Math.max(0, ids.map(String).indexOf(String(wanted.classId))); // as a link or an option gives it
+    this.classId = ids[this.classIndex] ?? null;
+    this.sample = Math.min(Math.max(0, wanted.sample | 0), Math.max(0, (this.entry?.num_samples ?? 1) - 1));
+    this.stepIndex = wanted.step === null ? this.steps.length - 1 : nearest(this.steps, wanted.step);
     this.step = this.steps[this.stepIndex] ?? null;
-    this.atEnd = asked.step === null;
+    this.atEnd = wanted.step === null;
   }
 
   // The step shown; the last one means: whichever is last, so that the page follows a run that goes on.
@@ -82,12 +85,12 @@ export class State {
     this.set({ step: index >= this.steps.length - 1 ? null : this.steps[index] });
   }
 
-  #tell() {
+  #notify() {
     this.#listeners.forEach((listener) => listener(this));
   }
 }
 
-// Which two input entries the pointer is at: `row` is kept until another is pointed at, `pinned` until it is let go.
+// Which two input entries the pointer is at: `row` stays until another is pointed at, `pinned` until it is released.
 class Hover {
   #listeners = [];
   row = null;
@@ -130,15 +133,14 @@ function label({ run, name, target }) {
   return [run === "." ? "this directory" : run, name, target].filter(Boolean).join(" · ");
 }
 
-// The class looked at in one column, in words.
-export function columnTitle(entry, column) {
-  const match = /^class_(\d+)$/.exec(column);
-  if (!match) return column;
-  const known = entry.class_names?.[Number(match[1])];
-  return known ? `class ${match[1]}: ${known}` : `class ${match[1]}`;
+// A class in words: "class 2", "class 2: frog", "label" or "predicted".
+export function classTitle(entry, classId) {
+  if (typeof classId !== "number") return classId;
+  const known = entry.class_names?.[classId];
+  return known ? `class ${classId}: ${known}` : `class ${classId}`;
 }
 
-// The number of a class with its name, where it has one.
-export function className(entry, number) {
+// The name of an output, or else its number.
+export function outputName(entry, number) {
   return entry.class_names?.[number] ?? String(number);
 }

@@ -55,7 +55,7 @@ def test_the_lanczos_relation(block_size, restarts):
     for _ in range(5):
         basis.grow()
     j, n = basis.num_processed, basis.num_vectors
-    q, h = basis._vectors[:, :n], basis._products[:, :n, :j]
+    q, h = basis._vectors[:, :n], basis._coefficients[:, :n, :j]
     torch.testing.assert_close(operator.matrices @ q[:, :j].mT, q.mT @ h, rtol=0, atol=1e-12)
     torch.testing.assert_close(q @ q.mT, torch.eye(n, dtype=F64).expand(2, -1, -1), rtol=0, atol=1e-12)
 

@@ -1,16 +1,16 @@
-// What is looked at: runs, class, sample and step.
+// The selection: runs, class, sample and step.
 
 import { lineColour } from "../colours.js";
 import { choice, el, named } from "../dom.js";
-import { columnTitle } from "../state.js";
+import { classTitle } from "../state.js";
 
 const PLAY_MS = 450;
 
-// `settled` gives a promise that every view has drawn what is selected now.
-export function controls(state, { settled, reload, link }) {
+// `drawn` returns a promise that every view has drawn the selection.
+export function controls(state, { drawn, reload, link }) {
   const runs = el("fieldset", { className: "runs", ...named("run-select") });
   const focus = choice("focus-select", "details of", (run) => state.set({ run }));
-  const column = choice("column-select", "class", (name) => state.set({ column: name }));
+  const classId = choice("class-select", "class", (value) => state.set({ classId: value }));
   const sample = choice("sample-select", "sample", (number) => state.set({ sample: Number(number) }));
   const slider = el("input", {
     type: "range",
@@ -37,7 +37,7 @@ export function controls(state, { settled, reload, link }) {
       "div",
       { className: "row" },
       focus.element,
-      column.element,
+      classId.element,
       sample.element,
       el("label", { className: "choice step" }, el("span", {}, "step"), play, slider, when),
       buttons,
@@ -51,7 +51,7 @@ export function controls(state, { settled, reload, link }) {
     play.textContent = mine ? "⏸" : "▶";
     if (mine && state.stepIndex >= state.steps.length - 1) state.setStepIndex(0);
     while (mine && playing === mine) {
-      await Promise.all([settled(), new Promise((resolve) => setTimeout(resolve, PLAY_MS))]);
+      await Promise.all([drawn(), new Promise((resolve) => setTimeout(resolve, PLAY_MS))]);
       if (playing !== mine) return;
       if (state.stepIndex >= state.steps.length - 1) return toggle();
       state.setStepIndex(state.stepIndex + 1);
@@ -64,14 +64,14 @@ export function controls(state, { settled, reload, link }) {
       await navigator.clipboard.writeText(address);
       copied.textContent = "copied";
     } catch {
-      copied.textContent = address; // the browser does not allow it: to be copied by hand
+      copied.textContent = address; // the browser does not allow it: the user copies it
     }
     setTimeout(() => (copied.textContent = ""), 8000);
   }
 
   function choose() {
     const chosen = [...runs.querySelectorAll("input:checked")].map(({ value }) => value);
-    state.set({ runs: chosen.length ? chosen : state.runs }); // one at least
+    state.set({ runs: chosen.length ? chosen : state.runs }); // at least one
   }
 
   function update() {
@@ -98,9 +98,9 @@ export function controls(state, { settled, reload, link }) {
       state.entries.map(({ id, label }) => [id, label]),
       state.run,
     );
-    column.show(
-      entry.columns.map((name) => [name, columnTitle(entry, name)]),
-      state.column,
+    classId.show(
+      entry.class_ids.map((each) => [String(each), classTitle(entry, each)]),
+      String(state.classId),
     );
     const samples = Array.from({ length: entry.num_samples }, (_, number) => [String(number), String(number)]);
     sample.show(samples, String(state.sample));

@@ -1,74 +1,43 @@
-// What the measurement shown cost, and how it was computed.
+// How the measurement shown was computed, and what it cost.
 
 import { el, panel } from "../dom.js";
-import { short } from "../numbers.js";
-
-const DRAWN_FROM = new Set([
-  "layout",
-  "name",
-  "target",
-  "columns",
-  "class_names",
-  "shape",
-  "kept",
-  "message",
-  "method",
-  "reason",
-  "engine",
-  "seconds",
-  "num_matvecs",
-  "diagnosis",
-  "network",
-  "complete",
-  "num_inputs",
-  "dtype",
-  "step",
-  "logged_step",
-  "epoch",
-  "moment",
-  "overhead",
-]);
+import { percent, short } from "../numbers.js";
 
 export function cost({ state, source }) {
-  const frame = panel("cost", "How it was computed, and what it cost", "Of the step shown.");
+  const frame = panel("cost", "How it was computed, and what it cost", "At the step shown.");
 
   async function update(isStale) {
-    const { entry, step } = state;
-    const [{ meta }, series] = await Promise.all([
-      source.summary(entry.run, entry.tag, step),
-      source.series(entry.run, entry.tag),
-    ]);
+    const { entry, step, stepIndex } = state;
+    const { arrays, meta } = await source.series(entry.run, entry.tag);
     if (isStale()) return;
-    const all = series.arrays.seconds.data;
-    const problems = entry.num_samples * entry.columns.length;
-    const total = all.reduce((sum, seconds) => sum + (seconds || 0), 0);
+    const at = (name) => meta[name][stepIndex];
+    const [seconds, matvecs] = ["seconds", "num_matvecs"].map((name) => arrays[name].data[stepIndex]);
+    const measurements = state.steps.length === 1 ? "1 measurement" : `${state.steps.length} measurements`;
+    const overhead = at("overhead");
     const rows = [
-      ["diagnosis", `${words(meta.diagnosis)}. ${meta.message}`],
-      ["network", `the outputs themselves are ${words(meta.network)} in the input`],
-      ["method", `${meta.method}: ${meta.reason}`],
-      ["engine", words(meta.engine)],
-      ["spectrum", meta.complete ? `complete: all ${meta.num_inputs} eigenvalues are known` : "its ends only"],
+      ["diagnosis", `${words(at("diagnosis"))}. ${at("message")}`],
+      ["network", `the outputs themselves are ${words(at("network"))} in the input`],
+      ["method", `${at("method")}: ${at("reason")}`],
+      ["autodiff mode", words(at("autodiff_mode"))],
+      ["spectrum", at("complete") ? `complete: all ${entry.num_inputs} eigenvalues are known` : "only its ends are known"],
       [
         "time",
-        `${short(meta.seconds)} s for ${problems} problems; ${short(total)} s over ${all.length} measurements so far`,
+        `${short(seconds)} s for ${entry.num_samples} samples × ${entry.class_ids.length} classes; ` +
+          `${short(meta.total_seconds)} s for ${measurements} so far`,
       ],
-      ["overhead", meta.overhead === undefined ? null : `${short(100 * meta.overhead)} % of the training time`],
-      ["products", `${meta.num_matvecs} Hessian-vector products for each problem`],
+      ["overhead", overhead === null ? null : `${percent(overhead)} of the training time`],
+      ["matrix–vector products", `${matvecs} Hessian-vector products for each sample and class`],
       [
         "numbers",
-        `${meta.dtype}, D = ${meta.num_inputs} input entries, samples of shape ${(meta.shape ?? []).join("×")}`,
+        `${at("dtype")}, D = ${entry.num_inputs} input entries, samples of shape ${(entry.shape ?? []).join("×")}`,
       ],
-      ["moment", `${meta.moment}; the loggers' step is ${meta.logged_step ?? step}`],
-      ["matrices", kept(meta.kept)],
-      ["left out", series.meta.left_out],
-      ...Object.entries(meta)
-        .filter(([name, value]) => !DRAWN_FROM.has(name) && value !== null)
-        .map(([name, value]) => [words(name), told(value)]),
+      ["when", `${at("when")}; the loggers' step is ${step}`],
+      ["in the file", inFile(at("in_file"))],
+      ["left out", meta.left_out],
     ];
     frame.clear();
-    const shown = rows.filter(([, value]) => value);
     frame.body.replaceChildren(
-      el("dl", {}, ...shown.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])),
+      el("dl", {}, ...rows.flatMap(([name, value]) => (value ? [el("dt", {}, name), el("dd", {}, value)] : []))),
     );
   }
 
@@ -78,14 +47,7 @@ export function cost({ state, source }) {
 
 const words = (name) => String(name).replaceAll("_", " ");
 
-function told(value) {
-  if (value === null || typeof value !== "object") return String(value);
-  return Object.entries(value)
-    .map(([name, each]) => `${words(name)} ${told(each)}`)
-    .join(", ");
-}
-
-function kept({ matrices = [], vectors, why_not: why } = {}) {
-  const samples = matrices.length ? `kept of samples ${matrices.join(", ")}` : "none kept";
-  return `${samples}; eigenvectors ${vectors ? "kept" : "not kept"}. ${why ?? ""}`;
+function inFile({ matrices = [], eigenvectors, why_no_matrix: why } = {}) {
+  const samples = matrices.length ? `whole matrices of samples ${matrices.join(", ")}` : "no whole matrix";
+  return `${samples}; ${eigenvectors ? "eigenvectors" : "no eigenvectors"}. ${why ?? ""}`;
 }

@@ -1,25 +1,11 @@
-// Curvature over training: one derived quantity as lines over steps, several runs on one chart.
+// Curvature over training: one metric as lines over steps, several runs in one chart.
 
 import { faded, lineColour } from "../colours.js";
 import { choice, el, panel } from "../dom.js";
-import { METRICS, metric } from "../metrics.js";
-import { short, spread } from "../numbers.js";
-import { columnTitle } from "../state.js";
+import { short } from "../numbers.js";
+import { classTitle } from "../state.js";
 
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
-
-// Which ends of the spectrum a quantity is made of: where one has not converged, neither has the quantity.
-const BOTH = ["lambda_max", "lambda_min"];
-const OPEN = {
-  lambda_max: ["lambda_max"],
-  lambda_min: ["lambda_min"],
-  spectral_norm: BOTH,
-  normalized_curvature: BOTH,
-  linear_radius: BOTH,
-  gradient_alignment: BOTH,
-  top_eigenvector_cosine: BOTH,
-  top_subspace_overlap: BOTH,
-};
 
 export function curves({ state, source, charts }) {
   const frame = panel(
@@ -33,10 +19,10 @@ export function curves({ state, source, charts }) {
   frame.head.append(el("div", { className: "row" }, chosen.element, lines.element), meaning);
 
   async function update(isStale) {
-    const { entries, metric: name } = state;
+    const { entries, metric } = state;
     chosen.show(
-      METRICS.map(({ name: each, title }) => [each, title]),
-      name,
+      state.metrics.map(({ name, title }) => [name, title]),
+      metric.name,
     );
     lines.show(
       [
@@ -46,21 +32,23 @@ export function curves({ state, source, charts }) {
       ],
       state.lines,
     );
-    meaning.textContent = `${metric(name).title}: ${metric(name).meaning}.`;
+    const unit = metric.unit.replace("target", state.entry.target);
+    const formula = [metric.formula, unit && `in ${unit}`].filter(Boolean).join(", ");
+    meaning.textContent = `${metric.title}${formula && ` (${formula})`}: ${metric.meaning}.`;
     const several = entries.length > 1;
     const series = await Promise.all(entries.map((entry) => source.series(entry.run, entry.tag)));
     if (isStale()) return;
     const drawn = entries.flatMap((entry, index) => curvesOf(entry, series[index], several));
     if (!drawn.length) {
-      frame.empty(`No chosen run has the class column ${state.column}.`);
+      frame.empty(`No selected run has ${classTitle(state.entry, state.classId)}.`);
       return;
     }
     frame.clear();
-    frame.tell(notes(drawn));
+    frame.describe(notes(drawn));
     await charts.draw(frame.body, drawn.flatMap(traces), {
       height: 340,
       xaxis: { title: { text: "step" } },
-      yaxis: { title: { text: metric(name).title }, exponentformat: "power", rangemode: "normal" },
+      yaxis: { title: { text: metric.title }, exponentformat: "power", rangemode: "normal" },
       showlegend: drawn.length > 1,
       legend: { orientation: "h", y: -0.22 },
       shapes: [marker(state.step, charts.colour("accent"))],
@@ -74,53 +62,64 @@ export function curves({ state, source, charts }) {
     if (index >= 0) state.setStepIndex(index);
   }
 
-  function curvesOf(entry, answer, several) {
-    const samples = Array.from({ length: entry.num_samples }, (_, sample) => sample);
+  function curvesOf(entry, { arrays }, several) {
     if (state.lines === "classes") {
-      return entry.columns.map((name, column) => ({
-        title: [columnTitle(entry, name), several && entry.label].filter(Boolean).join(", "),
-        colour: lineColour(column),
+      return entry.class_ids.map((classId, index) => ({
+        title: [classTitle(entry, classId), several && entry.label].filter(Boolean).join(", "),
+        colour: lineColour(index),
         dash: DASHES[entry.index % DASHES.length],
-        points: pointsOf(answer, column, samples),
+        points: means(arrays, index),
         band: false,
       }));
     }
-    const column = entry.columns.indexOf(state.column);
-    if (column < 0) return [];
-    const alone = state.lines === "sample";
-    if (alone && state.sample >= entry.num_samples) return [];
-    const points = pointsOf(answer, column, alone ? [state.sample] : samples);
-    return [{ title: entry.label, colour: lineColour(entry.index), dash: "solid", points, band: !alone }];
+    const index = entry.class_ids.indexOf(state.classId);
+    const single = state.lines === "sample";
+    if (index < 0 || (single && state.sample >= entry.num_samples)) return [];
+    const points = single ? valuesOf(arrays, state.sample, index) : means(arrays, index);
+    return [{ title: entry.label, colour: lineColour(entry.index), dash: "solid", points, band: !single }];
   }
 
-  // At every step the mean and percentiles over `samples`; the error is their mean error, as in the scalars.
-  function pointsOf({ arrays }, column, samples) {
-    const name = state.metric;
-    const at = (array, step) => (array ? samples.map((sample) => valueOf(array, step, sample, column)) : []);
-    const open = (OPEN[name] ?? []).map((end) => arrays[`${end}_open`]);
+  // The mean and percentiles over samples at every step; the error is the mean error, as in the scalars.
+  function means(arrays, classIndex) {
+    const name = state.metric.name;
+    const at = (suffix, step) => get(arrays[`${name}_${suffix}`], step, classIndex);
+    return Array.from(arrays.steps.data, (step, s) => ({
+      step,
+      value: at("mean", s),
+      low: at("p10", s),
+      high: at("p90", s),
+      missing: at("num_finite", s) < arrays[name].shape[1],
+      error: at("error_mean", s),
+      isOpen: at("all_converged", s) === 0,
+    }));
+  }
+
+  function valuesOf(arrays, sample, classIndex) {
+    const name = state.metric.name;
+    const at = (array, step) => get(array, step, sample, classIndex);
     return Array.from(arrays.steps.data, (step, s) => {
-      const { mean: value, low, high, missing } = spread(at(arrays[name], s));
-      const error = spread(at(arrays[`${name}_error`], s)).mean;
-      const missed = open.some((array) => at(array, s).includes(1));
-      return { step, value, low, high, missing, error, missed };
+      const value = at(arrays[name], s);
+      const error = at(arrays[`${name}_error`], s);
+      const isOpen = at(arrays[`${name}_converged`], s) === 0;
+      return { step, value, error, isOpen, missing: !Number.isFinite(value) };
     });
   }
 
-  const key = () => JSON.stringify([state.runs, state.metric, state.lines, state.column, state.sample, state.step]);
+  const key = () => JSON.stringify([state.runs, state.metric, state.lines, state.classId, state.sample, state.step]);
   return { ...frame, key, update };
 }
 
-const valueOf = ({ shape: [, samples, columns], data }, step, sample, column) =>
-  data[(step * samples + sample) * columns + column];
+// One entry of an array, or undefined where there is no array.
+const get = (array, ...indices) => array?.data[indices.reduce((offset, index, axis) => offset * array.shape[axis] + index, 0)];
 
 function traces({ title, colour, dash, points, band }) {
   const x = points.map(({ step }) => step);
   const y = points.map(({ value }) => (Number.isFinite(value) ? value : null));
-  const told = points.map(({ value, low, high, error, missed }) =>
+  const text = points.map(({ value, low, high, error, isOpen }) =>
     [
       short(value) + (error > 0 ? ` ± ${short(error, 2)}` : ""),
       band && `10 to 90 %: ${short(low)} to ${short(high)}`,
-      missed && "not converged",
+      isOpen && "not converged",
     ]
       .filter(Boolean)
       .join("<br>"),
@@ -128,14 +127,14 @@ function traces({ title, colour, dash, points, band }) {
   const line = {
     x,
     y,
-    text: told,
+    text,
     name: title,
     mode: "lines+markers",
     line: { color: colour, dash, width: 2 },
     marker: {
       color: colour,
-      size: points.map(({ missed }) => (missed ? 12 : 6)),
-      symbol: points.map(({ missed }) => (missed ? "x" : "circle")),
+      size: points.map(({ isOpen }) => (isOpen ? 12 : 6)),
+      symbol: points.map(({ isOpen }) => (isOpen ? "x" : "circle")),
     },
     error_y: {
       type: "data",
@@ -157,12 +156,12 @@ function traces({ title, colour, dash, points, band }) {
 
 function notes(drawn) {
   const all = drawn.flatMap(({ points }) => points);
-  const missing = all.filter((point) => point.missing > 0).length;
-  const missed = all.filter((point) => point.missed).length;
+  const missing = all.filter((point) => point.missing).length;
+  const open = all.filter(({ isOpen }) => isOpen).length;
   return [
     all.some(({ error }) => error > 0) && "Bars: residuals of eigenvalues or standard errors of estimates.",
-    missed && `Crosses: ${missed} points with eigenvalues that have not converged.`,
-    missing && `At ${missing} points samples whose value is infinite or undefined are left out.`,
+    open && `Crosses: ${open} points depend on eigenvalues that have not converged.`,
+    missing && `At ${missing} points, samples with an infinite or undefined value are left out.`,
   ]
     .filter(Boolean)
     .join(" ");

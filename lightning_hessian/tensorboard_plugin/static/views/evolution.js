@@ -9,12 +9,12 @@ export function evolution({ state, source, charts }) {
   const frame = panel(
     "evolution",
     "Spectrum over training",
-    "Every column is the histogram of one step: the darker, the more eigenvalues. The dotted line is the step shown; click to go to another.",
+    "Each column is the histogram at one step: the darker, the more eigenvalues. The dotted line marks the step shown; click to go to another.",
   );
 
   async function update(isStale) {
-    const { entry, sample, columnIndex } = state;
-    const spectra = await source.spectra(entry.run, entry.tag, sample, columnIndex);
+    const { entry, sample, classId } = state;
+    const spectra = await source.spectra(entry.run, entry.tag, sample, classId);
     if (isStale()) return;
     const steps = Array.from(spectra.arrays.steps.data);
     const axis = axisFor(spectra);
@@ -22,10 +22,10 @@ export function evolution({ state, source, charts }) {
     const known = bars.filter(Boolean);
     const exactness = steps.map((_, index) => exactnessAt(spectra, index));
     frame.clear();
-    frame.tell(
+    frame.describe(
       known.length
-        ? `Colours count eigenvalues on a logarithmic scale${howExact(exactness)}; points are the listed largest and smallest ones.`
-        : "There are no histograms (density_vectors=0): the lines are the listed eigenvalues. Crosses have not converged.",
+        ? `Colours count eigenvalues on a logarithmic scale${howExact(exactness)}; points are the largest and smallest listed ones.`
+        : "There are no histograms (density_vectors=0): the lines are the listed eigenvalues. Crosses mark those that have not converged.",
     );
     const traces = known.length
       ? [image(steps, bars, exactness, known[0], charts), ...ends(spectra, steps, axis, charts)]
@@ -48,7 +48,7 @@ export function evolution({ state, source, charts }) {
     });
   }
 
-  const key = () => JSON.stringify([state.run, state.sample, state.column, state.step, state.steps]);
+  const key = () => JSON.stringify([state.run, state.sample, state.classId, state.step, state.steps]);
   return { ...frame, key, update };
 }
 
@@ -58,14 +58,14 @@ function howExact(exactness) {
 }
 
 function image(steps, bars, exactness, some, charts) {
-  const told = ({ count }, { isEstimate }) => (isEstimate ? `${short(count)} (estimated)` : short(count));
+  const describe = ({ count }, { isEstimate }) => (isEstimate ? `${short(count)} (estimated)` : short(count));
   const most = [{ count: Math.max(...bars.flatMap((each) => each ?? []).map(({ count }) => count)) }];
   return {
     type: "heatmap",
     x: steps,
     y: [...some.map(({ left }) => left), some.at(-1).right],
     z: some.map((_, bin) => bars.map((each) => (each ? counted(each[bin].count) : null))),
-    text: some.map((_, bin) => bars.map((each, step) => (each ? told(each[bin], exactness[step]) : "no histogram"))),
+    text: some.map((_, bin) => bars.map((each, step) => (each ? describe(each[bin], exactness[step]) : "no histogram"))),
     hovertemplate: "step %{x}: %{text} eigenvalues here<extra></extra>",
     colorscale: [
       [0, charts.colour("panel")],
@@ -82,10 +82,10 @@ function ends(spectra, steps, axis, charts) {
   return [
     [0, "largest", "positive"],
     [-1, "smallest", "negative"],
-  ].map(([place, name, colour]) =>
+  ].map(([position, name, colour]) =>
     line(
       steps,
-      all.map((pairs) => pairs.at(place)),
+      all.map((pairs) => pairs.at(position)),
       name,
       axis,
       charts.colour(colour),
@@ -96,12 +96,12 @@ function ends(spectra, steps, axis, charts) {
 function ranks(spectra, steps, axis, charts) {
   const all = steps.map((_, index) => listed(spectra, index));
   const most = Math.max(...all.map((pairs) => pairs.length));
-  return Array.from({ length: most }, (_, place) => {
-    const pairs = all.map((each) => each[place]);
+  return Array.from({ length: most }, (_, position) => {
+    const pairs = all.map((each) => each[position]);
     return line(
       steps,
       pairs,
-      `eigenvalue ${place + 1}`,
+      `eigenvalue ${position + 1}`,
       axis,
       charts.colour(pairs.find(Boolean).value < 0 ? "negative" : "positive"),
     );
@@ -110,7 +110,7 @@ function ranks(spectra, steps, axis, charts) {
 
 const line = (steps, pairs, name, axis, colour) => ({
   x: steps,
-  y: pairs.map((pair) => (pair ? axis.place(pair.value) : null)),
+  y: pairs.map((pair) => (pair ? axis.position(pair.value) : null)),
   name,
   mode: "lines+markers",
   line: { color: colour, width: 1 },

@@ -1,14 +1,12 @@
-// The Hessian of one problem as a heatmap, and one of its rows in the input's shape.
+// The Hessian of one sample and class as a heatmap, and one of its rows in the input's shape.
 
 import { el, named, panel } from "../dom.js";
-import { scalar } from "../api.js";
+import { symmetric } from "../api.js";
 import { InputShape, drawMap } from "../input_shape.js";
 import { MatrixView } from "../matrix_view.js";
 import { short } from "../numbers.js";
-import { RowReader } from "../row_reader.js";
-import { columnTitle } from "../state.js";
+import { classTitle } from "../state.js";
 
-const DRAWN = 1024; // cells across at most; a larger matrix comes with several entries in a cell
 const SIDE = 500;
 const MAP = 300;
 
@@ -16,7 +14,7 @@ export function hessian({ state, source, charts }) {
   const frame = panel(
     "hessian",
     "The Hessian, entry by entry",
-    "Red: positive, blue: negative. Wheel or drag a square to zoom, double-click to see all. Point at a pixel of the input: the map beside it shows that pixel's row of the Hessian, that is, with which other pixels it interacts. Click to hold it.",
+    "Red is positive, blue is negative. Use the wheel or drag a square to zoom, double-click to see all. Point at a pixel of the input: the map beside it shows that pixel's row of the Hessian, that is, which other pixels it interacts with. Click to pin it.",
   );
   const heatmap = el("canvas", { className: "exact", "aria-label": "the Hessian as a heatmap", ...named("heatmap") });
   const readout = el("p", { className: "readout", ...named("heatmap-readout") });
@@ -51,37 +49,29 @@ export function hessian({ state, source, charts }) {
   state.hover.listen(follow);
 
   async function update(isStale) {
-    const { entry, step, sample, columnIndex } = state;
+    const { entry, step, sample, classId } = state;
     if (entry.files === false) {
       frame.empty(entry.why_no_files);
       return;
     }
-    const where = [entry.run, entry.tag, step, sample, columnIndex];
-    const problem = await source.problem(...where);
+    const which = [entry.run, entry.tag, step, sample, classId];
+    const maps = await source.maps(...which);
     if (isStale()) return;
-    if (problem.meta.matrix === "none") {
-      frame.empty(`No matrix for this problem. ${problem.meta.why_not ?? ""}`);
+    if (maps.meta.matrix === "none") {
+      frame.empty(`There is no matrix for this sample and class. ${maps.meta.why_no_matrix ?? ""}`);
       return;
     }
-    const answer = await source.matrix(...where, DRAWN);
+    const [input, { arrays, meta }] = await Promise.all([source.input(...which.slice(0, 4)), source.matrix(...which)]);
     if (isStale()) return;
-    const matrix = {
-      values: answer.arrays.matrix.data,
-      shown: answer.arrays.matrix.shape[0],
-      ...Object.fromEntries(["size", "block", "limit", "largest"].map((name) => [name, scalar(answer, name)])),
-    };
-    const { size, block, values } = matrix;
-    const diagonal =
-      block > 1 ? problem.arrays.diagonal.data : Float32Array.from({ length: size }, (_, i) => values[i * size + i]);
+    const matrix = { ...meta, cells: meta.num_cells, values: symmetric(arrays.triangle.data, meta.num_cells) };
     shown = {
-      problem,
-      matrix,
-      rows: new RowReader(source, where, matrix),
-      shape: new InputShape(problem.meta.shape ?? entry.shape),
-      start: largest(diagonal), // the row shown until one is pointed at
+      x: input.arrays.x.data,
+      shape: new InputShape(input.meta.shape),
+      rows: new RowReader(source, which, matrix),
+      start: matrix.start, // the row shown until one is pointed at
     };
     frame.clear();
-    frame.tell(inWords(entry, state, problem, matrix));
+    frame.describe(inWords(entry, state, matrix));
     channelChoice.hidden = !shown.shape.isColour;
     if (shown.shape.isColour && !channel.length)
       channel.append(...["red", "green", "blue"].map((name, i) => el("option", { value: i }, name)));
@@ -92,21 +82,21 @@ export function hessian({ state, source, charts }) {
   // Shows the row that is pointed at, or else that of the largest diagonal entry.
   async function follow() {
     if (!shown) return;
-    const mine = shown;
+    const current = shown;
     const { row: pointedRow, column, pinned } = state.hover;
-    const index = pointedRow ?? mine.start;
+    const index = pointedRow ?? current.start;
     view.mark(index, column);
     drawInput();
     let values;
     try {
-      values = await mine.rows.read(index);
+      values = await current.rows.read(index);
     } catch (error) {
       readout.textContent = error.message;
       return;
     }
-    if (values === null || mine !== shown) return; // another row has been pointed at since
-    const { shape } = mine;
-    const how = pinned ? "held; click again to let go" : pointedRow === null ? "largest diagonal entry" : "";
+    if (values === null || current !== shown) return; // another row has been pointed at since
+    const { shape } = current;
+    const how = pinned ? "pinned; click again to release" : pointedRow === null ? "largest diagonal entry" : "";
     rowTitle.textContent = `row ${index} of the Hessian: ${shape.describe(index)}${how && ` (${how})`}`;
     drawMap(row, values, shape, { kind: "signed", size: MAP, marks: marks(), textColour: charts.colour("text") });
     row.dataset.row = index;
@@ -124,7 +114,7 @@ export function hessian({ state, source, charts }) {
 
   function drawInput() {
     if (!shown) return;
-    const { shape, problem } = shown;
+    const { shape, x } = shown;
     const kind = shape.isColour ? "colour" : "grey";
     const options = {
       kind,
@@ -133,29 +123,50 @@ export function hessian({ state, source, charts }) {
       channel: Number(channel.value),
       textColour: charts.colour("text"),
     };
-    entryAt = drawMap(input, problem.arrays.x.data, shape, options);
+    entryAt = drawMap(input, x, shape, options);
   }
 
-  const key = () => JSON.stringify([state.run, state.sample, state.column, state.step]);
+  const key = () => JSON.stringify([state.run, state.sample, state.classId, state.step]);
   return { ...frame, key, update };
 }
 
-function largest(values) {
-  let best = 0;
-  values.forEach((value, index) => {
-    if (Math.abs(value) > Math.abs(values[best])) best = index;
-  });
-  return best;
+// Exact rows of one matrix: from the one that is drawn if every entry has its cell, else fetched, one at a time.
+class RowReader {
+  #waiting = null; // for the row wanted last, while another is being fetched
+  #isBusy = false;
+
+  // `which` is [run, tag, step, sample, classId].
+  constructor(source, which, { values, size, block }) {
+    Object.assign(this, { source, which, values, size, isWhole: block === 1 });
+  }
+
+  // The row [D], or null where another row was wanted before this one was fetched.
+  async read(index) {
+    if (this.isWhole) return this.values.subarray(index * this.size, (index + 1) * this.size);
+    if (this.#isBusy) {
+      this.#waiting?.(null);
+      if (!(await new Promise((resolve) => (this.#waiting = resolve)))) return null;
+    }
+    this.#isBusy = true;
+    try {
+      const { arrays } = await this.source.row(...this.which, index);
+      return arrays.row.data;
+    } finally {
+      this.#isBusy = false;
+      const next = this.#waiting;
+      this.#waiting = null;
+      next?.(true);
+    }
+  }
 }
 
-function inWords(entry, { sample, column }, { meta }, { size, block, limit, largest: most }) {
+function inWords(entry, { sample, classId }, { source, size, block, limit, largest }) {
   return [
-    `${entry.target} of ${columnTitle(entry, column)}, sample ${sample}: ${size}×${size} entries in ${entry.target} per input unit².`,
-    most > limit && `Colours end at ±${short(limit)}, the 99th percentile; the largest |entry| is ${short(most)}.`,
-    block > 1 && `Each cell shows the largest of ${block}×${block} entries; the value under the pointer is ${meta.precision ? "that of one entry" : "exact"}.`,
-    meta.matrix === "from eigenvectors" && "Put together from its eigenvectors, which are complete.",
-    meta.precision,
-    most === 0 && "It is exactly zero.",
+    `${entry.target} of ${classTitle(entry, classId)}, sample ${sample}: ${size}×${size} entries in ${entry.target} per input unit².`,
+    largest > limit && `Colours end at ±${short(limit)}, the 99th percentile of |H|; the largest |entry| is ${short(largest)}.`,
+    block > 1 && `Each cell shows the largest of ${block}×${block} entries; the value under the pointer is exact.`,
+    source === "from eigenvectors" && "Reconstructed from its eigenvectors, which are complete.",
+    largest === 0 && "It is exactly zero.",
   ]
     .filter(Boolean)
     .join(" ");

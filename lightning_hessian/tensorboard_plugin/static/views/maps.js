@@ -1,10 +1,9 @@
-// Input, gradient, diagonal and top eigenvectors of one problem in the input's shape.
+// Input, gradient, diagonal and top eigenvectors of one sample and class in the input's shape.
 
-import { largestMagnitude } from "../canvas.js";
 import { el, panel } from "../dom.js";
 import { InputShape, drawMap } from "../input_shape.js";
 import { short } from "../numbers.js";
-import { className, columnTitle } from "../state.js";
+import { classTitle, outputName } from "../state.js";
 
 const SIZE = 170;
 
@@ -12,40 +11,41 @@ export function maps({ state, source, charts }) {
   const frame = panel(
     "maps",
     "Directions in input space",
-    "Along an eigenvector with a large |λ| the output bends most. Signs of eigenvectors are arbitrary. Every map has its own symmetric scale.",
+    "The output curves most along the eigenvectors with large |λ|. Their signs are arbitrary. Each map has its own symmetric scale.",
   );
 
   async function update(isStale) {
-    const { entry, step, sample, column, columnIndex } = state;
+    const { entry, step, stepIndex, sample, classId, classIndex } = state;
     if (entry.files === false) {
       frame.empty(entry.why_no_files);
       return;
     }
-    const [problem, series] = await Promise.all([
-      source.problem(entry.run, entry.tag, step, sample, columnIndex),
+    const [input, { arrays, meta }, series] = await Promise.all([
+      source.input(entry.run, entry.tag, step, sample),
+      source.maps(entry.run, entry.tag, step, sample, classId),
       source.series(entry.run, entry.tag),
     ]);
     await charts.before();
     if (isStale()) return;
-    const { arrays, meta } = problem;
-    const shape = new InputShape(meta.shape ?? entry.shape);
-    const known = knownClasses(series, state.stepIndex, sample);
+    const shape = new InputShape(input.meta.shape);
+    const known = knownOutputs(series, stepIndex, sample);
     const inputKind = shape.isColour ? "colour" : "grey";
-    const norm = Math.sqrt(arrays.gradient.data.reduce((sum, value) => sum + value * value, 0));
+    const { shape: [, samples, classes], data: norms } = series.arrays.gradient_norm;
+    const norm = norms[(stepIndex * samples + sample) * classes + classIndex];
     const figures = [
       figure(
-        arrays.x.data,
+        input.arrays.x.data,
         shape,
         inputKind,
-        ["input", known.map(([word, k]) => `${word} ${className(entry, k)}`).join(", ")],
+        ["input", known.map(([word, k]) => `${word} ${outputName(entry, k)}`).join(", ")],
         "x",
       ),
       figure(arrays.gradient.data, shape, "signed", ["gradient", `‖g‖ = ${short(norm)}`], "gradient"),
-      figure(arrays.diagonal.data, shape, "signed", ["diagonal of the Hessian", diagonalError(arrays)], "diagonal"),
+      figure(arrays.diagonal.data, shape, "signed", ["diagonal of the Hessian", diagonalError(meta)], "diagonal"),
       ...eigenvectors(arrays, shape),
     ];
     frame.clear();
-    frame.tell(`${entry.target} of ${columnTitle(entry, column)}, sample ${sample}.`);
+    frame.describe(`${entry.target} of ${classTitle(entry, classId)}, sample ${sample}.`);
     frame.body.replaceChildren(...figures);
   }
 
@@ -58,7 +58,7 @@ export function maps({ state, source, charts }) {
     },
     shape,
   ) {
-    if (!vectors) return [el("p", { className: "words" }, "No eigenvectors were kept.")];
+    if (!vectors) return [el("p", { className: "words" }, "No eigenvectors were stored.")];
     const [count, size] = vectors.shape;
     return Array.from({ length: count }, (_, rank) => {
       const value = values.data[rank];
@@ -78,17 +78,16 @@ export function maps({ state, source, charts }) {
     return el("figure", {}, caption, canvas);
   }
 
-  const key = () => JSON.stringify([state.run, state.sample, state.column, state.step]);
+  const key = () => JSON.stringify([state.run, state.sample, state.classId, state.step]);
   return { ...frame, key, update };
 }
 
-function diagonalError({ diagonal_error: error }) {
-  const most = error ? largestMagnitude(error.data) : 0;
-  return most > 0 ? `estimated, standard error up to ${short(most, 2)}` : "exact to rounding";
+function diagonalError({ largest_diagonal_error: error }) {
+  return error === 0 ? "exact to rounding" : `estimated, standard error up to ${short(error ?? NaN, 2)}`;
 }
 
-// Label and prediction of a sample at one step, as far as known: [word, class number].
-export function knownClasses({ arrays: { labels, predicted } }, step, sample) {
+// Label and prediction of a sample at one step, as far as known: [word, number of the output].
+function knownOutputs({ arrays: { labels, predicted } }, step, sample) {
   const of = (array) => array && array.data[step * array.shape[1] + sample];
   return [
     ["label", of(labels)],

@@ -1,20 +1,20 @@
-// The spectrum of one problem at one step: listed eigenvalues with residuals, and the histogram of all of them.
+// The spectrum of one sample and class at one step: listed eigenvalues with residuals, and the histogram of all.
 
 import { panel } from "../dom.js";
 import { percent, short } from "../numbers.js";
 import { axisFor, counted, countTicks, exactnessAt, histogramAt, listed } from "../spectra.js";
-import { columnTitle } from "../state.js";
+import { classTitle } from "../state.js";
 
 export function spectrum({ state, source, charts }) {
   const frame = panel(
     "spectrum",
     "Spectrum at this step",
-    "Eigenvalues on an axis that is logarithmic to both sides of zero. Points: listed eigenvalues, the largest |λ| on top, bars their residuals ‖Hv − λv‖. Below: how many of all eigenvalues lie where.",
+    "Eigenvalues on an axis that is logarithmic on both sides of zero. Points: the listed eigenvalues, the largest |λ| at the top; bars: their residuals ‖Hv − λv‖. Below: the histogram of all eigenvalues.",
   );
 
   async function update(isStale) {
-    const { entry, sample, columnIndex } = state;
-    const spectra = await source.spectra(entry.run, entry.tag, sample, columnIndex);
+    const { entry, sample, classId } = state;
+    const spectra = await source.spectra(entry.run, entry.tag, sample, classId);
     if (isStale()) return;
     const index = spectra.arrays.steps.data.indexOf(state.step);
     if (index < 0) {
@@ -26,7 +26,7 @@ export function spectrum({ state, source, charts }) {
     const bars = histogramAt(spectra, index, axis);
     const exactness = exactnessAt(spectra, index);
     frame.clear();
-    frame.tell(inWords(entry, state, pairs, bars, exactness));
+    frame.describe(inWords(entry, state, spectra.arrays, index, pairs, bars, exactness));
     const traces = [
       points(
         pairs.filter(({ converged }) => converged),
@@ -63,17 +63,17 @@ export function spectrum({ state, source, charts }) {
     });
   }
 
-  const key = () => JSON.stringify([state.run, state.sample, state.column, state.step, state.steps.length]);
+  const key = () => JSON.stringify([state.run, state.sample, state.classId, state.step, state.steps.length]);
   return { ...frame, key, update };
 }
 
 function points(pairs, name, axis, charts) {
-  const away = ({ value, residual }, sign) => Math.abs(axis.place(value + sign * (residual || 0)) - axis.place(value));
+  const away = ({ value, residual }, sign) => Math.abs(axis.position(value + sign * (residual || 0)) - axis.position(value));
   const converged = name === "converged";
   return {
     name,
     mode: "markers",
-    x: pairs.map(({ value }) => axis.place(value)),
+    x: pairs.map(({ value }) => axis.position(value)),
     y: pairs.map((pair) => pair.rank),
     text: pairs.map(
       ({ value, residual }) => `λ = ${short(value, 5)} ± ${short(residual, 1)}${converged ? "" : " (not converged)"}`,
@@ -115,21 +115,21 @@ function histogram(bars, { isEstimate }, charts) {
   };
 }
 
-function inWords(entry, { sample, column }, pairs, bars, { words }) {
-  const size = entry.num_inputs;
-  const negative = pairs.reduce((sum, { value }) => sum + Math.max(0, -value), 0);
-  const all = pairs.reduce((sum, { value }) => sum + Math.abs(value), 0);
-  const open = pairs.filter(({ converged }) => !converged).length;
-  const residual = pairs.reduce((most, pair) => Math.max(most, pair.residual || 0), 0);
-  const of = `${entry.target} of ${columnTitle(entry, column)}, sample ${sample}`;
-  if (!pairs.length) return `${of}: no eigenvalues listed; the Hessian is zero or was not measured.`;
-  const [low, high] = [Math.min(...pairs.map(({ value }) => value)), Math.max(...pairs.map(({ value }) => value))];
+function inWords(entry, { sample, classId }, arrays, index, pairs, bars, { words }) {
+  const of = `${entry.target} of ${classTitle(entry, classId)}, sample ${sample}`;
+  if (!pairs.length) return `${of}: no eigenvalues are listed; the Hessian is zero or was not measured.`;
+  const [listed, converged, residual, negative] = ["num_listed", "num_converged", "largest_residual", "negative_share"].map(
+    (name) => arrays[name].data[index],
+  );
+  const values = pairs.map(({ value }) => value);
   return [
-    `${of}: ${pairs.length} of ${size} eigenvalues are listed, from ${short(low)} to ${short(high)}.`,
-    all > 0 && `${percent(negative / all)} of their Σ|λ| is negative.`,
-    open ? `${open} have NOT converged.` : `All have converged, residuals at most ${short(residual, 1)}.`,
+    `${of}: ${listed} of ${entry.num_inputs} eigenvalues are listed, from ${short(Math.min(...values))} to ${short(Math.max(...values))}.`,
+    Number.isFinite(negative) && `${percent(negative)} of their Σ|λ| is negative.`,
+    converged < listed
+      ? `${listed - converged} have NOT converged.`
+      : `All have converged, with residuals of at most ${short(residual, 1)}.`,
     bars && words && `Counts of the histogram are ${words}.`,
-    !bars && "There is no histogram: what lies between the ends was not estimated (density_vectors=0).",
+    !bars && "There is no histogram: the eigenvalues between the ends were not estimated (density_vectors=0).",
   ]
     .filter(Boolean)
     .join(" ");

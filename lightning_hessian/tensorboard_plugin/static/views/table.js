@@ -1,0 +1,138 @@
+// Every sample and class at the step shown: one row each, sortable; a click selects.
+
+import { el, panel } from "../dom.js";
+import { percent, short } from "../numbers.js";
+import { outputName } from "../state.js";
+
+const number = (digits) => ({ cell: (value) => short(value, digits), numeric: true });
+const uncertain = {
+  cell: ([value, error, isOpen]) =>
+    short(value) + (error > 0 ? ` ± ${short(error, 1)}` : "") + (isOpen ? " not converged" : ""),
+  numeric: true,
+  order: ([value]) => value,
+};
+const share = {
+  ...uncertain,
+  cell: ([value, error]) => percent(value) + (error > 0 ? ` ± ${short(100 * error, 1)} %` : ""),
+};
+const METRICS = {
+  lambda_max: uncertain,
+  lambda_min: uncertain,
+  trace: uncertain,
+  normalized_curvature: uncertain,
+  linear_radius: uncertain,
+  gauss_newton_share: share,
+  top_eigenvector_cosine: uncertain,
+  top_subspace_overlap: uncertain,
+};
+
+export function table({ state, source }) {
+  const frame = panel("table", "All samples and classes at this step", "Click a heading to sort, or a row to select it.");
+  let order = { key: "sample", sign: 1 };
+  let rows = [];
+
+  // Key, heading, how a cell is written and ordered.
+  const columns = () => [
+    ["sample", "sample", number(6)],
+    ["class", "class", {}],
+    ["label", "label", {}],
+    ["predicted", "predicted", {}],
+    ...state.metrics.filter(({ name }) => name in METRICS).map(({ name, title }) => [name, title, METRICS[name]]),
+    ["method", "method", {}],
+    ["autodiff_mode", "autodiff mode", {}],
+    ["diagnosis", "diagnosis", {}],
+  ];
+
+  async function update(isStale) {
+    const { entry, step, stepIndex } = state;
+    const series = await source.series(entry.run, entry.tag);
+    if (isStale()) return;
+    rows = rowsOf(entry, series, stepIndex);
+    frame.clear();
+    const open = rows.filter(({ lambda_max: [, , high], lambda_min: [, , low] }) => high || low).length;
+    frame.describe(
+      `Step ${step} (${series.meta.when[stepIndex]}).` +
+        (open ? ` For ${open} of the ${rows.length} rows, an extreme eigenvalue has not converged.` : ""),
+    );
+    draw();
+  }
+
+  function draw() {
+    const shown = columns();
+    const [, , how] = shown.find(([key]) => key === order.key);
+    const value = (row) => (how.order ?? ((each) => each))(row[order.key]);
+    const sorted = [...rows].sort((a, b) => order.sign * compare(value(a), value(b)));
+    const head = shown.map(([key, title]) =>
+      el(
+        "th",
+        { "aria-sort": key !== order.key ? "none" : order.sign > 0 ? "ascending" : "descending" },
+        el(
+          "button",
+          { type: "button", "data-sort": key, onclick: () => sort(key) },
+          title,
+          key === order.key ? (order.sign > 0 ? " ▲" : " ▼") : "",
+        ),
+      ),
+    );
+    const body = sorted.map((row) => {
+      const selected = row.sample === state.sample && row.classId === state.classId;
+      const cells = shown.map(([key, , { cell = String, numeric }]) =>
+        el("td", { className: numeric ? "number" : "", "data-key": key }, cell(row[key] ?? "")),
+      );
+      const line = el(
+        "tr",
+        {
+          tabIndex: 0,
+          className: selected ? "selected" : "",
+          "data-sample": row.sample,
+          "data-class-id": row.classId,
+          onclick: () => select(row),
+        },
+        ...cells,
+      );
+      line.addEventListener("keydown", ({ key }) => key === "Enter" && select(row));
+      return line;
+    });
+    frame.body.replaceChildren(el("table", {}, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...body)));
+  }
+
+  function sort(key) {
+    order = { key, sign: order.key === key ? -order.sign : 1 };
+    draw();
+  }
+
+  const select = ({ sample, classId }) => state.set({ sample, classId });
+  const key = () => JSON.stringify([state.run, state.step, state.sample, state.classId, state.steps.length]);
+  return { ...frame, key, update };
+}
+
+function compare(a, b) {
+  if (typeof a === "string") return a.localeCompare(b, undefined, { numeric: true });
+  if (Number.isNaN(a)) return Number.isNaN(b) ? 0 : 1;
+  return Number.isNaN(b) ? -1 : a - b || 0; // two infinities are equal
+}
+
+function rowsOf(entry, { arrays, meta }, step) {
+  const { num_samples: samples, class_ids: ids } = entry;
+  const output = (array, index) => (array?.data[index] >= 0 ? outputName(entry, array.data[index]) : "unknown");
+  return Array.from({ length: samples * ids.length }, (_, row) => {
+    const sample = Math.floor(row / ids.length);
+    const index = step * samples * ids.length + row;
+    const metric = (name) => [
+      arrays[name].data[index],
+      arrays[`${name}_error`]?.data[index] ?? 0,
+      arrays[`${name}_converged`]?.data[index] === 0,
+    ];
+    return {
+      sample,
+      classId: ids[row % ids.length],
+      class: output(arrays.classes, index),
+      label: output(arrays.labels, step * samples + sample),
+      predicted: output(arrays.predicted, step * samples + sample),
+      ...Object.fromEntries(Object.keys(METRICS).map((name) => [name, metric(name)])),
+      method: meta.method[step],
+      autodiff_mode: meta.autodiff_mode[step].replaceAll("_", " "),
+      diagnosis: meta.diagnosis[step].replaceAll("_", " "),
+    };
+  });
+}
