@@ -37,13 +37,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
 from lightning_hessian import Record, input_hessian, input_spectrum, load_records
-<<<<<<< HEAD
-from lightning_hessian.curvature.operators.autodiff import modes_agree
-from lightning_hessian.model.prepare import prepare
-=======
 from lightning_hessian.curvature.checks.mode_agreement import modes_agree
-from lightning_hessian.model.prepare import prepared
->>>>>>> curvature
+from lightning_hessian.model.prepare import prepare
 
 F64 = torch.float64
 CLASSES = [2, 3]
