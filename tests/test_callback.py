@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from lightning_hessian import input_spectrum, load_records
+from lightning_hessian.curvature.checks import diagnosis
 
 SLOTS = ("logit_class_2", "logit_class_3")
 
@@ -114,6 +115,19 @@ def test_relu_measures_prob_and_says_why_once(tmp_path):
     assert {r.target for r in records} == {"prob"}
     assert {r.network for r in records} == {"piecewise_linear"}
     assert "hessian_lambda_max/prob_class_3" in events(tmp_path).Tags()["scalars"]
+
+
+def test_a_network_is_classified_once_where_the_target_is_chosen(tmp_path, monkeypatch):
+    classified, outputs = [], diagnosis._outputs
+
+    def counted(batch):
+        classified.append(batch)
+        return outputs(batch)
+
+    monkeypatch.setattr(diagnosis, "_outputs", counted)
+    with pytest.warns(UserWarning, match="measures 'prob'"):
+        fit(tmp_path, small_monitor(), model=Classifier(nn.ReLU), max_epochs=1)
+    assert len(classified) == len(load_records(tmp_path)) == 2
 
 
 def test_relu_logits_are_zero_and_explained(tmp_path):

@@ -287,7 +287,7 @@ def _explained(samples: Samples) -> Iterator[None]:
         raise
     except Exception as error:
         raise MeasurementError(
-            f"{type(error).__name__}: {error}. The samples have the shape {samples.shapes}: if the model does not take "
+            f"{type(error).__name__}: {str(error).rstrip('.')}. The samples have the shape {samples.shapes}: if the model does not take "
             f"them as they are, give input_fn, forward_fn or other samples."
         ) from error
 

@@ -1,6 +1,7 @@
 """Runs that are killed and resumed, and several monitors in one Trainer."""
 
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -326,6 +327,26 @@ def test_each_monitors_warnings_bear_its_name(tmp_path):
     for name in ("a", "b"):
         text = events(tmp_path).Tensors(f"hessian_diagnosis/{name}/text_summary")[-1].tensor_proto.string_val[0]
         assert "No measurement here" in text.decode()
+
+
+def test_a_state_that_is_loaded_before_setup_is_used_by_the_next_run_only(tmp_path, first_epoch):
+    monitor = small_monitor()
+    assert monitor.state_dict() == {}
+    monitor.load_state_dict(torch.load(first_epoch, weights_only=True)["callbacks"][KEY])
+    for folder, expected in ((tmp_path / "one", digits(64, 66)), (tmp_path / "two", digits(300, 302))):
+        fit(folder, monitor, held_out=digits(300, 332), max_epochs=1)
+        assert np.array_equal(load_records(folder)[-1].x, expected.tensors[0].numpy())
+
+
+def test_a_pickled_monitor_keeps_its_settings_and_starts_a_run_of_its_own(tmp_path):
+    monitor = small_monitor(name="a", classes=[4])
+    fit(tmp_path / "one", monitor, max_epochs=1)
+    again = pickle.loads(pickle.dumps(monitor))
+    assert again.state_dict() == {}
+    fit(tmp_path / "two", again, held_out=digits(300, 332), max_epochs=1)
+    records = load_records(tmp_path / "two", "a")
+    assert [(r.step, r.class_ids) for r in records] == [(0, (4,)), (4, (4,))]
+    assert np.array_equal(records[0].x, digits(300, 302).tensors[0].numpy())
 
 
 class Interrupted(Classifier):
