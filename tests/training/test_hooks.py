@@ -30,9 +30,6 @@ def measured_at(folder, dataset, indices=(0, 1)):
 class Stream(IterableDataset):
     """Can be read once an epoch."""
 
-    def __repr__(self):
-        return "Stream"
-
     def __init__(self, inner):
         self.inner = inner
 
