@@ -251,7 +251,7 @@ def _add_matrices(tags: Sequence[Tag], store: Store) -> dict[int, int]:
                 if id(each) in full:
                     continue
                 found = matrix.read_matrix(file, summary, n, k)
-                fits = _add(store, each, f"matrix/{step}/{end}", store.room, matrix.matrix, found)
+                fits = _add(store, each, f"matrix/{step}/{end}", store.room, matrix.matrix, found, matrix.MAX_CELLS)
                 if fits and size > matrix.MAX_CELLS:  # single rows are read off the whole matrix
                     fits = _add(store, each, f"whole/{step}/{end}", store.room, matrix.matrix, found, size)
                 if not fits:

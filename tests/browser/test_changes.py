@@ -50,7 +50,7 @@ def test_a_reload_shows_a_step_measured_meanwhile(watched, tmp_path, loader):
         fit(tmp_path / "run", small_monitor(), Look(look), max_epochs=3)
 
 
-def test_a_file_that_was_removed_is_told_in_the_views_that_need_it(watched, own_logdir):
+def test_a_file_that_was_removed_is_reported_in_the_views_that_need_it(watched, own_logdir):
     records = load_records(own_logdir / "gelu")
     with tensorboard(own_logdir) as address, watched() as tab:
         tab.open(f"{address}#input_hessian")
@@ -59,14 +59,14 @@ def test_a_file_that_was_removed_is_told_in_the_views_that_need_it(watched, own_
         for view in ("hessian", "maps"):
             expect(tab.panel(view).get_by_test_id("error")).to_contain_text("is not beside the events of this run")
         assert len(tab.traces("spectrum")[0]["x"]) == 64
-        expect(tab.get("problems").locator("tbody tr")).to_have_count(6)
+        expect(tab.get("table").locator("tbody tr")).to_have_count(6)
         tab.screenshot("missing_file")
         tab.choose(step=2)
         expect(tab.get("heatmap")).to_be_visible()
         tab.forgive(MISSING)
 
 
-def test_a_damaged_file_is_told_in_words(watched, own_logdir):
+def test_a_damaged_file_is_reported_in_words(watched, own_logdir):
     records = load_records(own_logdir / "gelu")
     path = own_logdir / "gelu" / "input_hessian" / f"step_{records[1].step:09d}.safetensors"
     path.write_bytes(path.read_bytes()[:5000])

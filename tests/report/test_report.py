@@ -1,4 +1,4 @@
-"""The standalone page: what is in it is what was recorded, and it asks nobody for anything."""
+"""The standalone page: its content is what was recorded, and it requests nothing."""
 
 import base64
 import dataclasses
@@ -9,14 +9,16 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from safetensors.numpy import load
+from support.make_run import Tab, unpack, write_run
 from support.quadratic import quadratic_record
 
 from lightning_hessian import load_records, write_report
 from lightning_hessian.cli import main
-from lightning_hessian.records.event_format import METRICS
+from lightning_hessian.records.answers import matrix
 from lightning_hessian.records.files import save_record
-from lightning_hessian.report.contents import find_runs, gather, maps_of, narrow, packed_matrix, spread_out
+from lightning_hessian.records.matrices import from_triangle
+from lightning_hessian.records.metrics import METRICS
+from lightning_hessian.report.contents import find_runs, gather, narrow, spread_out
 from lightning_hessian.report.page import STATIC, import_map
 
 
@@ -25,17 +27,17 @@ class Page(HTMLParser):
 
     def __init__(self, path):
         super().__init__()
-        self.open, self.text, self.addresses, self.batch = [], {}, [], []
+        self.open, self.text, self.addresses = [], {}, []
         self.feed(path.read_text("utf-8"))
         self.close()
         assert self.open == []
 
     def handle_starttag(self, tag, attributes):
-        told = dict(attributes)
-        self.addresses += [told[name] for name in ("src", "href", "action", "data") if name in told]
+        found = dict(attributes)
+        self.addresses += [found[name] for name in ("src", "href", "action", "data") if name in found]
         if tag not in ("meta", "link"):
             self.open.append(tag)
-            self.at = told.get("id") or told.get("type") or tag
+            self.at = found.get("id") or found.get("type") or tag
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -48,13 +50,21 @@ class Page(HTMLParser):
     def catalog(self):
         return json.loads(self.text["catalog"])
 
+    @property
+    def answers(self):
+        """The names of blocks by what they answer, by run."""
+        return {blocks["run"]: blocks["answers"] for blocks in self.catalog["blocks"]}
+
     def arrays(self, name):
-        return load(gzip.decompress(base64.b64decode(self.text[f"block-{name}"])))
+        return unpack(gzip.decompress(base64.b64decode(self.text[f"block-{name}"])))[0]
 
     def meta(self, name):
-        payload = gzip.decompress(base64.b64decode(self.text[f"block-{name}"]))
-        header = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])
-        return json.loads(header["__metadata__"]["lightning_hessian"])
+        return unpack(gzip.decompress(base64.b64decode(self.text[f"block-{name}"])))[1]
+
+
+def named(blocks, kind):
+    """The names of the blocks of one kind, by the rest of their keys."""
+    return {key.partition("/")[2]: name for key, name in blocks.items() if key.startswith(f"{kind}/")}
 
 
 def save_run(folder, num_steps=3, **changes):
@@ -72,37 +82,65 @@ def page(tmp_path):
 
 def test_the_page_holds_the_numbers_of_the_records(page, tmp_path):
     """Whatever the page shows comes back from its blocks as it was recorded."""
-    told = {blocks["run"]: blocks for blocks in page.catalog["blocks"]}
-    assert list(told) == ["a", "b"]
-    for run, blocks in told.items():
+    assert list(page.answers) == ["a", "b"]
+    for run, blocks in page.answers.items():
         records = load_records(tmp_path / "logs" / run)
         series = page.arrays(blocks["series"])
         assert series["steps"].tolist() == [record.logged_step for record in records]
         for metric in METRICS:
-            np.testing.assert_allclose(series[metric], [getattr(r, metric) for r in records], rtol=1e-6)
+            np.testing.assert_allclose(series[metric.name], [getattr(r, metric.name) for r in records], rtol=1e-6)
         ends = [record.residuals[..., 0] for record in records]
         np.testing.assert_allclose(series["lambda_max_error"], ends, rtol=1e-6)
-        assert not series["lambda_max_open"].any()
-        for place, record in enumerate(records):
-            spectra = page.arrays(blocks["spectra"][place])
-            np.testing.assert_allclose(spectra["eigenvalues"], record.eigenvalues, rtol=1e-6)
-            np.testing.assert_array_equal(spectra["converged"], record.converged)
-            np.testing.assert_array_equal(page.arrays(blocks["x"][str(place)])["x"], record.x)
-            maps = page.arrays(blocks["maps"][str(place)])
-            for name in ("gradient", "diagonal", "diagonal_error", "eigenvectors"):
-                np.testing.assert_allclose(maps[name], getattr(record, name), rtol=1e-6, atol=0)
-            chosen = np.take_along_axis(record.eigenvalues, record.vector_index, axis=-1)
-            np.testing.assert_allclose(maps["vector_eigenvalues"], chosen, rtol=1e-6)
-            for problem, name in blocks["matrices"][str(place)].items():
-                sample, column = map(int, problem.split(","))
-                triangle = page.arrays(name)["triangle"]
-                np.testing.assert_allclose(triangle, record.hessian[sample, column][np.triu_indices(4)], rtol=1e-6)
+        assert series["lambda_max_converged"].all()
+        for sample in range(2):
+            spectra = page.arrays(blocks[f"spectra/{sample}/0"])
+            np.testing.assert_allclose(spectra["eigenvalues"], [r.eigenvalues[sample, 0] for r in records], rtol=1e-6)
+            np.testing.assert_array_equal(spectra["converged"], [r.converged[sample, 0] for r in records])
+            for record in records:
+                which = f"{record.logged_step}/{sample}"
+                np.testing.assert_array_equal(page.arrays(blocks[f"input/{which}"])["x"], record.x[sample])
+                maps = page.arrays(blocks[f"maps/{which}/0"])
+                for name in ("gradient", "diagonal", "diagonal_error", "eigenvectors"):
+                    np.testing.assert_allclose(maps[name], getattr(record, name)[sample, 0], rtol=1e-6, atol=0)
+                chosen = record.eigenvalues[sample, 0, record.vector_index[sample, 0]]
+                np.testing.assert_allclose(maps["eigenvector_values"], chosen, rtol=1e-6)
+                triangle = page.arrays(blocks[f"matrix/{which}/0"])["triangle"]
+                np.testing.assert_allclose(triangle, record.hessian[sample, 0][np.triu_indices(4)], rtol=1e-6)
+
+
+def test_the_page_answers_as_the_tab(tmp_path):
+    """Every block is what the route of the same name answers, but for the times and for narrowed numbers."""
+    records = [quadratic_record(3.0 + n, 1, -2, shape=(3,), num_samples=2, step=n, logged_step=n) for n in range(2)]
+    write_run(tmp_path / "logs" / "run", records)
+    page, tab = Page(write_report(tmp_path / "logs", tmp_path / "r.html")), Tab(tmp_path / "logs")
+    names = {
+        "series": [],
+        "spectra": ["sample", "class_id"],
+        "input": ["step", "sample"],
+        "maps": ["step", "sample", "class_id"],
+        "matrix": ["step", "sample", "class_id"],
+    }
+    seen = set()
+    for key, name in page.answers["run"].items():
+        kind, *values = key.split("/")
+        seen.add(kind)
+        which = dict(zip(names[kind], values, strict=True))
+        arrays, meta = tab.arrays(f"/{kind}", run="run", tag="input_hessian", **which)
+        assert page.meta(name) == meta
+        assert set(page.arrays(name)) == set(arrays)
+        for each, array in arrays.items():
+            np.testing.assert_allclose(page.arrays(name)[each], array, rtol=1e-6, err_msg=f"{key} {each}")
+    assert seen == set(names)
+    (run,) = tab.get("/runs").json["runs"]
+    (here,) = page.catalog["runs"]["runs"]
+    assert {**here["tags"][0], "written": None} == {**run["tags"][0], "written": None}
+    assert page.catalog["runs"]["metrics"] == tab.get("/runs").json["metrics"]
 
 
 def test_what_is_the_same_is_there_once(page):
-    names = [name for blocks in page.catalog["blocks"] for name in blocks["x"].values()]
-    assert len(names) == 5
-    assert len(set(names)) == 1
+    names = [name for blocks in page.answers.values() for name in named(blocks, "input").values()]
+    assert len(names) == 10
+    assert len(set(names)) == 2  # samples
 
 
 def test_the_list_of_runs(page):
@@ -112,8 +150,9 @@ def test_the_list_of_runs(page):
     assert tag["steps"] == [0, 1, 2]
     assert (tag["num_samples"], tag["num_inputs"], tag["shape"]) == (2, 4, [2, 2])
     assert tag["left_out"] is None
-    told = page.meta(page.catalog["blocks"][0]["series"])["summaries"]
-    assert [(summary["logged_step"], summary["method"]) for summary in told] == [(step, "dense") for step in range(3)]
+    blocks = page.answers["a"]
+    assert page.meta(blocks["series"])["method"] == ["dense"] * 3
+    assert page.arrays(blocks["series"])["steps"].tolist() == [0, 1, 2]
 
 
 def test_no_address_leads_out_of_the_page(page):
@@ -127,7 +166,7 @@ def test_no_address_leads_out_of_the_page(page):
         assert set(asked) <= set(modules)
         assert "http://" not in text
         assert "https://" not in text
-    assert page.text["module"].strip() == 'import "input_hessian/report_page.js";'
+    assert page.text["module"].split("\n")[1] == 'import { render } from "input_hessian/report.js";'
     assert re.findall(r"url\(|@import", page.text["style"]) == []
 
 
@@ -155,7 +194,7 @@ def test_names_cannot_break_the_page(tmp_path):
     assert run["tags"][0]["class_names"] == ["</script><!--"]
 
 
-def test_what_does_not_fit_is_left_out_and_told(tmp_path):
+def test_what_does_not_fit_is_left_out_and_reported(tmp_path):
     """First matrices go, then maps, then measurements; the last one stays whole as long as it can."""
     generator = np.random.default_rng(0)
     for step in range(4):
@@ -163,24 +202,37 @@ def test_what_does_not_fit_is_left_out_and_told(tmp_path):
         noise = generator.normal(size=record.hessian.shape)
         save_record(dataclasses.replace(record, hessian=noise + noise.swapaxes(-1, -2)), tmp_path / "run")
     runs = find_runs([tmp_path / "run"])
-    ((all_,), store) = gather(runs, 10**9)
-    assert all_.notes == []
-    assert sum(map(len, all_.blocks["matrices"].values())) == 8
+    ((everything,), store) = gather(runs, 10**9)
+    assert everything.measured.left_out is None
+    assert len(named(everything.blocks, "matrix")) == 8
     ((most,), part) = gather(runs, store.size - 80_000)
-    num_matrices = sum(map(len, most.blocks["matrices"].values()))
-    assert 2 <= num_matrices < 8
-    assert set(most.blocks["matrices"][3]) == {"0,0", "1,0"}
-    assert most.notes == [f"Matrices: {num_matrices} of 8 that were kept are on this page."]
-    ((few,), least) = gather(runs, 8_000)
-    assert few.paths[-1] == all_.paths[-1]
-    assert few.notes[0] == f"{len(few.paths)} of 4 measurements are on this page."
-    assert len(few.blocks["spectra"]) == len(few.summaries) == len(few.paths) < 4
-    assert not few.blocks["matrices"]
-    for parts, limit in ((part, store.size - 80_000), (least, 8_000)):
-        assert sum(map(len, parts.blocks.values())) <= limit
+    matrices = named(most.blocks, "matrix")
+    assert 2 <= len(matrices) < 8
+    assert {key for key in matrices if key.startswith("3/")} == {"3/0/0", "3/1/0"}
+    assert most.measured.left_out == f"Matrices: {len(matrices)} of 8 are on this page."
+    ((few,), least) = gather(runs, 12_000)
+    assert few.measured.summaries[-1].logged_step == 3
+    num_shown = len(few.measured.summaries)
+    assert few.measured.left_out.startswith(f"{num_shown} of 4 measurements are on this page. ")
+    assert num_shown < 4
+    assert set(named(few.blocks, "spectra")) == {"0/0", "1/0"}
+    assert not named(few.blocks, "matrix")
+    for some, limit in ((part, store.size - 80_000), (least, 12_000)):
+        assert sum(map(len, some.blocks.values())) <= limit
 
 
-def test_the_page_is_no_larger_than_wanted(tmp_path):
+def test_rows_of_a_matrix_that_is_drawn_smaller_are_in_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(matrix, "MAX_CELLS", 3)
+    record = quadratic_record(3.0, 1.0, -2.0, 0.1)
+    save_record(record, tmp_path / "run")
+    page = Page(write_report(tmp_path / "run", tmp_path / "r.html"))
+    blocks = page.answers["run"]
+    assert page.meta(blocks["matrix/0/0/0"])["num_cells"] == 2
+    whole = from_triangle(page.arrays(blocks["whole/0/0/0"])["triangle"], 4)
+    np.testing.assert_allclose(whole, record.matrix(0, 0), rtol=1e-6)
+
+
+def test_the_page_is_no_larger_than_max_size(tmp_path):
     save_run(tmp_path / "run", 2)
     whole = write_report(tmp_path / "run", tmp_path / "r.html").stat().st_size
     smaller = write_report(tmp_path / "run", tmp_path / "r.html", max_size=(whole - 1000) / 1e6)
@@ -188,28 +240,20 @@ def test_the_page_is_no_larger_than_wanted(tmp_path):
     assert "are on this page" in Page(smaller).text["catalog"]
 
 
-def test_measurements_that_cannot_be_compared_are_told(tmp_path):
+def test_measurements_that_cannot_be_compared_are_reported(tmp_path):
     save_record(quadratic_record(1.0, 2.0, step=0, logged_step=0), tmp_path / "run")
     save_record(quadratic_record(1.0, 2.0, 3.0, step=1, logged_step=1), tmp_path / "run")
     (run,) = Page(write_report(tmp_path / "run", tmp_path / "r.html")).catalog["runs"]["runs"]
     assert run["tags"][0]["steps"] == [1]
-    assert "1 measurement was of other samples" in run["tags"][0]["left_out"]
+    assert "1 measurement of other samples" in run["tags"][0]["left_out"]
 
 
-def test_two_measurements_at_one_logged_step_are_told(tmp_path):
+def test_two_measurements_at_one_logged_step_are_reported(tmp_path):
     for step in range(2):  # before training and after the first step
         save_record(quadratic_record(1.0 + step, 2.0, step=step, logged_step=0), tmp_path / "run")
     (run,) = Page(write_report(tmp_path / "run", tmp_path / "r.html")).catalog["runs"]["runs"]
     assert run["tags"][0]["steps"] == [0]
-    assert "1 measurement was followed by a later one at the same logged step" in run["tags"][0]["left_out"]
-
-
-def test_half_precision_of_kept_matrices_is_told(tmp_path):
-    for storage in ("float16", "upper_triangle"):
-        save_record(quadratic_record(1.0, -2.0), tmp_path / storage, storage=storage)
-        page = Page(write_report(tmp_path / storage, tmp_path / "r.html"))
-        (summary,) = page.meta(page.catalog["blocks"][0]["series"])["summaries"]
-        assert (summary["precision"] is not None) == (storage == "float16")
+    assert "1 measurement followed by a later one at the same logged step" in run["tags"][0]["left_out"]
 
 
 def test_every_monitor_of_a_run_has_its_tag(tmp_path):
@@ -243,7 +287,7 @@ def test_runs_are_named_from_the_directory_above_them_all(tmp_path):
 
 def test_numbers_are_narrowed_only_where_nothing_changes():
     for values, dtype in [
-        ([0.5, 2048.0, np.nan, np.inf], np.float16),
+        ([0.5, 2048.0, np.nan, np.inf], np.float32),
         ([0.1, 1e-30], np.float32),
         ([0.1, 1e-50], np.float64),
         ([0.1, 1e50], np.float64),
@@ -253,17 +297,22 @@ def test_numbers_are_narrowed_only_where_nothing_changes():
         np.testing.assert_allclose(narrowed, values, rtol=1e-6, atol=0)
 
 
-def test_a_matrix_that_is_not_symmetric_is_kept_as_it_is():
-    matrix = np.array([[1.0, 2.0], [3.0, 4.0]])
-    np.testing.assert_array_equal(packed_matrix(matrix)["matrix"], matrix)
-
-
-def test_eigenvectors_make_up_the_matrix_where_no_eigenvalue_is_without_one():
-    record = quadratic_record(3.0, 1.0, -2.0, 0.0)
-    assert maps_of(record)["whole"].all()
+def test_eigenvectors_give_the_matrix_where_no_eigenvalue_is_without_one(tmp_path):
+    record = dataclasses.replace(quadratic_record(3.0, 1.0, -2.0, 0.0), hessian=None)
     few = {"eigenvectors": record.eigenvectors[..., :2, :], "vector_index": record.vector_index[..., :2]}
-    assert not maps_of(dataclasses.replace(record, **few))["whole"].any()
-    assert not maps_of(dataclasses.replace(record, complete=False))["whole"].any()
+    for run, each in (
+        ("whole", record),
+        ("few", dataclasses.replace(record, **few)),
+        ("ends", dataclasses.replace(record, complete=False)),
+    ):
+        save_record(each, tmp_path / run)
+        page = Page(write_report(tmp_path / run, tmp_path / "r.html"))
+        blocks, has_matrix = page.answers[run], run == "whole"
+        assert page.meta(blocks["maps/0/0/0"])["matrix"] == ("from eigenvectors" if has_matrix else "none")
+        assert ("matrix/0/0/0" in blocks) == has_matrix
+        if has_matrix:
+            found = from_triangle(page.arrays(blocks["matrix/0/0/0"])["triangle"], 4)
+            np.testing.assert_allclose(found, record.matrix(0, 0), rtol=1e-6)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 300])
@@ -301,9 +350,9 @@ def test_what_cannot_be_done_is_one_sentence(arguments, sentence, tmp_path, monk
     save_run(tmp_path / "damaged", 1)
     (tmp_path / "damaged" / "input_hessian" / "step_000000000.safetensors").write_bytes(b"\x00" * 20)
     assert main(["report", *arguments]) == 1
-    told = capsys.readouterr().err
-    assert re.match(f"lightning-hessian: .*{sentence}", told)
-    assert told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert re.match(f"lightning-hessian: .*{sentence}", message)
+    assert message.count("\n") == 1
     assert not list(tmp_path.glob("*.html"))
     assert not list(tmp_path.glob(".*"))
 

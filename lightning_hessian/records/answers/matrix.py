@@ -88,7 +88,7 @@ def read_matrix(file: ArrayFile, summary: Summary, sample: int, class_index: int
     return Matrix(num_inputs, source, rows)
 
 
-def matrix(found: Matrix, max_cells: int = MAX_CELLS) -> Answer:
+def matrix(found: Matrix, max_cells: int) -> Answer:
     """A matrix that is small enough to be drawn.
 
     Args:
