@@ -18,6 +18,7 @@ from urllib.request import urlopen
 
 import numpy as np
 import torch
+from lightning_hessian.writers.tab import add_payload
 from playwright.sync_api import Browser, sync_playwright
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
@@ -28,9 +29,9 @@ from lightning_hessian.records.event_format import METRICS, pack_summary, tag
 from lightning_hessian.records.files import save_record
 from lightning_hessian.records.histogram import NUM_BINS
 from lightning_hessian.records.record import Record
-from lightning_hessian.training.measurement import Monitor
+from lightning_hessian.training.measurement import measure
 from lightning_hessian.training.samples import Samples
-from lightning_hessian.writers.tab import add_payload
+from lightning_hessian.training.settings import MeasurementSettings
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -60,10 +61,10 @@ CHOOSE = """async (select, value) => {
 def real() -> Record:
     """A small measurement, whose words the large ones take over."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 10))
-    monitor = Monitor([0], "logit", "float32", Options(num_eigenvalues=4), heatmap_samples=1)
-    return monitor.measure(
-        net, Samples(torch.rand(2, 1, 2, 2), torch.zeros(2, dtype=torch.long)), step=0, logged_step=0, epoch=0
-    )
+    settings = MeasurementSettings([0], "logit", "float32", Options(num_eigenvalues=4), heatmap_samples=1)
+    record = measure(net, Samples(torch.rand(2, 1, 2, 2), torch.zeros(2, dtype=torch.long)), settings)
+    assert record is not None
+    return record
 
 
 def large(words: Record, shape: tuple[int, ...], samples: int, columns: int, vectors: int = 10) -> Record:
@@ -110,7 +111,7 @@ def write_run(folder: Path, record: Record, measurements: int) -> None:
     save_record(last, folder)
 
 
-def measure(browser: Browser, logdir: Path, steps: int) -> dict[str, Any]:
+def seen(browser: Browser, logdir: Path, steps: int) -> dict[str, Any]:
     """Opens the tab on a run as soon as TensorBoard has read it, and chooses one class after the other."""
     begin = time.perf_counter()
     with tensorboard(logdir) as address:
@@ -161,7 +162,7 @@ def main() -> None:
             results[name] = {
                 "event_kB_each": round(size / steps / 1000, 1),
                 "matrix_wanted_at_most": wanted,
-                **measure(browser, logdir, steps),
+                **seen(browser, logdir, steps),
             }
             print(name, results[name], flush=True)
         version = browser.version

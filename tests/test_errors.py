@@ -46,7 +46,7 @@ class Own:
 @pytest.mark.parametrize(
     ("returned", "sentence"),
     [
-        (lambda z: (z, None), r"gave tuple of 2 for 2 samples.*lambda output: output\[0\]\."),
+        (lambda z: (z, None), r"returned tuple of 2 for 2 samples.*lambda output: output\[0\]\."),
         (lambda z: {"y": z, "aux": z}, r"gave dict with the keys \['y', 'aux'\].*lambda output: output\['y'\]\."),
         (lambda z: z[:, :, None, None].expand(-1, -1, 4, 4), r"\(2, 3, 4, 4\).*output: output\[:, :, row, column\]\."),
         (lambda z: z[:, None].expand(-1, 5, -1), r"\(2, 5, 3\).*lambda output: output\[:, -1\]\."),

@@ -38,7 +38,7 @@ from torch.utils.data import Dataset, default_collate
 
 from lightning_hessian import Record, input_hessian, input_spectrum, load_records
 from lightning_hessian.curvature.checks.mode_agreement import modes_agree
-from lightning_hessian.model.prepare import prepared
+from lightning_hessian.model.prepare import prepare
 
 F64 = torch.float64
 CLASSES = [2, 3]
@@ -235,20 +235,20 @@ def test_the_table_has_a_row_for_every_model():
 
 def test_the_table_tells_what_happened(fitted):
     record, row = fitted.record, table()[fitted.case.name]
-    with prepared(fitted.module, fitted.x, CLASSES, record.target, dtype=fitted.dtype, **fitted.how) as task:
-        agree, why = modes_agree(task.batch, torch.Generator().manual_seed(0))
-    engines = "both" if agree else "reverse_over_reverse"
+    with prepare(fitted.module, fitted.x, CLASSES, record.target, dtype=fitted.dtype, **fitted.how) as prepared:
+        agree, why = modes_agree(prepared.batch, torch.Generator().manual_seed(0))
+    modes = "both" if agree else "reverse_over_reverse"
     if record.method == "low_rank":
-        engines = "none: C gradients"
+        modes = "none: C gradients"
     share = input_spectrum(fitted.module, fitted.x, CLASSES, "prob", **fitted.how).gauss_newton_share.mean()
     found = {
         "network": record.network,
         "target": record.target,
         "method": record.method,
-        "engines": engines,
+        "autodiff modes": modes,
         "dtype": str(record.eigenvalues.dtype),
     }
     told = f"| {fitted.case.name} | {' | '.join(found.values())} | {share:.1f} | {why}"
     assert {name: row[name] for name in found} == found, told
-    assert abs(float(row["head share of prob"]) - share) <= 0.1, told
-    assert engines != "reverse_over_reverse" or record.engine == engines
+    assert abs(float(row["Gauss-Newton share of prob"]) - share) <= 0.1, told
+    assert modes != "reverse_over_reverse" or record.autodiff_mode == modes

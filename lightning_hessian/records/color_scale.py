@@ -1,4 +1,4 @@
-"""Where the colours of Hessians' pictures end: kept over a run, so that pictures of different steps compare. Numpy."""
+"""Where the color scales of Hessians' pictures end: fixed over a run, so that pictures of different steps compare."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-FAR_BEYOND = 3  # times the scale: a picture that is beyond it by more would show signs only
+FAR_BEYOND = 3  # times the scale: a picture that exceeds it by more would show signs only
 PERCENTILE = 99  # of |H|: a few large entries hide the rest
-MAX_COLUMNS = 10  # class columns of which TensorBoard gets pictures and histograms
-MAX_ROWS = 8  # samples of one picture
+MAX_CLASSES = 10  # of which TensorBoard gets pictures and histograms
+MAX_SAMPLES = 8  # in one picture
 
 
-def percentile(matrix: Array) -> float:
+def color_limit(matrix: Array) -> float:
     """The 99th percentile of |H|, or the largest entry where that is zero."""
     magnitudes = np.abs(matrix).ravel()
     return float(np.percentile(magnitudes, PERCENTILE)) or float(magnitudes.max())
 
 
-def run_scale(before: Array | None, hessian: Array | None) -> Array | None:
-    """The scale of each problem that has a picture ``[S, K]``: that of ``before``, or a new one.
+def run_scale(previous: Array | None, hessian: Array | None) -> Array | None:
+    """The scale for each sample and class that has a picture ``[S', K']``: the previous one, or a new one.
 
-    A new one where it is zero, or exceeded far: an untrained network may bend a thousand times less than a trained
+    A new one where it is zero or far exceeded: an untrained network may be a thousand times less curved than a trained
     one. A scale never shrinks.
 
     Args:
-        before: of the measurement before, or None.
+        previous: the ``color_scale`` of the previous measurement, or None.
         hessian: ``[S, K, D, D]``, or None where there are no pictures.
     """
     if hessian is None:
-        return before
-    rows, columns = min(len(hessian), MAX_ROWS), min(hessian.shape[1], MAX_COLUMNS)
-    fixed = np.zeros((rows, columns)) if before is None or before.shape != (rows, columns) else before.copy()
-    for sample, column in np.ndindex(rows, columns):
-        present = percentile(hessian[sample, column])
-        if fixed[sample, column] == 0 or present > FAR_BEYOND * fixed[sample, column]:
-            fixed[sample, column] = present
-    return fixed
+        return previous
+    shape = min(len(hessian), MAX_SAMPLES), min(hessian.shape[1], MAX_CLASSES)
+    scale = np.zeros(shape) if previous is None or previous.shape != shape else previous.copy()
+    for index in np.ndindex(*shape):
+        limit = color_limit(hessian[index])
+        if scale[index] == 0 or limit > FAR_BEYOND * scale[index]:
+            scale[index] = limit
+    return scale

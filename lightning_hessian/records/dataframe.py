@@ -1,4 +1,4 @@
-"""Records as a pandas table: one row per problem and step. Numpy until the table itself is made."""
+"""Records as a pandas table: one row per sample, class and step. Pandas is loaded when a table is made."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_hessian.records.event_format import METRICS
+from lightning_hessian.records.metrics import METRICS
 from lightning_hessian.records.record import Record
 
 if TYPE_CHECKING:
@@ -18,12 +18,12 @@ COSTS = ("seconds", "num_matvecs")
 
 
 def to_dataframe(records: Record | Iterable[Record]) -> pandas.DataFrame:
-    """A table with one row per problem (sample and class column) and step.
+    """A table with one row per sample, class and step.
 
-    The columns are the step, the problem (``sample``, ``class_id``, ``class``, ``class_name``, ``label``,
-    ``predicted``), how it was computed (``method``, ``autodiff_mode``, ``diagnosis``, …), every derived quantity and
-    its error, ``max_residual`` and ``converged`` of the listed eigenvalues, and what the measurement cost. What is not
-    defined is NaN; unknown labels are ``<NA>``. Needs pandas.
+    The columns are the step, sample and class (``sample``, ``class_id``, ``class``, ``class_name``, ``label``,
+    ``predicted``), how they were computed (``method``, ``autodiff_mode``, ``diagnosis``, …), every metric with its
+    standard error, ``max_residual`` and ``converged`` of the listed eigenvalues, and the cost of the measurement.
+    Undefined values are NaN, unknown labels ``<NA>``. Needs pandas.
 
     Args:
         records: one record, or those of ``load_records``.
@@ -42,29 +42,26 @@ def to_dataframe(records: Record | Iterable[Record]) -> pandas.DataFrame:
         import pandas
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "to_dataframe makes a pandas table, and pandas is not installed: pip install 'lightning-hessian[notebook]'."
+            "to_dataframe needs pandas, which is not installed: pip install 'lightning-hessian[notebook]'."
         ) from error
-    several = [records] if isinstance(records, Record) else list(records)
-    tables = [pandas.DataFrame(_columns(record)) for record in several]
+    tables = [pandas.DataFrame(_columns(r)) for r in ([records] if isinstance(records, Record) else records)]
     if not tables:
         raise ValueError("There are no records to make a table of: give at least one.")
-    table = pandas.concat(tables, ignore_index=True)
-    return table.astype({"label": "Int64"})
+    return pandas.concat(tables, ignore_index=True).astype({"label": "Int64"})
 
 
 def _columns(record: Record) -> dict[str, Any]:
-    num_samples, num_columns = record.classes.shape
-    samples, columns = (index.ravel() for index in np.indices((num_samples, num_columns)))
-    labels = [None] * len(samples) if record.labels is None else [int(k) for k in record.labels[samples]]
+    samples, class_indices = (index.ravel() for index in np.indices(record.classes.shape))
+    class_ids = [record.class_ids[k] for k in class_indices]
     return {
         **{name: getattr(record, name) for name in PER_STEP},
         "sample": samples,
-        "class_id": [record.class_ids[k] for k in columns],
+        "class_id": class_ids,
         "class": record.classes.ravel(),
-        "class_name": [record.class_name(n, record.class_ids[k]) for n, k in zip(samples, columns, strict=True)],
-        "label": labels,
+        "class_name": [record.output_name(k) for k in record.classes.ravel()],
+        "label": [None] * len(samples) if record.labels is None else [int(k) for k in record.labels[samples]],
         "predicted": record.predicted[samples],
-        **{metric: getattr(record, metric).ravel() for metric in METRICS},
+        **{metric.name: record.metrics[metric.name].ravel() for metric in METRICS},
         "max_residual": record.residuals.max(axis=-1, initial=0).ravel(),
         "converged": record.converged.all(axis=-1).ravel(),
         **{name: getattr(record, name) for name in COSTS},

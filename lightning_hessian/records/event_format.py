@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_hessian.records.histogram import histograms_are, problem_histograms
+from lightning_hessian.records.histogram import histogram_accuracy, histogram_counts
+from lightning_hessian.records.metrics import METRICS
 
 if TYPE_CHECKING:
     from lightning_hessian.records.record import Record, Stage
@@ -28,28 +29,6 @@ META = "lightning_hessian"  # under which the JSON lies in the metadata of a saf
 FOLDER = "input_hessian"  # of the records, beside the event file
 MAX_EIGENVALUES = 64  # per problem
 MAX_HEADER = 2**24  # bytes
-
-METRICS = {
-    "lambda_max": "largest λ",
-    "lambda_min": "smallest λ",
-    "spectral_norm": "max |λ|",
-    "trace": "trace",
-    "trace_error": "trace: standard error",
-    "frobenius_norm": "Frobenius norm",
-    "frobenius_norm_error": "Frobenius norm: standard error",
-    "gradient_norm": "gradient norm",
-    "normalized_curvature": "normalized curvature",
-    "linear_radius": "linear radius",
-    "gauss_newton_share": "head share",
-    "gauss_newton_share_error": "head share: standard error",
-    "negative_share": "negative share",
-    "effective_rank": "effective rank",
-    "gradient_curvature": "curvature along the gradient",
-    "gradient_alignment": "alignment of gradient and top eigenvector",
-    "top_eigenvector_cosine": "drift: |cos|",
-    "top_subspace_overlap": "drift: overlap",
-    "asymmetry": "asymmetry",
-}
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
@@ -77,30 +56,29 @@ def file_name(step: int, stage: Stage = "fit") -> str:
     return f"step_{step:09d}{'' if stage == 'fit' else f'_{stage}'}.safetensors"
 
 
-def pack_summary(record: Record, session: Mapping[str, Any] | None = None, kept: Record | None = None) -> bytes:
+def pack_summary(record: Record, in_file: Record | None = None) -> bytes:
     """The payload of a record's event: all numbers but those that grow with D, as safetensors.
 
     Arrays are float32 where nothing else is said: every one of ``METRICS`` ``[N, K]``; ``eigenvalues`` and
     ``residuals`` ``[N, K, M']`` with ``converged`` (uint8), M' ≤ 64 both ends and those of largest magnitude,
-    descending and algebraic; ``histogram`` ``[N, K, 64]``, see ``histogram.problem_histograms``, absent where only
+    descending and algebraic; ``histogram`` ``[N, K, 64]``, see ``histogram.histogram_counts``, absent where only
     ends are known (``histogram`` of the metadata says whether its counts are exact or estimated);
     ``labels`` ``[N]``, absent where unknown, ``predicted`` ``[N]`` and ``classes`` ``[N, K]`` (int32).
 
     Args:
         record: the measurement.
-        session: about the start of the run that made it.
-        kept: the record as its file holds it, where that is less.
+        in_file: the record as its file holds it, where that is less.
 
     Cost: no more than 4·N·K·(19 + 2·64 + 64) + N·K·64 bytes, and a few kB.
     """
-    arrays = {name: getattr(record, name).astype(np.float32) for name in METRICS}
+    arrays = {m.name: record.metrics[m.name].astype(np.float32) for m in METRICS}
     arrays |= _largest_eigenvalues(record)
-    histogram = problem_histograms(record)
+    histogram = histogram_counts(record)
     numbers = {"labels": record.labels, "predicted": record.predicted, "classes": record.classes}
     arrays |= {name: values.astype(np.int32) for name, values in numbers.items() if values is not None}
     if histogram is not None:
         arrays["histogram"] = histogram.astype(np.float32)
-    return pack(arrays, _about(record, session, kept or record))
+    return pack(arrays, _about(record, in_file or record))
 
 
 def _largest_eigenvalues(record: Record) -> dict[str, Array]:
@@ -112,8 +90,8 @@ def _largest_eigenvalues(record: Record) -> dict[str, Array]:
     return {n: np.take_along_axis(getattr(record, n), order, axis=-1).astype(kind) for n, kind in kinds.items()}
 
 
-def _about(record: Record, session: Mapping[str, Any] | None, in_file: Record) -> dict[str, Any]:
-    when = ("step", "logged_step", "epoch", "stage", "when")
+def _about(record: Record, in_file: Record) -> dict[str, Any]:
+    when = ("step", "logged_step", "epoch", "stage", "when", "measured_at")
     what = ("name", "target", "class_ids", "class_names", "diagnosis", "network", "message")
     how = ("method", "reason", "autodiff_mode", "seconds", "num_matvecs", "complete")
     num_kept = 0 if in_file.hessian is None else len(in_file.hessian)
@@ -123,8 +101,7 @@ def _about(record: Record, session: Mapping[str, Any] | None, in_file: Record) -
         "num_inputs": record.gradient.shape[-1],
         "shape": record.x.shape[1:],
         "dtype": str(record.x.dtype),
-        "histogram": histograms_are(record),
-        "session": None if session is None else dict(session),
+        "histogram": histogram_accuracy(record),
         "kept": {
             "matrices": list(range(num_kept)),
             "vectors": in_file.eigenvectors is not None,

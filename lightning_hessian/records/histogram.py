@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,19 @@ NUM_BINS = 64
 BIN_EDGES = np.linspace(-20, 20, NUM_BINS + 1)  # |λ| up to 1e8
 
 
+@dataclass(frozen=True)
+class Histogram:
+    """The arguments of ``SummaryWriter.add_histogram_raw``, on the signed logarithmic axis."""
+
+    min: float
+    max: float
+    num: float
+    sum: float
+    sum_squares: float
+    bucket_limits: list[float]
+    bucket_counts: list[float]
+
+
 def signed_log10(eigenvalues: Array) -> Array:
     """sign(λ) · max(0, log10 |λ| + 12): ±9 means λ = ±1e-3, ±12 means ±1, and 0 means |λ| ≤ 1e-12."""
     with np.errstate(divide="ignore"):
@@ -23,54 +37,91 @@ def signed_log10(eigenvalues: Array) -> Array:
     return np.sign(eigenvalues) * np.maximum(decades, 0)
 
 
-def placed(eigenvalues: Array) -> Array:
+def axis_position(eigenvalues: Array) -> Array:
     """Where on the axis eigenvalues are drawn."""
     return np.clip(signed_log10(eigenvalues), BIN_EDGES[0], BIN_EDGES[-1])
 
 
-def binned(eigenvalues: Array, counts: Array) -> Array:
+def bin_counts(eigenvalues: Array, counts: Array) -> Array:
     """How many eigenvalues are in each bin."""
-    return np.histogram(placed(eigenvalues), BIN_EDGES, weights=counts)[0]
+    return np.histogram(axis_position(eigenvalues), BIN_EDGES, weights=counts)[0]
 
 
 def has_spectra(record: Record) -> bool:
-    """Whether more than the ends of a spectrum is known, of some samples at least."""
+    """Whether more than the ends of a spectrum is known, at least for some samples."""
     return record.density_nodes is not None or record.hessian is not None
 
 
-def histograms_are(record: Record) -> str | None:
-    """How exact the counts of ``problem_histograms`` are, in words; None where there are none."""
+def histogram_accuracy(record: Record) -> str | None:
+    """How exact the counts of ``histogram_counts`` are, in words; None where there are none."""
     if not has_spectra(record):
         return None
     num_starts = 1 if record.density_nodes is None else record.density_nodes.shape[2]
     return "exact" if num_starts == 1 else f"estimated from {num_starts} random starting vectors"
 
 
-def whole_spectra(record: Record, column: int) -> tuple[Array, Array]:
-    """Nodes and how many of the D eigenvalues of a sample each stands for, of one class column: both ``[n, S, m]``.
+def whole_spectra(record: Record, class_index: int) -> tuple[Array, Array]:
+    """Nodes, and how many of the D eigenvalues of a sample each stands for, of one class: both ``[n, S, m]``.
 
     Of the n samples of which more than the ends is known: all where there is a density, else the first ones, whose
-    matrix was kept. One row for each of S starting vectors of an estimated density; a single row of exact ones.
+    matrices the record holds. One row for each of S starting vectors of an estimated density; a single row of exact
+    ones.
     """
     num_inputs = record.gradient.shape[-1]
     if record.density_nodes is not None and record.density_weights is not None:
-        nodes, shares = (a[:, column].astype(np.float64) for a in (record.density_nodes, record.density_weights))
+        nodes, shares = (a[:, class_index].astype(np.float64) for a in (record.density_nodes, record.density_weights))
         return nodes, shares * num_inputs
     assert record.hessian is not None
-    values = np.linalg.eigvalsh(record.hessian[:, column])
+    values = np.linalg.eigvalsh(record.hessian[:, class_index])
     rounding = 10 * np.finfo(values.dtype).eps * num_inputs**0.5 * np.abs(values).max(axis=-1, keepdims=True)
     nodes = np.where(np.abs(values) > rounding, values, 0.0)[:, None]
     return nodes, np.ones(nodes.shape)
 
 
-def problem_histograms(record: Record) -> Array | None:
+def histogram_counts(record: Record) -> Array | None:
     """The expected number of eigenvalues per bin ``[N, K, 64]``; NaN where only the ends are known, None if for all."""
     if not has_spectra(record):
         return None
-    num_samples, num_columns = record.classes.shape
-    counts = np.full((num_samples, num_columns, NUM_BINS), np.nan)
-    for column in range(num_columns):
-        nodes, numbers = whole_spectra(record, column)
+    num_samples, num_classes = record.classes.shape
+    counts = np.full((num_samples, num_classes, NUM_BINS), np.nan)
+    for k in range(num_classes):
+        nodes, numbers = whole_spectra(record, k)
         for sample in range(len(nodes)):
-            counts[sample, column] = binned(nodes[sample], numbers[sample] / nodes.shape[1])
+            counts[sample, k] = bin_counts(nodes[sample], numbers[sample] / nodes.shape[1])
     return counts
+
+
+def mean_spectrum(record: Record, class_index: int) -> tuple[Array, Array]:
+    """Eigenvalues of one class, and how many of the D of an average sample each stands for.
+
+    Both ``[S, n]``, one row for each starting vector of an estimated density; a single row of exact ones. Without a
+    density, they are those of the samples whose whole matrices the record holds.
+    """
+    nodes, counts = whole_spectra(record, class_index)
+    num_samples, num_vectors, _ = nodes.shape
+    by_vector = [a.swapaxes(0, 1).reshape(num_vectors, -1) for a in (nodes, counts / num_samples)]
+    return by_vector[0], by_vector[1]
+
+
+def mean_histogram(record: Record, class_index: int) -> Histogram:
+    """The histogram of ``mean_spectrum``."""
+    nodes, counts = mean_spectrum(record, class_index)
+    eigenvalues, counts = nodes.ravel(), counts.ravel() / len(nodes)
+    values, numbers = axis_position(eigenvalues[counts > 0]), counts[counts > 0]
+    return Histogram(
+        min=float(values.min()),
+        max=float(values.max()),
+        num=float(counts.sum()),
+        sum=float((values * numbers).sum()),
+        sum_squares=float((np.square(values) * numbers).sum()),
+        bucket_limits=BIN_EDGES[1:].tolist(),
+        bucket_counts=bin_counts(eigenvalues, counts).tolist(),
+    )
+
+
+def largest_bin_error(record: Record, class_index: int) -> float | None:
+    """The largest standard error of a bar of ``mean_histogram``; None where it is exact."""
+    if record.complete or record.density_nodes is None:
+        return None
+    by_vector = np.stack([bin_counts(*row) for row in zip(*mean_spectrum(record, class_index), strict=True)])
+    return float(by_vector.std(axis=0, ddof=1).max() / len(by_vector) ** 0.5)

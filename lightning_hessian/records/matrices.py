@@ -1,4 +1,4 @@
-"""Symmetric matrices as what is kept of them: upper triangles, half precision, eigenvectors. Numpy only."""
+"""Symmetric matrices as they are stored: upper triangles, or eigenvectors. Numpy only."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-HALF = "It was kept in half precision: an entry is off by at most 5e-4 of itself, or 3e-8 of the largest."
 
 
 def to_triangle(matrices: Array) -> Array:
@@ -32,29 +30,13 @@ def from_triangle(packed: Array, size: int) -> Array:
     return matrices
 
 
-def to_half(values: Array) -> tuple[Array, Array]:
-    """``[..., n]`` as float16 between −1 and 1, and what to multiply with, ``[...]``.
-
-    The scale is the largest magnitude: input-Hessians are often smaller than what float16 holds. An entry is off by
-    at most 5e-4 of itself, or 3e-8 of the largest.
-    """
-    scale = np.abs(values).max(axis=-1)
-    scale = np.where(scale > 0, scale, 1).astype(values.dtype)
-    return (values / scale[..., None]).astype(np.float16), scale
-
-
-def from_half(values: Array, scale: Array) -> Array:
-    """What ``to_half`` made small."""
-    return values.astype(scale.dtype) * scale[..., None]
-
-
 def from_eigenvectors(eigenvalues: Array, vectors: Array, index: Array) -> Array | None:
     """V diag(λ) Vᵀ ``[D, D]`` of a complete spectrum, or None where a vector of a nonzero eigenvalue is missing.
 
     Args:
         eigenvalues: ``[M]``, all that are not zero.
         vectors: ``[V, D]``.
-        index: ``[V]``, their places among the eigenvalues. What rounding alone may have made needs no vector:
+        index: ``[V]``, their positions among the eigenvalues. Eigenvalues that may be rounding only need no vector:
             |λ| ≤ 10·eps·√D·max |λ|, a heuristic.
     """
     if not spans(eigenvalues, index, vectors.shape[-1]):
@@ -65,7 +47,7 @@ def from_eigenvectors(eigenvalues: Array, vectors: Array, index: Array) -> Array
 
 
 def spans(eigenvalues: Array, index: Array, num_inputs: int) -> bool:
-    """Whether every eigenvalue that is not zero to rounding has its eigenvector, in every problem ``[..., M]``."""
+    """Whether every eigenvalue that is not zero to rounding has its eigenvector, for all of ``[..., M]``."""
     rest = np.abs(eigenvalues)
     rounding = 10 * np.finfo(rest.dtype).eps * num_inputs**0.5 * rest.max(axis=-1, keepdims=True)
     np.put_along_axis(rest, index, 0, axis=-1)

@@ -1,14 +1,16 @@
-"""One measurement as numpy arrays and metadata: what is saved, drawn and logged. Knows no torch."""
+"""One measurement as numpy arrays and metadata: what is saved, plotted and logged. Knows no torch."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from lightning_hessian.records.matrices import from_eigenvectors, spans
+from lightning_hessian.records.metrics import METRICS
 
 if TYPE_CHECKING:
     from lightning_hessian.curvature.methods.execute import Measurement
@@ -18,19 +20,26 @@ Stage = Literal["fit", "validate", "test"]
 ClassId = int | str
 """The output looked at, as the user named it: ``2``, ``"label"`` or ``"predicted"``."""
 
+OF_SPECTRUM = (
+    *("eigenvalues", "eigenvectors", "vector_index", "residuals", "converged", "complete"),
+    *("gradient", "diagonal", "diagonal_error", "target", "method", "reason", "autodiff_mode"),
+)
+
 
 @dataclass(frozen=True, repr=False)
 class Record:
     """One measurement. Arrays are numpy; N samples, K classes, M eigenvalues, V eigenvectors, D inputs.
 
-    The names shared with ``Spectrum`` mean the same there; in addition:
+    Every metric of ``metrics.METRICS`` is an attribute, too: ``record.lambda_max`` is ``record.metrics["lambda_max"]``.
+    Fields that a ``Spectrum`` has as well mean the same there; in addition:
 
     Attributes:
         name: of the monitor, or None.
         step: optimizer steps before the measurement (``trainer.global_step``).
         logged_step: the loggers' step, on the axis of Lightning's own curves.
-        epoch: the epoch whose training made these weights, from 0 (Lightning's ``current_epoch``).
-        stage: the method of the Trainer that was running: ``fit``, ``validate`` or ``test``.
+        epoch: the epoch whose training produced these weights, from 0 (Lightning's ``current_epoch``).
+        stage: the Trainer method that was running: ``fit``, ``validate`` or ``test``.
+        measured_at: seconds since 1970.
         x: the differentiated input at the samples, or the output of the layer that ``wrt`` names, ``[N, *shape]``.
         labels: ``[N]``, or None.
         predicted: ``[N]``, the class of the largest output.
@@ -40,25 +49,24 @@ class Record:
         density_nodes: ``[N, K, S, m]``, the nodes of ``Spectrum.density``, or None. S = 1: the eigenvalues themselves,
             zeros included; S ≥ 2: an estimate from S random starting vectors.
         density_weights: ``[N, K, S, m]``, their weights, which sum to 1 over m, or None.
-        top_eigenvector_cosine: ``[N, K]``, |cos| between the top eigenvectors of this and the previous measurement; see
-            ``subspace.SubspaceOverlap``. NaN where that is not defined, as at the first measurement.
-        top_subspace_overlap: ``[N, K]``, the same of the space of top eigenvectors.
-        hessian: ``[S, K, D, D]``, whole matrices of the first S samples, or None where not kept.
+        metrics: ``[N, K]`` each, by name. Comparisons with the previous measurement are NaN where they are not
+            defined, as at the first one; see ``subspace.SubspaceOverlap``.
+        hessian: ``[S, K, D, D]``, whole matrices of the first S samples, or None where there are none.
         diagnosis: kind of function of the input; see ``Diagnosis``.
-        network: the same of the outputs themselves.
+        network: the same for the outputs themselves.
         message: the diagnosis in words.
-        seconds: wall time of the measurement, without drawing and writing.
-        num_matvecs: HVPs per problem.
-        memory: bytes by which memory rose at its peak, or None where that is not known; see ``Cost``.
+        seconds: wall time of the measurement, without plotting and writing.
+        num_matvecs: Hessian-vector products per sample and class.
+        memory: bytes by which memory rose at its peak, or None where unknown; see ``Cost``.
         memory_exact: True if ``memory`` is that number, False if it is an upper bound.
-        overhead: seconds spent measuring so far in this fit, drawing and writing included, per second of training; None
-            before there was any training.
-        skipped: how many measurements were skipped so far because of ``max_overhead``; None where none was given.
         made_with: versions and options.
-        picture_scale: ``[S', K']``, where the colours of the Hessians' pictures end, of the first 8 samples and 10
-            classes: the 99th percentile of |H| when it was first not zero in this run, so that pictures of different
+        overhead: seconds spent measuring so far in this fit, plotting and writing included, per second of training;
+            None before there was any training.
+        skipped: how many measurements were skipped so far because of ``max_overhead``; None where none was given.
+        color_scale: ``[S', K']``, where the color scale of each Hessian's picture ends, for the first 8 samples and 10
+            classes: the 99th percentile of |H| when it was first nonzero in this run, so that pictures of different
             steps compare; 0 before; None where there were no pictures.
-        why_no_matrix: why ``hessian`` is None or holds fewer samples than asked for; None where it holds them all.
+        why_no_matrix: why ``hessian`` is None or holds fewer samples than requested; None where it holds them all.
     """
 
     name: str | None
@@ -66,6 +74,7 @@ class Record:
     logged_step: int
     epoch: int
     stage: Stage
+    measured_at: float
     x: Array
     labels: Array | None
     predicted: Array
@@ -79,33 +88,11 @@ class Record:
     converged: Array
     complete: bool
     gradient: Array
-    gradient_norm: Array
-    lambda_max: Array
-    lambda_min: Array
-    spectral_norm: Array
-    trace: Array
-    trace_error: Array
-    frobenius_norm: Array
-    frobenius_norm_error: Array
-    gauss_newton_norm: Array
-    gauss_newton_norm_error: Array
-    functional_norm: Array
-    functional_norm_error: Array
-    gauss_newton_share: Array
-    gauss_newton_share_error: Array
     diagonal: Array
     diagonal_error: Array
-    negative_share: Array
-    effective_rank: Array
-    normalized_curvature: Array
-    linear_radius: Array
-    gradient_curvature: Array
-    gradient_alignment: Array
-    asymmetry: Array
     density_nodes: Array | None
     density_weights: Array | None
-    top_eigenvector_cosine: Array
-    top_subspace_overlap: Array
+    metrics: Mapping[str, Array]
     hessian: Array | None
     target: str
     method: str
@@ -118,14 +105,28 @@ class Record:
     num_matvecs: int
     memory: int | None
     memory_exact: bool
-    overhead: float | None
-    skipped: int | None
     made_with: Mapping[str, Any]
-    picture_scale: Array | None = None
+    overhead: float | None = None
+    skipped: int | None = None
+    color_scale: Array | None = None
     why_no_matrix: str | None = None
+
+    def __getattr__(self, name: str) -> Array:
+        metrics = self.__dict__.get("metrics", {})  # absent while a copy is being made
+        if name not in metrics:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        found: Array = metrics[name]
+        return found
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self.metrics})
 
     def __repr__(self) -> str:
         return f"Record({self.target}, {self.when}, classes {list(self.class_ids)}, x {self.x.shape}, {self.diagnosis})"
+
+    def with_metrics(self, **metrics: Array) -> Record:
+        """The same record with other values of some metrics."""
+        return replace(self, metrics={**self.metrics, **metrics})
 
     @property
     def when(self) -> str:
@@ -134,52 +135,61 @@ class Record:
             return f"{self.stage}, after {self.step} optimizer steps"
         return "before training" if self.step == 0 else f"epoch {self.epoch}, after {self.step} optimizer steps"
 
-    def class_index(self, class_id: ClassId) -> int:
-        """The position of ``class_id`` along the axis K of every array.
+    def indices(self, sample: int, class_id: ClassId | None = None) -> tuple[int, int]:
+        """The positions of one sample and class along the axes N and K of every array.
+
+        Args:
+            sample: which of the N, from 0.
+            class_id: one of ``class_ids``; by default the first.
 
         Raises:
-            ValueError: the record has no such class.
+            IndexError: there is no such sample.
+            ValueError: there is no such class.
         """
+        num_samples = len(self.classes)
+        if not 0 <= sample < num_samples:
+            raise IndexError(f"sample={sample} is out of range: this record has samples 0 to {num_samples - 1}.")
+        if class_id is None:
+            return sample, 0
         if class_id not in self.class_ids or isinstance(class_id, bool):
             known = ", ".join(map(repr, self.class_ids))
             raise ValueError(f"class_id={class_id!r} was not measured: this record has {known}.")
-        return self.class_ids.index(class_id)
+        return sample, self.class_ids.index(class_id)
 
     def tag_suffix(self, class_id: ClassId) -> str:
         """What follows the slash in the tags of one class: ``prob_class_3``, after the monitor's name if it has one.
 
-        Outside a fit the stage comes first, since the numbers of a test are no points of the fit's curves.
+        Outside a fit the stage comes first, since the numbers of a test do not belong to the fit's curves.
         """
         suffix = f"{self.target}_{class_title(class_id).replace(' ', '_')}"
-        return self.tag(suffix if self.stage == "fit" else f"{self.stage}_{suffix}")
-
-    def tag(self, text: str) -> str:
-        """``text``, after the monitor's name where it has one."""
-        return named(self.name, text)
+        return with_name(self.name, suffix if self.stage == "fit" else f"{self.stage}_{suffix}")
 
     @property
     def is_spanned(self) -> bool:
-        """Whether eigenvalues and eigenvectors give the whole matrix of every problem, to rounding."""
+        """Whether eigenvalues and eigenvectors give the whole matrix of every sample and class, to rounding."""
         if not self.complete or self.eigenvectors is None or self.vector_index is None:
             return False
         return spans(self.eigenvalues, self.vector_index, self.gradient.shape[-1])
 
-    def matrix(self, sample: int, class_id: ClassId) -> Array:
-        """The whole Hessian ``[D, D]`` of one sample and class: as stored, or V diag(λ) Vᵀ where all eigenvectors are.
+    def matrix(self, sample: int, class_id: ClassId | None = None) -> Array:
+        """The whole Hessian ``[D, D]`` of one sample and class.
+
+        As it was stored, or V diag(λ) Vᵀ where the record has the eigenvectors of all nonzero eigenvalues.
 
         Args:
-            sample: which of the N.
-            class_id: one of ``class_ids``.
+            sample: which of the N, from 0.
+            class_id: one of ``class_ids``; by default the first.
 
         Raises:
-            ValueError: the record does not hold that matrix, or has no such class; the message says why.
+            IndexError: there is no such sample.
+            ValueError: the record has no such class, or does not hold that matrix; the message says why.
         """
-        index = self.class_index(class_id)
+        index = self.indices(sample, class_id)
         if self.hessian is not None and sample < len(self.hessian):
-            return self.hessian[sample, index]
+            return self.hessian[index]
         if self.complete and self.eigenvectors is not None and self.vector_index is not None:
             arrays = (self.eigenvalues, self.eigenvectors, self.vector_index)
-            matrix = from_eigenvectors(*(array[sample, index] for array in arrays))
+            matrix = from_eigenvectors(*(array[index] for array in arrays))
             if matrix is not None:
                 return matrix
         why_not = self.why_no_matrix or "heatmap_samples sets for how many samples matrices are formed."
@@ -189,9 +199,12 @@ class Record:
         )
 
     def class_name(self, sample: int, class_id: ClassId) -> str:
-        """The name, or else the number, of the output that ``class_id`` is for this sample."""
-        k = int(self.classes[sample, self.class_index(class_id)])
-        return self.class_names[k] if self.class_names else str(k)
+        """The name, or else the number, of the output that ``class_id`` stands for at this sample."""
+        return self.output_name(self.classes[self.indices(sample, class_id)])
+
+    def output_name(self, output: Any) -> str:
+        """The name of an output, or else its number."""
+        return self.class_names[int(output)] if self.class_names else str(int(output))
 
 
 def class_title(class_id: ClassId) -> str:
@@ -199,36 +212,41 @@ def class_title(class_id: ClassId) -> str:
     return f"class {class_id}" if isinstance(class_id, int) else class_id
 
 
-def named(name: str | None, text: str) -> str:
+def with_name(name: str | None, text: str) -> str:
     """``text``, after a monitor's name where it has one."""
     return text if name is None else f"{name}_{text}"
 
 
 def make_record(measurement: Measurement, **context: Any) -> Record:
-    """A record of ``measurement``; ``context`` gives the fields that a measurement does not know."""
+    """A record of ``measurement``; ``context`` gives the fields that a measurement does not know.
+
+    Those are ``name``, ``step``, ``logged_step``, ``epoch``, ``stage``, ``x``, ``labels``, ``predicted``, ``classes``,
+    ``class_ids``, ``class_names`` and ``made_with``.
+    """
     spectrum = measurement.spectrum
-    told = {f.name for f in fields(Record)} - set(context) - {"picture_scale", "why_no_matrix"}
     diagnosis, cost = spectrum.diagnosis, spectrum.cost
-    values: dict[str, Any] = {
-        "hessian": measurement.hessian,
+    undefined = np.full(tuple(spectrum.trace.shape), np.nan)
+    values = {
+        **{name: getattr(spectrum, name) for name in OF_SPECTRUM},
         "density_nodes": spectrum.density and spectrum.density.nodes,
         "density_weights": spectrum.density and spectrum.density.weights,
-        "top_eigenvector_cosine": np.full(spectrum.trace.shape, np.nan),
-        "top_subspace_overlap": np.full(spectrum.trace.shape, np.nan),
-        "diagnosis": diagnosis.kind,
-        "network": diagnosis.network,
-        "message": diagnosis.message,
-        "seconds": cost.seconds,
-        "num_matvecs": cost.num_matvecs,
-        "memory": cost.memory,
-        "memory_exact": cost.memory_exact,
-        "overhead": None,
-        "skipped": None,
+        "hessian": measurement.hessian,
+        **context,
     }
-    values |= {name: getattr(spectrum, name) for name in told - set(values)}
-    return Record(**{name: _array(value) for name, value in {**values, **context}.items()})
+    return Record(
+        **{name: _to_numpy(value) for name, value in values.items()},
+        metrics={m.name: undefined if m.is_comparison else _to_numpy(getattr(spectrum, m.name)) for m in METRICS},
+        measured_at=time.time(),
+        diagnosis=diagnosis.kind,
+        network=diagnosis.network,
+        message=diagnosis.message,
+        seconds=cost.seconds,
+        num_matvecs=cost.num_matvecs,
+        memory=cost.memory,
+        memory_exact=cost.memory_exact,
+    )
 
 
-def _array(value: Any) -> Any:
-    """A torch tensor as a numpy array, told by its methods; anything else as it is."""
+def _to_numpy(value: Any) -> Any:
+    """A torch tensor, recognized by its methods, as a numpy array; anything else unchanged."""
     return value.detach().cpu().numpy() if hasattr(value, "detach") else value

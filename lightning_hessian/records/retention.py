@@ -1,36 +1,32 @@
-"""Which whole matrices a run keeps in its files, and how: they are by far the largest of what it writes."""
+"""Which whole matrices the files of a run hold: they are by far the largest part of what it writes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.records.record import Record
 
-Storage = Literal["upper_triangle", "float16", "float32"]
-
 
 @dataclass(frozen=True)
 class KeepMatrices:
-    """Which whole matrices are kept, and how.
+    """Which whole matrices are saved, as exact upper triangles.
 
     Args:
-        every_n: those of every n-th measurement of a run, from the first.
-        storage: ``"upper_triangle"``: exact, and half of the size. ``"float16"``: the triangle in half precision,
-            scaled to the matrix's largest entry; half again. ``"float32"``: whole matrices, for other readers.
-        max_total_bytes: what the matrices of a run may take, by default 1 GiB; from there on, none are kept. After a
-            resume, the files that lie there count in full.
+        every_n: those of every n-th measurement of a run, starting with the first.
+        max_total_bytes: how much the matrices of a run may take, by default 1 GiB; beyond that, none are saved. After a
+            resume, existing files count in full.
 
     Raises:
         ConfigurationError: an argument is not one of those allowed.
     """
 
     every_n: int = 1
-    storage: Storage = "upper_triangle"
     max_total_bytes: int = 2**30
 
     def __post_init__(self) -> None:
@@ -38,40 +34,35 @@ class KeepMatrices:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ConfigurationError(f"keep_matrices: {name}={value!r} must be a whole number of at least {least}.")
-        if self.storage not in get_args(Storage):
-            raise ConfigurationError(
-                f"keep_matrices: storage={self.storage!r} is not known. Choose one of "
-                f"{', '.join(map(repr, get_args(Storage)))}."
-            )
 
 
-def keep_policy(wanted: bool | int | Mapping[str, Any] | KeepMatrices | None) -> KeepMatrices | None:
-    """What ``keep_matrices`` asks for; None: nothing is kept.
+def keep_policy(given: bool | int | Mapping[str, Any] | KeepMatrices | None) -> KeepMatrices | None:
+    """The policy that the argument ``keep_matrices`` stands for; None: no matrices are saved.
 
     Raises:
-        ConfigurationError: it is none of the things allowed.
+        ConfigurationError: it is none of the forms allowed.
     """
-    if wanted is None or isinstance(wanted, KeepMatrices):
-        return wanted
-    if isinstance(wanted, bool):
-        return KeepMatrices() if wanted else None
-    if isinstance(wanted, int):
-        return KeepMatrices(every_n=wanted)
+    if given is None or isinstance(given, KeepMatrices):
+        return given
+    if isinstance(given, bool):
+        return KeepMatrices() if given else None
+    if isinstance(given, int):
+        return KeepMatrices(every_n=given)
     try:
-        return KeepMatrices(**wanted)
+        return KeepMatrices(**given)
     except TypeError:
         raise ConfigurationError(
-            f"keep_matrices={wanted!r} must be True, False, a whole number n (every n-th measurement), or a mapping "
-            f"with some of every_n, storage and max_total_bytes."
+            f"keep_matrices={given!r} must be True, False, a whole number n (every n-th measurement), or a mapping "
+            f"with some of every_n and max_total_bytes."
         ) from None
 
 
-class MatrixKeeper:
-    """Decides for each record of one run what of its matrices the file holds.
+class MatrixRetention:
+    """Decides for each record of one run whether its file holds the whole matrices.
 
     Args:
-        policy: or None to keep nothing.
-        folder: of the run's records; what lies there already counts.
+        policy: or None to store none.
+        folder: of the run's records; files that are already there count.
     """
 
     def __init__(self, policy: KeepMatrices | None, folder: Path | None = None) -> None:
@@ -79,51 +70,41 @@ class MatrixKeeper:
         self._num_records = 0
         self._num_bytes = 0
         if policy is not None and folder is not None:
-            with suppress(OSError):  # a folder that cannot be looked into: saving will tell
-                self._num_bytes = sum(path.stat().st_size for path in folder.glob("step_*.safetensors"))
+            with suppress(OSError):  # an unreadable folder is reported when saving fails
+                files = chain(folder.glob("step_*.safetensors"), folder.glob("superseded_*/step_*.safetensors"))
+                self._num_bytes = sum(path.stat().st_size for path in files)
 
-    @property
-    def storage(self) -> Storage:
-        """How matrices are stored."""
-        return "upper_triangle" if self._policy is None else self._policy.storage
-
-    def kept(self, record: Record) -> Record:
-        """The record as its file holds it: without matrices that are not kept, and with the reason why."""
+    def apply(self, record: Record) -> Record:
+        """The record as its file holds it: without the matrices that are not stored, and with the reason why."""
         number, self._num_records = self._num_records, self._num_records + 1
         if record.hessian is None:
-            formed = "No whole matrices were formed: heatmap_samples=0, or memory was short."
-            return replace(record, why_no_matrix=record.why_no_matrix or formed)
+            not_formed = "No whole matrices were formed: heatmap_samples=0, or memory was short."
+            return replace(record, why_no_matrix=record.why_no_matrix or not_formed)
         why_not = self._why_not(record, number)
         return record if why_not is None else replace(record, hessian=None, why_no_matrix=why_not)
 
     def _why_not(self, record: Record, number: int) -> str | None:
-        assert record.hessian is not None
         if record.is_spanned:
-            return "The eigenvectors kept give every matrix to rounding."
+            return "The stored eigenvectors reproduce every matrix to rounding."
         if self._policy is None:
-            return "Whole matrices are not kept: keep_matrices=False."
+            return "Whole matrices are not stored: keep_matrices=False."
         if number % self._policy.every_n:
-            return f"Whole matrices are kept at every {_ordinal(self._policy.every_n)} measurement only."
-        needed = _stored_bytes(record, self._policy.storage)
+            return f"Whole matrices are stored at every {_ordinal(self._policy.every_n)} measurement only."
+        needed = _triangle_bytes(record)
         if self._num_bytes + needed > self._policy.max_total_bytes:
             return (
-                f"The run's matrices take {self._num_bytes / 2**20:.4g} MiB already, and those of this measurement, "
-                f"{needed / 2**20:.4g} MiB, would exceed max_total_bytes={self._policy.max_total_bytes}. Keep fewer "
+                f"The run's matrices already take {self._num_bytes / 2**20:.4g} MiB, and those of this measurement, "
+                f"{needed / 2**20:.4g} MiB, would exceed max_total_bytes={self._policy.max_total_bytes}. Store fewer "
                 f"with heatmap_samples or every_n, or allow more."
             )
         self._num_bytes += needed
         return None
 
 
-def _stored_bytes(record: Record, storage: Storage) -> int:
+def _triangle_bytes(record: Record) -> int:
     assert record.hessian is not None
-    matrices, size = record.hessian.size // record.gradient.shape[-1] ** 2, record.gradient.shape[-1]
-    triangle = matrices * size * (size + 1) // 2
-    return {
-        "upper_triangle": triangle * record.hessian.itemsize,
-        "float16": triangle * 2,
-        "float32": record.hessian.size * 4,
-    }[storage]
+    size = record.hessian.shape[-1]
+    return record.hessian[..., 0, 0].size * size * (size + 1) // 2 * record.hessian.itemsize
 
 
 def _ordinal(n: int) -> str:

@@ -1,1 +1,1 @@
-"""Pictures of records: numpy and matplotlib only, torch is not known here."""
+"""Pictures of records, by numpy and matplotlib only."""

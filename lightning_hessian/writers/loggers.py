@@ -1,4 +1,4 @@
-"""What a Trainer's loggers can take. They are told by their class names: imports no logger."""
+"""What a Trainer's loggers accept. They are recognized by their class names: imports no logger."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ def tensorboard_loggers(loggers: Sequence[Any]) -> list[Any]:
 
 
 def picture_loggers(loggers: Sequence[Any]) -> list[Any]:
-    """The other loggers that have a public way to take a picture."""
-    return [logger for logger in loggers if _names(logger) & set(_GIVE)]
+    """The other loggers that have a public method for pictures."""
+    return [logger for logger in loggers if _names(logger) & set(_LOG)]
 
 
-def give_picture(logger: Any, tag: str, image: Array, step: int) -> None:
-    """Hands one of ``picture_loggers`` a picture ``[H, W, 3]`` of uint8; on the training thread, as its scalars are."""
-    (name,) = _names(logger) & set(_GIVE)
-    _GIVE[name](logger, tag, image, step)
+def log_picture(logger: Any, tag: str, image: Array, step: int) -> None:
+    """Logs a picture ``[H, W, 3]`` of uint8 to one of ``picture_loggers``; on the training thread, as its scalars."""
+    (name,) = _names(logger) & set(_LOG)
+    _LOG[name](logger, tag, image, step)
 
 
-def _give_wandb(logger: Any, tag: str, image: Array, step: int) -> None:
+def _log_to_wandb(logger: Any, tag: str, image: Array, step: int) -> None:
     logger.log_image(tag, [image], step=step)
 
 
-def _give_mlflow(logger: Any, tag: str, image: Array, step: int) -> None:
+def _log_to_mlflow(logger: Any, tag: str, image: Array, step: int) -> None:
     logger.experiment.log_image(logger.run_id, image, key=tag, step=step)
 
 
-_GIVE: dict[str, Callable[[Any, str, Array, int], None]] = {"WandbLogger": _give_wandb, "MLFlowLogger": _give_mlflow}
+_LOG: dict[str, Callable[[Any, str, Array, int], None]] = {"WandbLogger": _log_to_wandb, "MLFlowLogger": _log_to_mlflow}
 
 
 def _names(logger: Any) -> set[str]:

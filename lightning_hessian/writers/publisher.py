@@ -1,70 +1,63 @@
-"""A record to every logger of a Trainer, and to a file. Each is served, whatever happens to the others."""
+"""A record to every logger of a Trainer, and to a file. If one of them fails, the others still get it."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from lightning_hessian.errors import WritingError
 from lightning_hessian.records import event_format
-from lightning_hessian.records.files import Session, record_folder, save_record
-from lightning_hessian.records.record import Array, Record, named
-from lightning_hessian.records.retention import KeepMatrices, MatrixKeeper, keep_policy
-from lightning_hessian.writers.background import Background
-from lightning_hessian.writers.loggers import give_picture, picture_loggers, tensorboard_loggers
-from lightning_hessian.writers.scalars import scalars
-from lightning_hessian.writers.tab import add_payload
+from lightning_hessian.records.files import record_folder, save_record
+from lightning_hessian.records.histogram import Histogram
+from lightning_hessian.records.record import Array, Record
+from lightning_hessian.records.retention import KeepMatrices, MatrixRetention
+from lightning_hessian.writers.loggers import log_picture, picture_loggers, tensorboard_loggers
+from lightning_hessian.writers.scalars import cost_tag, scalars
 from lightning_hessian.writers.tensorboard import (
-    Histogram,
-    about_skipped,
     add_histograms,
     add_layout,
+    add_payload,
     add_pictures,
     add_text,
-    diagnosis_tag,
-    diagnosis_text,
-    draw,
     histograms,
+    pictures,
 )
+from lightning_hessian.writers.text import diagnosis_tag, diagnosis_text, failure_text, skip_text
+
+MAX_UNFINISHED = 3  # jobs, one running and two waiting, each holding a record: matrices of all its samples and classes
+THREAD_NAME = "lightning-hessian-writer"
 
 
 class Publisher:
-    """Saves, logs and draws the records of one run, in their order.
+    """Saves, logs and plots the records of one run, in their order.
 
-    Scalars go to the loggers at once, on the thread that calls: loggers are not made for several. Files, and what
+    Scalars go to the loggers at once, on the calling thread: loggers are not made for several. Files, and what
     TensorBoard shows besides scalars, follow on a thread of their own, through the ``SummaryWriter`` of the logger,
-    which is. Pictures for other loggers are drawn there too and handed over by the next ``publish`` or ``flush``.
-    What fails is kept as a ``WritingError`` until ``faults`` is asked, and nothing else is left out for it.
+    which is. Pictures for other loggers are drawn there, too, and logged by the next ``publish`` or ``flush``. Each
+    failure is reported by ``faults`` as a ``WritingError``, and everything else is still written.
 
     Args:
-        loggers: of the Trainer; all get the scalars, those that can get pictures, TensorBoard gets everything.
+        loggers: of the Trainer; all get the scalars, some also pictures, TensorBoard gets everything.
         folder: where records are saved, or None for nowhere.
-        keep_matrices: which whole matrices the saved files hold, see ``keep_policy``.
+        keep_matrices: which whole matrices the saved files hold; None: none.
         name: of the monitor, in tags.
-        session: that the files are to tell.
     """
 
     def __init__(
-        self,
-        loggers: Sequence[Any],
-        folder: str | None,
-        *,
-        keep_matrices: bool | int | Mapping[str, Any] | KeepMatrices | None,
-        name: str | None = None,
-        session: Session | None = None,
+        self, loggers: Sequence[Any], folder: str | None, *, keep_matrices: KeepMatrices | None, name: str | None = None
     ) -> None:
         self._loggers = list(loggers)
         self._picture_loggers = picture_loggers(loggers)
         self._folder = folder
-        records = None if folder is None else record_folder(folder, name)
-        self._keeper = MatrixKeeper(keep_policy(keep_matrices), records)
-        self._name, self._session = name, session
-        self._background = Background()
+        self._retention = MatrixRetention(keep_matrices, None if folder is None else record_folder(folder, name))
+        self._name = name
+        self._executor: ThreadPoolExecutor | None = None  # while there is something to write
+        self._unfinished = threading.BoundedSemaphore(MAX_UNFINISHED)
         self._drawn: deque[tuple[int, dict[str, Array]]] = deque()
         self._saved = threading.Event()
         self._saved.set()
@@ -72,90 +65,116 @@ class Publisher:
         self._has_layout = False
         self._writers = []
         for logger in tensorboard_loggers(loggers):
-            with self._kept("opening the event file", "Mend the logger or remove it."):
+            with self._reported("opening the event file", "Fix the logger or remove it."):
                 self._writers.append(logger.experiment)
 
     def publish(self, record: Record) -> dict[str, float]:
-        """Logs the scalars of ``record``, gives them, and sees to the rest."""
-        metrics = scalars(record)
-        self._hand_over()
-        self._log(metrics, record.logged_step)
-        kept = self._keeper.kept(record)
-        spectra: dict[str, Histogram] = {}
+        """Logs the scalars of ``record``, returns them, and arranges for the rest."""
+        values = scalars(record)
+        self._log_pictures()
+        self._log(values, record.logged_step)
+        stored = self._retention.apply(record)
+        by_tag: dict[str, Histogram] = {}
         payload = b""
         if self._writers:
-            with self._kept("making the histograms", "Please report it; the file and the scalars are whole."):
+            with self._reported("computing the histograms", "Please report it; the file and the scalars are complete."):
                 # Here, not in the background: it decomposes matrices, and BLAS does not survive a fork (by a
                 # DataLoader's workers) while another thread is inside it.
-                spectra = histograms(record)
-                payload = event_format.pack_summary(
-                    record, None if self._session is None else asdict(self._session), kept
-                )
+                by_tag = histograms(record)
+                payload = event_format.pack_summary(record, stored)
         saved = threading.Event()
-        lay_out = record.stage == "fit" and not self._has_layout
-        self._has_layout |= lay_out
-        self._background.submit(partial(self._write, record, kept, spectra, payload, saved, lay_out))
+        needs_layout = record.stage == "fit" and not self._has_layout
+        self._has_layout |= needs_layout
+        self._submit(partial(self._write, record, stored, by_tag, payload, saved, needs_layout))
         self._saved = saved  # not before: an interrupted submit would leave it unset for ever
-        return metrics
+        return values
 
     def publish_failure(self, message: str, logged_step: int) -> None:
-        """Tells TensorBoard in words why there is no measurement at this step."""
-        self._say(f"**No measurement here.** {message}", logged_step)
+        """Explains in TensorBoard why there is no measurement at this step."""
+        self._publish_text(failure_text(message), logged_step)
 
     def publish_skip(self, num_skipped: int, logged_step: int) -> None:
-        """Tells every logger how many measurements were skipped so far, TensorBoard at the first one in words too."""
-        self._log({f"hessian_cost/{named(self._name, 'skipped')}": float(num_skipped)}, logged_step)
+        """Logs how many measurements were skipped so far; TensorBoard gets an explanation at the first one."""
+        self._log({cost_tag("skipped", self._name): float(num_skipped)}, logged_step)
         if num_skipped == 1:
-            self._say(f"**Skipped here.** {about_skipped(1)}", logged_step)
+            self._publish_text(skip_text(num_skipped), logged_step)
 
     def wait_for_files(self) -> None:
         """Waits until the files of all records are written, or have failed."""
         self._saved.wait()
 
     def flush(self) -> None:
-        """Waits until everything is written, and hands over the last pictures."""
-        self._background.drain()
-        self._hand_over()
+        """Waits until everything is written, ends the thread, and logs the last pictures."""
+        self._end_thread()
+        self._log_pictures()
 
     def faults(self) -> list[WritingError]:
-        """What failed since this was asked last."""
+        """What has failed since the last call."""
         return [self._faults.popleft() for _ in range(len(self._faults))]
 
-    def _log(self, metrics: dict[str, float], logged_step: int) -> None:
-        for logger in self._loggers:
-            with self._kept(f"logging scalars to {type(logger).__name__}", "Mend the logger or remove it."):
-                logger.log_metrics(dict(metrics), step=logged_step)
+    def _submit(self, job: Callable[[], None]) -> None:
+        """Runs a job on the writing thread, after those before it; waits while too many are unfinished."""
+        self._unfinished.acquire()
+        try:
+            self._executor = self._executor or ThreadPoolExecutor(1, THREAD_NAME)
+            self._executor.submit(self._run, job)
+        except RuntimeError:  # no thread can be started, or the interpreter is exiting: slower, but nothing is lost
+            self._end_thread()
+            try:
+                job()
+            finally:
+                self._unfinished.release()
 
-    def _say(self, words: str, logged_step: int) -> None:
-        self._background.submit(partial(self._add, "the text", add_text, diagnosis_tag(self._name), words, logged_step))
+    def _run(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except BaseException as error:  # an executor would keep it to itself
+            self._add_fault("writing in the background", "Please report it.", error)
+        finally:
+            self._unfinished.release()
+
+    def _end_thread(self) -> None:
+        """Waits until its jobs are done."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True)
+            self._executor = None
+
+    def _log(self, values: dict[str, float], logged_step: int) -> None:
+        for logger in self._loggers:
+            with self._reported(f"logging scalars to {type(logger).__name__}", "Fix the logger or remove it."):
+                logger.log_metrics(dict(values), step=logged_step)
+
+    def _publish_text(self, markdown: str, logged_step: int) -> None:
+        tag = diagnosis_tag(self._name)
+        self._submit(partial(self._add, "the text", add_text, tag, markdown, logged_step))
 
     def _write(
         self,
         record: Record,
-        kept: Record,
-        spectra: dict[str, Histogram],
+        stored: Record,
+        by_tag: Mapping[str, Histogram],
         payload: bytes,
         saved: threading.Event,
-        first: bool,
+        needs_layout: bool,
     ) -> None:
-        """What is done in the background for one record; ``kept`` is what its file holds."""
+        """What is done in the background for one record; ``stored`` is what its file holds."""
         try:
-            self._save(kept)
+            self._save(stored)
         finally:
             saved.set()
-        pictures: dict[str, Array] = {}
+        drawn: dict[str, Array] = {}
         if self._writers or self._picture_loggers:
-            with self._kept("drawing the pictures", "heatmap_samples=0 draws none."):
-                pictures = draw(record)
-        if self._picture_loggers and pictures:
-            self._drawn.append((record.logged_step, pictures))
+            with self._reported("drawing the pictures", "heatmap_samples=0 draws none."):
+                drawn = pictures(record)
+        if self._picture_loggers and drawn:
+            self._drawn.append((record.logged_step, drawn))
         if payload:
             tag = event_format.tag(record.name, record.stage)
             self._add("the numbers of the tab", add_payload, tag, payload, record.logged_step)
-        if first:
+        if needs_layout:
             self._add("the layout of charts", add_layout, record)
-        self._add("the histograms", add_histograms, spectra, record.logged_step)
-        self._add("the pictures", add_pictures, pictures, record.logged_step)
+        self._add("the histograms", add_histograms, by_tag, record.logged_step)
+        self._add("the pictures", add_pictures, drawn, record.logged_step)
         self._add("the text", add_text, diagnosis_tag(self._name), diagnosis_text(record), record.logged_step)
 
     def _save(self, record: Record) -> None:
@@ -164,35 +183,39 @@ class Publisher:
         remedy = (
             f"Free space in {self._folder} or make it writable, or give the Trainer another directory for its logs."
         )
-        with self._kept("saving the record", remedy):
-            save_record(record, self._folder, self._session, self._keeper.storage)
+        with self._reported("saving the record", remedy):
+            save_record(record, self._folder)
 
     def _add(self, what: str, add: Any, *arguments: Any) -> None:
         """Adds something to every event file."""
         for number, writer in enumerate(self._writers):
             which = "the event file" if len(self._writers) == 1 else f"event file {number}"
-            with self._kept(f"adding {what} to {which}", "Mend the TensorBoard logger or remove it."):
+            with self._reported(f"adding {what} to {which}", "Fix the TensorBoard logger or remove it."):
                 add(writer, *arguments)
 
-    def _hand_over(self) -> None:
-        """Gives drawn pictures to the loggers that take them.
+    def _log_pictures(self) -> None:
+        """Logs pictures that were drawn, to the loggers that accept them.
 
-        Right before newer scalars, as W&B puts what a user logs without a step at the last step it was told.
+        Right before newer scalars, as W&B puts what a user logs without a step at the last step it was given.
         """
         while self._drawn:
-            step, pictures = self._drawn.popleft()
+            step, drawn = self._drawn.popleft()
             for logger in self._picture_loggers:
-                with self._kept(f"logging pictures to {type(logger).__name__}", "heatmap_samples=0 draws none."):
-                    for tag, image in pictures.items():
-                        give_picture(logger, tag, image, step)
+                with self._reported(f"logging pictures to {type(logger).__name__}", "heatmap_samples=0 draws none."):
+                    for tag, image in drawn.items():
+                        log_picture(logger, tag, image, step)
 
     @contextmanager
-    def _kept(self, deed: str, remedy: str) -> Iterator[None]:
-        """Keeps a failure for ``faults``."""
+    def _reported(self, action: str, remedy: str) -> Iterator[None]:
+        """Notes an exception for ``faults``."""
         try:
             yield
         except Exception as error:  # a disk, a logger or a picture may fail in any way
-            name = type(error).__name__
-            fault = WritingError(f"{deed[0].upper()}{deed[1:]} failed. {name}: {error}. {remedy}", f"{deed}: {name}")
-            fault.__cause__ = error
-            self._faults.append(fault)
+            self._add_fault(action, remedy, error)
+
+    def _add_fault(self, action: str, remedy: str, error: BaseException) -> None:
+        name = type(error).__name__
+        message = f"{action[0].upper()}{action[1:]} failed. {name}: {error}. {remedy}"
+        fault = WritingError(message, f"{action}: {name}")
+        fault.__cause__ = error
+        self._faults.append(fault)

@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
+from support.measuring import Measurer
 from support.networks import mlp
 from support.training import events, fit, small_monitor
 
 from lightning_hessian import load_records
-from lightning_hessian.curvature.methods.plan import Options
+from lightning_hessian.curvature.options import Options
 from lightning_hessian.records import event_format
-from lightning_hessian.training.measurement import Monitor
 from lightning_hessian.training.samples import Samples
-from lightning_hessian.writers.tab import add_payload
+from lightning_hessian.writers.tensorboard import add_payload
 
 
 def record_of(method="auto", activation=torch.nn.GELU, inputs=6, labels=True, **arguments):
     samples = Samples(torch.randn(3, inputs), torch.tensor([0, 1, 2]) if labels else None)
-    monitor = Monitor([0, 2], "prob", "float64", Options(method, **arguments), heatmap_samples=1)
+    monitor = Measurer([0, 2], "prob", "float64", Options(method, **arguments), heatmap_samples=1)
     return monitor.measure(mlp(activation, inputs=inputs), samples, step=7, logged_step=6, epoch=1)
 
 

@@ -1,38 +1,48 @@
 """Records are written whole or not at all, and come back as they were."""
 
+import copy
 import dataclasses
 import os
+import pickle
+import time
 
 import numpy as np
 import pytest
 import torch
+from support.measuring import Measurer
 from support.networks import mlp
 
 from lightning_hessian import load_records
-from lightning_hessian.curvature.methods.plan import Options
+from lightning_hessian.curvature.options import Options
 from lightning_hessian.records.files import save_record
-from lightning_hessian.training.measurement import Monitor
+from lightning_hessian.records.metrics import METRICS
 from lightning_hessian.training.samples import Samples
 
 
 @pytest.fixture
 def record():
-    monitor = Monitor([0, 2], "prob", "float64", Options(), heatmap_samples=1, class_names=("a", "b", "c"))
+    monitor = Measurer([0, 2], "prob", "float64", Options(), heatmap_samples=1, class_names=("a", "b", "c"))
     samples = Samples(torch.randn(2, 6), torch.tensor([0, 1]))
     return monitor.measure(mlp(), samples, step=7, logged_step=6, epoch=1)
+
+
+def assert_same(found, expected):
+    found, expected = ({**vars(record), **record.metrics} for record in (found, expected))
+    assert found.pop("metrics").keys() == expected.pop("metrics").keys()
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        if isinstance(value, np.ndarray):
+            np.testing.assert_array_equal(found[name], value)
+            assert found[name].dtype == value.dtype
+        else:
+            assert found[name] == value, name
 
 
 def test_what_is_saved_comes_back(record, tmp_path):
     path = save_record(record, tmp_path)
     assert path == tmp_path / "input_hessian" / "step_000000007.safetensors"
     (loaded,) = load_records(tmp_path)
-    for field in dataclasses.fields(record):
-        before, after = getattr(record, field.name), getattr(loaded, field.name)
-        if isinstance(before, np.ndarray):
-            np.testing.assert_array_equal(after, before)
-            assert after.dtype == before.dtype
-        else:
-            assert after == before, field.name
+    assert_same(loaded, record)
 
 
 def test_records_come_in_order_of_step(record, tmp_path):
@@ -65,3 +75,50 @@ def test_a_damaged_file_is_named(record, tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"step_000000007.safetensors is not a record.*or damaged"):
         load_records(tmp_path)
+
+
+def test_a_metric_is_an_attribute(record):
+    assert set(record.metrics) == {metric.name for metric in METRICS}
+    assert record.lambda_max is record.metrics["lambda_max"]
+    assert {"lambda_max", "trace_error", "hessian", "matrix"} <= set(dir(record))
+    assert not hasattr(record, "lambda_middle")
+    with pytest.raises(AttributeError, match="'Record' object has no attribute 'lambda_middle'"):
+        _ = record.lambda_middle
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda r: pickle.loads(pickle.dumps(r))])
+def test_a_record_can_be_copied_and_pickled(record, duplicate):
+    assert_same(duplicate(record), record)
+
+
+def test_other_values_of_a_metric_leave_the_record_as_it_was(record):
+    doubled = record.with_metrics(trace=2 * record.trace)
+    np.testing.assert_array_equal(doubled.trace, 2 * record.metrics["trace"])
+    np.testing.assert_array_equal(doubled.lambda_max, record.lambda_max)
+    assert dataclasses.replace(doubled, step=8).trace is doubled.trace
+
+
+def test_a_record_says_when_it_was_measured(record):
+    assert 0 <= time.time() - record.measured_at < 60
+
+
+def test_samples_and_classes_are_found_as_the_user_named_them(record):
+    assert record.indices(1, 2) == (1, 1)
+    assert record.indices(1) == (1, 0)
+    assert record.class_name(1, 2) == "c"
+    np.testing.assert_array_equal(record.matrix(0, 2), record.hessian[0, 1])
+    np.testing.assert_array_equal(record.matrix(0), record.hessian[0, 0])
+
+
+@pytest.mark.parametrize("sample", [-1, 2])
+def test_a_sample_that_does_not_exist(record, sample):
+    for method in (record.matrix, record.indices):
+        with pytest.raises(IndexError, match=rf"sample={sample} is out of range: this record has samples 0 to 1"):
+            method(sample, 0)
+
+
+@pytest.mark.parametrize("class_id", [1, "label", False])
+def test_a_class_that_was_not_measured(record, class_id):
+    for method in (record.matrix, record.class_name):
+        with pytest.raises(ValueError, match=rf"class_id={class_id!r} was not measured: this record has 0, 2"):
+            method(0, class_id)

@@ -5,22 +5,23 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from support.measuring import Measurer
 from torch import nn
 
-from lightning_hessian.curvature.methods.plan import Options
-from lightning_hessian.render.canvas import as_image, to_image
+from lightning_hessian.curvature.options import Options
+from lightning_hessian.render.canvas import to_image
 from lightning_hessian.render.composite import composite
-from lightning_hessian.training.measurement import Monitor
+from lightning_hessian.render.maps import as_image
 from lightning_hessian.training.samples import Samples
 
-ARRAYS = ("hessian", "x", "labels", "predicted", "classes", "gradient", "gradient_norm", "eigenvalues", "eigenvectors")
-ARRAYS += ("vector_index", "residuals", "converged", "lambda_min", "lambda_max")
+ARRAYS = ("hessian", "x", "labels", "predicted", "classes", "gradient", "eigenvalues", "eigenvectors", "vector_index")
+ARRAYS += ("residuals", "converged")
 
 
 def record_of(*shape: int, labels=True):
     net = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 5), nn.Tanh(), nn.Linear(5, 3))
     samples = Samples(torch.rand(2, *shape), torch.tensor([0, 2]) if labels else None)
-    monitor = Monitor([1, 2], "logit", "float32", Options(), heatmap_samples=2)
+    monitor = Measurer([1, 2], "logit", "float32", Options(), heatmap_samples=2)
     return monitor.measure(net, samples, step=12, logged_step=11, epoch=3)
 
 
@@ -31,64 +32,71 @@ def words(figure) -> str:
 @pytest.mark.parametrize("shape", [(1, 6, 6), (3, 4, 4), (2, 3, 3), (5, 4), (8,), (1,)])
 def test_every_input_shape_is_drawn(shape):
     record = record_of(*shape, labels=len(shape) > 1)
-    image = to_image(composite(record, 1))
+    image = to_image(composite(record, 2))
     assert image.dtype == np.uint8
     assert image.std() > 0
 
 
 def test_the_words_are_the_records_numbers():
     record = record_of(1, 6, 6)
-    told = words(composite(record, 1))
-    assert "Input-Hessian of logit, class 2: epoch 3, after 12 optimizer steps" in told
-    assert "Hessian 36×36, logit per input unit²" in told
-    assert "sample 1, looked at class 2\nlabel 2" in told
+    shown = words(composite(record, 2))
+    assert "Input-Hessian of logit, class 2: epoch 3, after 12 optimizer steps" in shown
+    assert "Hessian 36×36, logit per input unit²" in shown
+    assert "sample 1, class 2\nlabel 2" in shown
+    (axes,) = composite(record, 2).axes
+    shown_matrices = [image.get_array() for image in axes.images if image.get_array().shape == (36, 36)]
+    np.testing.assert_array_equal(shown_matrices, record.hessian[:, 1])
     value = record.eigenvalues[0, 1, record.vector_index[0, 1, 0]]
-    assert f"λ = {value:.3g}".replace("-", "−") in told
-    assert "not converged" not in told
+    assert f"λ = {value:.3g}".replace("-", "−") in shown
+    assert "not converged" not in shown
 
 
 def test_what_did_not_converge_is_marked():
     record = record_of(1, 6, 6)
     doubtful = dataclasses.replace(record, converged=np.zeros_like(record.converged))
-    assert "(not converged)" in words(composite(doubtful, 0))
+    assert "(not converged)" in words(composite(doubtful, 1))
 
 
 def test_a_zero_hessian_can_be_drawn():
     record = record_of(1, 6, 6)
-    to_image(composite(dataclasses.replace(record, hessian=np.zeros_like(record.hessian)), 0))
+    to_image(composite(dataclasses.replace(record, hessian=np.zeros_like(record.hessian)), 1))
 
 
 def test_no_matrices_no_picture():
-    with pytest.raises(ValueError, match=r"step 12 holds no whole Hessian of sample 0, .* not all eigenvectors"):
-        composite(dataclasses.replace(record_of(8), hessian=None, eigenvectors=None), 0)
+    with pytest.raises(ValueError, match=r"step 12 holds no whole Hessian of sample 0, nor all eigenvectors"):
+        composite(dataclasses.replace(record_of(8), hessian=None, eigenvectors=None), 1)
 
 
 def test_eigenvectors_of_every_eigenvalue_are_the_matrix():
     record = record_of(8)
     np.testing.assert_array_equal(
-        to_image(composite(dataclasses.replace(record, hessian=None), 0)),
-        to_image(composite(dataclasses.replace(record, hessian=record.hessian[:1]), 0)),
+        to_image(composite(dataclasses.replace(record, hessian=None), 1)),
+        to_image(composite(dataclasses.replace(record, hessian=record.hessian[:1]), 1)),
     )
 
 
-def test_the_scale_of_the_run_is_kept_and_what_it_hides_is_told():
+def test_the_scale_is_that_of_the_run_and_what_it_hides_is_said():
     record = record_of(1, 6, 6)
-    assert "scale of the run; largest" in words(composite(record, 0))
+    assert "scale of the run; largest" in words(composite(record, 1))
     grown = dataclasses.replace(record, hessian=100 * record.hessian)
-    told = words(composite(grown, 0))
-    limit = f"≥ {record.picture_scale[0, 0]:.3g}"
-    assert limit in told
-    share = (abs(grown.hessian[0, 0]) > record.picture_scale[0, 0]).mean()
-    assert f"CLIPPED: {share:.0%} of the entries lie beyond the scale" in told
+    shown = words(composite(grown, 1))
+    limit = f"≥ {record.color_scale[0, 0]:.3g}"
+    assert limit in shown
+    share = (abs(grown.hessian[0, 0]) > record.color_scale[0, 0]).mean()
+    assert f"CLIPPED: {share:.0%} of the entries lie beyond the scale" in shown
     assert "FAINT: 99% of the entries" in words(
-        composite(dataclasses.replace(record, hessian=0.01 * record.hessian), 0)
+        composite(dataclasses.replace(record, hessian=0.01 * record.hessian), 1)
     )
 
 
-def test_many_samples_are_cut_and_told():
+def test_of_many_samples_the_first_are_drawn():
     record = record_of(1, 2, 2)
-    many = dataclasses.replace(record, **{n: np.repeat(getattr(record, n), 10, axis=0) for n in ARRAYS})
-    figure = composite(many, 0)
+    many = dataclasses.replace(
+        record,
+        **{n: np.repeat(getattr(record, n), 10, axis=0) for n in ARRAYS},
+        metrics={n: np.repeat(a, 10, axis=0) for n, a in record.metrics.items()},
+    )
+    figure = composite(many, 1)
     assert "(the first 8 of 20 samples)" in words(figure)
     assert figure.get_figheight() < 45
 

@@ -1,4 +1,4 @@
-"""Figures of one problem: what is drawn are the record's numbers."""
+"""Figures of one sample and class: what is drawn are the record's numbers."""
 
 import dataclasses
 
@@ -30,8 +30,8 @@ def test_a_spectrum_is_drawn_with_its_residuals():
     record = dataclasses.replace(record, residuals=np.array([[[0.1, 0.2, 0.0, 0.4]]]))
     points = drawn(plot_spectrum(record))
     assert set(points) == {"positive", "negative", "zero within the residual"}
-    places, values, bars = points["positive"]
-    assert places.tolist() == [1, 2]
+    numbers, values, bars = points["positive"]
+    assert numbers.tolist() == [1, 2]
     assert values.tolist() == [3, 1]
     np.testing.assert_allclose([bar[:, 1] for bar in bars], [[2.9, 3.1], [0.8, 1.2]])
     assert points["zero within the residual"][1].tolist() == [0]
@@ -51,13 +51,13 @@ def test_what_did_not_converge_is_marked():
 
 
 @pytest.mark.parametrize(
-    ("complete", "told"), [(True, "the other 1 are all zero"), (False, "the other 1 are between the two ends")]
+    ("complete", "rest"), [(True, "the other 1 are all zero"), (False, "the other 1 are between the two ends")]
 )
-def test_eigenvalues_that_are_not_listed_are_told(complete, told):
+def test_eigenvalues_that_are_not_listed_are_explained(complete, rest):
     record = quadratic_record(3.0, -2.0, 0.0)
     few = {name: getattr(record, name)[..., [0, 2]] for name in ("eigenvalues", "residuals", "converged")}
     figure = plot_spectrum(dataclasses.replace(record, **few, complete=complete))
-    assert f"2 eigenvalues; {told}" in words(figure)
+    assert f"2 eigenvalues; {rest}" in words(figure)
 
 
 def test_a_zero_spectrum_can_be_drawn():
@@ -68,7 +68,7 @@ def test_a_zero_spectrum_can_be_drawn():
 
 def test_a_hessian_is_drawn_with_its_scale():
     record = record_of(1, 6, 6)
-    figure = plot_hessian(record, sample=1, column=1)
+    figure = plot_hessian(record, sample=1, class_id=2)
     image = figure.axes[0].images[0]
     np.testing.assert_array_equal(image.get_array(), record.hessian[1, 1])
     limit = np.quantile(np.abs(record.hessian[1, 1]), 0.99)
@@ -116,14 +116,14 @@ def test_a_colour_image_is_shown_from_its_smallest_to_its_largest_value():
 
 def test_the_titles_are_the_records_numbers():
     record = record_of(1, 6, 6)
-    told = words(plot_input(record, sample=1, column=1))
+    shown = words(plot_input(record, sample=1, class_id=2))
     value = record.eigenvalues[1, 1, record.vector_index[1, 1, 0]]
-    assert f"eigenvector 1 by |λ|\nλ = {value:.3g}".replace("-", "−") in told
-    assert f"gradient, ‖g‖ = {record.gradient_norm[1, 1]:.3g}" in told
-    assert f"label 2, predicted {record.predicted[1]}" in told
+    assert f"eigenvector 1 by |λ|\nλ = {value:.3g}".replace("-", "−") in shown
+    assert f"gradient, ‖g‖ = {record.gradient_norm[1, 1]:.3g}" in shown
+    assert f"label 2, predicted {record.predicted[1]}" in shown
 
 
-def test_an_estimated_diagonal_tells_its_error():
+def test_an_estimated_diagonal_shows_its_error():
     record = quadratic_record(3.0, 1.0, -2.0)
     assert "standard error" not in words(plot_input(record))
     record = dataclasses.replace(record, diagonal_error=np.array([[[0.1, 0.25, 0.0]]]))
@@ -131,15 +131,15 @@ def test_an_estimated_diagonal_tells_its_error():
 
 
 @pytest.mark.parametrize("plot", [plot_spectrum, plot_hessian, plot_input])
-def test_what_does_not_exist_is_told(plot):
+def test_what_does_not_exist_raises(plot):
     record = quadratic_record(3.0, 1.0, -2.0, num_samples=2)
-    with pytest.raises(IndexError, match="sample is 2, but this record has 2: give 0 to 1"):
+    with pytest.raises(IndexError, match="sample=2 is out of range: this record has samples 0 to 1"):
         plot(record, sample=2)
-    with pytest.raises(IndexError, match="column is -1, but this record has 1"):
-        plot(record, column=-1)
+    with pytest.raises(ValueError, match="class_id=-1 was not measured: this record has 0"):
+        plot(record, class_id=-1)
 
 
-def test_pyplot_keeps_no_figure():
+def test_pyplot_holds_no_figure():
     before = plt.get_fignums()
     plot_spectrum(quadratic_record(3.0, 1.0))
     assert plt.get_fignums() == before

@@ -18,7 +18,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from lightning_hessian.training.measurement import Monitor
+from lightning_hessian import InputHessianMonitor
+from lightning_hessian.training.measurement import measure
+from lightning_hessian.training.samples import Samples
 from support.training import Classifier, digits, fit, small_monitor
 
 TESTS = Path(__file__).parent.parent
@@ -212,11 +214,9 @@ def whole(state: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {n: (t.full_tensor() if hasattr(t, "full_tensor") else t).clone() for n, t in state.items()}
 
 
-def measured_alone(model: nn.Module, x: torch.Tensor, y: torch.Tensor, monitor: Monitor):
+def measured_alone(model: nn.Module, x: torch.Tensor, y: torch.Tensor, monitor: InputHessianMonitor):
     """The record of the same weights by a single process."""
-    from lightning_hessian.training.samples import Samples
-
-    return monitor.measure(model, Samples(x, y), step=0, logged_step=0, epoch=0)
+    return measure(model, Samples(x, y), monitor._settings.measurement)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from torch import nn
 from lightning_hessian import load_records
 from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.training.distributed import ProcessGroup
-from lightning_hessian.training.trainer_access import ranks as ranks_of
+from lightning_hessian.training.trainer_access import process_group
 
 NUMBERS = (
     "eigenvalues",
@@ -67,7 +67,7 @@ def alone(model: nn.Module, weights, num_samples: int, **arguments):
     """The record of the same weights by a single process."""
     model.load_state_dict(weights)
     x, y = digits(64, 64 + 2 * num_samples).tensors  # rank 0 sees every second sample
-    return measured_alone(model, x[::2], y[::2], small_monitor(**arguments)._monitor)
+    return measured_alone(model, x[::2], y[::2], small_monitor(**arguments))
 
 
 def assert_same(record, expected, tolerance=2e-5):
@@ -231,4 +231,4 @@ def test_parameters_in_flat_pieces_are_refused(name):
     """By the strategy's class or one that inherits from it, before the model is touched."""
     strategy = type("Own", (type(name, (), {}),), {})()
     with pytest.raises(ConfigurationError, match=r"Measuring under Own is not possible: .*ModelParallelStrategy"):
-        ranks_of(SimpleNamespace(strategy=strategy, world_size=1))
+        process_group(SimpleNamespace(strategy=strategy, world_size=1))

@@ -108,7 +108,7 @@ class Fragile(CSVLogger):
 
 def test_a_logger_that_refuses_scalars_keeps_no_other_from_them(tmp_path):
     after = TensorBoardLogger(tmp_path, name="", version="")
-    with one_warning("Logging scalars to Fragile failed. ConnectionError: the server is away. Mend the logger"):
+    with one_warning("Logging scalars to Fragile failed. ConnectionError: the server is away. Fix the logger"):
         trainer = fit(tmp_path, forgiving(), logger=[Fragile(tmp_path / "csv", name="", version=""), after])
     assert list(scalar(tmp_path, TAG)) == images(tmp_path) == texts(tmp_path) == [0, 3, 7]
     assert [r.step for r in load_records(tmp_path)] == [0, 4, 8]

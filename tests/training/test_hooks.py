@@ -97,7 +97,7 @@ def test_steps_are_not_batches_while_gradients_are_gathered(tmp_path):
             val_check_interval=1,
         )
     assert steps == [0, 2, 4]
-    assert load_records(tmp_path)[0].moment == "before training"
+    assert load_records(tmp_path)[0].when == "before training"
 
 
 def test_a_late_first_validation(tmp_path):
@@ -176,7 +176,7 @@ def test_a_data_module_in_every_stage(tmp_path):
     ]  # fmt: skip
     assert measured_at(tmp_path, HELD_OUT)
     np.testing.assert_array_equal(records[2].eigenvalues, records[4].eigenvalues)  # the weights are the same
-    assert records[3].moment == "test, after 8 optimizer steps"
+    assert records[3].when == "test, after 8 optimizer steps"
     assert list(scalar(tmp_path, "hessian_trace/logit_class_3")) == [0, 3, 7]
     assert list(scalar(tmp_path, "hessian_trace/test_logit_class_3")) == [8]
 

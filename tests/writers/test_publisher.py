@@ -3,6 +3,8 @@
 import pickle
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -12,84 +14,118 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from support.measuring import Measurer
 from support.networks import mlp
 from support.training import Classifier, events, fit, small_monitor
 
-from lightning_hessian import load_records
-from lightning_hessian.curvature.methods.plan import Options
-from lightning_hessian.training.measurement import Monitor
+from lightning_hessian import KeepMatrices, load_records
+from lightning_hessian.curvature.options import Options
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.writers import publisher as publisher_module
-from lightning_hessian.writers.background import LONGEST_QUEUE, Background
-from lightning_hessian.writers.publisher import Publisher
+from lightning_hessian.writers.publisher import MAX_UNFINISHED, THREAD_NAME, Publisher
 
 
 def writers() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name == "lightning-hessian-writer"]
+    return [t for t in threading.enumerate() if t.name.startswith(THREAD_NAME)]
+
+
+def idle_publisher(*loggers, folder=None):
+    return Publisher(loggers, folder, keep_matrices=KeepMatrices())
 
 
 def test_jobs_run_in_order_on_a_thread_that_ends_with_them():
-    background, seen = Background(), []
+    publisher, seen = idle_publisher(), []
+    publisher._submit(lambda: time.sleep(0.1))
     for number in range(5):
-        background.submit(lambda number=number: seen.append((number, threading.current_thread().name)))
-    background.drain()
-    assert seen == [(number, "lightning-hessian-writer") for number in range(5)]
-    assert background._thread is None
+        publisher._submit(lambda number=number: seen.append((number, threading.current_thread().name)))
+    publisher.flush()
+    assert seen == [(number, f"{THREAD_NAME}_0") for number in range(5)]
+    assert not writers()
 
 
-def test_whoever_gives_jobs_waits_while_the_queue_is_full():
-    background, gate, seen = Background(), threading.Event(), []
+def test_whoever_gives_jobs_waits_while_too_many_are_unfinished():
+    publisher, gate, seen = idle_publisher(), threading.Event(), []
     running = threading.Event()
-    background.submit(lambda: (running.set(), gate.wait()))
+    publisher._submit(lambda: (running.set(), gate.wait()))
     running.wait()
-    for number in range(LONGEST_QUEUE):
-        background.submit(lambda number=number: seen.append(number))
-    giver = threading.Thread(target=background.submit, args=(lambda: seen.append("last"),))
+    for number in range(MAX_UNFINISHED - 1):
+        publisher._submit(lambda number=number: seen.append(number))
+    giver = threading.Thread(target=publisher._submit, args=(lambda: seen.append("last"),))
     giver.start()
     giver.join(0.2)
     assert giver.is_alive()
     gate.set()
     giver.join()
-    background.drain()
-    assert seen == [*range(LONGEST_QUEUE), "last"]
+    publisher.flush()
+    assert seen == [*range(MAX_UNFINISHED - 1), "last"]
 
 
-def test_what_ends_the_thread_is_told_as_of_any_thread_and_the_jobs_after_it_run(monkeypatch):
-    background, seen, told, gate = Background(), [], [], threading.Event()
-    monkeypatch.setattr(threading, "excepthook", lambda ended: told.append(ended.exc_type))
+def test_a_job_that_fails_is_reported_and_the_jobs_after_it_run():
+    publisher, seen, gate = idle_publisher(), [], threading.Event()
 
     def leave():
         gate.wait()
         raise SystemExit
 
-    background.submit(leave)
-    background.submit(lambda: seen.append("after"))
-    first = background._thread
+    publisher._submit(leave)
+    publisher._submit(lambda: seen.append("after"))
     gate.set()
-    background.drain()
-    first.join()
+    publisher.flush()
     assert seen == ["after"]
-    assert told == [SystemExit]
+    (fault,) = publisher.faults()
+    assert isinstance(fault.__cause__, SystemExit)
 
 
-def test_without_a_thread_to_be_had_the_work_is_done_at_once(monkeypatch):
-    def refused(thread):
+def test_where_no_thread_can_be_started_the_work_is_done_at_once(monkeypatch):
+    def fail(thread):
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(threading.Thread, "start", refused)
-    background, seen = Background(), []
-    background.submit(lambda: seen.append(threading.current_thread()))
-    assert seen == [threading.main_thread()]
-    background.drain()
+    publisher, seen = idle_publisher(), []
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", fail)
+        for _ in range(MAX_UNFINISHED + 1):
+            publisher._submit(lambda: seen.append(threading.current_thread()))
+    assert seen == [threading.main_thread()] * (MAX_UNFINISHED + 1)
+    publisher._submit(lambda: seen.append(threading.current_thread()))
+    publisher.flush()
+    assert len(seen) == MAX_UNFINISHED + 2
+    assert seen[-1] is not threading.main_thread()
+
+
+def test_an_interrupt_while_working_at_once_is_not_swallowed(monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    def fail(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    publisher = idle_publisher()
+    with pytest.raises(KeyboardInterrupt):
+        publisher._submit(interrupted)
+
+
+EXITS = """
+import sys, time
+from lightning_hessian.writers.publisher import Publisher
+publisher = Publisher([], None, keep_matrices=None)
+for number in range(3):
+    publisher._submit(lambda number=number: (time.sleep(0.1), print(number, flush=True)))
+"""
+
+
+def test_nothing_is_lost_when_the_interpreter_exits():
+    command = [sys.executable, "-c", EXITS]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.split() == ["0", "1", "2"]
 
 
 def record_of(step=0):
-    monitor = Monitor([0, 2], "prob", "float64", Options(), heatmap_samples=1)
+    monitor = Measurer([0, 2], "prob", "float64", Options(), heatmap_samples=1)
     return monitor.measure(mlp(), Samples(torch.randn(2, 6), None), step=step, logged_step=step, epoch=0)
 
 
 class Writer:
-    """Keeps the calls of a SummaryWriter by tag."""
+    """Notes the calls of a SummaryWriter by tag."""
 
     def __init__(self):
         self.steps = defaultdict(list)
@@ -137,7 +173,7 @@ def test_only_scalars_are_logged_on_the_calling_thread_and_each_tag_keeps_its_or
         publisher_module, "save_record", lambda *record: (savers.add(threading.current_thread()), save(*record))
     )
     logger = TensorBoardLogger()
-    publisher = Publisher([logger], str(tmp_path), keep_matrices=True)
+    publisher = idle_publisher(logger, folder=str(tmp_path))
     for step in range(5):
         publisher.publish(record_of(step))
         publisher.publish_failure("words", step + 100)
@@ -155,7 +191,7 @@ def test_only_scalars_are_logged_on_the_calling_thread_and_each_tag_keeps_its_or
 
 
 class WandbLogger:
-    """Known by its name; its pictures must not be given from another thread."""
+    """Known by its name; its pictures must not be logged from another thread."""
 
     def __init__(self):
         self.calls = []
@@ -168,12 +204,12 @@ class WandbLogger:
         self.calls.append((tag, step))
 
 
-def test_a_picture_is_handed_over_right_before_newer_scalars():
-    """W&B puts what a user logs without a step at the last step it was told: that must be the newest one."""
+def test_a_picture_is_logged_right_before_newer_scalars():
+    """W&B puts what a user logs without a step at the last step it was given: that must be the newest one."""
     logger = WandbLogger()
-    publisher = Publisher([logger], None, keep_matrices=True)
+    publisher = idle_publisher(logger)
     publisher.publish(record_of(0))
-    publisher._background.drain()
+    publisher._end_thread()
     publisher.publish(record_of(1))
     publisher.flush()
     pictures = [[(f"hessian/prob_class_{k}", step) for k in (0, 2)] for step in (0, 1)]
@@ -187,7 +223,7 @@ def streams():
 def test_writing_draws_from_no_random_stream(tmp_path):
     record = record_of()
     before = streams()
-    publisher = Publisher([TensorBoardLogger()], str(tmp_path), keep_matrices=True)
+    publisher = idle_publisher(TensorBoardLogger(), folder=str(tmp_path))
     publisher.publish(record)
     publisher.flush()
     assert streams() == before
@@ -223,7 +259,7 @@ class Look(Callback):
 def test_a_checkpoint_waits_for_the_files_of_what_it_says_was_measured(tmp_path, slow_disk):
     monitor = small_monitor(on_error="warn")
     look = Look(tmp_path, monitor)
-    checkpoint = ModelCheckpoint(tmp_path / "kept", save_top_k=-1)
+    checkpoint = ModelCheckpoint(tmp_path / "checkpoints", save_top_k=-1)
     fit(tmp_path, monitor, look, checkpoint, enable_checkpointing=True)
     assert look.seen == {4: [0, 4], 8: [0, 4, 8]}
 

@@ -1,4 +1,4 @@
-"""The numbers behind histograms and tables."""
+"""What TensorBoard gets of a record: scalars, histograms, pictures and text."""
 
 import re
 from dataclasses import replace
@@ -6,33 +6,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.measuring import Measurer
 from support.networks import mlp
 
-from lightning_hessian.curvature.methods.plan import Options
-from lightning_hessian.records.color_scale import run_scale
-from lightning_hessian.records.histogram import BIN_EDGES, binned, signed_log10
-from lightning_hessian.training.measurement import Monitor
+from lightning_hessian.curvature.options import Options
+from lightning_hessian.records.histogram import largest_bin_error
+from lightning_hessian.records.metrics import LOGGED
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.writers.scalars import scalars
-from lightning_hessian.writers.tensorboard import diagnosis_text, draw, eigenvalue_counts, histograms
+from lightning_hessian.writers.tensorboard import histograms, pictures
+from lightning_hessian.writers.text import diagnosis_text
 
 
 def record_of(target="prob", activation=torch.nn.GELU):
-    monitor = Monitor([0, 2], target, "float64", Options(num_eigenvalues=2), heatmap_samples=0)
+    monitor = Measurer([0, 2], target, "float64", Options(num_eigenvalues=2), heatmap_samples=0)
     return monitor.measure(mlp(activation), Samples(torch.randn(4, 6), None), step=0, logged_step=0, epoch=0)
-
-
-def test_signed_log10():
-    values = np.array([1.0, -1e-3, 1e2, 0.0, 1e-13, -1e-20])
-    np.testing.assert_allclose(signed_log10(values), [12, -9, 14, 0, 0, 0], atol=1e-12)
-
-
-def test_left_out_zeros_are_counted():
-    record = record_of("logit", torch.nn.ReLU)
-    assert record.eigenvalues.shape[-1] == 2
-    eigenvalues, counts = eigenvalue_counts(record, 0)
-    assert not eigenvalues.any()
-    assert counts.sum() == pytest.approx(6)
 
 
 def test_scalars_are_means_and_percentiles_over_samples():
@@ -52,7 +40,7 @@ def test_eigenvalues_that_have_not_converged_are_counted_where_they_are_iterated
     assert scalars(iterated)["hessian_error/not_converged_prob_class_0"] == 0
 
 
-def test_infinite_is_not_logged_and_said_in_words():
+def test_infinite_is_not_logged_but_shown_in_the_text():
     record = record_of("logit", torch.nn.ReLU)
     assert np.isinf(record.linear_radius).all()
     assert "hessian_linear_radius/logit_class_0" not in scalars(record)
@@ -60,41 +48,31 @@ def test_infinite_is_not_logged_and_said_in_words():
     assert "exactly zero almost everywhere" in diagnosis_text(record)
 
 
-def test_the_histogram_of_an_estimated_density():
-    """Counts of a mean sample, within the errors told of the whole spectra; zeros from rounding count as zeros."""
+def test_the_text_gives_the_error_of_an_estimated_histogram():
     net, samples = mlp(torch.nn.ReLU, inputs=60, width=20).float(), Samples(torch.randn(3, 60), None)
     options = {"lanczos": Options("lanczos", 4, density_vectors=40), "low_rank": Options("low_rank")}
     ends, whole = (
-        Monitor([0, 2], "prob", "float32", o, heatmap_samples=0).measure(net, samples, step=0, logged_step=0, epoch=0)
+        Measurer([0, 2], "prob", "float32", o, heatmap_samples=0).measure(net, samples, step=0, logged_step=0, epoch=0)
         for o in options.values()
     )
-    assert not ends.complete
-    assert ends.density_nodes.shape == (3, 2, 40, 40)
-    for column in range(2):
-        by_vector = np.stack([binned(*points) for points in zip(*eigenvalue_counts(ends, column), strict=True)])
-        truth = binned(*(a[0] for a in eigenvalue_counts(whole, column)))
-        np.testing.assert_allclose(by_vector.sum(axis=1), 60, rtol=1e-5)
-        middle = len(BIN_EDGES) // 2
-        assert truth[middle] >= 57
-        error = by_vector.std(axis=0, ddof=1) / 40**0.5
-        assert (np.abs(by_vector.mean(axis=0) - truth) <= 4 * error + 1e-6).all()
-    told = re.search(
-        r"the 60 eigenvalues of a mean .* from 40 random .* at most ([0-9.e-]+) for each", diagnosis_text(ends)
+    found = re.search(
+        r"the 60 eigenvalues of an average .* from 40 random .* at most ([0-9.e-]+) for each", diagnosis_text(ends)
     )
-    assert float(told.group(1)) == pytest.approx(error.max(), rel=0.5)
+    largest = max(largest_bin_error(ends, k) for k in range(2))
+    assert float(found.group(1)) == pytest.approx(largest, rel=0.05)
     assert "estimate from" not in diagnosis_text(whole)
 
 
 def test_pictures_and_histograms_of_a_hundred_classes_are_those_of_ten():
-    monitor = Monitor("all", "prob", "float64", Options(), heatmap_samples=1)
+    monitor = Measurer("all", "prob", "float64", Options(), heatmap_samples=1)
     samples = Samples(torch.randn(2, 6), None)
     record = monitor.measure(mlp(outputs=100), samples, step=0, logged_step=0, epoch=0)
-    slots = [f"prob_class_{k}" for k in range(10)]
-    assert list(histograms(record)) == [f"hessian_spectrum_signed_log10/{slot}" for slot in slots]
-    assert list(draw(record)) == [f"hessian/{slot}" for slot in slots]
-    assert "of the first 10 of 100 classes" in diagnosis_text(record)
+    suffixes = [f"prob_class_{k}" for k in range(10)]
+    assert list(histograms(record)) == [f"hessian_spectrum_signed_log10/{suffix}" for suffix in suffixes]
+    assert list(pictures(record)) == [f"hessian/{suffix}" for suffix in suffixes]
+    assert "show the first 10 of 100 classes" in diagnosis_text(record)
     assert "hessian_trace/prob_class_99" in scalars(record)
-    assert record.picture_scale.shape == (1, 10)
+    assert record.color_scale.shape == (1, 10)
 
 
 def test_what_did_not_converge_is_marked_where_it_counts():
@@ -107,19 +85,32 @@ def test_what_did_not_converge_is_marked_where_it_counts():
     assert "not converged" not in diagnosis_text(record)
 
 
-def test_the_scale_of_pictures_is_that_of_the_first_hessian_that_is_not_zero():
-    scale = run_scale(None, np.zeros((1, 1, 2, 2)))
-    assert scale.tolist() == [[0]]
-    scale = run_scale(scale, np.full((1, 1, 2, 2), -3.0))
-    assert scale.tolist() == [[3]]
-    for size, kept in ((0.1, 3), (8.9, 3), (50.0, 50), (3.0, 50)):  # grows where exceeded far, and never shrinks
-        scale = run_scale(scale, np.full((1, 1, 2, 2), size))
-        assert scale.tolist() == [[kept]]
-    assert run_scale(scale, None) is scale
-
-
 def test_the_table_is_one_in_markdown():
     """A bar inside a title would end its cell: header, rule and rows have as many cells."""
     lines = [line for line in diagnosis_text(record_of()).splitlines() if line.startswith("|")]
     assert len(lines) == 4
     assert len({len(re.split(r"(?<!\\)\|", line)) for line in lines}) == 1
+
+
+def test_the_text_explains_every_metric_it_lists():
+    text = diagnosis_text(record_of())
+    header = next(line for line in text.splitlines() if line.startswith("| class |"))
+    for metric in LOGGED:
+        assert metric.title.replace("|", "\\|") in header
+        assert f"- **{metric.title}** = {metric.formula}: {metric.meaning}." in text
+
+
+def test_errors_of_estimates_are_logged_and_in_the_text():
+    net, samples = mlp(torch.nn.Tanh, inputs=40), Samples(torch.randn(2, 40), None)
+    monitor = Measurer([0, 2], "prob", "float64", Options("lanczos", 4), heatmap_samples=0)
+    record = monitor.measure(net, samples, step=0, logged_step=0, epoch=0)
+    record = replace(record, residuals=np.arange(1.0, 17).reshape(2, 2, 4))
+    values = scalars(record)
+    names = ("lambda_max", "lambda_min", "trace", "frobenius_norm", "gauss_newton_share", "not_converged")
+    errors = {tag for tag in values if tag.startswith("hessian_error/")}
+    assert errors == {f"hessian_error/{name}_prob_class_{k}" for name in names for k in (0, 2)}
+    assert values["hessian_error/trace_prob_class_2"] == record.trace_error[:, 1].mean()
+    assert values["hessian_error/lambda_min_prob_class_0"] == (4 + 12) / 2
+    assert values["hessian_error/lambda_max_prob_class_0"] == (1 + 9) / 2
+    assert f"{record.trace[:, 0].mean():.3g} ± {record.trace_error[:, 0].mean():.1g} (" in diagnosis_text(record)
+    assert values["hessian_cost/matvecs"] == record.num_matvecs

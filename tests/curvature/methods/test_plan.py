@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from support.measuring import Measurer
 from support.networks import mlp
 from torch import nn
 
@@ -15,7 +16,6 @@ from lightning_hessian.curvature.methods import timing
 from lightning_hessian.curvature.methods.plan import cheaper, make_plan
 from lightning_hessian.curvature.operators.target_batch import TargetBatch
 from lightning_hessian.curvature.options import Options
-from lightning_hessian.training.measurement import Monitor
 from lightning_hessian.training.samples import Samples
 
 F64 = torch.float64
@@ -107,7 +107,7 @@ def test_a_monitor_uses_the_method_of_its_first_curved_measurement_again(monkeyp
     for name in ("matvec", "column"):
         clock = iter([1e-6])  # a second look at it fails
         monkeypatch.setattr(planning, f"seconds_per_{name}", lambda *_, clock=clock: next(clock))
-    monitor = Monitor(0, "logit", "float64", Options(num_eigenvalues=2), heatmap_samples=0)
+    monitor = Measurer(0, "logit", "float64", Options(num_eigenvalues=2), heatmap_samples=0)
     samples, when = Samples(torch.randn(1, 260, dtype=F64), None), {"step": 0, "logged_step": 0, "epoch": 0}
     relu = monitor.measure(mlp(nn.ReLU, 260), samples, **when)
     assert (relu.method, monitor.state.method) == ("low_rank", None)

@@ -1,0 +1,243 @@
+"""The table of metrics: tags, texts, arrays of events, data frames, tab, report and docs/metrics.md are made from it.
+
+A new metric needs its definition, a property of ``Spectrum`` that gives ``[N, K]``, and a row in ``METRICS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+SPECTRUM = "curvature.spectrum.Spectrum"
+COMPARISON = "records.subspace.SubspaceOverlap"
+CURVATURE = "target per input unit²"
+SLOPE = "target per input unit"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number per sample and class.
+
+    Attributes:
+        name: of the property, the array, the column, and in tags.
+        title: a short name for readers.
+        unit: empty for pure numbers; "target" stands for the target's name.
+        formula: with λ the eigenvalues of the Hessian H, v its unit eigenvectors, and g the gradient.
+        meaning: how to read it, without the final full stop.
+        defined_in: the class that computes it.
+        is_logged: whether its mean and percentiles over samples become scalars.
+        has_error: whether ``<name>_error`` is its standard error.
+        is_error: whether it is such a standard error.
+        depends_on: the eigenvalue that decides how far it has converged.
+    """
+
+    name: str
+    title: str
+    unit: str
+    formula: str
+    meaning: str
+    defined_in: str = SPECTRUM
+    is_logged: bool = False
+    has_error: bool = False
+    is_error: bool = False
+    depends_on: Literal["largest", "smallest", "largest magnitude"] | None = None
+
+    @property
+    def is_comparison(self) -> bool:
+        """Whether it compares with the previous measurement; NaN until it has been compared."""
+        return self.defined_in == COMPARISON
+
+
+_ROWS = (
+    Metric(
+        "lambda_max",
+        "largest λ",
+        CURVATURE,
+        "max λ",
+        "how strongly the target curves upwards along its most curved direction",
+        is_logged=True,
+        depends_on="largest",
+    ),
+    Metric(
+        "lambda_min",
+        "smallest λ",
+        CURVATURE,
+        "min λ",
+        "how strongly the target curves downwards along its most curved direction",
+        is_logged=True,
+        depends_on="smallest",
+    ),
+    Metric(
+        "spectral_norm",
+        "max |λ|",
+        CURVATURE,
+        "max |λ|",
+        "the strongest curvature, whatever its sign",
+        depends_on="largest magnitude",
+    ),
+    Metric(
+        "trace",
+        "trace",
+        CURVATURE,
+        "Σ λ",
+        "the sum of all eigenvalues (the Laplacian): upward minus downward curvature",
+        is_logged=True,
+        has_error=True,
+    ),
+    Metric(
+        "frobenius_norm",
+        "Frobenius norm",
+        CURVATURE,
+        "√Σ λ²",
+        "the root of the sum of squared eigenvalues: all curvature, whatever its sign",
+        is_logged=True,
+        has_error=True,
+    ),
+    Metric("gradient_norm", "gradient norm", SLOPE, "‖g‖", "how steep the target is", is_logged=True),
+    Metric(
+        "normalized_curvature",
+        "normalized curvature",
+        "1 / input unit",
+        "max |λ| / ‖g‖",
+        "curvature normalized by the gradient norm, which does not change when the output is rescaled",
+        is_logged=True,
+        depends_on="largest magnitude",
+    ),
+    Metric(
+        "linear_radius",
+        "linear radius",
+        "input units",
+        "2 ‖g‖ / max |λ|",
+        "the L2 distance from the sample at which the second-order term may equal the first-order term; a linear "
+        "approximation (saliency, FGSM) holds only well within it",
+        is_logged=True,
+        depends_on="largest magnitude",
+    ),
+    Metric(
+        "gauss_newton_norm",
+        "norm of the Gauss–Newton term",
+        CURVATURE,
+        "‖JᵀAJ‖",
+        "the curvature that the target (such as softmax) adds to the slopes of the outputs, in the Frobenius norm",
+        has_error=True,
+    ),
+    Metric(
+        "functional_norm",
+        "norm of the functional term",
+        CURVATURE,
+        "‖Σ ∂τ/∂z ∇²z‖",
+        "the curvature of the network's outputs themselves, in the Frobenius norm",
+        has_error=True,
+    ),
+    Metric(
+        "gauss_newton_share",
+        "Gauss–Newton share",
+        "",
+        "‖JᵀAJ‖ / (‖JᵀAJ‖ + ‖Σ ∂τ/∂z ∇²z‖)",
+        "how much of the curvature the target (such as softmax) adds to the slopes of the outputs; the rest is the "
+        "curvature of the outputs themselves. Falling curvature with a share near 1 is often only a saturated softmax",
+        is_logged=True,
+        has_error=True,
+    ),
+    Metric("negative_share", "negative share", "", "Σ_{λ<0} |λ| / Σ |λ|", "how much of Σ |λ| is negative"),
+    Metric("effective_rank", "effective rank", "", "(Σ |λ|)² / Σ λ²", "how many directions share the curvature"),
+    Metric(
+        "gradient_curvature",
+        "curvature along the gradient",
+        CURVATURE,
+        "gᵀHg / gᵀg",
+        "the curvature in the direction of the gradient",
+    ),
+    Metric(
+        "gradient_alignment",
+        "gradient alignment",
+        "",
+        "|gᵀv| / ‖g‖",
+        "|cos| between the gradient and the eigenvector of largest |λ|",
+    ),
+    Metric(
+        "top_eigenvector_cosine",
+        "top-eigenvector cosine",
+        "",
+        "|vᵀv′|",
+        "|cos| between the top eigenvectors at this measurement and at the previous one: 1 means that they have not "
+        "turned; a degenerate group counts as one. Undefined where no gap separates them from the rest",
+        COMPARISON,
+        is_logged=True,
+    ),
+    Metric(
+        "top_subspace_overlap",
+        "top-subspace overlap",
+        "",
+        "‖VᵀV′‖² / k",
+        "the overlap of the subspaces of the k top eigenvectors at this measurement and at the previous one, cut at "
+        "their clearest common gap: 1 means that they are the same. Undefined where there is no gap",
+        COMPARISON,
+        is_logged=True,
+    ),
+    Metric(
+        "asymmetry",
+        "asymmetry",
+        "",
+        "‖H − Hᵀ‖ / ‖H‖",
+        "how far the computed Hessian is from symmetric: rounding, unless something is wrong",
+    ),
+)
+
+
+def _with_errors(rows: tuple[Metric, ...]) -> Iterator[Metric]:
+    """Each metric, followed by its standard error where it has one."""
+    for row in rows:
+        yield row
+        if row.has_error:
+            title = f"{row.title}: standard error"
+            meaning = f"standard error of the {row.title}; 0 where it is exact"
+            yield Metric(f"{row.name}_error", title, row.unit, "", meaning, is_error=True)
+
+
+METRICS = tuple(_with_errors(_ROWS))
+BY_NAME = {metric.name: metric for metric in METRICS}
+LOGGED = tuple(metric for metric in METRICS if metric.is_logged)
+
+
+def to_markdown() -> str:
+    """The page docs/metrics.md."""
+    names = {True: "`hessian_{0}/…`, `record.{0}`", False: "`record.{0}`"}
+    rows = [[m.title, names[m.is_logged].format(m.name), m.formula, m.unit or "none", f"{m.meaning}."] for m in _ROWS]
+    head = [["metric", "name", "formula", "unit", "meaning"], ["---"] * 5]
+    table = "\n".join(f"| {' | '.join(_escaped(cell) for cell in row)} |" for row in [*head, *rows])
+    defined_in = "\n".join(
+        f"- `lightning_hessian.{where}`: {', '.join(f'`{m.name}`' for m in _ROWS if m.defined_in == where)}"
+        for where in (SPECTRUM, COMPARISON)
+    )
+    with_errors = ", ".join(f"`{m.name}_error`" for m in _ROWS if m.has_error)
+    return f"""# Metrics
+
+One number for each sample and class, from the Hessian H of the target with respect to the input. λ are its eigenvalues,
+v its eigenvectors, g is the gradient; a prime marks the previous measurement. "Target" in a unit stands for `logit`,
+`prob`, … H = JᵀAJ + Σ ∂τ/∂z ∇²z, where z are the outputs, J is their Jacobian, and A is the Hessian of the target τ
+with respect to z.
+
+Names with a slash are TensorBoard tags: mean over samples, with the 10th and 90th percentile under `hessian_spread/…`.
+Every metric is an attribute of a record, `[samples, classes]`, and a column of `to_dataframe`.
+
+{table}
+
+Standard errors, 0 where the value is exact: {with_errors}.
+
+Where they are defined:
+
+{defined_in}
+
+This page is generated: `python -m lightning_hessian.records.metrics > docs/metrics.md`.
+"""
+
+
+def _escaped(cell: str) -> str:
+    """Text for a cell of a markdown table."""
+    return cell.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    print(to_markdown(), end="")

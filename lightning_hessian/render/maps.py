@@ -1,0 +1,98 @@
+"""What is drawn in the shape of the input: the input itself, gradient, diagonal and eigenvectors of one sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightning_hessian.records.record import Array, ClassId, Record
+
+DIVERGING = "RdBu_r"  # red is positive, blue is negative, white is zero
+
+
+@dataclass(frozen=True)
+class InputMap:
+    """One value per input entry, ready to be drawn.
+
+    Attributes:
+        label: what it is, in one word or two.
+        title: the same with its numbers.
+        unit: of the values.
+        values: ``[n]`` for a line, ``[H, W]`` for an image (channels side by side), ``[H, W, 3]`` for a color image.
+        low, high: the smallest and largest value; of a signed map, the ends of its symmetric scale.
+        cmap: of an image.
+    """
+
+    label: str
+    title: str
+    unit: str
+    values: Array
+    low: float
+    high: float
+    cmap: str | None
+
+
+def input_map(record: Record, sample: int) -> InputMap:
+    """The input: a line, a gray image, or with three channels a color image scaled to 0 to 1."""
+    x = record.x[sample]
+    known = [("label", record.labels), ("predicted", record.predicted)]
+    outputs = ", ".join(f"{word} {record.output_name(k[sample])}" for word, k in known if k is not None)
+    if x.ndim < 2:
+        return _signed("input", outputs, "input units", x, x.shape)
+    low, high = float(x.min()), float(x.max())
+    if x.ndim == 3 and len(x) == 3:
+        colors = (x.transpose(1, 2, 0) - low) / max(high - low, 1e-12)
+        return InputMap("input", outputs, "input units", colors, low, high, None)
+    return InputMap("input", outputs, "input units", as_image(x), low, high, "gray")
+
+
+def gradient_map(record: Record, sample: int, class_id: ClassId | None) -> InputMap:
+    """The gradient, with its norm."""
+    index = record.indices(sample, class_id)
+    title = f"gradient, ‖g‖ = {short(record.gradient_norm[index])}"
+    return _signed("gradient", title, f"{record.target} per input unit", record.gradient[index], record.x.shape[1:])
+
+
+def diagonal_map(record: Record, sample: int, class_id: ClassId | None) -> InputMap:
+    """The diagonal of the Hessian, with its largest standard error where it is an estimate."""
+    index = record.indices(sample, class_id)
+    error = float(record.diagonal_error[index].max())
+    title = "diagonal of the Hessian" + (f"\nstandard error at most {error:.1g}" if error > 0 else "")
+    return _signed("diagonal", title, f"{record.target} per input unit²", record.diagonal[index], record.x.shape[1:])
+
+
+def eigenvector_maps(record: Record, sample: int, class_id: ClassId | None, most: int) -> Iterator[InputMap | None]:
+    """Eigenvectors, largest |λ| first, each with its residual.
+
+    None for an eigenvalue of zero: any vector is as good an eigenvector as another, and there is no direction to show.
+    """
+    if record.eigenvectors is None or record.vector_index is None:
+        return
+    index = record.indices(sample, class_id)
+    vectors = zip(record.vector_index[index][:most], record.eigenvectors[index], strict=False)
+    for rank, (number, vector) in enumerate(vectors, 1):
+        value, residual, converged = (
+            a[index][number] for a in (record.eigenvalues, record.residuals, record.converged)
+        )
+        mark = "" if converged else " (not converged)"
+        label = f"eigenvector {rank}"
+        title = f"{label} by |λ|\nλ = {short(value)} ± {residual:.0e}{mark}"
+        yield _signed(label, title, "unit length", vector, record.x.shape[1:]) if value != 0 else None
+
+
+def short(value: float) -> str:
+    """Three digits, with a true minus sign."""
+    return f"{float(value):.3g}".replace("-", "−")
+
+
+def as_image(values: Array) -> Array:
+    """``[..., H, W]`` as one image: leading axes (channels) side by side."""
+    return np.concatenate(values.reshape(-1, *values.shape[-2:]), axis=1)
+
+
+def _signed(label: str, title: str, unit: str, values: Array, shape: tuple[int, ...]) -> InputMap:
+    limit = float(np.abs(values).max()) or 1.0
+    shown = values.ravel() if len(shape) < 2 else as_image(values.reshape(shape))
+    return InputMap(label, title, unit, shown, -limit, limit, DIVERGING)
