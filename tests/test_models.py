@@ -1,4 +1,4 @@
-"""Models as people train them: after a real fit, the record holds the Hessian of float64 finite differences."""
+"""Models as people train them: after a real fit, the record agrees with float64 finite differences."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -66,7 +66,7 @@ class Case:
         dressed: the network as it is trained: compiled, scripted.
         wrt: the layer whose output is the variable, where that is not the input.
         after: then, from the network, the variable and the inputs to the outputs.
-        told: what the monitor warns of, or None.
+        warning: what the monitor warns of, or None.
         reference: with the same weights, the same function in a form that plain autograd differentiates in float64.
         precision: ``"float32"`` where the forward computes in it whatever it is given.
     """
@@ -77,12 +77,12 @@ class Case:
     dressed: Callable[[nn.Module], nn.Module] = identity
     wrt: str | None = None
     after: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None
-    told: str | None = None
+    warning: str | None = None
     reference: Callable[[], nn.Module] | None = None
     precision: str = "float64"
 
 
-FLAT = "the network is piecewise linear"
+PIECEWISE_LINEAR = "the network is piecewise linear"
 NOT_FLOAT64 = "cannot be evaluated in float64"
 EMBEDDINGS = {"data": Texts, "wrt": "net.bert.embeddings", "after": bert_after_embeddings}
 INSIDE = {"precision": "float32"}
@@ -90,7 +90,7 @@ INSIDE = {"precision": "float32"}
 CASES = [
     Case("transformers ViT, sdpa", lambda: vit("sdpa")),
     Case("transformers ViT, eager", lambda: vit("eager"), reference=lambda: vit("sdpa"), **INSIDE),
-    Case("transformers ResNet (ReLU)", lambda: resnet("relu"), told=FLAT),
+    Case("transformers ResNet (ReLU)", lambda: resnet("relu"), warning=PIECEWISE_LINEAR),
     Case("transformers ResNet with GELU", lambda: resnet("gelu")),
     Case("transformers ConvNext", convnext),
     Case("transformers BERT at its embeddings, sdpa", lambda: bert("sdpa"), **EMBEDDINGS),
@@ -99,7 +99,7 @@ CASES = [
     Case("attention under its own sdpa_kernel", OwnKernel, rows),
     Case("nn.LSTM", lambda: Recurrent(nn.LSTM), rows),
     Case("nn.GRU, bidirectional", lambda: Recurrent(nn.GRU, bidirectional=True), rows),
-    Case("CNN, batch norm, ReLU", lambda: cnn(nn.ReLU(), nn.BatchNorm2d(4)), told=FLAT),
+    Case("CNN, batch norm, ReLU", lambda: cnn(nn.ReLU(), nn.BatchNorm2d(4)), warning=PIECEWISE_LINEAR),
     Case("CNN, batch norm, GELU", lambda: cnn(nn.GELU(), nn.BatchNorm2d(4))),
     Case("CNN, group norm, GELU", lambda: cnn(nn.GELU(), nn.GroupNorm(2, 4))),
     Case("weight_norm and spectral_norm", normed),
@@ -109,7 +109,7 @@ CASES = [
     Case("activation checkpointing", lambda: Checkpointed(False)),
     Case("activation checkpointing, reentrant", lambda: Checkpointed(True), reference=lambda: Checkpointed(False)),
     Case("autograd.Function of the old form", lambda: cnn(Swish(), nn.Identity())),
-    Case("x.float() in the forward", Casting, told=NOT_FLOAT64, reference=lambda: Casting(cast=False), **INSIDE),
+    Case("x.float() in the forward", Casting, warning=NOT_FLOAT64, reference=lambda: Casting(cast=False), **INSIDE),
 ]
 
 
@@ -142,8 +142,8 @@ def fitted(request, tmp_path_factory) -> Iterator[Fitted]:
     module = Learner(case.dressed(case.make()))
     dicts = {"input_fn": lambda batch: (batch["input_ids"], batch["labels"]), "forward_fn": masked}
     monitor = small_monitor(dtype="float64", heatmap_samples=2, wrt=case.wrt, **(dicts if case.wrt else {}))
-    told = pytest.warns(UserWarning, match=case.told) if case.told else contextlib.nullcontext()
-    with told:
+    warns = pytest.warns(UserWarning, match=case.warning) if case.warning else contextlib.nullcontext()
+    with warns:
         fit(folder, monitor, model=module, train=case.data(0, 64), held_out=case.data(64, 80), max_epochs=1)
     record = load_records(folder)[-1]
     assert record.step == 4
@@ -158,11 +158,11 @@ def hessian_by_differences(case: Case, net: nn.Module, x: Tensor, target: str) -
     plain = (case.reference or case.make)()
     plain.load_state_dict(getattr(net, "_orig_mod", net).state_dict())
     plain.double().eval()
-    place, after = x.double(), lambda z, inputs: logits(plain(z))
+    point, after = x.double(), lambda z, inputs: logits(plain(z))
     if case.after:
         with torch.no_grad():
-            place, after = plain.bert.embeddings(x), lambda z, inputs: case.after(plain, z, inputs)
-    return torch.stack([differences(after, place[n], x[n : n + 1], target) for n in range(len(x))])
+            point, after = plain.bert.embeddings(x), lambda z, inputs: case.after(plain, z, inputs)
+    return torch.stack([differences(after, point[n], x[n : n + 1], target) for n in range(len(x))])
 
 
 def differences(outputs: Callable[[Tensor, Tensor], Tensor], x: Tensor, inputs: Tensor, target: str) -> Tensor:
@@ -233,7 +233,7 @@ def test_the_table_has_a_row_for_every_model():
     assert list(table()) == [case.name for case in CASES]
 
 
-def test_the_table_tells_what_happened(fitted):
+def test_the_table_says_what_happened(fitted):
     record, row = fitted.record, table()[fitted.case.name]
     with prepare(fitted.module, fitted.x, CLASSES, record.target, dtype=fitted.dtype, **fitted.how) as prepared:
         agree, why = modes_agree(prepared.batch, torch.Generator().manual_seed(0))
@@ -248,7 +248,7 @@ def test_the_table_tells_what_happened(fitted):
         "autodiff modes": modes,
         "dtype": str(record.eigenvalues.dtype),
     }
-    told = f"| {fitted.case.name} | {' | '.join(found.values())} | {share:.1f} | {why}"
-    assert {name: row[name] for name in found} == found, told
-    assert abs(float(row["Gauss-Newton share of prob"]) - share) <= 0.1, told
+    new_row = f"| {fitted.case.name} | {' | '.join(found.values())} | {share:.1f} | {why}"
+    assert {name: row[name] for name in found} == found, new_row
+    assert abs(float(row["Gauss-Newton share of prob"]) - share) <= 0.1, new_row
     assert modes != "reverse_over_reverse" or record.autodiff_mode == modes

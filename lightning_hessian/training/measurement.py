@@ -286,9 +286,10 @@ def _explained(samples: Samples) -> Iterator[None]:
     except (ConfigurationError, MeasurementError):
         raise
     except Exception as error:
+        message = str(error).rstrip(".")
         raise MeasurementError(
-            f"{type(error).__name__}: {str(error).rstrip('.')}. The samples have the shape {samples.shapes}: if the model does not take "
-            f"them as they are, give input_fn, forward_fn or other samples."
+            f"{type(error).__name__}: {message}. The samples have the shape {samples.shapes}: if the model does not "
+            f"take them as they are, give input_fn, forward_fn or other samples."
         ) from error
 
 
