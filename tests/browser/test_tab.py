@@ -150,7 +150,9 @@ def test_pointing_at_the_heatmap_shows_the_entry_and_both_positions(tab, record)
     tab.get("heatmap").hover(position=at)
     readout = tab.get("heatmap-readout")
     expect(readout).to_have_attribute("data-column", str(j))
-    assert float(readout.get_attribute("data-value")) == pytest.approx(record.hessian[SAMPLE, CLASS_INDEX, i, j], rel=1e-5)
+    assert float(readout.get_attribute("data-value")) == pytest.approx(
+        record.hessian[SAMPLE, CLASS_INDEX, i, j], rel=1e-5
+    )
     text = readout.inner_text()
     assert f"H[{i}, {j}]" in text
     assert "row 2, column 4" in text  # of i

@@ -9,8 +9,8 @@ import pytest
 from safetensors.numpy import save
 from support.make_run import Tab, rewrite, train, unpack, write_run
 
-from lightning_hessian.records.event_format import pack_summary
 from lightning_hessian.records.answers import matrix
+from lightning_hessian.records.event_format import pack_summary
 from lightning_hessian.records.files import save_record
 
 NO_MATRIX = {"hessian_triangle": None}
