@@ -8,9 +8,10 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.examples
 	$(BIN)/python examples/mnist_cnn.py
 
+# A worker per core; those of one file run in one worker, which makes what they share once.
 test: $(VENV)/.dev
 	$(BIN)/python tests/support/get_chromium.py
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 screenshots: $(VENV)/.dev
 	$(BIN)/python tests/support/get_chromium.py

@@ -13,25 +13,32 @@ from torch.func import hessian, vmap
 from benchmarks.common import alternate, check_equal, compare, cost, save, seconds
 from benchmarks.models import ViT, cnn, frozen, mlp, mnist_cnn, problems_of
 from lightning_hessian import input_hessian
-from lightning_hessian.curvature.cost_model import Facts
+from lightning_hessian.curvature.checks.mode_agreement import modes_agree
+from lightning_hessian.curvature.cost_model import ModelCosts, first_block, largest_block
 from lightning_hessian.curvature.memory import available_memory
-from lightning_hessian.curvature.methods.dense import hessians, symmetrize_
-from lightning_hessian.curvature.operators.autodiff import gradients, modes_agree
+from lightning_hessian.curvature.methods.columns import hessians
+from lightning_hessian.curvature.methods.dense import symmetrize_
+from lightning_hessian.curvature.operators.autodiff import gradients
 from lightning_hessian.curvature.operators.target_batch import TargetBatch
 
 NUM_SAMPLES = 4
-AUTODIFF_MODES, END_TO_END, PEER = "dense.hessians", "input_hessian, end to end", "vmap(torch.func.hessian)"
+COLUMNS, END_TO_END, PEER = "columns.hessians", "input_hessian, end to end", "vmap(torch.func.hessian)"
 
 
-def engine_hessians(batch: TargetBatch) -> Tensor:
-    """The numerics alone: comparing the engines, the columns, and their check; no isolation, no diagnosis."""
+def hessians_alone(batch: TargetBatch) -> Tensor:
+    """The numerics alone: comparing the autodiff modes, the columns, and their check; no isolation, no diagnosis."""
     generator = torch.Generator().manual_seed(0)
-    engines = ("forward_over_reverse", "reverse_over_reverse")
+    modes = ("forward_over_reverse", "reverse_over_reverse")
     if not modes_agree(batch, generator)[0]:
-        engines = engines[1:]
-    memory, per_column = available_memory(batch.x.device), Facts(batch).product_bytes
-    how = {"chunk_size": "auto", "max_memory": memory, "generator": generator, "per_column": per_column}
-    matrices, _ = hessians(batch, engines, **how)
+        modes = modes[1:]
+    costs, memory = ModelCosts(batch), available_memory(batch.x.device)
+    matrices, _ = hessians(
+        batch,
+        modes,
+        first_block=first_block(costs, batch.num_samples),
+        largest_block=largest_block(costs, batch.num_samples, memory),
+        generator=generator,
+    )
     symmetrize_(matrices)
     return matrices
 
@@ -53,12 +60,12 @@ def against_func(name: str, model: nn.Module, num_classes: int) -> dict[str, Any
     if num_classes < 10 or name == "MLP":  # there, all samples at once take more than 10 GB
         chunk = min([1, NUM_SAMPLES], key=lambda size: seconds(lambda: peer_hessians(model, x, classes, size)))
     works: dict[str, Callable[[], Tensor]] = {
-        AUTODIFF_MODES: lambda: engine_hessians(batch),
+        COLUMNS: lambda: hessians_alone(batch),
         END_TO_END: lambda: input_hessian(model, x, classes),
         PEER: lambda: peer_hessians(model, x, classes, chunk),
     }
     expected = works[PEER]()
-    difference = max(check_equal(works[ours](), expected, 1e-3) for ours in (AUTODIFF_MODES, END_TO_END))
+    difference = max(check_equal(works[ours](), expected, 1e-3) for ours in (COLUMNS, END_TO_END))
     times = alternate(works, repeats=3, warm=False)  # the check was the warm-up
     row = {
         "network": name,
@@ -66,10 +73,10 @@ def against_func(name: str, model: nn.Module, num_classes: int) -> dict[str, Any
         "K": num_classes,
         "peer_chunk": chunk,
         "difference": difference,
-        "engines": compare(times, AUTODIFF_MODES, PEER, wanted=2.5),
+        "columns": compare(times, COLUMNS, PEER, wanted=2.5),
         "end_to_end": compare(times, END_TO_END, PEER, wanted=2.5),
     }
-    print("dense:", name, num_classes, row["engines"], row["end_to_end"]["median"], flush=True)
+    print("dense:", name, num_classes, row["columns"], row["end_to_end"]["median"], flush=True)
     return row
 
 
@@ -86,15 +93,15 @@ def against_forum() -> list[dict[str, Any]]:
     model, x = mnist_cnn(), torch.randn(1, 1, 28, 28)
     batch = problems_of(model, x, [2])
     works: dict[str, Callable[[], Tensor]] = {
-        AUTODIFF_MODES: lambda: engine_hessians(batch)[0, 0],
+        COLUMNS: lambda: hessians_alone(batch)[0, 0],
         END_TO_END: lambda: input_hessian(model, x, 2)[0, 0],
         "forum loop": lambda: forum_loop(model, x),
     }
     expected = works["forum loop"]()
-    for ours in (AUTODIFF_MODES, END_TO_END):
+    for ours in (COLUMNS, END_TO_END):
         check_equal(works[ours](), expected, 1e-3)
     times = alternate(works, repeats=3, warm=False)
-    rows = [compare(times, ours, "forum loop", wanted=10) for ours in (AUTODIFF_MODES, END_TO_END)]
+    rows = [compare(times, ours, "forum loop", wanted=10) for ours in (COLUMNS, END_TO_END)]
     print("forum:", rows, flush=True)
     return rows
 
@@ -106,7 +113,7 @@ def column_cost(model: nn.Module) -> dict[str, Any]:
     many = problems_of(model, torch.randn(256, 1, 28, 28), [0])
     times = alternate(
         {
-            "hessian": lambda: engine_hessians(batch),
+            "hessian": lambda: hessians_alone(batch),
             "gradient": lambda: [gradients(single) for _ in range(100)],
             "gradient of 256": lambda: [gradients(many) for _ in range(4)],
         }
@@ -140,7 +147,7 @@ def main() -> None:
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Geometric mean of the cases' medians, and the worst round of all."""
     result = {}
-    for level in ("engines", "end_to_end"):
+    for level in ("columns", "end_to_end"):
         medians = [row[level]["median"] for row in rows]
         result[level] = {
             "cases": len(rows),

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from benchmarks.common import check_equal, compare, save, seconds
 from benchmarks.models import ViT, cnn, frozen, mlp
-from lightning_hessian.model.prepare import make_options
+from lightning_hessian.curvature.options import Options
 from lightning_hessian.training.distributed import SINGLE_PROCESS, ProcessGroup
-from lightning_hessian.training.measurement import Monitor
+from lightning_hessian.training.measurement import measure
 from lightning_hessian.training.samples import Samples
+from lightning_hessian.training.settings import MeasurementSettings
 
 NUM_RANKS = 2
 NUM_SAMPLES = 8
@@ -38,7 +39,7 @@ WORKS = {
 
 
 def main() -> None:
-    """The whole of ``Monitor.measure``, diagnosis and gathering included: by rank 0 alone and by both, in turn."""
+    """The whole of ``measure``, diagnosis and gathering included: by rank 0 alone and by both, in turn."""
     with TemporaryDirectory() as folder:
         multiprocessing.spawn(_rank, (_free_port(), folder), nprocs=NUM_RANKS)
         rows = torch.load(Path(folder) / "rows.pt")
@@ -63,20 +64,20 @@ def _row(name: str, together: ProcessGroup) -> dict[str, Any]:
     model, samples = build(), Samples(torch.randn(NUM_SAMPLES, *shape), None)
     found: dict[str, Tensor] = {}
 
-    def measure(which: str, ranks: ProcessGroup) -> None:
-        monitor = Monitor([0, 3, 7], "prob", "float32", make_options(method=method), heatmap_samples=0)
-        record = monitor.measure(model, samples, step=0, logged_step=0, epoch=0, ranks=ranks)
+    def work(which: str, group: ProcessGroup) -> None:
+        settings = MeasurementSettings([0, 3, 7], "prob", "float32", Options(method=method), heatmap_samples=0)
+        record = measure(model, samples, settings, group=group)
         if record is not None:
             found[which] = torch.from_numpy(record.eigenvalues)
 
     times: dict[str, list[float]] = {f"{which}{clock}": [] for clock in ("", ", processor") for which in ("one", "two")}
     for warm in (True, *[False] * ROUNDS):
-        for which, ranks in (("one", SINGLE_PROCESS), ("two", together)):
+        for which, group in (("one", SINGLE_PROCESS), ("two", together)):
             dist.barrier()  # in which the other rank sleeps while rank 0 works alone
-            if ranks is SINGLE_PROCESS and together.rank != 0:
+            if group is SINGLE_PROCESS and together.rank != 0:
                 continue
             begin = time.process_time()
-            wall = seconds(lambda which=which, ranks=ranks: measure(which, ranks))
+            wall = seconds(lambda which=which, group=group: work(which, group))
             if not warm:
                 times[which].append(wall)
                 times[f"{which}, processor"].append(time.process_time() - begin)

@@ -55,7 +55,7 @@ def iteration_cost(operator: HessianOperator) -> dict[str, Any]:
     times = alternate(
         {
             "iterations": lambda: [basis.grow() for basis in [_basis(operator)] for _ in range(40)],
-            "products": lambda: [operator(operator.like) for _ in range(40)],
+            "products": lambda: [operator.matvec(operator.batch.x.flatten(1)) for _ in range(40)],
             "gradients": lambda: [gradients(operator.batch) for _ in range(40)],
         },
         repeats=5,

@@ -9,7 +9,7 @@ from torch.func import hessian, vmap
 from benchmarks.common import alternate, check_equal, compare, save, seconds
 from benchmarks.models import problems_of, residual_relu
 from lightning_hessian import input_spectrum
-from lightning_hessian.curvature.methods.low_rank import low_rank_parts
+from lightning_hessian.curvature.methods.low_rank import low_rank_decomposition
 from lightning_hessian.curvature.operators.autodiff import gradients
 
 CLASSES = [0, 3, 7]
@@ -29,7 +29,7 @@ def main() -> None:
         return torch.linalg.eigvalsh(matrices)
 
     works = {
-        "low_rank_parts": lambda: low_rank_parts(batch, gradients(batch), 10),
+        "low_rank_decomposition": lambda: low_rank_decomposition(batch, gradients(batch), 10),
         "input_spectrum, end to end": lambda: input_spectrum(model, x, CLASSES, "prob"),
     }
     found: list[Tensor] = []

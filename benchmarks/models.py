@@ -43,7 +43,7 @@ def mnist_cnn() -> nn.Module:
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; attention is written out, so that every engine takes the same path."""
+    """Pre-norm transformer block; attention is written out, so that every autodiff mode takes the same path."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()

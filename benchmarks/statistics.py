@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,12 +12,14 @@ from torch import Tensor, nn
 from benchmarks.common import save
 from benchmarks.models import frozen, problems_of
 from lightning_hessian import input_spectrum
-from lightning_hessian.curvature.algorithms.hutchinson import estimate, estimate_norm
+from lightning_hessian.curvature.algorithms.hutchinson import NUM_VECTORS, estimate, estimate_norm
 from lightning_hessian.curvature.algorithms.lanczos import lanczos
 from lightning_hessian.curvature.algorithms.quadrature import density
-from lightning_hessian.curvature.methods.lanczos import NUM_RANDOM, extreme_parts
+from lightning_hessian.curvature.methods.lanczos import lanczos_decomposition
 from lightning_hessian.curvature.operators.autodiff import gradients
 from lightning_hessian.curvature.operators.hessian import MatrixOperator
+from lightning_hessian.curvature.options import Options
+from lightning_hessian.curvature.spectrum import ESTIMATED
 
 SEEDS = 2000
 DENSITY_SEEDS = 1000
@@ -62,22 +65,22 @@ def prescribed() -> tuple[MatrixOperator, Tensor]:
 
 def of_estimates(operator: MatrixOperator) -> dict[str, Any]:
     """Trace, Frobenius norm and diagonal outside of ten Lanczos pairs, and the norm alone."""
-    coverage, matrices = Coverage(NUM_RANDOM - 1), operator.matrices
+    coverage, matrices = Coverage(NUM_VECTORS - 1), operator.matrices
     diagonal, norm = matrices.diagonal(dim1=1, dim2=2), torch.linalg.matrix_norm(matrices)
     for seed in range(SEEDS):
         generator = torch.Generator().manual_seed(seed)
         known = lanczos(operator, 10, generator=generator)
-        found = estimate(operator, known, NUM_RANDOM, generator=generator)
-        alone = estimate_norm(operator, known.eigenvectors[:, :0], NUM_RANDOM, generator=generator)
+        found = estimate(operator, known, NUM_VECTORS, generator=generator)
+        alone = estimate_norm(operator.matvec, known.eigenvectors[:, :0], NUM_VECTORS, generator=generator)
         coverage.add("trace", found.trace, found.trace_error, diagonal.sum(1))
-        coverage.add("frobenius_norm", found.frobenius_norm, found.frobenius_error, norm)
+        coverage.add("frobenius_norm", found.frobenius_norm, found.frobenius_norm_error, norm)
         coverage.add("diagonal", found.diagonal, found.diagonal_error, diagonal)
-        coverage.add("norm with nothing known", *alone, norm)
+        coverage.add("norm with nothing known", alone.value, alone.error, norm)
     return coverage.report(list(SPECTRA))
 
 
 def of_density(operator: MatrixOperator, spectra: Tensor) -> dict[str, Any]:
-    """Bands of the cumulative and of the smoothed density at nine places across the bulk, for several widths."""
+    """Bands of the cumulative and of the smoothed density at nine points across the bulk, for several widths."""
     coverage = Coverage(STARTS - 1)
     at = torch.linspace(-0.25, 0.65, 9, dtype=torch.float64)
     distance = spectra.unsqueeze(-1) - at
@@ -93,38 +96,22 @@ def of_density(operator: MatrixOperator, spectra: Tensor) -> dict[str, Any]:
 def of_network(num_outputs: int) -> dict[str, Any]:
     """Everything that the method ``lanczos`` estimates, on a GELU network whose whole Hessians are known.
 
-    With 5 outputs the head's part is exact, with 50 it is estimated too.
+    With 5 outputs the norm of the Gauss-Newton term is exact, with 50 it is estimated too.
     """
     layers = [nn.Linear(64, 32), nn.GELU(), nn.Linear(32, 32), nn.GELU(), nn.Linear(32, num_outputs)]
     net, x, classes = frozen(nn.Sequential(*layers).double()), torch.randn(2, 64, dtype=torch.float64), [0, 3]
     whole = input_spectrum(net, x, classes, "prob", method="dense")
     batch = problems_of(net, x, classes, "prob")
-    coverage, names = (
-        Coverage(NUM_RANDOM - 1),
-        ("trace", "frobenius_norm", "diagonal", "gauss_newton_norm", "functional_norm"),
-    )
+    coverage = Coverage(NUM_VECTORS - 1)
     for seed in range(SEEDS // 4):
-        parts, _ = extreme_parts(
-            batch,
-            gradients(batch),
-            10,
-            block_size=1,
-            head_only=False,
-            group_size=batch.num_samples,
-            generator=torch.Generator().manual_seed(seed),
-        )
-        for name in names:
-            found, error, truth = parts[name], parts[f"{name}_error"], getattr(whole, name)
-            coverage.add(name, *(t.flatten(0, 1) for t in (found, error + 1e-12 * truth.abs(), truth)))
-        coverage.add("gauss_newton_share", *(t.flatten(0, 1) for t in (*_share(parts), whole.gauss_newton_share)))
+        found = lanczos_decomposition(batch, gradients(batch), Options(seed=seed))
+        for name in ESTIMATED:
+            value, error, truth = getattr(found, name), getattr(found, f"{name}_error"), getattr(whole, name)
+            coverage.add(name, *(t.flatten(0, 1) for t in (value, error + 1e-12 * truth.abs(), truth)))
+        spectrum = replace(whole, **vars(found))
+        share, error = spectrum.gauss_newton_share, spectrum.gauss_newton_share_error
+        coverage.add("gauss_newton_share", *(t.flatten(0, 1) for t in (share, error, whole.gauss_newton_share)))
     return coverage.report([f"sample {n}, class {k}" for n in range(2) for k in classes])
-
-
-def _share(parts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """``Spectrum.gauss_newton_share`` and its error."""
-    head, network = parts["gauss_newton_norm"], parts["functional_norm"]
-    error = network * parts["gauss_newton_norm_error"] + head * parts["functional_norm_error"]
-    return head / (head + network), error / (head + network) ** 2
 
 
 def main() -> None:

@@ -23,14 +23,15 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from benchmarks.common import save
-from lightning_hessian.curvature.methods.plan import Options
+from lightning_hessian.curvature.options import Options
 from lightning_hessian.records.event_format import pack_summary, tag
 from lightning_hessian.records.files import save_record
 from lightning_hessian.records.histogram import NUM_BINS
 from lightning_hessian.records.metrics import METRICS
 from lightning_hessian.records.record import Record
-from lightning_hessian.training.measurement import Monitor
+from lightning_hessian.training.measurement import measure
 from lightning_hessian.training.samples import Samples
+from lightning_hessian.training.settings import MeasurementSettings
 from lightning_hessian.writers.tensorboard import add_payload
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -61,10 +62,10 @@ CHOOSE = """async (select, value) => {
 def real() -> Record:
     """A small measurement, whose metadata the large ones share."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 10))
-    monitor = Monitor([0], "logit", "float32", Options(num_eigenvalues=4), heatmap_samples=1)
-    return monitor.measure(
-        net, Samples(torch.rand(2, 1, 2, 2), torch.zeros(2, dtype=torch.long)), step=0, logged_step=0, epoch=0
-    )
+    settings = MeasurementSettings([0], "logit", "float32", Options(num_eigenvalues=4), heatmap_samples=1)
+    record = measure(net, Samples(torch.rand(2, 1, 2, 2), torch.zeros(2, dtype=torch.long)), settings)
+    assert record is not None
+    return record
 
 
 def large(template: Record, shape: tuple[int, ...], samples: int, classes: int, vectors: int = 10) -> Record:
@@ -109,7 +110,7 @@ def write_run(folder: Path, record: Record, measurements: int) -> None:
     save_record(last, folder)
 
 
-def measure(browser: Browser, logdir: Path, steps: int) -> dict[str, Any]:
+def seen(browser: Browser, logdir: Path, steps: int) -> dict[str, Any]:
     """Opens the tab on a run as soon as TensorBoard has read it, and chooses one class after the other."""
     begin = time.perf_counter()
     with tensorboard(logdir) as address:
@@ -160,7 +161,7 @@ def main() -> None:
             results[name] = {
                 "event_kB_each": round(size / steps / 1000, 1),
                 "matrix_wanted_at_most": wanted,
-                **measure(browser, logdir, steps),
+                **seen(browser, logdir, steps),
             }
             print(name, results[name], flush=True)
         version = browser.version

@@ -1,10 +1,9 @@
-"""The Lightning callback: hooks -> schedule -> samples -> measure -> publish. The only importer of Lightning."""
+"""The Lightning callback: hooks, and nothing else. The only importer of Lightning."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -12,100 +11,86 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_hessian.curvature.methods.dense import ChunkSize
-from lightning_hessian.curvature.methods.plan import MethodChoice
+from lightning_hessian.curvature.options import ChunkSize, MethodChoice, Options
 from lightning_hessian.errors import ConfigurationError
+from lightning_hessian.model.arguments import Target
 from lightning_hessian.model.function import ForwardFunction, OutputFunction
-from lightning_hessian.model.prepare import Target, make_options
 from lightning_hessian.records.record import Stage
 from lightning_hessian.records.retention import KeepMatrices, keep_policy
-from lightning_hessian.training.measurement import Monitor, RunState, check_at_least, check_choice, check_names
-from lightning_hessian.training.resume import from_state, settings, to_state
-from lightning_hessian.training.run import Visits
-from lightning_hessian.training.samples import InputFunction, Samples, samples_from
-from lightning_hessian.training.schedule import Budget, Place, Schedule
-from lightning_hessian.training.trainer_access import (
-    chosen_batch,
-    first_validation_batch,
-    in_both_packages,
-    last_logged_step,
-    logged_step,
-    place,
-    ranks,
-    steps,
-)
-from lightning_hessian.writers.loggers import picture_loggers, tensorboard_loggers
+from lightning_hessian.training.run import MonitoringRun
+from lightning_hessian.training.samples import InputFunction, SampleSource
+from lightning_hessian.training.schedule import Schedule
+from lightning_hessian.training.settings import MeasurementSettings, MonitorSettings, check_names
+from lightning_hessian.training.trainer_access import in_both_packages, last_logged_step
 
 if TYPE_CHECKING:
     _Callback = Callback
 else:
     _Callback = in_both_packages(Callback)  # LightningCLI of either package asks for its own
 
-NO_SAMPLES = (
-    "no validation batch has come, and it is this rank's samples that are measured. Give samples=..., or every rank a "
-    "validation batch."
-)
-
 
 class InputHessianMonitor(_Callback):
-    """Measures how curved chosen outputs are around held-out inputs while a network trains.
+    """Measures how curved chosen outputs are around fixed held-out inputs while a network trains.
 
-    The Hessian of a class's target with respect to the *input* is measured sample by sample on a fixed
-    samples: before training, at the end of chosen epochs, and at the end of the fit; in eval mode, in
-    ``dtype``, without autocast, on the trainer's device. Training goes on bit for bit as without it.
-    Eigenvalues, trace, norms, heatmaps and a diagnosis in words go to TensorBoard; the scalars go to every
-    logger and into ``trainer.callback_metrics``; each measurement is saved under the log directory. A
-    ``trainer.validate()`` or ``trainer.test()`` of its own ends with one measurement.
+    For each sample x, the Hessian ∇²ₓ t(x, k) of a target t of the output for class k is measured with respect to the
+    *input*; nothing is summed over the batch. By default this happens before training, at the end of every epoch and at
+    the end of the fit; a standalone ``trainer.validate()`` or ``trainer.test()`` triggers one measurement. The model is
+    measured in eval mode, in ``dtype``, without autocast, on the trainer's device. Training stays bit for bit as it is
+    without the monitor.
+
+    Eigenvalues, trace, norms, heatmaps and a diagnosis in words go to TensorBoard; scalars go to every logger and into
+    ``trainer.callback_metrics``; each measurement is saved under the log directory. Invalid settings raise before
+    training. Failures while measuring, saving or plotting warn once, and training continues. Checkpoints hold the
+    samples and what keeps curves comparable, so that a resumed run continues without a gap.
 
     Args:
         classes: which outputs: ``"label"`` (each sample's own), ``"predicted"``, ``"all"``, an int or ints.
-        target: ``"logit"``, ``"log_prob"``, ``"prob"``, ``"loss"``, ``"margin"``, or a callable
-            ``(outputs [N, C], classes [N, K]) -> [N, K]``. ``"auto"``: the output itself (``"logit"``), unless
-            the network is piecewise linear in its input and has several outputs: then ``"prob"``.
-        every_n_epochs: measure at the end of every n-th epoch; None: at none.
-        epochs: measure at the end of exactly these epochs (from 0), in place of ``every_n_epochs``.
+        target: the scalar that is differentiated: ``"logit"``, ``"log_prob"``, ``"prob"``, ``"loss"``, ``"margin"``, or
+            a callable ``(outputs [N, C], classes [N, K]) -> [N, K]``. ``"auto"``: the output itself (``"logit"``), or
+            ``"prob"`` if the network is piecewise linear in its input and has several outputs.
+        every_n_epochs: measure at the end of every n-th epoch; None: of none.
+        epochs: measure at the end of exactly these epochs (counted from 0), instead of ``every_n_epochs``.
         every_n_train_steps: also measure after every n-th optimizer step.
-        samples: the samples: a tensor ``[N, *shape]``, ``(x, labels)``, a map-style dataset, or None for the
-            first validation batch (in ``trainer.test()``: test batch).
-        val_dataloader_idx: from which loader that batch is taken, where there are several.
-        sample_indices: which samples of the samples or of the first validation batch, in place of the first ones.
-        num_samples: how many samples.
-        heatmap_samples: for how many of them the whole matrix is drawn and kept.
+        samples: a tensor ``[N, *shape]``, ``(x, labels)``, a map-style dataset, or None for the first validation batch
+            (in ``trainer.test()``: test batch).
+        val_dataloader_idx: the loader from which that batch is taken, where there are several.
+        sample_indices: which samples of ``samples`` or of the first validation batch, instead of the first ones.
+        num_samples: the number of samples.
+        heatmap_samples: for how many of them the whole matrix is drawn and saved.
         method: ``"auto"``, ``"dense"``, ``"low_rank"`` or ``"lanczos"``, as for ``input_spectrum``.
-        num_eigenvalues: eigenvectors kept per problem; with ``"lanczos"`` the number of eigenvalues.
-        density_vectors: with ``"lanczos"``, random starting vectors from which the density of eigenvalues is estimated
-            for the histogram, 40 Hessian-vector products each; at least 2, or 0 for none. Elsewhere it is exact.
+        num_eigenvalues: eigenvectors saved per sample and class; with ``"lanczos"``, the number of eigenvalues.
+        density_vectors: with ``"lanczos"``, the number of random starting vectors from which the density of eigenvalues
+            is estimated for the histogram, at 40 Hessian-vector products each; at least 2, or 0 for no density. The
+            other methods give it exactly.
         dtype: ``"float32"`` or ``"float64"``.
-        wrt: name of the submodule whose output is the variable, in place of the input (``"embedding"`` for tokens),
+        wrt: the submodule whose output is differentiated instead of the input (``"embedding"`` for tokens), by name;
             or the key or position of one of several inputs.
-        input_fn: ``batch -> x`` or ``batch -> (x, labels)``, for batches that are not ``(x, labels)``; x may be a
-            dict (``module(**x)``) or tuple (``module(*x)``) of tensors. Of batches that are dicts, the only
-            floating-point tensor is found without it, or all inputs where ``wrt`` names one of them.
-        forward_fn: ``(module, x) -> output``, in place of ``module(x)``.
-        output_fn: ``output -> [N, C]``, for modules that return neither that nor something that holds it as ``logits``.
-        chunk_size: Hessian columns computed at once; ``"auto"``: found while working.
-        max_memory: bytes a measurement may use; None: half of what is free.
-        max_overhead: share of the training time that may go into measuring, such as 0.05; None: whatever it takes. A
-            measurement is skipped where (seconds spent measuring so far, drawing and writing included) + (those of the
-            last one) > ``max_overhead`` · (seconds of training so far, without measuring). The first one of a fit is
-            always made. Skipping is told once, and counted in ``hessian_cost/skipped``.
-        keep_matrices: whether saved files hold the whole matrices of the ``heatmap_samples``; an int n: at every n-th
-            measurement; or ``KeepMatrices(every_n, storage, max_total_bytes)``, in YAML its fields. By default upper
-            triangles (which are exact) up to 1 GiB a run. Where eigenvectors give the matrix, it is not kept besides.
+        input_fn: ``batch -> x`` or ``batch -> (x, labels)``, for batches that are not ``(x, labels)``; x may be a dict
+            (``module(**x)``) or tuple (``module(*x)``) of tensors. Without it, a batch that is a dict must hold exactly
+            one floating-point input, or ``wrt`` must name one of its inputs.
+        forward_fn: ``(module, x) -> output``, instead of ``module(x)``.
+        output_fn: ``output -> [N, C]``, for modules that return neither that nor an object with it as ``logits``.
+        chunk_size: Hessian columns computed at once; ``"auto"``: the fastest number, found while measuring.
+        max_memory: bytes that a measurement may use; None: half of the free memory.
+        max_overhead: largest share of the training time that measuring may take, such as 0.05; None: no limit. A
+            measurement is skipped where (seconds spent measuring so far, drawing and writing included) + (seconds of
+            the last measurement) > ``max_overhead`` · (seconds of training so far, measuring excluded). The first one
+            is always made. Skipping warns once, and is counted in ``hessian_cost/skipped``.
+        keep_matrices: whether saved records hold the whole matrices of the ``heatmap_samples``; an int n: those of
+            every n-th measurement; or a ``KeepMatrices``, in YAML its fields. By default upper triangles (which are
+            exact) up to 1 GiB a run. A matrix that the saved eigenvectors reproduce is not saved as well.
         class_names: names of all classes, for pictures.
-        on_error: ``"warn"``: a measurement that fails, or cannot be saved or shown, is told about and training goes on;
-            ``"raise"``: it ends training at once, for which every measurement also waits until it is written.
-        seed: of the monitor's own random directions.
-        name: tells this monitor from others of the same Trainer: in tags (``hessian_trace/NAME_prob_class_3``), files,
-            records and warnings.
-
-    Checkpoints hold the samples and all that keeps curves of one kind; a run resumed from one goes on without a gap.
+        on_error: ``"warn"``: a measurement that fails, or cannot be saved or shown, warns and training continues.
+            ``"raise"``: it ends training at once; for this, every measurement also waits until it is written.
+        seed: of the random directions, which are the same at every measurement.
+        name: distinguishes this monitor from others of the same Trainer: in tags
+            (``hessian_trace/NAME_prob_class_3``), files, records and warnings.
 
     Raises:
-        MisconfigurationException: at construction or setup, naming the argument and what is allowed.
+        MisconfigurationException: at construction or setup; names the argument and what is allowed.
 
-    Cost: see ``input_spectrum``; logged as ``hessian_cost/…``, and shown in the Trainer's progress bar where it takes
-    longer than a second.
+    Cost: see ``input_spectrum``; logged as ``hessian_cost/…``, and shown in the Trainer's progress bar where a
+    measurement takes longer than a second.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -146,104 +131,78 @@ class InputHessianMonitor(_Callback):
     ) -> None:
         super().__init__()
         with _misconfiguration("InputHessianMonitor"):
-            check_choice("on_error", on_error, ("warn", "raise"))
-            check_at_least("num_samples", num_samples, 1)
-            check_at_least("val_dataloader_idx", val_dataloader_idx, 0)
-            keep = keep_policy(keep_matrices)
-            self._schedule = Schedule(every_n_epochs, epochs, every_n_train_steps)
-            self._budget = Budget(max_overhead)
-            self._monitor = Monitor(
-                classes=classes,
-                target=target,
-                dtype=dtype,
-                options=make_options(
-                    num_eigenvalues,
-                    method=method,
-                    chunk_size=chunk_size,
-                    max_memory=max_memory,
-                    seed=seed,
-                    density_vectors=density_vectors,
+            self._settings = MonitorSettings(
+                measurement=MeasurementSettings(
+                    classes=classes,
+                    target=target,
+                    dtype=dtype,
+                    options=Options(
+                        method=method,
+                        num_eigenvalues=num_eigenvalues,
+                        chunk_size=chunk_size,
+                        max_memory=max_memory,
+                        seed=seed,
+                        density_vectors=density_vectors,
+                    ),
+                    heatmap_samples=heatmap_samples,
+                    class_names=None if class_names is None else tuple(class_names),
+                    forward_fn=forward_fn,
+                    output_fn=output_fn,
+                    wrt=wrt,
+                    name=name,
                 ),
-                heatmap_samples=heatmap_samples,
-                class_names=None if class_names is None else tuple(class_names),
-                forward_fn=forward_fn,
-                output_fn=output_fn,
-                wrt=wrt,
-                name=name,
+                samples=SampleSource(samples, num_samples, sample_indices, val_dataloader_idx, input_fn, wrt),
+                schedule=Schedule(every_n_epochs, epochs, every_n_train_steps),
+                max_overhead=max_overhead,
+                keep_matrices=keep_policy(keep_matrices),
+                on_error=on_error,
             )
-        self._given_samples = samples
-        self._val_dataloader_idx = val_dataloader_idx
-        self._how_to_samples = (num_samples, sample_indices, input_fn, wrt)
-        self._settings = settings(self._monitor, samples, num_samples, sample_indices, val_dataloader_idx)
-        self._visits = Visits(
-            self._monitor,
-            self._budget,
-            keep_matrices=keep,
-            on_error=on_error,
-            warn=partial(rank_zero_warn, category=UserWarning),
-            inform=rank_zero_info,
-        )
-        self._samples: Samples | None = None
-        self._samples_failure: Exception | None = None
-        self._samples_is_restored = False
+        self._current_run: MonitoringRun | None = None
+        self._early_state: dict[str, Any] = {}  # of a checkpoint that was loaded before there was a run
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_current_run": None}  # a run belongs to its Trainer, in this process
+
+    @property
+    def _run(self) -> MonitoringRun:
+        assert self._current_run is not None, "setup comes before all other hooks"
+        return self._current_run
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Checks what can be checked before training, and takes the samples where it was given."""
+        """Starts a run: checks what can be checked before training, and selects the samples if they were given."""
         if stage not in get_args(Stage):
             return
-        self._samples, self._samples_failure, self._samples_is_restored = (
-            None,
-            None,
-            False,
-        )  # a monitor may serve several runs
-        self._monitor.state = RunState()
-        self._schedule.restart()
-        self._schedule.place = Place(epoch=max(0, trainer.current_epoch - 1))  # of a trained model; a fit's is its own
         with self._misconfiguration():
             callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-            check_names([c._monitor.name for c in callbacks if isinstance(c, InputHessianMonitor)])
-            self._visits.restart(ranks(trainer))
-            if self._given_samples is not None:
-                self._samples = self._visits.ranks.first(lambda: self._take(self._given_samples))
-            elif stage == "fit" and not trainer.enable_validation:
-                raise ConfigurationError(
-                    "There are no samples to measure at: there is no validation loader with a validation_step (or "
-                    "limit_val_batches is 0), and no samples were given. Give samples=x, samples=(x, labels) "
-                    "or samples=dataset."
-                )
-        if trainer.fast_dev_run:  # type: ignore[attr-defined] # set by Lightning's debugging flags
-            self._visits.warn("fast_dev_run: measurements are made to test them, but nothing is saved or drawn.")
-        elif not tensorboard_loggers(trainer.loggers) + picture_loggers(trainer.loggers):
-            self._visits.warn(
-                "No TensorBoard logger: scalars go to the loggers there are and records to files, but there are "
-                "no pictures. Give Trainer(logger=TensorBoardLogger(...)) to see them."
-            )
+            check_names([c._settings.measurement.name for c in callbacks if isinstance(c, InputHessianMonitor)])
+            warn = partial(rank_zero_warn, category=UserWarning)
+            self._current_run = MonitoringRun(self._settings, trainer, warn=warn, inform=rank_zero_info)
+        if self._early_state:
+            self._run.load_state_dict(self._early_state)
+            self._early_state = {}
 
     @property
     def state_key(self) -> str:
         """One key for each name."""
-        return self._generate_state_key(name=self._monitor.name)
+        return self._generate_state_key(name=self._settings.measurement.name)
 
-    # Wrapped, since Lightning would refuse two monitors of one name before setup can say what to do.
+    # Wrapped, since Lightning would reject two monitors of the same name before setup can say what to do.
     @wraps(Callback.state_dict)
     def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
-        """The samples, what measurements hand on, and where the run is."""
-        return to_state(self._samples, self._monitor.state, self._schedule, self._settings)
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Sets the place right where a callback before this one saves; waits for the files of what was measured."""
-        self._visits.wait_for_files()
-        if self._schedule.place.step != steps(trainer):
-            checkpoint["callbacks"][self.state_key]["place"] = asdict(place(trainer))
+        """The samples, what measurements pass on, and the position in training; empty before the first run."""
+        return self._early_state if self._current_run is None else self._run.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where the checkpoint was; comes after ``setup``."""
-        given = None if self._given_samples is None else self._samples
-        resumed = from_state(state_dict, self._monitor, self._schedule, self._settings, given)
-        self._samples, self._monitor.state = resumed.samples, resumed.run
-        self._samples_is_restored = given is None and resumed.samples is not None
-        if resumed.told is not None:
-            self._visits.warn(resumed.told)
+        """Continues from a checkpoint; Lightning calls it after ``setup``."""
+        if self._current_run is None:
+            self._early_state = state_dict
+        else:
+            self._run.load_state_dict(state_dict)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Completes the saved state, and waits for the files of what was measured."""
+        if self._current_run is not None:
+            self._run.complete_checkpoint(trainer, checkpoint["callbacks"][self.state_key])
 
     def on_validation_batch_start(
         self,
@@ -253,113 +212,60 @@ class InputHessianMonitor(_Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps the samples from the first validation batch that passes."""
-        if self._samples is not None:
-            return
+        """Takes the samples from the first validation batch, where none were given."""
         with self._misconfiguration():
-            try:
-                chosen = chosen_batch(trainer, batch, dataloader_idx, self._val_dataloader_idx)
-                if chosen is not None:
-                    self._samples, self._samples_failure = self._take(chosen), None
-            except Exception as error:
-                if self._visits.ranks.size == 1 and steps(trainer) == 0:
-                    raise
-                self._samples_failure = error  # told at the next measurement, where all processes meet
+            self._run.take_batch(trainer, batch, dataloader_idx)
 
     on_test_batch_start = on_validation_batch_start
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures once at the end of a ``trainer.validate()`` or ``trainer.test()``."""
+        """Measures once at the end of a standalone ``trainer.validate()`` or ``trainer.test()``."""
         if trainer.state.fn != "fit":
-            if self._samples is None:
-                self._visits.warn("No measurement: no batch came from the loader val_dataloader_idx. Give samples=...")
-            self._run(trainer, pl_module, logged_step(trainer))
+            with self._misconfiguration():
+                self._run.measure(trainer, pl_module)
 
     on_test_end = on_validation_end
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures before training, or what a killed run did not finish; finds a samples where no sanity check ran."""
+        """Measures before training, or makes up for a measurement that was due when a resumed run was killed."""
         with self._misconfiguration():
-            self._samples = self._visits.ranks.first(lambda: self._samples_before_training(trainer, pl_module))
-        self._visits.begin(trainer)
-        if self._samples is None:
-            self._visits.warn(
-                "No measurement before training: no validation batch has passed yet, and the first one cannot be had "
-                "without disturbing its loader. Give samples=... to measure before training too."
-            )
-        elif self._schedule.missed(steps(trainer)):
-            self._run(trainer, pl_module, self._schedule.place.logged_step)
-        self._budget.start()
+            if self._run.start_fit(trainer, pl_module):
+                self._run.measure(trainer, pl_module)
+        self._run.start_clock()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measures after every n-th optimizer step, where asked to."""
-        self._schedule.place = place(trainer)
-        if self._schedule.after_step(steps(trainer)):
-            self._run(trainer, pl_module, self._schedule.place.logged_step)
+        """Measures after every n-th optimizer step."""
+        if self._run.is_due_after_batch(trainer):
+            with self._misconfiguration():
+                self._run.measure(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures at the end of chosen epochs, before Lightning's own monitoring callbacks look."""
-        if self._schedule.at_epoch_end(trainer.current_epoch, steps(trainer)):
-            self._run(trainer, pl_module, last_logged_step(trainer))
+        if self._run.is_due_after_epoch(trainer):
+            with self._misconfiguration():
+                self._run.measure(trainer, pl_module, last_logged_step(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures the final weights, if that was not done yet."""
-        if self._schedule.is_new(steps(trainer)):
-            self._run(trainer, pl_module, last_logged_step(trainer))
-        self._visits.tell(self._visits.ranks.first(self._visits.flush))
+        if self._run.is_new(trainer):
+            with self._misconfiguration():
+                self._run.measure(trainer, pl_module, last_logged_step(trainer))
+        self._run.finish()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Writes what was measured before training ended early."""
-        self._visits.close()
+        if self._current_run is not None:
+            self._run.close()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Writes what is left, before the loggers are closed."""
-        self._visits.close()
-
-    def _run(self, trainer: Trainer, pl_module: LightningModule, step_of_loggers: int) -> None:
-        with self._misconfiguration():
-            try:
-                self._samples = self._visits.ranks.agreed(self._known_samples, NO_SAMPLES)
-            except Exception as error:  # of a batch that came after training had begun, or of another process
-                self._visits.fail(error, trainer, step_of_loggers)
-                return
-            if self._samples is None:
-                return
-            self._visits.visit(
-                trainer,
-                pl_module,
-                self._samples,
-                logged_step=step_of_loggers,
-                epoch=self._schedule.place.epoch,
-                restored=self._samples_is_restored,
-            )
-        self._schedule.done(steps(trainer))  # only now: a checkpoint saved meanwhile must not call it done
-
-    def _samples_before_training(self, trainer: Trainer, pl_module: LightningModule) -> Samples | None:
-        samples = self._known_samples()
-        batch = first_validation_batch(trainer, pl_module, self._val_dataloader_idx) if samples is None else None
-        return samples if batch is None else self._take(batch)
-
-    def _known_samples(self) -> Samples | None:
-        if self._samples_failure is not None:
-            raise self._samples_failure
-        return self._samples
-
-    def _take(self, source: Any) -> Samples:
-        samples = samples_from(source, *self._how_to_samples)
-        self._monitor.check(samples)
-        num_samples, indices, *_ = self._how_to_samples
-        if indices is None and len(samples) < num_samples:
-            self._visits.warn(
-                f"num_samples={num_samples}, but the batch or dataset has {len(samples)}: those are measured. Give "
-                f"samples=... for more."
-            )
-        return samples
+        if self._current_run is not None:
+            self._run.close()
 
     def _misconfiguration(self) -> AbstractContextManager[None]:
-        return _misconfiguration(self._monitor.title)
+        return _misconfiguration(self._settings.measurement.title)
 
 
 @contextmanager

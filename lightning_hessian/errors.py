@@ -1,4 +1,6 @@
-"""The two ways in which a measurement can be refused, and the one in which it can get lost."""
+"""The exceptions of this package, and the checks of arguments that every room uses."""
+
+from collections.abc import Sequence
 
 
 class ConfigurationError(ValueError):
@@ -10,7 +12,7 @@ class MeasurementError(RuntimeError):
 
 
 class WritingError(RuntimeError):
-    """A measurement was made, but one of those who keep or show it failed; the others were served.
+    """A measurement was made, but at least one writer failed; the others received it.
 
     Args:
         message: what failed, why, and what to do.
@@ -23,3 +25,23 @@ class WritingError(RuntimeError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    """Checks that an argument is one of ``allowed``.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if value not in allowed:
+        raise ConfigurationError(f"{name}={value!r} is not known. Choose one of {', '.join(map(repr, allowed))}.")
+
+
+def check_at_least(name: str, value: object, least: int) -> None:
+    """Checks that an argument is a whole number of at least ``least``.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigurationError(f"{name}={value!r} must be a whole number of at least {least}.")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -11,15 +12,18 @@ from torch import Tensor
 from lightning_hessian.curvature.analysis import analyze
 from lightning_hessian.curvature.checks.diagnosis import Diagnosis
 from lightning_hessian.curvature.memory import readable
-from lightning_hessian.curvature.methods.dense import ChunkSize
-from lightning_hessian.curvature.methods.execute import execute, whole_hessians
-from lightning_hessian.curvature.methods.plan import MethodChoice, make_plan
+from lightning_hessian.curvature.methods.dense import whole_hessians
+from lightning_hessian.curvature.methods.execute import execute
+from lightning_hessian.curvature.methods.interface import MethodInput
+from lightning_hessian.curvature.methods.plan import make_plan
 from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, gradients
 from lightning_hessian.curvature.operators.target_batch import TargetBatch
+from lightning_hessian.curvature.options import ChunkSize, MethodChoice, Options
 from lightning_hessian.curvature.spectrum import Spectrum
 from lightning_hessian.errors import ConfigurationError
+from lightning_hessian.model.arguments import Classes, Model, Target
 from lightning_hessian.model.function import ForwardFunction, Inputs, OutputFunction
-from lightning_hessian.model.prepare import Classes, Model, Target, make_options, prepared
+from lightning_hessian.model.prepare import PreparedModel, prepare, usable_dtype
 
 
 def input_gradient(
@@ -40,7 +44,7 @@ def input_gradient(
 
     Args:
         model: an ``nn.Module``, a ``LightningModule`` or a callable, from ``[N, *shape]`` to ``[N, C]`` or ``[N]``,
-            or to an object or dict that holds those as ``logits``.
+            or to an object or dict that has those as ``logits``.
         x: floating-point samples ``[N, *shape]``; D is the number of entries of one. For several inputs a dict
             (``model(**x)``) or a tuple (``model(*x)``).
         classes: which outputs: an int, K ints, a tensor ``[N]`` or ``[N, K]``, ``"predicted"`` or ``"all"``.
@@ -48,9 +52,9 @@ def input_gradient(
             ``(outputs [N, C], classes [N, K]) -> [N, K]``.
         dtype: float32 or float64; by default that of x. Parameters are cast to it, not the model's own.
         wrt: what is differentiated: a key or position of ``x``, or the name of a submodule, whose output then
-            is the variable (``wrt="embedding"`` for tokens); the rest is held.
+            is the variable (``wrt="embedding"`` for tokens); all other inputs stay fixed.
         forward_fn: ``(model, x) -> output``, in place of ``model(x)``.
-        output_fn: ``output -> [N, C]``, where the model returns something else.
+        output_fn: ``output -> [N, C]``, for models that return something else.
 
     Returns:
         ``[N, K, D]``, in target units per input unit.
@@ -67,8 +71,8 @@ def input_gradient(
         >>> input_gradient(model, torch.full((1, 4), 2.0), classes=2)
         tensor([[[0., 0., 8., 0.]]])
     """
-    with prepared(model, x, classes, target, dtype=dtype, wrt=wrt, forward_fn=forward_fn, output_fn=output_fn) as task:
-        return gradients(task.batch)
+    with _prepared(model, x, classes, target, dtype, wrt, forward_fn, output_fn) as prepared:
+        return gradients(prepared.batch)
 
 
 def input_hvp(
@@ -83,13 +87,13 @@ def input_hvp(
     forward_fn: ForwardFunction | None = None,
     output_fn: OutputFunction | None = None,
 ) -> Tensor:
-    """Hessian of each sample's target times a vector: ∇²ₓ t(x[n], k) · v.
+    """Hessian-vector product (HVP) of each sample's target: ∇²ₓ t(x[n], k) · v.
 
     Args:
         model: as for ``input_gradient``.
         x: samples ``[N, *shape]``.
-        v: one vector for all problems ``[D]``, one per sample (``[N, D]`` or the shape of x), or one per problem
-            ``[N, K, D]``.
+        v: one vector for all samples and classes ``[D]``, one per sample (``[N, D]`` or the shape of x), or one per
+            sample and class ``[N, K, D]``.
         classes: as for ``input_gradient``.
         target: as for ``input_gradient``.
         dtype: float32 or float64; by default that of x.
@@ -112,8 +116,8 @@ def input_hvp(
         >>> input_hvp(model, torch.full((1, 4), 2.0), torch.ones(4), classes=2)
         tensor([[[0., 0., 4., 0.]]])
     """
-    with prepared(model, x, classes, target, dtype=dtype, wrt=wrt, forward_fn=forward_fn, output_fn=output_fn) as task:
-        return ReverseOverReverse(task.batch).hvp(_per_problem(v, task.batch))
+    with _prepared(model, x, classes, target, dtype, wrt, forward_fn, output_fn) as prepared:
+        return ReverseOverReverse(prepared.batch).hvp(_per_problem(v, prepared.batch))
 
 
 def input_hessian(
@@ -132,10 +136,10 @@ def input_hessian(
 ) -> Tensor:
     """Whole Hessian of each sample's target with respect to that sample: H[n, k] = ∇²ₓ t(x[n], k).
 
-    Computed in blocks of columns, by ``vmap``-batched forward-over-reverse differentiation shared by all classes
-    where that engine agrees with double backward on this model, or by double backward, whichever is faster here;
-    for a network that is piecewise linear in its input, as JᵀAJ from the gradients of its C outputs. A target
-    that does not depend on x, or only linearly, gives exact zeros.
+    Computed in blocks of columns: forward over reverse, ``vmap``-batched and shared by all classes, where that agrees
+    with reverse over reverse on this model, or reverse over reverse, whichever is faster here. For a network that is
+    piecewise linear in its input, as JᵀAJ from the gradients of its C outputs. A target that does not depend on x, or
+    only linearly, gives exact zeros.
 
     Args:
         model: as for ``input_gradient``.
@@ -146,7 +150,7 @@ def input_hessian(
         wrt: as for ``input_gradient``.
         chunk_size: columns computed at once; by default the fastest number, found while working.
         max_memory: bytes that may be used; by default half of what is free on the device.
-        seed: of the random directions along which the engines are compared.
+        seed: of the random directions along which the autodiff modes are compared.
         forward_fn: as for ``input_gradient``.
         output_fn: as for ``input_gradient``.
 
@@ -171,10 +175,9 @@ def input_hessian(
                   [0., 0., 0.],
                   [0., 0., 4.]]]])
     """
-    options = make_options(chunk_size=chunk_size, max_memory=max_memory, seed=seed)
-    how = {"dtype": dtype, "wrt": wrt, "forward_fn": forward_fn, "output_fn": output_fn, "max_memory": max_memory}
-    with prepared(model, x, classes, target, **how) as task:  # type: ignore[arg-type]
-        batch = task.batch
+    options = Options(chunk_size=chunk_size, max_memory=max_memory, seed=seed)
+    with _prepared(model, x, classes, target, dtype, wrt, forward_fn, output_fn, max_memory) as prepared:
+        batch = prepared.batch
         shape = (*batch.shape, batch.num_inputs)
         result_bytes = torch.Size(shape).numel() * batch.x.element_size()
         memory = options.memory(batch.x.device)
@@ -185,13 +188,13 @@ def input_hessian(
                 f"may be used. {fewer}, or raise max_memory (in bytes)."
             )
         analysis = analyze(batch, options)
-        facts, diagnosis = analysis.costs, analysis.diagnosis
-        _warn_if_untrusted(diagnosis)
-        if diagnosis.zero:
+        _warn_if_untrusted(analysis.diagnosis)
+        if analysis.diagnosis.zero:
             return batch.x.new_zeros(shape)
-        left = replace(options, max_memory=memory - result_bytes)
+        budget = memory - result_bytes
+        given = MethodInput(batch, analysis.costs, analysis.gradient, analysis.diagnosis, options, budget)
         result = None
-        for samples, matrices in whole_hessians(batch, facts, left, diagnosis):
+        for samples, matrices in whole_hessians(given):
             if len(matrices) == batch.num_samples:
                 return matrices
             result = batch.x.new_empty(shape) if result is None else result
@@ -228,11 +231,11 @@ def input_spectrum(
         method: ``"dense"``: all D eigenvalues, from the whole matrix. ``"low_rank"``: the complete spectrum of a
             piecewise linear network, from C gradients. ``"lanczos"``: the ends of the spectrum, with residuals.
             ``"auto"``: the cheapest of these that is exact or knows its error.
-        num_eigenvalues: how many eigenvectors are kept, those of largest magnitude; with ``"lanczos"`` how many
-            eigenvalues are found, half of them (at least one) at each end. ``"low_rank"`` keeps all of up to 64.
+        num_eigenvalues: how many eigenvectors are returned, those of largest magnitude; with ``"lanczos"`` how many
+            eigenvalues are found, half of them (at least one) at each end. ``"low_rank"`` returns all of up to 64.
         block_size: start vectors of ``"lanczos"``. A single one cannot see how often an eigenvalue repeats: copies
-            are missing, though all that is listed has converged. With b, up to b copies are seen, at the price of
-            more products. The other methods see every copy.
+            are missing, though all that is listed has converged. With b, up to b copies are found, for more HVPs.
+            The other methods find every copy.
         dtype: float32 or float64; by default that of x.
         wrt: as for ``input_gradient``.
         chunk_size: as for ``input_hessian``.
@@ -254,7 +257,7 @@ def input_spectrum(
         MeasurementError: numbers are not finite, or one sample's matrices do not fit ``max_memory``.
 
     Cost: ``dense`` as ``input_hessian``, and D³ per problem for the eigenvalues; ``low_rank`` C gradients;
-    ``lanczos`` some ten products per eigenvalue, about 55 for trace, norms and checks, and 40 for each of the
+    ``lanczos`` some ten HVPs per eigenvalue, about 55 for trace, norms and checks, and 40 for each of the
     ``density_vectors``. As many samples are worked on at a time as fit ``max_memory``.
 
     Example:
@@ -264,23 +267,53 @@ def input_spectrum(
         >>> spectrum.diagnosis.kind
         'linear'
     """
-    options = make_options(
-        num_eigenvalues,
+    options = Options(
         method=method,
+        num_eigenvalues=num_eigenvalues,
         chunk_size=chunk_size,
         max_memory=max_memory,
         seed=seed,
         block_size=block_size,
         density_vectors=density_vectors,
     )
-    how = {"dtype": dtype, "wrt": wrt, "forward_fn": forward_fn, "output_fn": output_fn, "max_memory": max_memory}
-    with prepared(model, x, classes, target, **how) as task:  # type: ignore[arg-type]
-        analysis = analyze(task.batch, options)
-        plan = make_plan(task.batch, analysis.costs, analysis.diagnosis, options)
-        how_to = {"target": task.target_name, "analysis": analysis, "meter": task.meter}
-        spectrum = execute(task.batch, plan, options, **how_to).spectrum  # type: ignore[arg-type]
+    with _prepared(model, x, classes, target, dtype, wrt, forward_fn, output_fn, max_memory) as prepared:
+        batch = prepared.batch
+        analysis = analyze(batch, options)
+        plan = make_plan(batch, analysis.costs, analysis.diagnosis, options)
+        measurement = execute(
+            batch, plan, options, target=prepared.target_name, analysis=analysis, meter=prepared.meter
+        )
+    spectrum = measurement.spectrum
     _warn_if_untrusted(spectrum.diagnosis)
     return spectrum
+
+
+@contextmanager
+def _prepared(
+    model: Model,
+    x: Inputs,
+    classes: Classes,
+    target: Target,
+    dtype: torch.dtype | None,
+    wrt: str | int | None,
+    forward_fn: ForwardFunction | None,
+    output_fn: OutputFunction | None,
+    max_memory: int | None = None,
+) -> Iterator[PreparedModel]:
+    """``prepare`` in a dtype that the model can be evaluated in."""
+    dtype = usable_dtype(model, x, dtype, wrt=wrt, forward_fn=forward_fn, output_fn=output_fn)
+    with prepare(
+        model,
+        x,
+        classes,
+        target,
+        dtype=dtype,
+        wrt=wrt,
+        forward_fn=forward_fn,
+        output_fn=output_fn,
+        max_memory=max_memory,
+    ) as prepared:
+        yield prepared
 
 
 def _per_problem(v: Tensor, batch: TargetBatch) -> Tensor:

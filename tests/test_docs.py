@@ -15,7 +15,7 @@ MODULES = sorted(p for p in (ROOT / "lightning_hessian").rglob("*.py") if ">>>" 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTION_DETAIL
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: "/".join(p.relative_to(ROOT).parts[1:]))
 def test_docstring_examples(path):
     name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     record = quadratic_record(3.0, 1.0, -2.0)
@@ -28,7 +28,7 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert blocks
     monkeypatch.chdir(tmp_path)
-    setting = (ROOT / "tests" / "readme_setting.py").read_text()
+    setting = (ROOT / "tests" / "support" / "readme_setting.py").read_text()
     program = "\n".join([setting, *blocks])
     subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
 

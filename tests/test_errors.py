@@ -21,7 +21,7 @@ X = torch.zeros(2, 6, dtype=torch.float64)
         ({"classes": []}, "at least one"),
         ({"classes": torch.tensor([0, 1, 2])}, r"with N = 2; got \(3,\).*list of ints"),
         ({"target": "logits"}, "target='logits' is not known.*'logit'"),
-        ({"target": lambda z, c: z}, r"gave \(2, 3\).*must give one scalar per problem"),
+        ({"target": lambda z, c: z}, r"returned \(2, 3\).*must return one scalar per sample and class"),
         ({"x": torch.zeros(6)}, r"got shape \(6,\).*unsqueeze"),
         ({"x": torch.zeros(2, 6, dtype=torch.long)}, "torch.int64.*floating point"),
         ({"dtype": torch.float16}, "torch.float32 or torch.float64"),
@@ -46,14 +46,14 @@ class Own:
 @pytest.mark.parametrize(
     ("returned", "sentence"),
     [
-        (lambda z: (z, None), r"gave tuple of 2 for 2 samples.*lambda output: output\[0\]\."),
-        (lambda z: {"y": z, "aux": z}, r"gave dict with the keys \['y', 'aux'\].*lambda output: output\['y'\]\."),
+        (lambda z: (z, None), r"returned tuple of 2 for 2 samples.*lambda output: output\[0\]\."),
+        (lambda z: {"y": z, "aux": z}, r"returned dict with the keys \['y', 'aux'\].*lambda output: output\['y'\]\."),
         (lambda z: z[:, :, None, None].expand(-1, -1, 4, 4), r"\(2, 3, 4, 4\).*output: output\[:, :, row, column\]\."),
         (lambda z: z[:, None].expand(-1, 5, -1), r"\(2, 5, 3\).*lambda output: output\[:, -1\]\."),
         (lambda z: {"logits": z[:, None]}, r"output\['logits'\] of shape \(2, 1, 3\).*output\['logits'\]\[:, -1\]\."),
-        (lambda z: Own(), r"gave Own for 2 samples"),
-        (lambda z: {}, r"gave dict with the keys \[\]"),
-        (lambda z: z.sum(), r"shape \(\) for 2 samples.*and gives \[N, C\]\.$"),
+        (lambda z: Own(), r"returned Own for 2 samples"),
+        (lambda z: {}, r"returned dict with the keys \[\]"),
+        (lambda z: z.sum(), r"shape \(\) for 2 samples.*and returns \[N, C\]\.$"),
     ],
 )
 def test_outputs_of_another_kind_show_the_output_fn_that_fits(returned, sentence):

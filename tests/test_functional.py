@@ -188,7 +188,7 @@ def test_the_model_is_left_as_it_was():
 
 
 def mnist_cnn(activation: type[nn.Module]) -> nn.Sequential:
-    """The network of the question this package began with: 1x28x28 in, 10 classes out."""
+    """The network that this package was first written for: 1x28x28 in, 10 classes out."""
     return nn.Sequential(
         nn.Conv2d(1, 32, 3),
         activation(),

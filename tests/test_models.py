@@ -37,8 +37,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
 from lightning_hessian import Record, input_hessian, input_spectrum, load_records
-from lightning_hessian.curvature.operators.autodiff import modes_agree
-from lightning_hessian.model.prepare import prepared
+from lightning_hessian.curvature.checks.mode_agreement import modes_agree
+from lightning_hessian.model.prepare import prepare
 
 F64 = torch.float64
 CLASSES = [2, 3]
@@ -235,8 +235,8 @@ def test_the_table_has_a_row_for_every_model():
 
 def test_the_table_tells_what_happened(fitted):
     record, row = fitted.record, table()[fitted.case.name]
-    with prepared(fitted.module, fitted.x, CLASSES, record.target, dtype=fitted.dtype, **fitted.how) as task:
-        agree, why = modes_agree(task.batch, torch.Generator().manual_seed(0))
+    with prepare(fitted.module, fitted.x, CLASSES, record.target, dtype=fitted.dtype, **fitted.how) as prepared:
+        agree, why = modes_agree(prepared.batch, torch.Generator().manual_seed(0))
     engines = "both" if agree else "reverse_over_reverse"
     if record.method == "low_rank":
         engines = "none: C gradients"

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_hessian import input_gradient, input_hessian, input_hvp, input_spectrum
-from lightning_hessian.curvature.operators.autodiff import ForwardOverReverse, ReverseOverReverse, modes_agree
-from lightning_hessian.model.prepare import prepared
+from lightning_hessian.curvature.checks.mode_agreement import modes_agree
+from lightning_hessian.curvature.operators.autodiff import ForwardOverReverse, ReverseOverReverse
+from lightning_hessian.model.prepare import prepare
 
 F64 = torch.float64
 X = torch.randn(3, 6, dtype=F64, generator=torch.Generator().manual_seed(4))
@@ -42,7 +43,7 @@ def assert_true(model, x=X, k=1):
     torch.testing.assert_close(hessian, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
 
 
-# Engines that give something else than the derivative
+# Autodiff modes that give something else than the derivative
 
 
 @pytest.mark.parametrize(
@@ -69,16 +70,16 @@ def test_group_norm_of_every_shape(groups, shape):
 @pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated:DeprecationWarning")
 def test_a_scripted_function_inside_a_model():
     @torch.jit.script
-    def bent(x):
+    def curved(x):
         return torch.tanh(x) * x
 
     net = mlp()
     for _ in range(3):
-        assert_true(lambda x: net(bent(x)))
+        assert_true(lambda x: net(curved(x)))
 
 
 class Rebinding(nn.Module):
-    """Writes a new tensor in the place of its buffer, in eval mode too."""
+    """Replaces its buffer by a new tensor, in eval mode too."""
 
     def __init__(self):
         super().__init__()
@@ -91,14 +92,14 @@ class Rebinding(nn.Module):
         return y
 
 
-@pytest.mark.parametrize("engine", [ForwardOverReverse, ReverseOverReverse])
-def test_a_forward_that_rebinds_a_buffer(engine):
+@pytest.mark.parametrize("autodiff", [ForwardOverReverse, ReverseOverReverse])
+def test_a_forward_that_rebinds_a_buffer(autodiff):
     model = Rebinding()
     mu = model.mu
     expected = finite_differences(model.net, X, 1)
     for _ in range(3):
-        with prepared(model, X, 1, "logit") as task:
-            columns = engine(task.batch).columns(torch.eye(6, dtype=F64))
+        with prepare(model, X, 1, "logit") as prepared:
+            columns = autodiff(prepared.batch).columns(torch.eye(6, dtype=F64))
         torch.testing.assert_close(columns[:, 0], expected, rtol=0, atol=1e-6)
         assert model.mu is mu
         assert torch.equal(mu, torch.ones(6, dtype=F64))
@@ -136,18 +137,18 @@ class DetachedSave(Sine):
 
     @staticmethod
     def forward(ctx, x):
-        ctx.kept = x.detach().clone()
+        ctx.copy = x.detach().clone()
         return x.sin()
 
     @staticmethod
     def backward(ctx, grad):
-        return grad * ctx.kept.cos()
+        return grad * ctx.copy.cos()
 
 
 def test_a_legacy_function_goes_by_double_backward():
     net = mlp()
     assert_true(lambda x: net(Sine.apply(x)))
-    assert input_spectrum(lambda x: net(Sine.apply(x)), X, 1).engine == "reverse_over_reverse"
+    assert input_spectrum(lambda x: net(Sine.apply(x)), X, 1).autodiff_mode == "reverse_over_reverse"
 
 
 @pytest.mark.parametrize("function", [OnceSine, DetachedSave])
@@ -158,7 +159,7 @@ def test_a_function_that_is_differentiable_once_is_not_trusted(function, measure
         measure(lambda x: net(function.apply(x)), X, 1)
 
 
-# Parts of a forward that autograd does not see
+# Operations of a forward that autograd does not see
 
 
 def partly_hidden(x):
@@ -168,13 +169,14 @@ def partly_hidden(x):
 
 
 def test_no_grad_over_part_of_the_forward_is_not_trusted():
-    with prepared(partly_hidden, X, 1, "logit") as task:
+    with prepare(partly_hidden, X, 1, "logit") as prepared:
         forward, reverse = (
-            e(task.batch).columns(torch.eye(6, dtype=F64)) for e in (ForwardOverReverse, ReverseOverReverse)
+            autodiff(prepared.batch).columns(torch.eye(6, dtype=F64))
+            for autodiff in (ForwardOverReverse, ReverseOverReverse)
         )
         assert not torch.allclose(forward, forward.mT)
         assert torch.allclose(reverse, reverse.mT)
-        assert not modes_agree(task.batch, torch.Generator())[0]
+        assert not modes_agree(prepared.batch, torch.Generator())[0]
     with pytest.warns(UserWarning, match=r"not to be trusted.*torch\.no_grad\(\) over part of the forward"):
         spectrum = input_spectrum(partly_hidden, X, 1)
     assert spectrum.diagnosis.kind == "inconsistent"
@@ -336,8 +338,8 @@ def test_a_log_in_the_forward_is_silent():
 # Numbers at the edge of float32
 
 
-def test_flat_in_float32_but_for_rounding_is_not_trusted():
-    """1e8 + x³: float32 loses the bend of the sum, not that of its derivative; a bend of 1e-60 is lost entirely."""
+def test_curvature_lost_in_float32_is_not_trusted():
+    """1e8 + x³: float32 loses the curvature of the sum, not of its derivative; one of 1e-60 is lost entirely."""
     assert_true(lambda x: 1e8 + x**3)
     with pytest.warns(UserWarning, match="underflows in float32: use float64"):
         hessian = input_hessian(lambda x: x + (1e-20 * x) ** 3, X.float(), 1)

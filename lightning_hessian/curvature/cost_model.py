@@ -1,4 +1,4 @@
-"""What is found out about a model once, and decides how it is worked on."""
+"""Bytes and seconds: what derivatives of a model cost, and what each method therefore needs."""
 
 from __future__ import annotations
 
@@ -7,21 +7,43 @@ from functools import cached_property
 
 import torch
 
-from lightning_hessian.curvature.memory import allocated_per_sample, on_few
-from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, gradients, modes_agree
-from lightning_hessian.curvature.operators.hessian import GaussNewtonOperator
+from lightning_hessian.curvature.algorithms.hutchinson import NUM_ASYMMETRY_VECTORS, NUM_VECTORS
+from lightning_hessian.curvature.algorithms.lanczos import basis_size
+from lightning_hessian.curvature.algorithms.quadrature import NUM_STEPS
+from lightning_hessian.curvature.batching import on_few
+from lightning_hessian.curvature.checks.mode_agreement import modes_agree
+from lightning_hessian.curvature.memory import allocated_per_sample, readable
+from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, gradients
+from lightning_hessian.curvature.operators.gauss_newton import (
+    OUTPUT_HVP_TENSORS,
+    VMAPPED_OUTPUTS,
+    GaussNewtonOperator,
+)
 from lightning_hessian.curvature.operators.target_batch import TargetBatch
+from lightning_hessian.curvature.options import MethodName, Options
+from lightning_hessian.errors import MeasurementError
+
+# Bytes of intermediate results per block of columns at which the search for the fastest size begins: enough work for
+# the fixed cost of an operation not to count, and near what caches hold (measured on MLPs, CNNs and transformers, two
+# cores).
+FIRST_BLOCK_BYTES = 64 * 2**20
+LARGEST_FIRST_BLOCK = 256  # columns
+
+# Seconds per D³ of an eigendecomposition with vectors on one CPU core: 6e-11 to 1.3e-10 in float32, by LAPACK, at
+# D = 256 to 3072. Float64 moves twice the bytes. Accelerators and several cores are faster: an upper figure there.
+EIGH_SECONDS = {torch.float32: 1e-10, torch.float64: 2e-10}
+LANCZOS_OVERHEAD = 1.1  # a Lanczos iteration, orthogonalisation included, over its HVP (benchmarks/lanczos.py)
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Facts of a model, each found out when first asked for and kept: they are the same for every sample.
+class ModelCosts:
+    """What derivatives of a model cost, each number measured when first asked for: they are the same for every sample.
 
-    Bytes are upper bounds, from a count over two samples, or one where the device has no room for two.
+    Bytes are upper bounds, counted over two samples, or over one where two do not fit the device.
 
     Args:
         batch: what is differentiated.
-        seed: of the random directions along which the engines are compared.
+        seed: of the random directions along which the autodiff modes are compared.
     """
 
     batch: TargetBatch
@@ -34,47 +56,207 @@ class Facts:
             return on_few(self.batch, 2, lambda few: few.outputs(few.x).shape[1])
 
     @cached_property
-    def agree(self) -> bool:
-        """Whether the engines agree on this model."""
+    def modes_agree(self) -> bool:
+        """Whether both autodiff modes give the same derivatives of this model."""
         return modes_agree(self.batch, torch.Generator().manual_seed(self.seed))[0]
 
     @cached_property
-    def product_bytes(self) -> int:
-        """Memory of one HVP of one sample's K problems, graph included."""
-        return allocated_per_sample(self.batch, _product)
+    def matvec_bytes(self) -> int:
+        """One HVP of one sample's K problems, graph included."""
+        return allocated_per_sample(self.batch, _matvec)
 
     @cached_property
-    def flat_product_bytes(self) -> int:
-        """Memory of one HVP of one problem, the classes laid out as samples of their own."""
+    def split_matvec_bytes(self) -> int:
+        """One HVP of one problem, where every class is a sample of its own (``split_classes``)."""
         if self.batch.num_classes == 1:
-            return self.product_bytes
-        return allocated_per_sample(self._flat, _product)
+            return self.matvec_bytes
+        return allocated_per_sample(self._split, _matvec)
 
     @cached_property
-    def head_product_bytes(self) -> int:
-        """Memory of one product with JᵀAJ of one problem, graphs included."""
-        return allocated_per_sample(self._flat, lambda few: GaussNewtonOperator(few)(few.x.flatten(1)))
+    def gauss_newton_matvec_bytes(self) -> int:
+        """One product with JᵀAJ of one problem, graphs included."""
+        return allocated_per_sample(self._split, lambda few: GaussNewtonOperator(few).matvec(few.x.flatten(1)))
 
     @cached_property
     def gradient_bytes(self) -> int:
-        """Memory of one gradient of one of one sample's outputs."""
+        """One gradient of one output of one sample."""
         return allocated_per_sample(replace(self.batch, classes=self.batch.classes[:, :1]), gradients)
 
     @property
-    def row_bytes(self) -> int:
-        """Memory of one vector of one problem."""
+    def vector_bytes(self) -> int:
+        """One vector of one problem."""
         return self.batch.num_inputs * self.batch.x.element_size()
 
     @property
     def matrix_bytes(self) -> int:
-        """Memory of the K matrices of one sample."""
-        return self.batch.num_classes * self.batch.num_inputs * self.row_bytes
+        """The K matrices of one sample."""
+        return self.batch.num_classes * self.batch.num_inputs * self.vector_bytes
 
     @property
-    def _flat(self) -> TargetBatch:
-        return self.batch.select(slice(0, 2)).flatten()
+    def eigendecomposition_bytes(self) -> int:
+        """The K matrices of one sample with all that decomposing them makes: five more of the same size."""
+        return 6 * self.matrix_bytes
+
+    @property
+    def _split(self) -> TargetBatch:
+        return self.batch.select(slice(0, 2)).split_classes()
 
 
-def _product(few: TargetBatch) -> None:
-    engine = ReverseOverReverse(few)
-    engine.hvp(engine.gradient())
+def _matvec(few: TargetBatch) -> None:
+    autodiff = ReverseOverReverse(few)
+    autodiff.hvp(autodiff.gradient())
+
+
+# Bytes per sample that is worked on at the same time
+
+
+def hessian_bytes(costs: ModelCosts) -> int:
+    """Whole Hessians of one sample, one column at a time, and their decomposition."""
+    return costs.matvec_bytes + costs.eigendecomposition_bytes
+
+
+def gauss_newton_hessian_bytes(costs: ModelCosts) -> int:
+    """Whole JᵀAJ of one sample, and their decomposition."""
+    return low_rank_bytes(costs) + costs.eigendecomposition_bytes
+
+
+def cheapest_hessian_bytes(costs: ModelCosts, piecewise_linear: bool) -> int:
+    """Whole Hessians of one sample: column by column, or as JᵀAJ where the network is piecewise linear."""
+    by_columns = hessian_bytes(costs)
+    return min(by_columns, gauss_newton_hessian_bytes(costs)) if piecewise_linear else by_columns
+
+
+def dense_bytes(costs: ModelCosts) -> int:
+    """The method ``dense``: whole Hessians, their decomposition, and the norms of their two terms."""
+    _, num_classes, num_inputs = costs.batch.shape
+    numbers = costs.num_outputs * (3 * num_inputs + OUTPUT_HVP_TENSORS * num_classes)
+    term_norms = numbers * costs.batch.x.element_size() + _jacobian_graph_bytes(costs)
+    return max(hessian_bytes(costs), 4 * costs.matrix_bytes + term_norms)
+
+
+def low_rank_bytes(costs: ModelCosts) -> int:
+    """The method ``low_rank``: C gradients, their QR decomposition, and products with it."""
+    _, num_classes, num_inputs = costs.batch.shape
+    c = costs.num_outputs
+    numbers = num_inputs * c * (6 + 4 * num_classes) + 12 * (num_classes + 1) * c**2
+    return numbers * costs.batch.x.element_size() + _jacobian_graph_bytes(costs)
+
+
+def lanczos_bytes(costs: ModelCosts, options: Options) -> int:
+    """The method ``lanczos``.
+
+    Two graphs of the Hessian (a smaller one is built when some problems have converged) and one of JᵀAJ; the basis
+    and a copy of it, or what the estimates store of every random vector. With few outputs J and A are formed
+    after the basis has been freed (``low_rank_bytes``, and their copies for every class).
+    """
+    _, num_classes, num_inputs = costs.batch.shape
+    max_basis = basis_size(options.num_eigenvalues, options.block_size)
+    num_vectors = 4 * max(2, options.num_eigenvalues) + 10
+    while_iterating = num_classes * 2 * max(min(max_basis, num_inputs), NUM_VECTORS) * costs.vector_bytes
+    if costs.num_outputs <= max_basis:
+        while_iterating = max(while_iterating, low_rank_bytes(costs))
+    graphs = 2 * costs.split_matvec_bytes + costs.gauss_newton_matvec_bytes
+    return while_iterating + num_classes * (graphs + num_vectors * costs.vector_bytes)
+
+
+def method_bytes(method: MethodName, costs: ModelCosts, options: Options) -> int:
+    """The memory that a method takes for each sample it works on at the same time."""
+    if method == "lanczos":
+        return lanczos_bytes(costs, options)
+    return low_rank_bytes(costs) if method == "low_rank" else dense_bytes(costs)
+
+
+def _jacobian_graph_bytes(costs: ModelCosts) -> int:
+    return min(costs.num_outputs, VMAPPED_OUTPUTS) * costs.gradient_bytes
+
+
+# Bytes of a whole measurement
+
+
+def result_bytes(batch: TargetBatch, options: Options, num_matrices: int = 0) -> int:
+    """The results of all samples, twice while groups are concatenated.
+
+    These are eigenvectors, gradients and diagonals, and the whole matrices of the first ``num_matrices`` samples.
+    """
+    num_samples, num_classes, num_inputs = batch.shape
+    num_vectors = num_samples * (min(options.num_eigenvalues, num_inputs) + 6) + num_matrices * num_inputs
+    return 2 * num_classes * num_vectors * num_inputs * batch.x.element_size()
+
+
+def eigenvector_bytes(batch: TargetBatch, num_vectors: int) -> int:
+    """That many eigenvectors of every problem, twice while groups are concatenated."""
+    num_samples, num_classes, num_inputs = batch.shape
+    return 2 * num_samples * num_classes * num_vectors * num_inputs * batch.x.element_size()
+
+
+def least_memory(method: MethodName, batch: TargetBatch, costs: ModelCosts, options: Options) -> int:
+    """The smallest ``max_memory`` with which a method works, one sample at a time."""
+    return result_bytes(batch, options) + method_bytes(method, costs, options)
+
+
+# Sizes that fit
+
+
+def fitting_samples(memory: int, bytes_per_sample: int) -> int:
+    """How many samples fit ``memory``, but at least one."""
+    return max(1, memory // bytes_per_sample)
+
+
+def group_size(num_samples: int, bytes_per_sample: int, memory_budget: int, what: str) -> int:
+    """How many samples may be worked on at the same time.
+
+    Raises:
+        MeasurementError: not even one fits.
+    """
+    if bytes_per_sample > memory_budget:
+        raise MeasurementError(
+            f"{what} of one sample takes {readable(bytes_per_sample)}, and {readable(memory_budget)} may be used "
+            f"(max_memory). Look at fewer classes, allow more memory, or compute single HVPs with input_hvp."
+        )
+    return min(num_samples, memory_budget // bytes_per_sample)
+
+
+def first_block(costs: ModelCosts, num_samples: int) -> int:
+    """The columns of the block at which the search for the fastest size begins."""
+    return min(LARGEST_FIRST_BLOCK, max(1, FIRST_BLOCK_BYTES // (costs.matvec_bytes * num_samples)))
+
+
+def largest_block(costs: ModelCosts, num_samples: int, memory_budget: int) -> int:
+    """The columns that may be computed at once, beside the matrices of ``num_samples`` and their decomposition."""
+    remaining = memory_budget - num_samples * costs.eigendecomposition_bytes
+    return max(1, remaining // (costs.matvec_bytes * num_samples))
+
+
+# Seconds
+
+
+def expected_matvecs(num_inputs: int, options: Options) -> int:
+    """The HVPs per problem that ``lanczos`` is expected to take: a basis filled once, the estimates, the density."""
+    basis = min(basis_size(options.num_eigenvalues, options.block_size), num_inputs)
+    norms = options.num_eigenvalues + 2 * NUM_VECTORS  # of trace and Frobenius norm, and of the functional term
+    density = options.density_vectors * min(NUM_STEPS, num_inputs)
+    return basis + norms + 1 + NUM_ASYMMETRY_VECTORS + density
+
+
+def expected_seconds(
+    shape: tuple[int, int, int],
+    options: Options,
+    seconds_per_matvec: float,
+    seconds_per_column: float,
+    eigh_seconds: float,
+    num_matrices: int = 0,
+) -> dict[MethodName, float]:
+    """The time that ``dense`` and ``lanczos`` are expected to take.
+
+    Args:
+        shape: (N, K, D).
+        options: how to measure.
+        seconds_per_matvec: of one HVP of every problem.
+        seconds_per_column: of one column of every problem's matrix, in a block.
+        eigh_seconds: per D³ of an eigendecomposition.
+        num_matrices: for how many samples ``lanczos`` would be followed by all columns too.
+    """
+    num_samples, num_classes, num_inputs = shape
+    dense = num_inputs * seconds_per_column + num_samples * num_classes * eigh_seconds * num_inputs**3
+    lanczos = expected_matvecs(num_inputs, options) * LANCZOS_OVERHEAD * seconds_per_matvec
+    return {"dense": dense, "lanczos": lanczos + num_matrices / num_samples * num_inputs * seconds_per_column}

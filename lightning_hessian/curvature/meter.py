@@ -1,14 +1,21 @@
-"""What a measurement costs: time, products, memory."""
+"""How far a measurement is, and what it costs: time, matrix-vector products, memory."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-STATUS = Path("/proc/self/status")  # of this process; on Linux
+from lightning_hessian.curvature.memory import current_and_peak_memory
+
+Progress = Callable[[str, int, int | None], None]
+"""What is counted, how many of them are done, and of how many (None: not known in advance)."""
+
+
+def silent(what: str, done: int, total: int | None) -> None:
+    """Reports no progress."""
 
 
 @dataclass(frozen=True)
@@ -18,11 +25,11 @@ class Cost:
     Attributes:
         seconds: wall time.
         num_matvecs: HVPs per problem.
-        memory: bytes by which memory rose, at its peak, above what was held when the measurement began: what torch
+        memory: bytes by which memory rose, at its peak, above what was in use when the measurement began: what torch
             has allocated on a CUDA device, or what the whole process has resident for the CPU (by the kernel's
-            counters, which may be off by some hundred KiB). None where the system does not tell.
-        memory_exact: whether ``memory`` is that number. False: more had been held before, so that the peak of the
-            measurement does not show, and ``memory`` is an upper bound.
+            counters, which may be off by some hundred KiB). None where the system does not report it.
+        memory_exact: whether ``memory`` is that number. False: more had been in use before, which hides the peak of
+            the measurement, and ``memory`` is an upper bound.
     """
 
     seconds: float
@@ -37,27 +44,19 @@ class Meter:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._begin = time.perf_counter()
-        self._before = held_and_peak(device)
+        self._before = current_and_peak_memory(device)
 
     def cost(self, num_matvecs: int) -> Cost:
         """The cost up to now."""
         seconds = time.perf_counter() - self._begin
-        after = held_and_peak(self._device)
+        after = current_and_peak_memory(self._device)
         if self._before is None or after is None:
             return Cost(seconds, num_matvecs)
-        (fixed, peak_before), (_, peak) = self._before, after
-        return Cost(seconds, num_matvecs, max(0, peak - fixed), peak > peak_before)
+        (start, peak_before), (_, peak) = self._before, after
+        return Cost(seconds, num_matvecs, max(0, peak - start), peak > peak_before)
 
 
-def held_and_peak(device: torch.device) -> tuple[int, int] | None:
-    """Bytes held now and at most so far, or None where the system does not tell."""
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has computed all that was asked of it, so that a clock measures the work."""
     if device.type == "cuda":
-        return torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
-    if device.type != "cpu" or not STATUS.exists():
-        return None
-    # not ru_maxrss, which starts at the peak of the process that started this one
-    sizes = dict(line.split(":") for line in STATUS.read_text().splitlines() if line.startswith(("VmRSS", "VmHWM")))
-    if len(sizes) < 2:
-        return None
-    fixed, peak = (1024 * int(sizes[name].split()[0]) for name in ("VmRSS", "VmHWM"))
-    return fixed, peak
+        torch.cuda.synchronize(device)

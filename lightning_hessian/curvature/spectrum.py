@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.algorithms.quadrature import Density
+from lightning_hessian.curvature.algorithms.quadrature import Density, exact_density
 from lightning_hessian.curvature.checks.diagnosis import Diagnosis
 from lightning_hessian.curvature.meter import Cost
 from lightning_hessian.curvature.operators.autodiff import AutodiffMode
+from lightning_hessian.curvature.options import MethodName
 
-MethodName = Literal["dense", "low_rank", "lanczos"]
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
+
+ESTIMATED = ("trace", "frobenius_norm", "gauss_newton_norm", "functional_norm", "diagonal")  # each has an error
 
 
 @dataclass(frozen=True)
-class Spectrum:
-    """Eigenvalues of the input-Hessians of N samples and K classes, with what follows from them.
-
-    Units: one eigenvalue is target per squared input unit; a gradient is target per input unit.
+class Decomposition:
+    """Eigenvalues of the Hessians of N samples and K classes, and what a method finds together with them.
 
     Attributes:
         eigenvalues: ``[N, K, M]``, descending and algebraic (negative ones last).
-        eigenvectors: ``[N, K, V, D]``, unit vectors of the V eigenvalues of largest magnitude, largest first,
-            or None where none were computed.
+        eigenvectors: ``[N, K, V, D]``, unit vectors of the V eigenvalues of largest magnitude, largest first.
         vector_index: ``[N, K, V]``, the positions of those V in ``eigenvalues``.
         residuals: ``[N, K, M]``, ‖H v − λ v‖ of every pair: an eigenvalue of H lies within this of λ.
         converged: ``[N, K, M]``, whether that residual is small against the norm of H.
         complete: True if the D − M eigenvalues not listed are exactly zero.
         density: how eigenvalues are spread, as nodes and weights ``[N, K, S, m]``. Of a complete spectrum exact, with
-            S = 1 and the zeros left out of the list counted; of an incomplete one an estimate from the S starting
-            vectors asked for with ``density_vectors``, or None where none were.
-        gradient: ``[N, K, D]``.
+            S = 1, the unlisted zeros included; of an incomplete one an estimate from the S starting vectors asked for
+            with ``density_vectors``, or None where none were.
         trace: ``[N, K]``, Σ λ.
         trace_error: ``[N, K]``, standard error of the trace; 0 where it is exact.
         frobenius_norm: ``[N, K]``, √Σ λ².
@@ -46,7 +49,90 @@ class Spectrum:
         diagonal_error: ``[N, K, D]``, its standard error; 0 where it is exact.
         gradient_curvature: ``[N, K]``, gᵀHg / gᵀg, the curvature along the gradient; NaN where g = 0.
         asymmetry: ``[N, K]``, ‖H − Hᵀ‖ / ‖H‖ in the Frobenius norm before H was symmetrised; for ``lanczos``
-            the same along two random directions.
+            an estimate from four random vectors.
+    """
+
+    eigenvalues: Tensor
+    eigenvectors: Tensor
+    vector_index: Tensor
+    residuals: Tensor
+    converged: Tensor
+    complete: bool
+    density: Density | None
+    trace: Tensor
+    trace_error: Tensor
+    frobenius_norm: Tensor
+    frobenius_norm_error: Tensor
+    gauss_newton_norm: Tensor
+    gauss_newton_norm_error: Tensor
+    functional_norm: Tensor
+    functional_norm_error: Tensor
+    diagonal: Tensor
+    diagonal_error: Tensor
+    gradient_curvature: Tensor
+    asymmetry: Tensor
+
+
+def exact_decomposition(**quantities: Tensor) -> Decomposition:
+    """The decomposition of a complete spectrum: nothing is estimated, every error is zero."""
+    errors = {f"{name}_error": torch.zeros_like(quantities[name]) for name in ESTIMATED}
+    density = exact_density(quantities["eigenvalues"], quantities["diagonal"].shape[-1])
+    return Decomposition(**quantities, **errors, density=density, complete=True)
+
+
+def zero_decomposition(gradient: Tensor, num_eigenvalues: int, num_vectors: int) -> Decomposition:
+    """That of zero Hessians, without forming them; the eigenvectors are unit vectors, as good as any others."""
+    zeros = gradient.new_zeros(gradient.shape[:2])
+    num_vectors = min(num_vectors, num_eigenvalues)
+    listed = zeros.unsqueeze(-1).repeat(1, 1, num_eigenvalues)
+    basis = torch.eye(num_vectors, gradient.shape[-1], dtype=gradient.dtype, device=gradient.device)
+    index = torch.arange(num_vectors, device=gradient.device)
+    return exact_decomposition(
+        eigenvalues=listed,
+        eigenvectors=basis.expand(*zeros.shape, -1, -1).clone(),
+        vector_index=index.expand(*zeros.shape, -1).clone(),
+        residuals=listed.clone(),
+        converged=torch.ones_like(listed, dtype=torch.bool),
+        trace=zeros,
+        frobenius_norm=zeros.clone(),
+        gauss_newton_norm=zeros.clone(),
+        functional_norm=zeros.clone(),
+        diagonal=torch.zeros_like(gradient),
+        gradient_curvature=zeros.where(gradient.norm(dim=-1) > 0, torch.nan),
+        asymmetry=zeros.clone(),
+    )
+
+
+def concatenate(groups: Sequence[T]) -> T:
+    """One result of all samples from those of groups of samples: every tensor is concatenated along its first axis.
+
+    What is not a tensor is taken from the first group; a single group is returned as it is, without a copy.
+    """
+    return groups[0] if len(groups) == 1 else combine(groups, torch.cat)
+
+
+def combine(results: Sequence[T], change: Callable[[list[Tensor]], Tensor]) -> T:
+    """The first of some dataclasses of one kind, with ``change`` of all their tensors in place of each of its own."""
+
+    def combined(values: list[Any]) -> Any:
+        values = [value for value in values if value is not None]
+        if values and isinstance(values[0], Tensor):
+            return change(values)
+        return combine(values, change) if values and is_dataclass(values[0]) else next(iter(values), None)
+
+    names = [f.name for f in fields(results[0])]
+    return replace(results[0], **{name: combined([getattr(result, name) for result in results]) for name in names})
+
+
+@dataclass(frozen=True)
+class Spectrum(Decomposition):
+    """Eigenvalues of the input-Hessians of N samples and K classes, with what follows from them.
+
+    Units: one eigenvalue is target per squared input unit; a gradient is target per input unit.
+
+    Attributes: those of ``Decomposition``, and
+
+        gradient: ``[N, K, D]``.
         method: how the eigenvalues were found.
         reason: why that method was chosen.
         autodiff_mode: how the derivatives were taken.
@@ -65,26 +151,7 @@ class Spectrum:
         tensor([[2.]])
     """
 
-    eigenvalues: Tensor
-    eigenvectors: Tensor | None
-    vector_index: Tensor | None
-    residuals: Tensor
-    converged: Tensor
-    complete: bool
-    density: Density | None
     gradient: Tensor
-    trace: Tensor
-    trace_error: Tensor
-    frobenius_norm: Tensor
-    frobenius_norm_error: Tensor
-    gauss_newton_norm: Tensor
-    gauss_newton_norm_error: Tensor
-    functional_norm: Tensor
-    functional_norm_error: Tensor
-    diagonal: Tensor
-    diagonal_error: Tensor
-    gradient_curvature: Tensor
-    asymmetry: Tensor
     method: MethodName
     reason: str
     autodiff_mode: AutodiffMode
@@ -126,17 +193,17 @@ class Spectrum:
 
     @property
     def gauss_newton_share(self) -> Tensor:
-        """‖JᵀAJ‖ / (‖JᵀAJ‖ + ‖rest‖), ``[N, K]``: how much of the curvature is the head's; NaN for a zero Hessian.
+        """‖JᵀAJ‖ / (‖JᵀAJ‖ + ‖functional term‖), ``[N, K]``; NaN for a zero Hessian.
 
-        A falling ``log_prob`` curvature with a share near 1 is often only a head that saturates.
+        A falling ``log_prob`` curvature with a share near 1 is often only a softmax that saturates.
         """
         return self.gauss_newton_norm / (self.gauss_newton_norm + self.functional_norm)
 
     @property
     def gauss_newton_share_error(self) -> Tensor:
-        """Standard error of ``gauss_newton_share``, to first order and at most, ``[N, K]``; 0 where it is exact."""
-        head, network = self.gauss_newton_norm, self.functional_norm
-        return (network * self.gauss_newton_norm_error + head * self.functional_norm_error) / (head + network) ** 2
+        """Standard error of ``gauss_newton_share``, to first order an upper bound, ``[N, K]``; 0 where it is exact."""
+        a, b = self.gauss_newton_norm, self.functional_norm
+        return (b * self.gauss_newton_norm_error + a * self.functional_norm_error) / (a + b) ** 2
 
     @property
     def gradient_norm(self) -> Tensor:
@@ -159,9 +226,7 @@ class Spectrum:
 
     @property
     def gradient_alignment(self) -> Tensor:
-        """|cos| between the gradient and the eigenvector of largest |λ|, ``[N, K]``; NaN without one."""
-        if self.eigenvectors is None:
-            return torch.full_like(self.trace, torch.nan)
+        """|cos| between the gradient and the eigenvector of largest |λ|, ``[N, K]``; NaN where the gradient is 0."""
         top = self.eigenvectors[:, :, 0]
         return (top * self.gradient).sum(-1).abs() / self.gradient_norm
 

@@ -1,1 +1,1 @@
-"""From a live model to a pure function of its input, and back untouched."""
+"""From a live model to a pure function of its input; the model is left untouched."""

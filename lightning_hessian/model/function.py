@@ -22,19 +22,19 @@ class ModelFunction:
 
     A model may return a tensor ``[N, C]`` or ``[N]``, or an object or dict that holds such a tensor as ``logits``.
 
-    Floating-point parameters and buffers are cast to the dtype of x (bfloat16 weights are measured in
-    float32, for example). Parameters are copied once and detached: a forward that writes to them (a max-norm
-    constraint) writes to the copy, and nothing is ever accumulated into ``.grad``. Buffers are copied inside
-    each call, since a forward may write a tensor of the differentiation into them.
+    Floating-point parameters and buffers are cast to the dtype of x (bfloat16 weights are measured in float32, for
+    example). Parameters are copied once and detached: a forward that writes to them (a max-norm constraint) writes to
+    the copy, and nothing is ever accumulated into ``.grad``. Buffers are copied inside each call, since a forward may
+    write a tensor of the differentiation into them.
 
     Args:
         model: an ``nn.Module`` (a ``LightningModule`` is one) or a callable.
-        forward_fn: ``(model, inputs) -> output``, in place of ``model(inputs)``, ``model(*inputs)`` for a tuple
+        forward_fn: ``(model, inputs) -> output``, instead of ``model(inputs)``, ``model(*inputs)`` for a tuple
             and ``model(**inputs)`` for a dict.
-        output_fn: ``output -> [N, C]``, for models that do not give that themselves.
-        wrt: what is x. None: the only input. A key or position: that one of several inputs. The name of a
-            submodule: its output, in whose place x is put.
-        tensors: parameters and buffers by name, in place of the model's own.
+        output_fn: ``output -> [N, C]``, for models that return something else.
+        wrt: what x stands for. None: the only input. A key or position: that one of several inputs. The name of a
+            submodule: its output, which x replaces.
+        tensors: parameters and buffers by name, instead of the model's own.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class ModelFunction:
         self._wrt = wrt
         self._layer: nn.Module | None = None
         self._caller = _Caller(model, self._forward_fn) if isinstance(model, nn.Module) else None
-        self._given = {f"module.{name}": tensor for name, tensor in (tensors or {}).items()}
+        self._replacements = {f"module.{name}": tensor for name, tensor in (tensors or {}).items()}
         self._tensors: dict[torch.dtype, dict[str, Tensor]] = {}
 
     @property
@@ -61,7 +61,7 @@ class ModelFunction:
         return tensors[0].device if tensors else None
 
     def split(self, inputs: Inputs, dtype: torch.dtype) -> tuple[Tensor, Any]:
-        """x, the variable, and what is held beside it: the other inputs, or all of them for a hidden layer.
+        """x, the variable, and the fixed inputs: the others, or all of them where x is a hidden layer's output.
 
         Raises:
             ConfigurationError: ``wrt`` names neither an input nor a layer, or is needed and missing.
@@ -81,13 +81,13 @@ class ModelFunction:
             self._run(inputs, dtype)
         if len(seen) != 1 or not isinstance(seen[0], Tensor):
             raise ConfigurationError(
-                f"The layer wrt={self._wrt!r} must run once and give a tensor; it ran {len(seen)} times"
-                f"{'' if not seen else f' and gave {type(seen[0]).__name__}'}. Name a layer inside or around it."
+                f"The layer wrt={self._wrt!r} must run once and return a tensor; it ran {len(seen)} times"
+                f"{'' if not seen else f' and returned {type(seen[0]).__name__}'}. Name a layer inside or around it."
             )
         return seen[0], inputs
 
     def __call__(self, x: Tensor, fixed: Any = None) -> Tensor:
-        """The outputs ``[N, C]`` at ``x``, with ``held`` as ``split`` gave it."""
+        """The outputs ``[N, C]`` at ``x``, with ``fixed`` from ``split``."""
         if self._layer is not None:
             with _hooked(self._layer, lambda output: x):
                 output = self._run(fixed, x.dtype)
@@ -100,7 +100,7 @@ class ModelFunction:
     def _run(self, inputs: Inputs, dtype: torch.dtype) -> Any:
         if self._caller is None:
             return self._forward_fn(self._model, inputs)
-        with _told_dtype(self._caller, dtype):
+        with _apparent_dtype(self._caller, dtype):
             return functional_call(self._caller, self._cast_tensors(dtype), (inputs,))
 
     def _cast_tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -111,12 +111,12 @@ class ModelFunction:
         return {**self._tensors[dtype], **buffers}
 
     def _copy(self, name: str, own: Tensor, dtype: torch.dtype) -> Tensor:
-        tensor = self._given.get(name, own).detach()
+        tensor = self._replacements.get(name, own).detach()
         return tensor.to(own.device, dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
 
 
 class _Caller(nn.Module):
-    """Lets ``functional_call`` swap a module's tensors around any function that calls the module."""
+    """Wraps a function that calls a module, so that ``functional_call`` can swap the module's tensors."""
 
     def __init__(self, module: nn.Module, call: ForwardFunction) -> None:
         super().__init__()
@@ -128,15 +128,15 @@ class _Caller(nn.Module):
 
 
 @contextmanager
-def _told_dtype(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Lets ``x.to(self.dtype)`` in a LightningModule follow its parameters: that dtype is noted, not looked up."""
-    noted = [(module, vars(module)["_dtype"]) for module in model.modules() if "_dtype" in vars(module)]
-    for module, _ in noted:
+def _apparent_dtype(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Sets what ``self.dtype`` of a LightningModule returns, which is an attribute, not the dtype of its parameters."""
+    saved = [(module, vars(module)["_dtype"]) for module in model.modules() if "_dtype" in vars(module)]
+    for module, _ in saved:
         module.__dict__["_dtype"] = dtype
     try:
         yield
     finally:
-        for module, before in noted:
+        for module, before in saved:
             module.__dict__["_dtype"] = before
 
 
@@ -148,7 +148,7 @@ def _call(model: Any, inputs: Inputs) -> Any:
 
 @contextmanager
 def _hooked(layer: nn.Module, change: Callable[[Any], Any]) -> Iterator[list[Any]]:
-    """Puts something else in the place of a layer's output, and tells what it was."""
+    """Replaces a layer's output by ``change`` of it, and lists the outputs seen."""
     seen: list[Any] = []
 
     def hook(module: nn.Module, arguments: Any, output: Any) -> Any:
@@ -163,14 +163,14 @@ def _hooked(layer: nn.Module, change: Callable[[Any], Any]) -> Iterator[list[Any
 
 
 def differentiated(inputs: Inputs, wrt: str | int | None) -> Tensor | None:
-    """The input that is the variable, or None where ``wrt`` does not name one: then it has to name a layer.
+    """The input to differentiate, or None where ``wrt`` does not name one: then it has to name a layer.
 
     Raises:
         ConfigurationError: there are several inputs, and no ``wrt``.
     """
     if wrt is None and not isinstance(inputs, Tensor):
         raise ConfigurationError(
-            f"There are several inputs ({_names(inputs)}): say with wrt which one is differentiated."
+            f"There are several inputs ({_names(inputs)}): name the one to differentiate with wrt."
         )
     if isinstance(inputs, Tensor):
         return inputs if wrt is None else None
@@ -186,13 +186,13 @@ def _names(inputs: Inputs) -> str:
 
 
 def _assembled(fixed: dict[Any, Any], wrt: Any, x: Tensor) -> Inputs:
-    """All inputs again, x in its place: a dict by name, a tuple by position."""
-    every = {**fixed, wrt: x}
-    return every if isinstance(wrt, str) else tuple(every[i] for i in sorted(every))
+    """All inputs, x among them: a dict by name, a tuple by position."""
+    inputs = {**fixed, wrt: x}
+    return inputs if isinstance(wrt, str) else tuple(inputs[i] for i in sorted(inputs))
 
 
 def _outputs_in(returned: Any) -> tuple[Any, str]:
-    """What a model returned, or the tensor it holds as ``logits``; and how that is written."""
+    """What a model returned, or the tensor it holds as ``logits``; and an expression for it."""
     if isinstance(returned, Mapping):
         return (returned["logits"], "output['logits']") if "logits" in returned else (returned, "output")
     if isinstance(getattr(returned, "logits", None), Tensor):
@@ -201,25 +201,25 @@ def _outputs_in(returned: Any) -> tuple[Any, str]:
 
 
 def _as_matrix(output: Any, name: str, num_samples: int) -> Tensor:
-    """``output``, found in what the model returned as ``name``, as ``[N, C]``.
+    """``output`` as ``[N, C]``; ``name`` is an expression for it.
 
     Raises:
-        ConfigurationError: it is of another shape; the message shows an output_fn for it.
+        ConfigurationError: it has another shape; the message shows an output_fn for it.
     """
     if isinstance(output, Tensor) and output.shape == (num_samples,):
         return output.unsqueeze(1)
     if isinstance(output, Tensor) and output.dim() == 2 and len(output) == num_samples:
         return output
-    got, example = _told(output, name)
+    got, example = _describe(output, name)
     raise ConfigurationError(
-        f"The model gave {got} for {num_samples} samples; outputs must be [N, C] or [N], alone or under the name "
-        f"'logits'. Give output_fn, which takes what the model returns and gives [N, C]"
+        f"The model returned {got} for {num_samples} samples; outputs must be [N, C] or [N], alone or under the name "
+        f"'logits'. Give output_fn, which takes what the model returns and returns [N, C]"
         f"{example and f', for example output_fn=lambda output: {example}'}."
     )
 
 
-def _told(output: Any, name: str) -> tuple[str, str]:
-    """What was given, in words, and an expression that may find ``[N, C]`` in it, or nothing."""
+def _describe(output: Any, name: str) -> tuple[str, str]:
+    """What was returned, in words, and an expression that may find ``[N, C]`` in it, or nothing."""
     if isinstance(output, Mapping):
         keys = list(output)
         return f"{type(output).__name__} with the keys {keys}", f"{name}[{keys[0] if keys else 'key'!r}]"
@@ -227,6 +227,6 @@ def _told(output: Any, name: str) -> tuple[str, str]:
         return f"{type(output).__name__} of {len(output)}", f"{name}[0]"
     if not isinstance(output, Tensor):
         return type(output).__name__, f"{name}.prediction"
-    places = {3: "[:, -1]", 4: "[:, :, row, column]"}  # a sequence [N, T, C], pixels [N, C, H, W]
+    indices = {3: "[:, -1]", 4: "[:, :, row, column]"}  # a sequence [N, T, C], pixels [N, C, H, W]
     got = f"{'a tensor' if name == 'output' else name} of shape {tuple(output.shape)}"
-    return got, f"{name}{places[output.dim()]}" if output.dim() in places else ""
+    return got, f"{name}{indices[output.dim()]}" if output.dim() in indices else ""

@@ -1,4 +1,4 @@
-"""The context in which a live model may be differentiated twice, and from which all comes out untouched."""
+"""The context in which a live model may be differentiated twice, and which leaves everything as it was."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from lightning_hessian.model.state_snapshot import StateSnapshot
 
 @contextmanager
 def isolated(model: object, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Sets the stage for exact second derivatives of ``model``, and puts everything back afterwards.
+    """Makes exact second derivatives of ``model`` possible, and restores everything afterwards.
 
-    Inside: gradients on, inference mode, autocast, anomaly detection and TF32 off, eval mode, default dtype
-    ``dtype``, attention on the math kernel and never on the fast path of eval mode, compiled code run eagerly,
-    cuDNN off if the model holds RNNs (cuDNN's have no second derivative), ``self.log`` silent, the hooks of FSDP2
-    and tensor parallelism off. Restored, also on an exception: all of these, the random streams of Python, NumPy
-    and torch (CPU and ``device``), every module's ``training`` flag, ``.grad`` and ``requires_grad``, and what a
-    forward or its hooks wrote to: attributes, containers, generators, the variables around a function.
+    Inside: gradients on, inference mode, autocast, anomaly detection and TF32 off, eval mode, default dtype ``dtype``,
+    attention on the math kernel and never on the fast path of eval mode, compiled code run eagerly, cuDNN off if the
+    model contains RNNs (cuDNN's have no second derivative), ``self.log`` silent, the hooks of FSDP2 and tensor
+    parallelism off. Restored, also on an exception: all of these, the random streams of Python, NumPy and torch (CPU
+    and ``device``), every module's ``training`` flag, ``.grad`` and ``requires_grad``, and whatever a forward or its
+    hooks wrote to: attributes, containers, generators, closures.
 
-    ``model`` is a module, or a function: then the modules that it names or is bound to are isolated.
+    ``model`` is a module, or a function: then the modules that it refers to or is bound to are isolated.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -51,7 +51,7 @@ def isolated(model: object, device: torch.device, dtype: torch.dtype) -> Iterato
 
 
 def modules_behind(model: object) -> list[nn.Module]:
-    """The modules that a model is made of: itself, the one a method is bound to, or those a function refers to."""
+    """The modules a model consists of: itself, the one a method is bound to, or those a function refers to."""
     if isinstance(model, nn.Module):
         return [model]
     owner = getattr(model, "__self__", None)
@@ -65,7 +65,7 @@ def modules_behind(model: object) -> list[nn.Module]:
 
 @contextmanager
 def frozen_random_streams(device: torch.device | None = None) -> Iterator[None]:
-    """Leaves the random streams of Python, NumPy and torch where they were."""
+    """Restores the random streams of Python, NumPy and torch afterwards."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the stream of the user's run
     devices = [device] if device is not None and device.type not in ("cpu", "mps") else []
     try:
@@ -84,7 +84,7 @@ def _without_autocast(device: torch.device) -> Iterator[None]:
 
     def stay_off(context: Any) -> Any:
         entered = enter(context)
-        torch.set_autocast_enabled(context.device, False)  # its exit puts back what was there before it
+        torch.set_autocast_enabled(context.device, False)  # its exit restores the previous state
         return entered
 
     autocast.__enter__ = stay_off
@@ -99,8 +99,8 @@ def _without_autocast(device: torch.device) -> Iterator[None]:
 def _full_precision() -> Iterator[None]:
     """Float32 products in float32: no TF32 on CUDA, no bfloat16 inside oneDNN.
 
-    torch has an old and a new set of switches, and raises where only one of two that belong together was
-    moved; so both are moved and both put back.
+    torch has an old and a new set of switches, and raises where only one of two that belong together was changed; so
+    both are changed and both restored.
     """
     backends: Any = torch.backends
     settings = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
@@ -126,7 +126,7 @@ def _full_precision() -> Iterator[None]:
 
 
 def _legacy(read: Any) -> Any:
-    """An old switch's value, or None where torch refuses to tell since only the new one was used."""
+    """An old switch's value, or None where torch does not return it, since only the new one was used."""
     try:
         return read()
     except RuntimeError:
@@ -154,13 +154,13 @@ def _eager() -> Iterator[None]:
 def _attention_by_products() -> Iterator[None]:
     """Attention on the only kernel with second derivatives, whatever ``sdpa_kernel`` a forward asks for.
 
-    The fast path that transformer layers take in eval mode without gradients is another function where samples
-    are padded: it gives zeros, or fewer tokens. Values are to be those of the function that is differentiated.
+    The fast path that transformer layers take in eval mode without gradients is a different function where samples are
+    padded: it returns zeros, or fewer tokens. Values must be those of the function that is differentiated.
     """
     module: Any = torch.nn.attention
     fast = torch.backends.mha.get_fastpath_enabled()
     with sdpa_kernel(SDPBackend.MATH):
-        choose = getattr(module, "_sdpa_kernel", None)  # private: without it, a forward's own choice is left to it
+        choose = getattr(module, "_sdpa_kernel", None)  # private: without it, a forward's own choice stands
         if choose is not None:
             module._sdpa_kernel = lambda backends, set_priority=False: None
         torch.backends.mha.set_fastpath_enabled(False)
@@ -184,7 +184,7 @@ def _without_cudnn() -> Iterator[None]:
 
 @contextmanager
 def _eval_mode(modules: list[nn.Module]) -> Iterator[None]:
-    """Sets every module's flag itself: ``eval()`` and ``train()`` may be overridden, and cannot be undone."""
+    """Sets every module's flag directly: ``eval()`` and ``train()`` may be overridden, and cannot be undone."""
     flags = [(module, module.training) for module in modules]
     for module in modules:
         module.training = False
@@ -197,21 +197,20 @@ def _eval_mode(modules: list[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[list[nn.Module]]:
-    """Puts back what code of the model's own may write, and gives all modules it is made of, hidden ones too."""
-    keeper = StateSnapshot()
-    keeper.keep_module(model)
-    flags = [(p, p.requires_grad, p.grad) for module in keeper.modules for p in module.parameters(recurse=False)]
-    for module in keeper.modules:
-        _without_collectives(module)  # the keeper puts the hooks back
+    """Restores what the model's own code may write to; yields all its modules, unregistered ones too."""
+    snapshot = StateSnapshot.take(model)
+    flags = [(p, p.requires_grad, p.grad) for module in snapshot.modules for p in module.parameters(recurse=False)]
+    for module in snapshot.modules:
+        _without_collectives(module)  # restored with the snapshot
         if hasattr(type(module), "trainer"):  # a LightningModule, which may also be a part of another
             module.__dict__.update({name: _silent for name in ("log", "log_dict") if hasattr(module, name)})
     try:
         for parameter, _, _ in flags:
-            parameter.requires_grad_(False)  # no graph is to reach the parameters
-        yield keeper.modules
+            parameter.requires_grad_(False)  # no graph may reach the parameters
+        yield snapshot.modules
     finally:
         try:
-            keeper.restore()
+            snapshot.restore()
         finally:
             for parameter, requires_grad, grad in flags:
                 parameter.requires_grad_(requires_grad)
@@ -219,24 +218,24 @@ def preserved(model: nn.Module) -> Iterator[list[nn.Module]]:
 
 
 def _without_collectives(module: nn.Module) -> None:
-    """Takes off the hooks by which torch shards a forward over processes: one process alone would wait in them."""
+    """Removes the hooks by which torch shards a forward over processes: a single process would wait in them forever."""
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
         ours = [key for key, hook in hooks.items() if getattr(hook, "__module__", "").startswith("torch.distributed.")]
         for key in ours:
             del hooks[key]
-    for name, value in list(vars(module).items()):  # methods that FSDP2 was told to treat as a forward
+    for name, value in list(vars(module).items()):  # methods that were registered with FSDP2 as a forward
         home = getattr(getattr(value, "__func__", None), "__globals__", {}).get("__name__", "")
         if home.startswith("torch.distributed."):
             del vars(module)[name]
 
 
 def _silent(*args: object, **kwargs: object) -> None:
-    """Stands in for ``self.log`` while a LightningModule's forward is measured."""
+    """Replaces ``self.log`` while a LightningModule is measured."""
 
 
 @contextmanager
 def _without_checkpointing() -> Iterator[None]:
-    """Activation checkpointing passed through: recomputation inside a double backward fails in both its modes."""
+    """Turns activation checkpointing off: recomputation inside a double backward fails in both its modes."""
     module: Any = torch.utils.checkpoint
     generator = module._checkpoint_without_reentrant_generator
 

@@ -25,10 +25,10 @@ def logit(outputs: Tensor, classes: Tensor) -> Tensor:
 def log_prob(outputs: Tensor, classes: Tensor) -> Tensor:
     """The logarithm of softmax(z)_k, written as z_k − z_top − softplus(log Σ_{j≠top} exp z_j − z_top), top = argmax z.
 
-    The same function as ``log_softmax``, whose derivatives hold 1 − p_top as a difference and lose all their
-    digits once p_top is near 1; here it is Σ_{j≠top} p_j, and for k = top the difference z_k − z_top is left
-    out, not formed. In float32 this keeps the derivatives of a confident network true. The argument of
-    softplus is at most log(C − 1); the threshold keeps it smooth.
+    The same function as ``log_softmax``, whose derivatives contain 1 − p_top as a difference and lose all their digits
+    once p_top is near 1. Here that is Σ_{j≠top} p_j, and for k = top the difference z_k − z_top is omitted, not
+    computed. So the derivatives of a confident network are accurate in float32, too. The argument of softplus is at
+    most log(C − 1), below its threshold, so that it stays smooth.
     """
     top = outputs.argmax(dim=1, keepdim=True)
     best = outputs.gather(1, top)
@@ -62,14 +62,14 @@ TARGETS: dict[str, TargetFunction] = {
 
 
 def _others(outputs: Tensor, classes: Tensor) -> Tensor:
-    """``[N, K, C]``: the outputs, with −inf in place of each problem's own."""
+    """``[N, K, C]``: the outputs, with −inf at each class's own."""
     num_outputs = outputs.shape[1]
     own = torch.nn.functional.one_hot(classes, num_outputs).bool()
     return outputs.unsqueeze(1).masked_fill(own, -torch.inf)
 
 
 def target_name(target: str | TargetFunction) -> str:
-    """The name under which a target is shown."""
+    """The name of a target, in tags and messages."""
     return target if isinstance(target, str) else getattr(target, "__name__", "target").strip("<>")
 
 
@@ -100,8 +100,8 @@ def _checked(target: TargetFunction) -> TargetFunction:
         if not isinstance(values, Tensor) or values.shape != classes.shape:
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ConfigurationError(
-                f"The target {target_name(target)!r} gave {got} for outputs {tuple(outputs.shape)} and classes "
-                f"{tuple(classes.shape)}; it must give one scalar per problem, of the shape of classes."
+                f"The target {target_name(target)!r} returned {got} for outputs {tuple(outputs.shape)} and classes "
+                f"{tuple(classes.shape)}; it must return one scalar per sample and class, in the shape of classes."
             )
         return values
 

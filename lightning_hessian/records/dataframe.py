@@ -42,7 +42,7 @@ def to_dataframe(records: Record | Iterable[Record]) -> pandas.DataFrame:
         import pandas
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "to_dataframe returns a pandas table, and pandas is not installed: pip install 'lightning-hessian[notebook]'."
+            "to_dataframe needs pandas, which is not installed: pip install 'lightning-hessian[notebook]'."
         ) from error
     tables = [pandas.DataFrame(_columns(r)) for r in ([records] if isinstance(records, Record) else records)]
     if not tables:

@@ -136,7 +136,7 @@ _ROWS = (
         "",
         "‖JᵀAJ‖ / (‖JᵀAJ‖ + ‖Σ ∂τ/∂z ∇²z‖)",
         "how much of the curvature the target (such as softmax) adds to the slopes of the outputs; the rest is the "
-        "curvature of the outputs themselves. A falling curvature with a share near 1 is often only a saturated softmax",
+        "curvature of the outputs themselves. Falling curvature with a share near 1 is often only a saturated softmax",
         is_logged=True,
         has_error=True,
     ),
@@ -219,8 +219,8 @@ def to_markdown() -> str:
 
 One number for each sample and class, from the Hessian H of the target with respect to the input. λ are its eigenvalues,
 v its eigenvectors, g is the gradient; a prime marks the previous measurement. "Target" in a unit stands for `logit`,
-`prob`, … H = JᵀAJ + Σ ∂τ/∂z ∇²z, where z are the outputs, J is their Jacobian, and A is the Hessian of the target τ with
-respect to z.
+`prob`, … H = JᵀAJ + Σ ∂τ/∂z ∇²z, where z are the outputs, J is their Jacobian, and A is the Hessian of the target τ
+with respect to z.
 
 Names with a slash are TensorBoard tags: mean over samples, with the 10th and 90th percentile under `hessian_spread/…`.
 Every metric is an attribute of a record, `[samples, classes]`, and a column of `to_dataframe`.

@@ -31,18 +31,18 @@ class Canvas:
         """Text, by default centered above ``(x, y)``."""
         self._axes.text(x, y, text, fontsize=size, **{"ha": "center", "va": "bottom", **style})
 
-    def map(self, x: float, y: float, size: float, drawn: InputMap) -> None:
+    def map(self, x: float, y: float, size: float, shown: InputMap) -> None:
         """A map with its title above and its scale below."""
         center, below = x + size / 2, y + size + 0.08
-        self.text(center, y - TITLE_GAP, drawn.title)
-        if drawn.values.ndim == 1:
-            self._line(x, y, size, drawn.values, drawn.high)
-            self.text(center, below, f"input entries, ±{short(drawn.high)}", 8, va="top")
-        elif drawn.cmap is None:
-            self._image(x, y, size, size, drawn.values)
-            self.text(center, below, f"{short(drawn.low)} to {short(drawn.high)} shown as 0 to 1", 8, va="top")
+        self.text(center, y - TITLE_GAP, shown.title)
+        if shown.values.ndim == 1:
+            self._line(x, y, size, shown.values, shown.high)
+            self.text(center, below, f"input entries, ±{short(shown.high)}", 8, va="top")
+        elif shown.cmap is None:
+            self._image(x, y, size, size, shown.values)
+            self.text(center, below, f"{short(shown.low)} to {short(shown.high)} shown as 0 to 1", 8, va="top")
         else:
-            self.image(x, y, size, drawn.values, drawn.low, drawn.high, drawn.cmap)
+            self.image(x, y, size, shown.values, shown.low, shown.high, shown.cmap)
 
     def image(
         self, x: float, y: float, size: float, values: Array, low: float, high: float, cmap: str, clipped: bool = False

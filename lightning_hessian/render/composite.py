@@ -54,7 +54,7 @@ def composite(record: Record, class_id: ClassId) -> Figure:
 def _draw_row(canvas: Canvas, top: float, record: Record, matrix: Array, sample: int, class_id: ClassId) -> None:
     x, middle = MARGIN, top + (MATRIX - MAP) / 2
     shown = input_map(record, sample)
-    title = f"sample {sample}, looked at class {record.class_name(sample, class_id)}\n{shown.title}"
+    title = f"sample {sample}, class {record.class_name(sample, class_id)}\n{shown.title}"
     canvas.map(x, middle, MAP, replace(shown, title=title))
     x += MAP + GAP
     canvas.map(x, middle, MAP, gradient_map(record, sample, class_id))

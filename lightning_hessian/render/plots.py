@@ -194,14 +194,14 @@ def _about_unlisted(record: Record, values: Array) -> str:
     return f"{len(values)} eigenvalues; the other {num_others} are {rest}"
 
 
-def _draw_map(figure: Figure, axes: Axes, drawn: InputMap) -> None:
-    if drawn.values.ndim == 1:
-        axes.plot(np.arange(len(drawn.values)), drawn.values, marker=".", linewidth=1)
+def _draw_map(figure: Figure, axes: Axes, shown: InputMap) -> None:
+    if shown.values.ndim == 1:
+        axes.plot(np.arange(len(shown.values)), shown.values, marker=".", linewidth=1)
         axes.axhline(0, color="gray", linewidth=0.5, zorder=0)
-        axes.set(xlabel="input entry", ylabel=drawn.unit)
-    elif drawn.cmap is None:
-        axes.imshow(drawn.values, interpolation="nearest")
-        axes.set_xlabel(f"{short(drawn.low)} to {short(drawn.high)} shown as 0 to 1")
+        axes.set(xlabel="input entry", ylabel=shown.unit)
+    elif shown.cmap is None:
+        axes.imshow(shown.values, interpolation="nearest")
+        axes.set_xlabel(f"{short(shown.low)} to {short(shown.high)} shown as 0 to 1")
     else:
-        image = axes.imshow(drawn.values, interpolation="nearest", cmap=drawn.cmap, vmin=drawn.low, vmax=drawn.high)
-        figure.colorbar(image, ax=axes, label=drawn.unit, shrink=0.8)
+        image = axes.imshow(shown.values, interpolation="nearest", cmap=shown.cmap, vmin=shown.low, vmax=shown.high)
+        figure.colorbar(image, ax=axes, label=shown.unit, shrink=0.8)

@@ -1,4 +1,4 @@
-"""Shows how far a long measurement is, beside a Trainer's own progress bars. Imports neither torch nor Lightning."""
+"""Shows the progress of a long measurement beside a Trainer's own bars. Imports neither torch nor Lightning."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
-DELAY = 1.0  # seconds before there is anything to see: a short measurement flickers nothing
-OWN = "input_hessian"  # field by which a task in Rich's display is known as ours
+DELAY = 1.0  # seconds before anything is shown, so that short measurements do not flicker
+OWN = "input_hessian"  # field that marks our tasks in Rich's display
 
 
 class _Line(Protocol):
@@ -19,16 +19,15 @@ class _Line(Protocol):
         """Shows how many are done."""
 
     def close(self) -> None:
-        """Leaves the display as it was."""
+        """Removes the line."""
 
 
 class MeasurementBar:
-    """A progress bar for one measurement, drawn by the Trainer's own kind of bar; a callable for ``measure``.
+    """A progress bar for one measurement, of the same kind as the Trainer's; ``measure`` calls it.
 
     Args:
         trainers_bar: ``trainer.progress_bar_callback``: a ``TQDMProgressBar`` or ``RichProgressBar`` of ``lightning``
-            or ``pytorch_lightning``, told by name; beside anything else, one that is disabled, or None, nothing is
-            shown.
+            or ``pytorch_lightning``, recognized by name. For any other, a disabled one, or None, nothing is shown.
         clock: in seconds.
     """
 
@@ -47,12 +46,12 @@ class MeasurementBar:
             self._close()
 
     def __call__(self, what: str, done: int, total: int | None) -> None:
-        """Shows how many of what are done."""
+        """Shows that ``done`` of ``total`` columns, samples or products (``what``) are finished."""
         if self._clock() - self._begin < DELAY:
             return
         try:
             self._show(what, done, total)
-        except Exception:  # a terminal that is gone must not cost a measurement
+        except Exception:  # a closed terminal must not cost a measurement
             self._trainers_bar = None
 
     def _show(self, what: str, done: int, total: int | None) -> None:
@@ -80,7 +79,7 @@ def line_beside(trainers_bar: Any, text: str, total: int | None) -> _Line | None
 
 
 class _TqdmLine:
-    """A bar of the class of the Trainer's own ones, which so finds the first free line below them."""
+    """A bar of the same class as the Trainer's own, so that it takes the first free line below them."""
 
     def __init__(self, tqdm: Any, text: str, total: int | None) -> None:
         self._bar = tqdm(desc=text, total=total, leave=False, dynamic_ncols=True, file=sys.stdout)
@@ -93,15 +92,15 @@ class _TqdmLine:
 
 
 class _RichLine:
-    """A task in the Trainer's display: hidden, never removed, and used again.
+    """A task in the Trainer's display: hidden, never removed, and reused.
 
-    Lightning finds its own tasks by their place in the list, which a removal would shift.
+    Lightning finds its own tasks by their index in the list, which a removal would shift.
     """
 
     def __init__(self, trainers_bar: Any, text: str, total: int | None) -> None:
         self._trainers_bar, self._progress = trainers_bar, trainers_bar.progress
-        size = float("inf") if total is None else total  # Lightning's display takes no None
-        kind = "endless" if total is None else "counted"  # Lightning has a class of tasks of its own for endless ones
+        size = float("inf") if total is None else total  # Lightning's display does not accept None
+        kind = "endless" if total is None else "counted"  # Lightning uses another class of tasks for endless ones
         own = [task.id for task in self._progress.tasks if task.fields.get(OWN) == kind]
         if own:
             self._progress.reset(own[0], total=size, visible=True, description=text)

@@ -1,190 +1,266 @@
-"""The measurements of one run of a Trainer: made by all processes together, published by the first, failures told."""
+"""One run of a Trainer, as a monitor sees it. Knows Trainers by their attributes; imports no Lightning."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 
 from lightning_hessian.errors import ConfigurationError, WritingError
 from lightning_hessian.records.files import set_superseded_aside
-from lightning_hessian.records.retention import KeepMatrices
-from lightning_hessian.training.distributed import SINGLE_PROCESS, ProcessGroup
-from lightning_hessian.training.measurement import Monitor
+from lightning_hessian.records.record import Record
+from lightning_hessian.training.measurement import RunState, measure
+from lightning_hessian.training.output import RunOutput
 from lightning_hessian.training.progress import MeasurementBar
-from lightning_hessian.training.resume import at_restored
+from lightning_hessian.training.resume import Checkpointed, explain_restored, from_state, to_state
 from lightning_hessian.training.samples import Samples
-from lightning_hessian.training.schedule import Budget
-from lightning_hessian.training.trainer_access import log_folder, steps
-from lightning_hessian.writers.publisher import Publisher
+from lightning_hessian.training.schedule import Budget, TrainingPosition
+from lightning_hessian.training.settings import MonitorSettings
+from lightning_hessian.training.trainer_access import (
+    chosen_batch,
+    first_validation_batch,
+    log_folder,
+    logged_step,
+    optimizer_steps,
+    process_group,
+    training_position,
+)
+from lightning_hessian.writers.loggers import picture_loggers, tensorboard_loggers
 from lightning_hessian.writers.scalars import SPREAD
 
+NO_SAMPLES = (
+    "no validation batch has come, and it is this rank's samples that are measured. Give samples=..., or every rank a "
+    "validation batch."
+)
 
-class Visits:
-    """Measures when it is told to, and sees to what follows from it. Knows Trainers by what they have.
 
-    Every process calls ``visit`` at the same places, and asks ``ranks`` in the same order there: nothing before it
-    may return early on one process alone.
+class MonitoringRun:
+    """One fit, validation or test: its samples, when and what was measured, and its output.
+
+    Every process calls the methods at the same points of the run, since some of them are collective.
 
     Args:
-        monitor: what is measured.
-        budget: what it may cost.
-        keep_matrices: which whole matrices saved files hold; None: none.
-        on_error: whether failures are warned of or raised.
-        warn: tells a warning on the first process.
-        inform: tells a piece of news there.
+        settings: of the monitor.
+        trainer: about to run; every method that needs it is given it again.
+        warn: shows a warning on the first process.
+        inform: shows a message there.
+
+    Raises:
+        ConfigurationError: the Trainer's strategy is not supported, or there are no samples to measure at.
     """
 
     def __init__(
         self,
-        monitor: Monitor,
-        budget: Budget,
+        settings: MonitorSettings,
+        trainer: Any,
         *,
-        keep_matrices: KeepMatrices | None,
-        on_error: Literal["warn", "raise"],
         warn: Callable[[str], object],
         inform: Callable[[str], object],
     ) -> None:
-        self.ranks: ProcessGroup = SINGLE_PROCESS
-        self._monitor = monitor
-        self._budget = budget
-        self._keep_matrices = keep_matrices
-        self._on_error = on_error
-        self._tell_warning, self._inform = warn, inform
-        self._publisher: Publisher | None = None  # on the first process, while a run lasts
+        self._settings = settings
+        self._output = RunOutput(settings, warn, inform)
+        self._group = process_group(trainer)
+        self._budget = Budget(settings.max_overhead)
+        self._state = RunState()
+        # Of a model that has been trained; in a fit, each batch notes its own position.
+        self._position = TrainingPosition(logged_step=logged_step(trainer), epoch=max(0, trainer.current_epoch - 1))
+        self._measured_step: int | None = None
         self._num_records = 0
-        self._warned: set[str] = set()
+        self._samples: Samples | None = None
+        self._samples_failure: Exception | None = None
+        self._samples_restored = False
+        if settings.samples.given is not None:
+            self._samples = self._group.on_first(lambda: self._select(settings.samples.given))
+        elif trainer.state.fn == "fit" and not trainer.enable_validation:
+            raise ConfigurationError(
+                "There are no samples to measure at: there is no validation loader with a validation_step (or "
+                "limit_val_batches is 0), and no samples were given. Give samples=x, samples=(x, labels) or "
+                "samples=dataset."
+            )
+        if trainer.fast_dev_run:
+            self._output.warn("fast_dev_run: measurements are made to test them, but nothing is saved or drawn.")
+        elif not tensorboard_loggers(trainer.loggers) + picture_loggers(trainer.loggers):
+            self._output.warn(
+                "No TensorBoard logger: scalars go to the other loggers and records to files, but there are no "
+                "pictures. Give Trainer(logger=TensorBoardLogger(...)) to see them."
+            )
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_publisher": None}  # it belongs to a run, not to the monitor
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of the run."""
+        path = self._output.record_path
+        run = Checkpointed(self._samples, self._state, self._position, self._measured_step, path)
+        return to_state(run, self._settings)
 
-    def restart(self, ranks: ProcessGroup) -> None:
-        """Makes ready for a new run."""
-        self.ranks, self._num_records = ranks, 0
-        self._budget.restart()
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Continues the run whose checkpoint ``saved`` comes from."""
+        given = None if self._settings.samples.given is None else self._samples
+        resumed, warning = from_state(saved, self._settings, given)
+        self._samples, self._state, self._position = resumed.samples, resumed.state, resumed.position
+        self._measured_step, self._output.record_path = resumed.measured_step, resumed.record_path
+        self._samples_restored = given is None and resumed.samples is not None
+        if warning is not None:
+            self._output.warn(warning)
 
-    def begin(self, trainer: Any) -> None:
-        """Begins a session of a fit, whose files tell which run they are of."""
-        folder = log_folder(trainer)
-        if self.ranks.rank == 0:
-            set_superseded_aside(folder, self._monitor.name, steps(trainer))
+    def complete_checkpoint(self, trainer: Any, saved: dict[str, Any]) -> None:
+        """Corrects the position where a callback saves before this batch was noted; waits for the records' files."""
+        self._output.wait_for_files()
+        if self._position.step != optimizer_steps(trainer):
+            saved["position"] = asdict(training_position(trainer))
 
-    def visit(
-        self, trainer: Any, module: Any, samples: Samples, *, logged_step: int, epoch: int, restored: bool
-    ) -> None:
-        """One measurement, unless the first process, whose clock counts, finds that it would cost too much.
+    def take_batch(self, trainer: Any, batch: Any, dataloader_idx: int) -> None:
+        """Takes the samples from the first validation or test batch.
 
         Raises:
-            ConfigurationError: what was asked for cannot be measured, and no training step was made yet.
-            Exception: a failure, where ``on_error`` is ``"raise"``.
+            Exception: the batch cannot be used, and no training step was made yet.
         """
-        folder = log_folder(trainer)
-        if not self.ranks.first(self._budget.allows):
-            self._skip(steps(trainer), logged_step)
+        if self._samples is not None:
             return
         try:
-            with self._budget.measuring():
-                metrics, unwritten = self._measure(trainer, module, samples, folder, logged_step, epoch)
-        except Exception as error:  # a user's model may fail in any way; the run goes on
-            untried = restored and self._num_records == 0
-            self.fail(at_restored(error) if untried else error, trainer, logged_step)
+            chosen = chosen_batch(trainer, batch, dataloader_idx, self._settings.samples.val_dataloader_idx)
+            if chosen is not None:
+                self._samples, self._samples_failure = self._select(chosen), None
+        except Exception as error:
+            if self._group.size == 1 and optimizer_steps(trainer) == 0:
+                raise
+            self._samples_failure = error  # raised at the next measurement, where all processes meet
+
+    def start_fit(self, trainer: Any, module: Any) -> bool:
+        """Finds samples where no sanity check brought them, and sets superseded records aside.
+
+        Returns:
+            Whether a measurement is due: the one before training, or one that was due when a resumed run was killed.
+        """
+        step, folder = optimizer_steps(trainer), log_folder(trainer)
+        self._samples = self._group.on_first(lambda: self._samples_before_training(trainer, module))
+        if self._group.rank == 0:
+            set_superseded_aside(folder, self._settings.measurement.name, step)
+        if self._samples is None:
+            self._output.warn(
+                "No measurement before training: no validation batch has come yet, and the first one cannot be read "
+                "without disturbing its loader. Give samples=... to measure before training too."
+            )
+            return False
+        return self._settings.schedule.missed(step, self._position, self._measured_step)
+
+    def start_clock(self) -> None:
+        """The time of training counts from now on."""
+        self._budget.start()
+
+    def is_due_after_batch(self, trainer: Any) -> bool:
+        """Notes the end of a batch, and says whether to measure."""
+        self._position = training_position(trainer)
+        return self._settings.schedule.after_step(self._position.step) and self.is_new(trainer)
+
+    def is_due_after_epoch(self, trainer: Any) -> bool:
+        """Whether to measure at the end of the current epoch."""
+        return self._settings.schedule.after_epoch(trainer.current_epoch) and self.is_new(trainer)
+
+    def is_new(self, trainer: Any) -> bool:
+        """Whether the current weights have not been measured yet."""
+        return self._measured_step != optimizer_steps(trainer)
+
+    def measure(self, trainer: Any, module: Any, at_logged_step: int | None = None) -> None:
+        """Measures and publishes, unless the time budget forbids it; a failure warns or raises, as ``on_error`` says.
+
+        Collectives, on every rank in this order: the samples, the log folder, the budget, opening the loggers, those of
+        ``measurement.measure``, publishing. A failure in one leaves out those after it, on all ranks.
+
+        Args:
+            trainer: of this run.
+            module: what is measured.
+            at_logged_step: the loggers' step of the record; by default that of the last batch.
+        """
+        at = self._position_of(trainer, at_logged_step)
+        before_training = at.step == 0 or trainer.state.fn != "fit"
+        try:
+            samples = self._samples = self._group.agreed(self._known_samples, NO_SAMPLES)
+        except Exception as error:  # of a batch that came after training had begun, or of another process
+            self._output.fail(error, at, before_training=before_training)
             return
-        device = trainer.strategy.root_device
-        watched = {k: torch.tensor(v, device=device) for k, v in metrics.items() if not k.startswith(SPREAD)}
-        trainer.callback_metrics.update(watched)
-        self.tell(unwritten)
-
-    def _measure(
-        self, trainer: Any, module: Any, samples: Samples, folder: str | None, logged_step: int, epoch: int
-    ) -> tuple[dict[str, float], list[WritingError]]:
-        """Measures and, on the first process, publishes; gives the scalars, and what could not be written."""
+        if samples is None:
+            if trainer.state.fn != "fit":
+                self._output.warn("No measurement: no batch came from the loader val_dataloader_idx. Give samples=...")
+            return
+        folder = log_folder(trainer)
+        if not self._group.on_first(self._budget.allows):
+            self._output.skip(self._budget.skip(), self._budget.num_skipped, at)
+            self._measured_step = at.step
+            return
         first = self._num_records == 0
-        if first:
-            self._inform(f"{self._monitor.title}: measuring {len(samples)} samples, now and then during the run.")
-        self.ranks.first(lambda: self._open(trainer, folder))
-        with MeasurementBar(trainer.progress_bar_callback) as bar:
-            record = self._monitor.measure(
-                module,
-                samples,
-                step=steps(trainer),
-                logged_step=logged_step,
-                epoch=epoch,
-                stage=trainer.state.fn.value,
-                group=self.ranks,
-                progress=bar,
-            )
-        self._num_records += 1
+        try:
+            with self._budget.measuring():
+                self._group.on_first(lambda: self._output.open(trainer.loggers, folder))
+                with MeasurementBar(trainer.progress_bar_callback) as progress:
+                    record = measure(
+                        module,
+                        samples,
+                        self._settings.measurement,
+                        self._state,
+                        position=at,
+                        stage=trainer.state.fn.value,
+                        group=self._group,
+                        progress=progress,
+                    )
+                self._num_records += 1
+                metrics, unwritten = self._group.on_first(lambda: self._publish(record, first))
+        except Exception as error:  # a user's model may fail in any way; training goes on
+            untried = self._samples_restored and self._num_records == 0
+            self._output.fail(explain_restored(error) if untried else error, at, before_training=before_training)
+        else:
+            _show(metrics, trainer)
+            self._output.report(unwritten)
+        self._measured_step = at.step  # only now: a checkpoint saved meanwhile must not call it measured
 
-        def write() -> tuple[dict[str, float], list[WritingError]]:
-            assert record is not None  # on the first process it is not
-            assert self._publisher is not None
-            if first:
-                self._inform(
-                    f"{self._monitor.title}: method {record.method} ({record.reason}); the first measurement took "
-                    f"{record.seconds:.2g} s."
-                )
-            costly = replace(record, overhead=self._budget.overhead, skipped=self._budget.skipped)
-            metrics = self._publisher.publish(costly)
-            return metrics, self.flush() if self._on_error == "raise" else self._publisher.faults()
-
-        return self.ranks.first(write)
-
-    def _open(self, trainer: Any, folder: str | None) -> None:
-        if self._publisher is None:
-            self._publisher = Publisher(
-                trainer.loggers, folder, keep_matrices=self._keep_matrices, name=self._monitor.name
-            )
-
-    def _skip(self, step: int, logged_step: int) -> None:
-        """Tells that a measurement is missing because of its price."""
-        reason = self._budget.skip()
-        self.warn(f"no measurement at step {step}: {reason}", key=reason)
-        if self._publisher is not None:
-            self._publisher.publish_skip(self._budget.num_skipped, logged_step)
-
-    def fail(self, error: Exception, trainer: Any, logged_step: int) -> None:
-        """Raises what must be mended before training, and what ``on_error`` asks for; tells about the rest."""
-        early = steps(trainer) == 0 or trainer.state.fn != "fit"
-        if self._on_error == "raise" or (early and isinstance(error, ConfigurationError)):
-            raise error
-        self.warn(
-            f"no measurement at step {steps(trainer)}, and the run goes on. {type(error).__name__}: {error}",
-            key=str(error),
-        )
-        if self._publisher is not None:
-            self._publisher.publish_failure(str(error), logged_step)
-
-    def wait_for_files(self) -> None:
-        """Waits until the files of what was measured are written."""
-        if self._publisher is not None:
-            self._publisher.wait_for_files()
-
-    def flush(self) -> list[WritingError]:
-        """Waits until everything is written; gives what could not be."""
-        if self._publisher is None:
-            return []
-        self._publisher.flush()
-        return self._publisher.faults()
+    def finish(self) -> None:
+        """Waits until everything is written; a failure warns or raises, as ``on_error`` says. Collective."""
+        self._output.report(self._group.on_first(self._output.flush))
 
     def close(self) -> None:
-        """Ends writing without raising: training has ended, or is ending for a reason of its own."""
-        for error in self.flush():
-            self.warn(str(error), key=error.cause)
-        self._publisher = None
+        """Ends writing, without raising."""
+        self._output.close()
 
-    def tell(self, unwritten: list[WritingError]) -> None:
-        """Raises what could not be saved or shown, or warns of it, as ``on_error`` asks for."""
-        for error in unwritten:
-            if self._on_error == "raise":
-                raise error
-            self.warn(f"{error} The run goes on.", key=error.cause)
+    def _position_of(self, trainer: Any, at_logged_step: int | None) -> TrainingPosition:
+        step = self._position.logged_step if at_logged_step is None else at_logged_step
+        return replace(self._position, step=optimizer_steps(trainer), logged_step=step)
 
-    def warn(self, message: str, key: str | None = None) -> None:
-        """Warns on the first process, once per cause, whatever the numbers in it."""
-        cause = re.sub(r"\d+(\.\d+)?(e[-+]\d+)?", "#", key or message)
-        if cause not in self._warned:
-            self._warned.add(cause)
-            self._tell_warning(f"{self._monitor.title}: {message}")
+    def _publish(self, record: Record | None, first: bool) -> tuple[dict[str, float], list[WritingError]]:
+        """Runs on the first process, which has the record."""
+        assert record is not None
+        if first:
+            self._output.inform(
+                f"measuring {len(record.x)} samples during the run, by method {record.method} ({record.reason}); the "
+                f"first measurement took {record.seconds:.2g} s."
+            )
+        return self._output.publish(replace(record, overhead=self._budget.overhead, skipped=self._budget.skipped))
+
+    def _samples_before_training(self, trainer: Any, module: Any) -> Samples | None:
+        samples = self._known_samples()
+        if samples is not None:
+            return samples
+        batch = first_validation_batch(trainer, module, self._settings.samples.val_dataloader_idx)
+        return None if batch is None else self._select(batch)
+
+    def _known_samples(self) -> Samples | None:
+        if self._samples_failure is not None:
+            raise self._samples_failure
+        return self._samples
+
+    def _select(self, source: Any) -> Samples:
+        wanted = self._settings.samples
+        samples = wanted.select(source)
+        self._settings.measurement.check_samples(samples)
+        if wanted.sample_indices is None and len(samples) < wanted.num_samples:
+            self._output.warn(
+                f"num_samples={wanted.num_samples}, but the batch or dataset has {len(samples)}: those are measured. "
+                f"Give samples=... for more."
+            )
+        return samples
+
+
+def _show(metrics: Mapping[str, float], trainer: Any) -> None:
+    """Gives the scalars to callbacks that watch metrics, such as early stopping."""
+    device = trainer.strategy.root_device
+    watched = {k: torch.tensor(v, device=device) for k, v in metrics.items() if not k.startswith(SPREAD)}
+    trainer.callback_metrics.update(watched)

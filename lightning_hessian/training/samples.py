@@ -1,4 +1,4 @@
-"""Which samples are measured: chosen once, kept for the whole run."""
+"""Which samples are measured: chosen once, fixed for the whole run."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from lightning_hessian.errors import ConfigurationError
+from lightning_hessian.model.arguments import check_lengths
 from lightning_hessian.model.function import Inputs
 from lightning_hessian.model.isolation import frozen_random_streams
-from lightning_hessian.model.prepare import check_lengths
 
-LARGEST_COPY = 2**30  # bytes of a dataset held in memory that may be copied for a moment
+LARGEST_COPY = 2**30  # bytes of an in-memory dataset that may be copied for a moment
 LABEL_NAMES = ("labels", "label")  # of batches that are dicts: transformers' own, and the common one
 
 InputFunction = Callable[[Any], Any]
@@ -42,14 +42,39 @@ class Samples:
 
     @property
     def shapes(self) -> str:
-        """The shapes of the inputs, in words."""
+        """The shapes of the inputs, as text."""
         return str(tree_map(lambda t: [*t.shape], self.inputs))
 
 
-def samples_from(source: Any, *how: Any) -> Samples:
-    """A samples from a map-style dataset or a batch; ``how`` as for ``samples_from_batch``."""
-    is_batch = isinstance(source, (Tensor, list, tuple, Mapping)) or not hasattr(source, "__getitem__")
-    return (samples_from_batch if is_batch else samples_from_dataset)(source, *how)
+@dataclass(frozen=True)
+class SampleSource:
+    """Where the samples of a run come from.
+
+    Attributes:
+        given: a batch or a map-style dataset; None: the first batch of a validation (or test) loader.
+        num_samples: how many of it, from the first.
+        sample_indices: which of it, instead of the first ones.
+        val_dataloader_idx: which loader, where there are several.
+        input_fn: ``batch -> x`` or ``batch -> (x, labels)``.
+        wrt: what is differentiated; see ``samples_from_batch``.
+    """
+
+    given: Any = None
+    num_samples: int = 8
+    sample_indices: Sequence[int] | None = None
+    val_dataloader_idx: int = 0
+    input_fn: InputFunction | None = None
+    wrt: str | int | None = None
+
+    def select(self, source: Any) -> Samples:
+        """The samples of a batch or a map-style dataset.
+
+        Raises:
+            ConfigurationError: the input is not found in it, or an index is out of range.
+        """
+        is_batch = isinstance(source, (Tensor, list, tuple, Mapping)) or not hasattr(source, "__getitem__")
+        take = samples_from_batch if is_batch else samples_from_dataset
+        return take(source, self.num_samples, self.sample_indices, self.input_fn, self.wrt)
 
 
 def samples_from_batch(
@@ -62,10 +87,10 @@ def samples_from_batch(
     """The first ``num_samples`` of a batch, or those at ``sample_indices``, copied to the CPU.
 
     Args:
-        batch: a tensor, ``(x, labels, ...)``, a dict in which x cannot be mistaken, or anything that ``input_fn``
+        batch: a tensor, ``(x, labels, ...)``, a dict in which x is unambiguous, or anything that ``input_fn``
             understands.
         num_samples: how many samples to take; all of them if the batch has fewer.
-        sample_indices: positions in the batch, in place of the first ones.
+        sample_indices: positions in the batch, instead of the first ones.
         input_fn: ``batch -> x`` or ``batch -> (x, labels)``; x may be a dict or tuple of tensors.
         wrt: the name of one of several inputs: then all tensors of a dict but its labels are inputs.
 
@@ -79,7 +104,9 @@ def samples_from_batch(
             f"sample_indices={list(sample_indices)} is out of range: there are {size} samples to choose from."
         )
     if sample_indices is not None and len(sample_indices) == 0:
-        raise ConfigurationError("sample_indices=[] chooses no sample: give at least one, or None for the first ones.")
+        raise ConfigurationError(
+            "sample_indices=[] selects no sample: give at least one index, or None for the first samples."
+        )
     chosen = list(range(min(num_samples, size))) if sample_indices is None else list(sample_indices)
     with torch.inference_mode(False):  # an inference tensor could not be differentiated
         return Samples(*tree_map_only(Tensor, lambda t: t.detach()[chosen].to("cpu", copy=True), (inputs, labels)))
@@ -92,7 +119,10 @@ def samples_from_dataset(
     input_fn: InputFunction | None = None,
     wrt: str | int | None = None,
 ) -> Samples:
-    """The first samples of a map-style dataset, or those at ``sample_indices``; no random stream is drawn from."""
+    """The first samples of a map-style dataset, or those at ``sample_indices``; leaves all random streams as they are.
+
+    The other arguments are those of ``samples_from_batch``.
+    """
     if not hasattr(dataset, "__len__"):
         raise ConfigurationError("The samples must be a map-style dataset with a length; give a tensor or (x, labels).")
     size = len(dataset)
@@ -107,9 +137,8 @@ def samples_from_dataset(
 def first_batch(loader: Any) -> Any | None:
     """A loader's first batch, made from copies of its dataset and sampler so that both stay as they are.
 
-    Returns None where that is not possible: an iterable dataset, which cannot be read without using it up,
-    a dataset that cannot be copied or is larger than ``LARGEST_COPY``, or something that is not a
-    ``DataLoader``.
+    Returns None where that is not possible: for an iterable dataset, which would be used up by reading, a dataset that
+    cannot be copied or is larger than ``LARGEST_COPY``, or something that is not a ``DataLoader``.
     """
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return None
@@ -122,7 +151,7 @@ def first_batch(loader: Any) -> Any | None:
             dataset, sampler = copy.deepcopy((loader.dataset, loader.batch_sampler))
             indices = next(iter(sampler), None)
             return None if indices is None else loader.collate_fn([dataset[i] for i in indices])
-        except Exception:  # a dataset that cannot be copied, or opens its file in a worker; a real batch will do
+        except Exception:  # the dataset cannot be copied, or opens its file in a worker: a real batch will come
             return None
 
 
@@ -132,12 +161,12 @@ def _arrays(value: object, depth: int = 4) -> Iterable[Tensor | np.ndarray[Any, 
         yield value
     elif depth:
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-        for part in (*inner, *getattr(value, "__dict__", {}).values()):
-            yield from _arrays(part, depth - 1)
+        for item in (*inner, *getattr(value, "__dict__", {}).values()):
+            yield from _arrays(item, depth - 1)
 
 
 def _found(batch: Any, wrt: str | int | None) -> tuple[Inputs, Tensor | None]:
-    """Inputs and labels of a batch; in a dict, only what cannot be mistaken."""
+    """Inputs and labels of a batch; in a dict, only what is unambiguous."""
     if not isinstance(batch, Mapping):
         return _split(batch)
     tensors = {name: t for name, t in batch.items() if isinstance(t, Tensor) and name not in LABEL_NAMES}
@@ -155,11 +184,11 @@ def _split(batch: Any, source: str = "") -> tuple[Inputs, Tensor | None]:
     first, labels, *_ = (*batch, None, None) if isinstance(batch, (list, tuple)) else (batch, None)
     inputs = dict(first) if isinstance(first, Mapping) else tuple(first) if isinstance(first, list) else first
     several = isinstance(inputs, (dict, tuple))
-    parts: list[Any] = [*inputs.values()] if isinstance(inputs, dict) else [*inputs] if several else [inputs]
-    if not parts or not all(isinstance(t, Tensor) and t.dim() >= (1 if several else 2) for t in parts):
+    tensors: list[Any] = [*inputs.values()] if isinstance(inputs, dict) else [*inputs] if several else [inputs]
+    if not tensors or not all(isinstance(t, Tensor) and t.dim() >= (1 if several else 2) for t in tensors):
         raise _not_found(batch, source)
-    check_lengths(parts)
-    is_labels = isinstance(labels, Tensor) and labels.shape == parts[0].shape[:1] and not labels.is_floating_point()
+    check_lengths(tensors)
+    is_labels = isinstance(labels, Tensor) and labels.shape == tensors[0].shape[:1] and not labels.is_floating_point()
     return inputs, labels if is_labels else None
 
 
@@ -170,6 +199,6 @@ def _not_found(batch: Any, source: str = "") -> ConfigurationError:
         got = f"{type(batch).__name__} with the keys {list(batch)}"
     return ConfigurationError(
         f"The input was not found in {' '.join(filter(None, [got, source]))}. Give input_fn, which takes a batch and "
-        f"gives x [N, *shape] or (x, labels), for example input_fn=lambda batch: (batch['image'], batch['label']); "
-        f"for several inputs x is a dict or tuple of tensors, and wrt says which one is differentiated."
+        f"returns x [N, *shape] or (x, labels), for example input_fn=lambda batch: (batch['image'], batch['label']); "
+        f"for several inputs x is a dict or tuple of tensors, and wrt names the one to differentiate."
     )

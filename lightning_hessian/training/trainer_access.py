@@ -1,4 +1,4 @@
-"""What a monitor reads from a Trainer, in one place. Trainers are told by what they have: imports no Lightning."""
+"""What a monitor reads from a Trainer, in one place. Knows Trainers by their attributes: imports no Lightning."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.model.isolation import frozen_random_streams, preserved
 from lightning_hessian.training.distributed import ProcessGroup
 from lightning_hessian.training.samples import first_batch
-from lightning_hessian.training.schedule import Place
+from lightning_hessian.training.schedule import TrainingPosition
 from lightning_hessian.writers.loggers import tensorboard_loggers
+
+# Strategies that hold parameters in flat buffers of their own, from which torch cannot restore a whole module.
+UNSUPPORTED_STRATEGIES = ("FSDPStrategy", "DeepSpeedStrategy")
 
 
 def in_both_packages(own: type) -> type:
-    """A class of ``lightning``; where ``pytorch_lightning``, the same classes a second time, is in use, one of both."""
+    """A class of ``lightning``, which is also one of ``pytorch_lightning`` where that second package is in use."""
     home = own.__module__.replace("lightning.pytorch", "pytorch_lightning").replace(
         "lightning.fabric", "lightning_fabric"
     )
@@ -25,34 +28,30 @@ def in_both_packages(own: type) -> type:
     return own if twin is None else type(own.__name__, (own, getattr(twin, own.__name__)), {})
 
 
-# Strategies that keep parameters in flat buffers of their own, from which torch gives back no whole module.
-REFUSED_STRATEGIES = ("FSDPStrategy", "DeepSpeedStrategy")
-
-
-def ranks(trainer: Any) -> ProcessGroup:
+def process_group(trainer: Any) -> ProcessGroup:
     """The processes that train together.
 
     Raises:
-        ConfigurationError: parameters are sharded in a way they cannot be gathered from, or there are several processes
-            and they do not know each other through torch.distributed.
+        ConfigurationError: parameters are sharded in a way from which they cannot be gathered, or there are several
+            processes that are not connected by torch.distributed.
     """
     strategy = type(trainer.strategy)
-    if any(parent.__name__ in REFUSED_STRATEGIES for parent in strategy.__mro__):
+    if any(parent.__name__ in UNSUPPORTED_STRATEGIES for parent in strategy.__mro__):
         raise ConfigurationError(
-            f"Measuring under {strategy.__name__} is not possible: it keeps parameters in flat pieces of its own. Use "
+            f"Measuring under {strategy.__name__} is not possible: it holds parameters in flat buffers of its own. Use "
             f"ModelParallelStrategy with fully_shard (FSDP2), DDP or a single device, or remove the callback."
         )
     if trainer.world_size == 1:
         return ProcessGroup()
     if not dist.is_available() or not dist.is_initialized():
         raise ConfigurationError(
-            f"Measuring under {strategy.__name__} with {trainer.world_size} processes is not possible: they do not "
-            f"talk through torch.distributed. Use DDP or a single device, or remove the callback."
+            f"Measuring under {strategy.__name__} with {trainer.world_size} processes is not possible: they are not "
+            f"connected by torch.distributed. Use DDP or a single device, or remove the callback."
         )
     return ProcessGroup(dist.get_rank(), dist.get_world_size(), trainer.num_devices)
 
 
-def steps(trainer: Any) -> int:
+def optimizer_steps(trainer: Any) -> int:
     """Optimizer steps so far; batches so far where the user steps raw optimizers, which Lightning does not count."""
     if trainer.global_step or trainer.lightning_module.automatic_optimization:
         return trainer.global_step
@@ -60,7 +59,7 @@ def steps(trainer: Any) -> int:
 
 
 def logged_step(trainer: Any) -> int:
-    """The loggers' step of the next batch."""
+    """The loggers' step of the current batch; between two batches, of the next one."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
@@ -69,14 +68,16 @@ def last_logged_step(trainer: Any) -> int:
     return max(0, logged_step(trainer) - 1)
 
 
-def place(trainer: Any) -> Place:
-    """Where the run is, at the end of a batch."""
-    return Place(steps(trainer), logged_step(trainer), trainer.current_epoch, trainer.is_last_batch)
+def training_position(trainer: Any) -> TrainingPosition:
+    """Where training is, at the end of a batch."""
+    return TrainingPosition(
+        optimizer_steps(trainer), logged_step(trainer), trainer.current_epoch, trainer.is_last_batch
+    )
 
 
 def log_folder(trainer: Any) -> str | None:
-    """Where records are saved: beside the event file if there is one; nowhere in a fast_dev_run."""
-    log_dir = trainer.log_dir  # collective: every process must ask
+    """Where records are saved: beside the event file if there is one; nowhere in a fast_dev_run. Collective."""
+    log_dir = trainer.log_dir  # Lightning broadcasts it
     if trainer.fast_dev_run:
         return None
     loggers = tensorboard_loggers(trainer.loggers)
@@ -84,7 +85,7 @@ def log_folder(trainer: Any) -> str | None:
 
 
 def chosen_batch(trainer: Any, batch: Any, dataloader_idx: int, wanted: int) -> Any | None:
-    """What of a validation or test batch comes from the loader ``wanted``, or None.
+    """The part of a validation or test batch that comes from the loader ``wanted``, or None.
 
     Raises:
         ConfigurationError: there is no such loader.
@@ -97,7 +98,7 @@ def chosen_batch(trainer: Any, batch: Any, dataloader_idx: int, wanted: int) -> 
 
 
 def first_validation_batch(trainer: Any, pl_module: Any, wanted: int) -> Any | None:
-    """The first batch of a validation loader as the user's hooks shape it, read from copies; None where not possible.
+    """The first batch of a validation loader, read from copies and passed through the user's hooks; None if impossible.
 
     Raises:
         ConfigurationError: there is no such loader.
@@ -111,7 +112,7 @@ def first_validation_batch(trainer: Any, pl_module: Any, wanted: int) -> Any | N
     if batch is None or (not one_by_one and _part(loaders, batch, wanted) is None):
         return None
     index = wanted if one_by_one else 0
-    # It goes the way of every validation batch; the user's hooks may look at the trainer's stage.
+    # It takes the path of every validation batch; the user's hooks may look at the trainer's stage.
     trainer.validating = True
     try:
         with frozen_random_streams(trainer.strategy.root_device), preserved(pl_module):
@@ -124,7 +125,7 @@ def first_validation_batch(trainer: Any, pl_module: Any, wanted: int) -> Any | N
 
 
 def _combined_loader(trainer: Any) -> Any:
-    """All validation or test loaders of the running loop, or None where they are not made yet."""
+    """All validation or test loaders of the running loop, or None where they have not been made yet."""
     fit, validate, test = trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop
     return {"fit": fit, "validate": validate, "test": test}[trainer.state.fn]._combined_loader
 
@@ -138,6 +139,6 @@ def _check_index(loaders: Any, wanted: int) -> None:
 
 
 def _part(loaders: Any, batch: Any, wanted: int) -> Any:
-    """A combined batch has the structure of its loaders: the part at the place of the loader ``wanted``."""
-    places, _ = pytree.tree_flatten_with_path(loaders.iterables)
-    return pytree.key_get(batch, places[wanted][0])
+    """The part of a combined batch that comes from the loader ``wanted``: both have the same structure."""
+    paths, _ = pytree.tree_flatten_with_path(loaders.iterables)
+    return pytree.key_get(batch, paths[wanted][0])

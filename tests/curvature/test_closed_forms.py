@@ -35,12 +35,12 @@ def softmax_regression(k, target):
         w, p = layer.weight.detach(), layer(x).softmax(1).detach()
         away = torch.eye(4, dtype=F64)[k] - p
         spread = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
-        bend, slope = -spread, away
+        a, slope = -spread, away
         if target == "prob":
-            bend = p[:, k, None, None] * (away.unsqueeze(2) * away.unsqueeze(1) - spread)
+            a = p[:, k, None, None] * (away.unsqueeze(2) * away.unsqueeze(1) - spread)
             slope = p[:, [k]] * away
         sign = -1 if target == "loss" else 1
-        return layer, x, k, target, sign * slope @ w, sign * (w.T @ bend @ w)
+        return layer, x, k, target, sign * slope @ w, sign * (w.T @ a @ w)
 
     return make
 
@@ -83,7 +83,7 @@ def two_layer_tanh():
     return lambda x: torch.tanh(x @ w.T + b) @ v, x, 0, "logit", (v * (1 - t**2)) @ w, matrix
 
 
-FLAT = {
+LINEAR_NETWORKS = {
     "squared_residual": squared_residual,
     "linear_logit": linear_logit,
     **{
@@ -92,23 +92,23 @@ FLAT = {
         for k in range(4)
     },
 }
-BENT = {
+CURVED_NETWORKS = {
     "weighted_squares": weighted_squares,
     "radial_basis": radial_basis,
     "quadratic": quadratic,
     "two_layer_tanh": two_layer_tanh,
 }
-CASES = [(name, method) for name in {**FLAT, **BENT} for method in ("dense", "lanczos")]
-CASES += [(name, "low_rank") for name in FLAT]
+CASES = [(name, method) for name in {**LINEAR_NETWORKS, **CURVED_NETWORKS} for method in ("dense", "lanczos")]
+CASES += [(name, "low_rank") for name in LINEAR_NETWORKS]
 
 
 def assert_equal(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", [*FLAT, *BENT])
+@pytest.mark.parametrize("name", [*LINEAR_NETWORKS, *CURVED_NETWORKS])
 def test_matrices_and_products(name):
-    model, x, k, target, _, expected = {**FLAT, **BENT}[name]()
+    model, x, k, target, _, expected = {**LINEAR_NETWORKS, **CURVED_NETWORKS}[name]()
     v = torch.randn(x.shape, dtype=F64)
     assert_equal(input_hessian(model, x, k, target)[:, 0], expected)
     assert_equal(input_hvp(model, x, v, k, target)[:, 0], (expected @ v.unsqueeze(2)).squeeze(2))
@@ -116,7 +116,7 @@ def test_matrices_and_products(name):
 
 @pytest.mark.parametrize(("name", "method"), CASES)
 def test_spectra(name, method):
-    model, x, k, target, gradient, expected = {**FLAT, **BENT}[name]()
+    model, x, k, target, gradient, expected = {**LINEAR_NETWORKS, **CURVED_NETWORKS}[name]()
     num_inputs = x.shape[1]
     spectrum = input_spectrum(model, x, k, target, method=method, num_eigenvalues=num_inputs)
     values, vectors, found = (t[:, 0] for t in (spectrum.eigenvalues, spectrum.eigenvectors, spectrum.vector_index))
@@ -137,13 +137,13 @@ def test_spectra(name, method):
         assert spectrum.diagnosis.kind == "linear"
 
 
-def test_the_log_prob_of_every_class_bends_alike():
+def test_the_log_prob_of_every_class_has_the_same_hessian():
     layer, x = nn.Linear(6, 4).double(), torch.randn(2, 6, dtype=F64)
     hessian = input_hessian(layer, x, "all", "log_prob")
     assert_equal(hessian, hessian[:, :1].expand_as(hessian))
 
 
 @pytest.mark.parametrize("k", range(4))
-def test_a_probability_over_a_linear_layer_bends_up_in_one_direction_at_most(k):
+def test_a_probability_over_a_linear_layer_has_one_positive_eigenvalue_at_most(k):
     spectrum = input_spectrum(nn.Linear(6, 4).double(), torch.randn(20, 6, dtype=F64), k, "prob", method="dense")
     assert (spectrum.eigenvalues[..., 1:] < 1e-12).all()

@@ -1,4 +1,4 @@
-"""What a measurement takes stays below max_memory, and a device that runs out is given less at once."""
+"""A measurement stays below max_memory, and works on fewer samples where the device runs out of memory."""
 
 import os
 import re
@@ -7,18 +7,18 @@ import sys
 
 import pytest
 import torch
-from support.networks import mlp
+from support.networks import measure, mlp
 from torch import nn
 
 from lightning_hessian import MeasurementError, input_spectrum
-from lightning_hessian.curvature import cost_model as facts
-from lightning_hessian.curvature.memory import AllocatedBytes, in_groups, out_of_memory
-from lightning_hessian.curvature.methods.execute import measure
-from lightning_hessian.curvature.methods.low_rank import jacobian
-from lightning_hessian.curvature.methods.plan import Options, result_bytes
-from lightning_hessian.curvature.operators.autodiff import in_float64, modes_agree
+from lightning_hessian.curvature import cost_model
+from lightning_hessian.curvature.batching import in_groups, out_of_memory
+from lightning_hessian.curvature.checks.mode_agreement import in_float64, modes_agree
+from lightning_hessian.curvature.cost_model import result_bytes
+from lightning_hessian.curvature.memory import AllocatedBytes
+from lightning_hessian.curvature.operators.gauss_newton import jacobian, term_norms
 from lightning_hessian.curvature.operators.target_batch import TargetBatch
-from lightning_hessian.curvature.operators.terms import term_norms
+from lightning_hessian.curvature.options import Options
 
 F64 = torch.float64
 
@@ -26,25 +26,30 @@ F64 = torch.float64
 SCRIPT = """
 import sys, torch
 from torch import nn
-from lightning_hessian.curvature.methods.execute import measure
-from lightning_hessian.curvature.methods.plan import Options
+from lightning_hessian.curvature.analysis import analyze
+from lightning_hessian.curvature.methods.execute import execute
+from lightning_hessian.curvature.methods.plan import make_plan
 from lightning_hessian.curvature.operators.target_batch import TargetBatch
+from lightning_hessian.curvature.options import Options
 method, case, count, memory = *sys.argv[1:3], int(sys.argv[3]), int(sys.argv[4])
 torch.set_num_threads(1)
 torch.manual_seed(0)
-bend = nn.ReLU() if method == "low_rank" else nn.GELU()
-net, x = nn.Sequential(nn.Linear(256, 64), bend, nn.Linear(64, 30)), torch.randn(count, 256)
+act = nn.ReLU() if method == "low_rank" else nn.GELU()
+net, x = nn.Sequential(nn.Linear(256, 64), act, nn.Linear(64, 30)), torch.randn(count, 256)
 if case == "convolution":
-    net = nn.Sequential(nn.Conv2d(1, 32, 3, padding=1), bend, nn.Conv2d(32, 32, 3, padding=1), bend,
+    net = nn.Sequential(nn.Conv2d(1, 32, 3, padding=1), act, nn.Conv2d(32, 32, 3, padding=1), act,
                         nn.Flatten(), nn.Linear(32 * 64, 5))
     x = x[:, :64].reshape(-1, 1, 8, 8)
 net.requires_grad_(False)
 classes = torch.arange(3 if case == "classes" else 1)
 
 def measured(count, memory):
-    problems = TargetBatch(net, lambda z, c: z.softmax(1).gather(1, c), x[:count], classes.expand(count, -1))
+    batch = TargetBatch(net, lambda z, c: z.softmax(1).gather(1, c), x[:count], classes.expand(count, -1))
     options = Options(method=method, num_eigenvalues=4, max_memory=memory)
-    found = measure(problems, "prob", options, num_matrices=8 if case == "heatmaps" else 0)
+    analysis = analyze(batch, options)
+    num_matrices = 8 if case == "heatmaps" else 0
+    plan = make_plan(batch, analysis.costs, analysis.diagnosis, options, num_matrices=num_matrices)
+    found = execute(batch, plan, options, target="prob", analysis=analysis)
     # not ru_maxrss, which starts at the peak of the process that started this one
     (peak,) = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
     assert (found.hessian is not None) == (case == "heatmaps")
@@ -74,25 +79,25 @@ def test_the_memory_of_a_measurement_is_bounded(method, case, count, mebibytes):
     # glibc otherwise keeps freed tensors of this size, and resident memory is not that of the tensors
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     command = [sys.executable, "-c", SCRIPT, method, case, str(count), str(memory)]
-    told = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
-    bounded, free, difference = map(float, told.split())
+    output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    bounded, free, difference = map(float, output.split())
     assert bounded <= memory < free
     assert difference < 1e-4
 
 
-REFUSED = []  # outside of the model, whose attributes a measurement puts back
+TOO_LARGE = []  # outside of the model, whose attributes a measurement restores
 
 
 class Small(nn.Module):
-    """A network on a device with room for a few samples."""
+    """A network on a device whose memory fits a few samples."""
 
-    def __init__(self, net: nn.Module, room: int) -> None:
+    def __init__(self, net: nn.Module, num_fitting: int) -> None:
         super().__init__()
-        self.net, self.room = net, room
+        self.net, self.num_fitting = net, num_fitting
 
     def forward(self, x):
-        if x.numel() > self.room * 6:
-            REFUSED.append(len(x))
+        if x.numel() > self.num_fitting * 6:
+            TOO_LARGE.append(len(x))
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is.")
         return self.net(x)
 
@@ -101,16 +106,16 @@ class Small(nn.Module):
 def test_out_of_memory_halves_what_is_done_at_once(method):
     net, x = mlp(nn.ReLU), torch.randn(21, 6, dtype=F64)
     whole = input_spectrum(net, x, [0, 2], "prob", method=method, num_eigenvalues=4)
-    REFUSED.clear()
-    found = input_spectrum(Small(net, room=6), x, [0, 2], "prob", method=method, num_eigenvalues=4)
-    assert len(REFUSED) > 2
+    TOO_LARGE.clear()
+    found = input_spectrum(Small(net, num_fitting=6), x, [0, 2], "prob", method=method, num_eigenvalues=4)
+    assert len(TOO_LARGE) > 2
     for name in ("eigenvalues", "gradient", "trace", "diagonal"):
         torch.testing.assert_close(getattr(found, name), getattr(whole, name), rtol=1e-6, atol=1e-9)
 
 
 def test_a_curved_network_on_a_small_device():
     net, x = mlp(), torch.randn(21, 6, dtype=F64)
-    found = input_spectrum(Small(net, room=6), x, "all")
+    found = input_spectrum(Small(net, num_fitting=6), x, "all")
     torch.testing.assert_close(found.eigenvalues, input_spectrum(net, x, "all").eigenvalues, rtol=1e-9, atol=1e-12)
 
 
@@ -154,29 +159,29 @@ def test_a_single_sample_that_does_not_fit_the_device():
         "MPS backend out of memory (MPS allocated: 17 GB, other allocations: 1 GB, max allowed: 18 GB).",
     ],
 )
-def test_every_device_says_it_in_its_own_words(words):
+def test_the_messages_of_every_device_are_recognized(words):
     assert out_of_memory(RuntimeError(words))
     assert not out_of_memory(ValueError(words))
 
 
 @pytest.mark.parametrize("method", ["auto", "dense", "lanczos"])
-def test_a_device_with_room_for_one_sample(method):
+def test_a_device_whose_memory_fits_one_sample(method):
     net, x = mlp(), torch.randn(7, 6, dtype=F64)
-    classes = 1 if method == "lanczos" else "all"  # lanczos lays classes out as samples
-    found = input_spectrum(Small(net, room=1), x, classes, "prob", method=method, chunk_size=1)
+    classes = 1 if method == "lanczos" else "all"  # lanczos takes every class as a sample of its own
+    found = input_spectrum(Small(net, num_fitting=1), x, classes, "prob", method=method, chunk_size=1)
     whole = input_spectrum(net, x, classes, "prob", method="dense")
     torch.testing.assert_close(found.lambda_max, whole.lambda_max, rtol=1e-6, atol=1e-9)
-    assert "no room for two samples" in found.diagnosis.message
+    assert "Two samples do not fit the device" in found.diagnosis.message
     assert found.diagnosis.trusted
 
 
-def test_a_wrong_derivative_is_witnessed_with_room_for_one_sample():
+def test_a_wrong_derivative_is_detected_where_memory_fits_one_sample():
     class Detached(nn.Module):
         def forward(self, x):
             return x.detach() * x.square().sum(1, keepdim=True)
 
     with pytest.warns(UserWarning, match="Finite differences contradict"):
-        input_spectrum(Small(Detached(), room=1), torch.randn(4, 6, dtype=F64), 1, method="dense", chunk_size=1)
+        input_spectrum(Small(Detached(), num_fitting=1), torch.randn(4, 6, dtype=F64), 1, method="dense", chunk_size=1)
 
 
 @pytest.mark.parametrize(
@@ -185,33 +190,34 @@ def test_a_wrong_derivative_is_witnessed_with_room_for_one_sample():
     ids=["in_float64", "modes_agree", "jacobian"],
 )
 def test_running_out_of_memory_is_no_missing_rule(work):
-    def refuses(x):
+    def no_memory(x):
         raise torch.OutOfMemoryError("no more")
 
-    given = TargetBatch(refuses, lambda z, c: z.gather(1, c), torch.randn(2, 6), torch.zeros(2, 1, dtype=torch.long))
+    classes = torch.zeros(2, 1, dtype=torch.long)
+    given = TargetBatch(no_memory, lambda z, c: z.gather(1, c), torch.randn(2, 6), classes)
     with pytest.raises(RuntimeError, match=r"no more|ran out of memory"):
         work(given)
 
 
-def test_batched_backward_passes_that_run_out_of_memory_are_told(monkeypatch):
-    def refuses(*_):
+def test_batched_backward_passes_that_run_out_of_memory_raise(monkeypatch):
+    def no_memory(*_):
         raise torch.OutOfMemoryError("no more")
 
-    monkeypatch.setattr("lightning_hessian.curvature.methods.low_rank.vjp", refuses)
+    monkeypatch.setattr("lightning_hessian.curvature.operators.gauss_newton.vjp", no_memory)
     with pytest.raises(torch.OutOfMemoryError):
-        jacobian(few_problems(mlp()))
+        jacobian(few_targets(mlp()))
 
 
 def test_forward_mode_that_runs_out_of_memory_does_not_disagree(monkeypatch):
-    def refuses(self, basis):
+    def no_memory(self, basis):
         raise torch.OutOfMemoryError("no more")
 
-    monkeypatch.setattr("lightning_hessian.curvature.operators.autodiff.ForwardOverReverse.columns", refuses)
+    monkeypatch.setattr("lightning_hessian.curvature.operators.autodiff.ForwardOverReverse.columns", no_memory)
     with pytest.raises(MeasurementError, match="ran out of memory"):
-        modes_agree(few_problems(mlp()), torch.Generator())
+        modes_agree(few_targets(mlp()), torch.Generator())
 
 
-def few_problems(net, count=2, inputs=6):
+def few_targets(net, count=2, inputs=6):
     classes = torch.zeros(count, 1, dtype=torch.long)
     return TargetBatch(net, lambda z, c: z.softmax(1).gather(1, c), torch.randn(count, inputs, dtype=F64), classes)
 
@@ -230,7 +236,7 @@ class Largest(AllocatedBytes):
 
 def test_thousands_of_outputs_are_never_squared():
     """C = 3000: A alone is 72 MB a sample, and its columns at once some ten times that."""
-    given = few_problems(mlp(outputs=3000))
+    given = few_targets(mlp(outputs=3000))
     matrices = torch.randn(2, 1, 6, 6, dtype=F64)
     with Largest() as made:
         norms = term_norms(given, matrices)
@@ -238,32 +244,32 @@ def test_thousands_of_outputs_are_never_squared():
     for n in range(2):
         rows, z = torch.func.jacrev(given.network)(given.x[n]), given.network(given.x[n])
         p = z.softmax(0)
-        lean = rows - p @ rows  # A = p_0 (u uᵀ − diag p + p pᵀ) with u = e_0 − p
-        bend = p[0] * (torch.outer(lean[0], lean[0]) - (lean.mT * p) @ lean)
-        for name, part in (("gauss_newton_norm", bend), ("functional_norm", matrices[n, 0] - bend)):
-            torch.testing.assert_close(norms[name][n, 0], torch.linalg.matrix_norm(part), rtol=1e-9, atol=1e-14)
+        centered = rows - p @ rows  # A = p_0 (u uᵀ − diag p + p pᵀ) with u = e_0 − p
+        jaj = p[0] * (torch.outer(centered[0], centered[0]) - (centered.mT * p) @ centered)
+        for norm, term in ((norms.gauss_newton, jaj), (norms.functional, matrices[n, 0] - jaj)):
+            torch.testing.assert_close(norm[n, 0], torch.linalg.matrix_norm(term), rtol=1e-9, atol=1e-14)
 
 
 @pytest.mark.parametrize("method", ["lanczos", "low_rank"])
-def test_heatmaps_that_do_not_fit_are_left_out_and_told(method):
-    given = few_problems(mlp(nn.ReLU if method == "low_rank" else nn.GELU, inputs=300), inputs=300)
+def test_heatmaps_that_do_not_fit_are_left_out_with_a_message(method):
+    given = few_targets(mlp(nn.ReLU if method == "low_rank" else nn.GELU, inputs=300), inputs=300)
     enough = result_bytes(given, Options(), 1) + 8 * 300**2
     found = measure(given, "prob", Options(method=method, max_memory=enough), num_matrices=1)
     assert found.hessian is None
     assert found.plan.num_matrices == 0
     message = found.spectrum.diagnosis.message
-    assert "no heatmap. heatmap_samples=0" in message
+    assert "no heatmap. Set heatmap_samples=0" in message
     assert found.spectrum.diagnosis.trusted
     need = int(re.search(r"max_memory=(\d+)", message).group(1))
     assert measure(given, "prob", Options(method=method, max_memory=need), num_matrices=1).hessian is not None
     assert measure(given, "prob", Options(method=method, max_memory=need - 1), num_matrices=1).hessian is None
 
 
-def test_facts_are_found_out_once(monkeypatch):
-    asked = []
-    agree = facts.modes_agree
-    monkeypatch.setattr(facts, "modes_agree", lambda *given: asked.append("agree") or agree(*given))
-    product = facts._product
-    monkeypatch.setattr(facts, "_product", lambda few: asked.append("product") or product(few))
+def test_costs_are_measured_once(monkeypatch):
+    measured = []
+    agree = cost_model.modes_agree
+    monkeypatch.setattr(cost_model, "modes_agree", lambda *given: measured.append("agree") or agree(*given))
+    matvec = cost_model._matvec
+    monkeypatch.setattr(cost_model, "_matvec", lambda few: measured.append("matvec") or matvec(few))
     input_spectrum(mlp(inputs=300), torch.randn(2, 300, dtype=F64), 0)
-    assert sorted(asked) == ["agree", "product"]
+    assert sorted(measured) == ["agree", "matvec"]

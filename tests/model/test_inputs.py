@@ -106,7 +106,7 @@ def test_what_cannot_be_differentiated_is_told(inputs, wrt, sentence):
 
 
 def test_a_layer_that_gives_no_tensor():
-    with pytest.raises(ConfigurationError, match=r"wrt='body' must run once and give a tensor; .* gave tuple"):
+    with pytest.raises(ConfigurationError, match=r"wrt='body' must run once and return a tensor; .* returned tuple"):
         input_gradient(Text(), torch.randint(20, (3, 5)), 0, wrt="body")
 
 

@@ -5,19 +5,19 @@ import sys
 
 import numpy as np
 import pytest
+from support.measuring import Measurer
 from support.networks import mlp
 from torch import randn
 
 from lightning_hessian import to_dataframe
 from lightning_hessian.curvature.methods.plan import Options
 from lightning_hessian.records.metrics import METRICS
-from lightning_hessian.training.measurement import Monitor
 from lightning_hessian.training.samples import Samples
 
 
 @pytest.fixture
 def records():
-    monitor = Monitor([2, 0], "prob", "float64", Options(), class_names=("a", "b", "c"))
+    monitor = Measurer([2, 0], "prob", "float64", Options(), class_names=("a", "b", "c"))
     samples = Samples(randn(3, 6), randn(3).argsort())
     return [monitor.measure(mlp(), samples, step=7 * i, logged_step=7 * i, epoch=i) for i in range(2)]
 

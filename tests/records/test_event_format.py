@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
+from support.measuring import Measurer
 from support.networks import mlp
 from support.training import events, fit, small_monitor
 
@@ -19,14 +20,13 @@ from lightning_hessian.records.answers.history import uncertainty
 from lightning_hessian.records.event_format import EVENT_FORMAT_VERSION, Summary, read_summary
 from lightning_hessian.records.metrics import METRICS
 from lightning_hessian.records.payload import DamagedDataError, unpack
-from lightning_hessian.training.measurement import Monitor
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.writers.tensorboard import add_payload
 
 
 def record_of(method="auto", activation=torch.nn.GELU, inputs=6, labels=True, **arguments):
     samples = Samples(torch.randn(3, inputs), torch.tensor([0, 1, 2]) if labels else None)
-    monitor = Monitor([0, 2], "prob", "float64", Options(method, **arguments), heatmap_samples=1)
+    monitor = Measurer([0, 2], "prob", "float64", Options(method, **arguments), heatmap_samples=1)
     return monitor.measure(mlp(activation, inputs=inputs), samples, step=7, logged_step=6, epoch=1)
 
 

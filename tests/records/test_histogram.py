@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from support.measuring import Measurer
 from support.networks import mlp
 
 from lightning_hessian.curvature.methods.plan import Options
@@ -14,7 +15,6 @@ from lightning_hessian.records.histogram import (
     mean_spectrum,
     signed_log10,
 )
-from lightning_hessian.training.measurement import Monitor
 from lightning_hessian.training.samples import Samples
 
 
@@ -24,7 +24,7 @@ def test_signed_log10():
 
 
 def test_left_out_zeros_are_counted():
-    monitor = Monitor([0, 2], "logit", "float64", Options(num_eigenvalues=2), heatmap_samples=0)
+    monitor = Measurer([0, 2], "logit", "float64", Options(num_eigenvalues=2), heatmap_samples=0)
     samples = Samples(torch.randn(4, 6), None)
     record = monitor.measure(mlp(torch.nn.ReLU), samples, step=0, logged_step=0, epoch=0)
     assert record.eigenvalues.shape[-1] == 2
@@ -35,11 +35,11 @@ def test_left_out_zeros_are_counted():
 
 
 def test_the_histogram_of_an_estimated_density():
-    """Counts of an average sample, within the stated errors of the whole spectra; zeros from rounding count as zeros."""
+    """Counts of an average sample, within the stated errors of the true ones; zeros from rounding count as zeros."""
     net, samples = mlp(torch.nn.ReLU, inputs=60, width=20).float(), Samples(torch.randn(3, 60), None)
     options = {"lanczos": Options("lanczos", 4, density_vectors=40), "low_rank": Options("low_rank")}
     ends, whole = (
-        Monitor([0, 2], "prob", "float32", o, heatmap_samples=0).measure(net, samples, step=0, logged_step=0, epoch=0)
+        Measurer([0, 2], "prob", "float32", o, heatmap_samples=0).measure(net, samples, step=0, logged_step=0, epoch=0)
         for o in options.values()
     )
     assert not ends.complete

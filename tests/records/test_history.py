@@ -109,7 +109,7 @@ def test_measurements_of_another_kind_than_the_last_are_left_out(changed):
 def test_a_step_that_was_not_measured():
     measured = history([summary(3), summary(7)])
     assert measured.at(7).logged_step == 7
-    with pytest.raises(MissingError, match=r"no measurement at step 5. There are 2, from step 3 to 7"):
+    with pytest.raises(MissingError, match=r"no measurement at step 5\. There are 2, from step 3 to 7"):
         measured.at(5)
 
 

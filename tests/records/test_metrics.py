@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.measuring import Measurer
 from support.networks import mlp
 from torch import randn
 
@@ -14,7 +15,6 @@ from lightning_hessian.curvature.methods.plan import Options
 from lightning_hessian.records import event_format, metrics
 from lightning_hessian.records.metrics import COMPARISON, LOGGED, METRICS, Metric, to_markdown
 from lightning_hessian.records.payload import unpack
-from lightning_hessian.training.measurement import Monitor
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.writers.scalars import scalars
 from lightning_hessian.writers.text import diagnosis_text
@@ -58,7 +58,7 @@ def test_the_readme_names_the_tags_that_are_logged():
 
 
 def measured():
-    monitor = Monitor([0, 2], "prob", "float64", Options(), heatmap_samples=0)
+    monitor = Measurer([0, 2], "prob", "float64", Options(), heatmap_samples=0)
     return monitor.measure(mlp(), Samples(randn(3, 6), None), step=0, logged_step=0, epoch=0)
 
 

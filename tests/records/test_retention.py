@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.measuring import Measurer
 from support.networks import mlp
 
 from lightning_hessian import ConfigurationError, KeepMatrices, load_records
@@ -12,12 +13,11 @@ from lightning_hessian.curvature.methods.plan import Options
 from lightning_hessian.records.files import save_record, set_superseded_aside
 from lightning_hessian.records.matrices import from_eigenvectors, from_triangle, to_triangle
 from lightning_hessian.records.retention import MatrixRetention, keep_policy
-from lightning_hessian.training.measurement import Monitor
 from lightning_hessian.training.samples import Samples
 
 
 def record_of(activation=torch.nn.GELU, inputs=12, dtype="float32", **options):
-    monitor = Monitor([0, 2], "prob", dtype, Options(**options), heatmap_samples=2)
+    monitor = Measurer([0, 2], "prob", dtype, Options(**options), heatmap_samples=2)
     return monitor.measure(
         mlp(activation, inputs=inputs).to(getattr(torch, dtype)),
         Samples(torch.randn(3, inputs), None),

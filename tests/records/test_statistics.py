@@ -24,3 +24,8 @@ def test_what_is_not_finite_is_left_out(axis):
     np.testing.assert_allclose(found.p10, [1.2, 5.4, np.nan])
     np.testing.assert_allclose(found.p90, [3.6, 8.6, np.nan])
     assert found.num_finite.tolist() == [3, 2, 0]
+
+
+def test_single_precision_is_averaged_in_double():
+    values = np.full((1000, 1), 0.1, np.float32)
+    assert over_samples(values).mean == pytest.approx(float(np.float32(0.1)), rel=1e-12)

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from support.measuring import Measurer
 from support.networks import mlp
 
 from lightning_hessian.curvature.methods.execute import Options
 from lightning_hessian.records.subspace import CLEAR_GAP, _top_vectors, subspace_overlap
-from lightning_hessian.training.measurement import Monitor
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.writers.scalars import scalars
 
@@ -159,7 +159,7 @@ def measured(monitor, net, samples):
 @pytest.mark.parametrize("method", ["dense", "lanczos"])
 def test_the_monitor_compares_with_its_last_measurement(method):
     net, samples = mlp(torch.nn.Tanh, inputs=20), Samples(torch.randn(3, 20), None)
-    monitor = Monitor([0, 2], "prob", "float64", Options(method, 8), heatmap_samples=0)
+    monitor = Measurer([0, 2], "prob", "float64", Options(method, 8), heatmap_samples=0)
     first, still = measured(monitor, net, samples), measured(monitor, net, samples)
     assert np.isnan([first.top_eigenvector_cosine, first.top_subspace_overlap]).all()
     assert not any("top_eigenvector" in tag or "top_subspace" in tag for tag in scalars(first))
@@ -183,7 +183,7 @@ def test_the_monitor_compares_with_its_last_measurement(method):
 
 def test_another_predicted_class_is_not_compared():
     net, samples = mlp(torch.nn.Tanh), Samples(torch.randn(2, 6), None)
-    monitor = Monitor("predicted", "prob", "float64", Options(), heatmap_samples=0)
+    monitor = Measurer("predicted", "prob", "float64", Options(), heatmap_samples=0)
     first = measured(monitor, net, samples)
     with torch.no_grad():
         k = first.predicted[0]

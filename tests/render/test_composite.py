@@ -5,13 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from support.measuring import Measurer
 from torch import nn
 
 from lightning_hessian.curvature.methods.plan import Options
 from lightning_hessian.render.canvas import to_image
 from lightning_hessian.render.composite import composite
 from lightning_hessian.render.maps import as_image
-from lightning_hessian.training.measurement import Monitor
 from lightning_hessian.training.samples import Samples
 
 ARRAYS = ("hessian", "x", "labels", "predicted", "classes", "gradient", "eigenvalues", "eigenvectors", "vector_index")
@@ -21,7 +21,7 @@ ARRAYS += ("residuals", "converged")
 def record_of(*shape: int, labels=True):
     net = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 5), nn.Tanh(), nn.Linear(5, 3))
     samples = Samples(torch.rand(2, *shape), torch.tensor([0, 2]) if labels else None)
-    monitor = Monitor([1, 2], "logit", "float32", Options(), heatmap_samples=2)
+    monitor = Measurer([1, 2], "logit", "float32", Options(), heatmap_samples=2)
     return monitor.measure(net, samples, step=12, logged_step=11, epoch=3)
 
 
@@ -42,7 +42,10 @@ def test_the_words_are_the_records_numbers():
     shown = words(composite(record, 2))
     assert "Input-Hessian of logit, class 2: epoch 3, after 12 optimizer steps" in shown
     assert "Hessian 36×36, logit per input unit²" in shown
-    assert "sample 1, looked at class 2\nlabel 2" in shown
+    assert "sample 1, class 2\nlabel 2" in shown
+    (axes,) = composite(record, 2).axes
+    shown_matrices = [image.get_array() for image in axes.images if image.get_array().shape == (36, 36)]
+    np.testing.assert_array_equal(shown_matrices, record.hessian[:, 1])
     value = record.eigenvalues[0, 1, record.vector_index[0, 1, 0]]
     assert f"λ = {value:.3g}".replace("-", "−") in shown
     assert "not converged" not in shown

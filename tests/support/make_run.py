@@ -26,8 +26,8 @@ from lightning_hessian.records.event_format import pack_summary
 from lightning_hessian.records.files import save_record
 from lightning_hessian.records.payload import open_arrays, pack
 from lightning_hessian.tensorboard_plugin.loader import InputHessianLoader
-from lightning_hessian.training.measurement import Monitor
 from lightning_hessian.training.samples import Samples
+from support.measuring import Measurer
 
 START = 1_700_000_000.0  # wall time of the first event
 
@@ -37,7 +37,7 @@ def train(activation: type[nn.Module] = nn.GELU, target: str = "prob", steps: in
     torch.manual_seed(3)
     net = nn.Sequential(nn.Flatten(), nn.Linear(size * size, 8), activation(), nn.Linear(8, 4))
     x, labels = torch.rand(16, 1, size, size), torch.arange(16) % 4
-    monitor = Monitor([1, 3], target, "float32", Options(num_eigenvalues=4), heatmap_samples=1)
+    monitor = Measurer([1, 3], target, "float32", Options(num_eigenvalues=4), heatmap_samples=1)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
     records = []
     for step in range(steps):

@@ -1,6 +1,14 @@
-"""Small networks that many tests share."""
+"""Small networks that many tests share, and the whole way from a batch to a measurement."""
+
+from typing import Any
 
 from torch import nn
+
+from lightning_hessian.curvature.analysis import analyze
+from lightning_hessian.curvature.methods.execute import Measurement, execute
+from lightning_hessian.curvature.methods.plan import make_plan
+from lightning_hessian.curvature.operators.target_batch import TargetBatch
+from lightning_hessian.curvature.options import Options
 
 
 def mlp(activation: type[nn.Module] = nn.GELU, inputs: int = 6, outputs: int = 3, width: int = 8) -> nn.Sequential:
@@ -8,3 +16,10 @@ def mlp(activation: type[nn.Module] = nn.GELU, inputs: int = 6, outputs: int = 3
     return nn.Sequential(
         nn.Linear(inputs, width), activation(), nn.Linear(width, width), activation(), nn.Linear(width, outputs)
     ).double()
+
+
+def measure(batch: TargetBatch, target: str, options: Options, num_matrices: int = 0, **how: Any) -> Measurement:
+    """Analysis, plan and execution."""
+    analysis = analyze(batch, options)
+    plan = make_plan(batch, analysis.costs, analysis.diagnosis, options, num_matrices=num_matrices)
+    return execute(batch, plan, options, target=target, analysis=analysis, **how)

@@ -8,6 +8,9 @@ import socket
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,12 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from lightning_hessian.training.measurement import Monitor
+from lightning_hessian import InputHessianMonitor
+from lightning_hessian.curvature.options import Options
+from lightning_hessian.training.distributed import ProcessGroup
+from lightning_hessian.training.measurement import measure
+from lightning_hessian.training.samples import Samples
+from lightning_hessian.training.settings import MeasurementSettings
 from support.training import Classifier, digits, fit, small_monitor
 
 TESTS = Path(__file__).parent.parent
@@ -27,15 +35,22 @@ BROKEN = "measured and found wanting"
 SAMPLES = tuple(values[::2] for values in digits(64, 70).tensors)
 
 
+def free_port() -> int:
+    """A port that nothing uses, and that the system gives to nobody who asks for any, as servers of other tests do."""
+    first = 20_000 + os.getpid() % 10_000
+    for port in range(first, first + 100):
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"No port from {first} on is free.")
+
+
 def launch(folder: Path, *scenarios: str, environments: list[dict[str, str]]) -> list[str]:
     """Runs one process for each environment until all have ended, and gives what they printed."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
     common = {
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "GLOO_SOCKET_IFNAME": "lo",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
@@ -117,6 +132,59 @@ def no_input_on_rank_0(batch):
     return batch
 
 
+SEQUENCES = ("sequence", "sequence_prepare", "sequence_decide", "sequence_share")
+
+
+@dataclass(frozen=True)
+class RecordingGroup(ProcessGroup):
+    """Notes the collectives that are called, without those inside others."""
+
+    calls: list[str] = field(default_factory=list)
+    running: list[str] = field(default_factory=list)
+
+    def _noted(self, name: str, *arguments: Any) -> Any:
+        if not self.running:
+            self.calls.append(name)
+        self.running.append(name)
+        try:
+            return getattr(ProcessGroup, name)(self, *arguments)
+        finally:
+            self.running.pop()
+
+    tensors = partialmethod(_noted, "tensors")
+    on_first = partialmethod(_noted, "on_first")
+    on_all = partialmethod(_noted, "on_all")
+    gather = partialmethod(_noted, "gather")
+
+
+class FailsIn(nn.Module):
+    """Fails in one step of a measurement, on this rank."""
+
+    def __init__(self, step: str | None) -> None:
+        super().__init__()
+        self.step, self.net = step, nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.GELU(), nn.Linear(5, 3))
+
+    def forward(self, x):
+        if self.step is not None and torch.is_grad_enabled() == (self.step != "prepare"):
+            raise ArithmeticError(BROKEN)
+        return self.net(x)
+
+
+def sequence(name: str, rank: int, size: int) -> dict[str, Any]:
+    """The collectives of one measurement, and the error it ended with; ``sequence_STEP`` fails in that step."""
+    step = name.partition("_")[2] or None
+    fails = step is not None and rank == (0 if step == "decide" or size == 1 else 1)
+    group = RecordingGroup(rank, size, size)
+    torch.manual_seed(1)
+    model, settings = FailsIn(step if fails else None), MeasurementSettings([0, 2], "prob", "float32", Options())
+    left: dict[str, Any] = {"error": None, "record": False}
+    try:
+        left["record"] = measure(model, Samples(*SAMPLES), settings, group=group) is not None
+    except Exception as error:
+        left["error"] = (type(error).__name__, str(error))
+    return {**left, "calls": group.calls}
+
+
 def scenario(name: str) -> dict[str, Any]:
     """The monitor, the model and what else a scenario asks of ``fit``; without "monitor" it trains alone."""
     many = {"num_samples": 3, "heatmap_samples": 2}
@@ -189,6 +257,10 @@ def own_rank() -> int:
 def run(folder: Path, name: str) -> None:
     """Runs one scenario on this rank, and writes down how it went."""
     rank = own_rank()
+    if name in SEQUENCES:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        torch.save(sequence(name, rank, torch.distributed.get_world_size()), folder / name / f"rank_{rank}.pt")
+        return
     torch.manual_seed(1)
     arguments = scenario(name)
     monitor = arguments.pop("monitor", None)
@@ -212,11 +284,9 @@ def whole(state: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {n: (t.full_tensor() if hasattr(t, "full_tensor") else t).clone() for n, t in state.items()}
 
 
-def measured_alone(model: nn.Module, x: torch.Tensor, y: torch.Tensor, monitor: Monitor):
+def measured_alone(model: nn.Module, x: torch.Tensor, y: torch.Tensor, monitor: InputHessianMonitor):
     """The record of the same weights by a single process."""
-    from lightning_hessian.training.samples import Samples
-
-    return monitor.measure(model, Samples(x, y), step=0, logged_step=0, epoch=0)
+    return measure(model, Samples(x, y), monitor._settings.measurement)
 
 
 if __name__ == "__main__":

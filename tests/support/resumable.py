@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
+from lightning_hessian.training import run
 from support.training import Classifier, digits, fit, small_monitor
 
 
@@ -19,10 +20,10 @@ class ByStep(Classifier):
         self.batches = digits().tensors
 
     def training_step(self, batch, batch_idx):
-        place = self.global_step % 4 * 16
+        start = self.global_step % 4 * 16
         with torch.random.fork_rng():
             torch.manual_seed(self.global_step)
-            return super().training_step([t[place : place + 16] for t in self.batches], batch_idx)
+            return super().training_step([t[start : start + 16] for t in self.batches], batch_idx)
 
 
 class Saves(Callback):
@@ -43,16 +44,16 @@ class Saves(Callback):
 class WaitsToBeKilled(ByStep):
     """Waits for ever in its forward, when that belongs to the ``number``-th measurement."""
 
-    def __init__(self, folder: Path, monitor, number: int) -> None:
+    def __init__(self, folder: Path, number: int) -> None:
         super().__init__()
-        measure, self.left = monitor._monitor.measure, number
+        measure, self.left = run.measure, number
         self.signal = folder / "measuring"
 
-        def counted(*arguments, **how):
+        def counted(*arguments, **options):
             self.left -= 1
-            return measure(*arguments, **how)
+            return measure(*arguments, **options)
 
-        monitor._monitor.measure = counted
+        run.measure = counted
 
     def forward(self, x):
         if self.left == 0:
@@ -75,6 +76,5 @@ def resumable_fit(folder: Path, saves: str, *, monitor=None, model=None, **argum
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, number, saves = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    monitor = monitor_of(saves)
     torch.manual_seed(1)
-    resumable_fit(folder, saves, monitor=monitor, model=WaitsToBeKilled(folder, monitor, number))
+    resumable_fit(folder, saves, model=WaitsToBeKilled(folder, number))

@@ -7,7 +7,7 @@ from lightning_hessian.curvature.operators.hessian import MatrixOperator
 
 F64 = torch.float64
 SPREAD = [(-1.0) ** i * 0.9**i for i in range(60)]
-FLAT = [i / 60 - 0.3 for i in range(60)]
+EVEN = [i / 60 - 0.3 for i in range(60)]
 
 
 def prescribed(*spectra, dtype=F64):

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from lightning_hessian import ConfigurationError, input_hessian, load_records
 from lightning_hessian.curvature.methods.plan import Options
-from lightning_hessian.training.measurement import Monitor
 from lightning_hessian.training.samples import Samples
+from lightning_hessian.training.settings import MeasurementSettings
 
 X, Y = digits(0, 48).tensors
 TOKENS = (X[:, 0, :, 2] * 9).long()  # eight grey values of a digit's column
@@ -130,7 +130,7 @@ def test_tokens_with_a_mask_are_measured_at_their_embeddings(tmp_path):
         ({}, r"dict with the keys \['input_ids', 'attention_mask', 'labels'\].*Give input_fn"),
         ({"wrt": "embedding"}, "Give input_fn"),
         ({"wrt": "input_ids"}, "torch.int64, and a derivative needs floating point"),
-        ({"input_fn": dict}, "several inputs .*'attention_mask', 'labels'.*say with wrt"),
+        ({"input_fn": dict}, "several inputs .*'attention_mask', 'labels'.*name .* with wrt"),
         ({"input_fn": lambda b: {"a": b["labels"], "b": "text"}}, r"keys|from input_fn"),
     ],
 )
@@ -150,9 +150,9 @@ def test_what_cannot_be_guessed_is_told_before_training(tmp_path, arguments, sen
 
 
 def test_a_samples_tells_at_once_what_is_missing():
-    monitor = Monitor(3, "logit", "float32", Options())
-    with pytest.raises(ConfigurationError, match=r"several inputs .*'image', 'weights'.*say with wrt"):
-        monitor.check(Samples({"image": X, "weights": WEIGHTS}, None))
+    settings = MeasurementSettings(3, "logit", "float32", Options())
+    with pytest.raises(ConfigurationError, match=r"several inputs .*'image', 'weights'.*name .* with wrt"):
+        settings.check_samples(Samples({"image": X, "weights": WEIGHTS}, None))
 
 
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")

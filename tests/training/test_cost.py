@@ -6,22 +6,24 @@ import os
 import subprocess
 import sys
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from support.measuring import Measurer
 from support.networks import mlp
 from support.training import Classifier, events, fit, scalar, small_monitor
 from torch import nn
 
 from lightning_hessian import MeasurementError, input_spectrum, load_records
-from lightning_hessian.curvature import meter as costs
+from lightning_hessian.curvature import memory
 from lightning_hessian.curvature.meter import Meter
 from lightning_hessian.curvature.methods.plan import Options
+from lightning_hessian.training import run
 from lightning_hessian.training.distributed import ProcessGroup
-from lightning_hessian.training.measurement import Monitor
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.training.schedule import Budget
 from lightning_hessian.writers.scalars import scalars
@@ -40,7 +42,7 @@ class Clock:
 
 def spend(budget: Budget, seconds: float) -> None:
     with budget.measuring():
-        budget.clock.now += seconds
+        budget._clock.now += seconds
 
 
 def test_a_measurement_is_made_when_the_training_has_paid_for_it():
@@ -100,18 +102,6 @@ def test_without_a_limit_all_is_allowed_and_nothing_counted():
     assert budget.skipped is None
 
 
-def test_another_run_begins_anew():
-    budget = Budget(0.5, Clock())
-    budget.start()
-    spend(budget, 10)
-    budget.skip()
-    budget.restart()
-    budget.start()
-    assert budget.allows()
-    assert budget.skipped == 0
-    assert budget.overhead is None
-
-
 @pytest.mark.parametrize("value", [0, -0.1, 1.5, float("nan"), True, "5%"])
 def test_what_is_no_share_is_told_at_construction(value):
     with pytest.raises(MisconfigurationException, match=r"max_overhead=.* above 0 and up to 1.*0\.05 for a twentieth"):
@@ -121,15 +111,15 @@ def test_what_is_no_share_is_told_at_construction(value):
 class Pace(Callback):
     """Every batch takes 10 seconds and every measurement 4, by a clock of its own."""
 
-    def __init__(self, monitor, monkeypatch) -> None:
-        self.clock = monitor._budget.clock = Clock()
-        measure = monitor._monitor.measure
+    def __init__(self, monkeypatch) -> None:
+        self.clock, measure = Clock(), run.measure
 
         def timed(*arguments, **options):
             self.clock.now += 4
             return measure(*arguments, **options)
 
-        monkeypatch.setattr(monitor._monitor, "measure", timed)
+        monkeypatch.setattr(run, "measure", timed)
+        monkeypatch.setattr(run, "Budget", partial(Budget, clock=self.clock))
 
     def on_train_batch_end(self, *_):
         self.clock.now += 10
@@ -138,7 +128,7 @@ class Pace(Callback):
 def test_skipped_measurements_are_seen(tmp_path, monkeypatch):
     monitor = small_monitor(max_overhead=0.1)  # 8 seconds are within it after 80: at the second epoch's end
     with pytest.warns(UserWarning, match="no measurement at step 4: it would take more than max_overhead=0.1") as told:
-        fit(tmp_path, Pace(monitor, monkeypatch), monitor, max_epochs=3)
+        fit(tmp_path, Pace(monkeypatch), monitor, max_epochs=3)
     assert sum("max_overhead" in str(w.message) for w in told) == 1
     records = load_records(tmp_path)
     assert [(r.step, r.skipped) for r in records] == [(0, 0), (8, 1), (12, 1)]
@@ -147,19 +137,32 @@ def test_skipped_measurements_are_seen(tmp_path, monkeypatch):
     texts = [e.tensor_proto.string_val[0].decode() for e in events(tmp_path).Tensors("hessian_diagnosis/text_summary")]
     assert len(texts) == 4
     assert "Skipped here.** 1 measurement has been skipped so far" in texts[1]
-    assert "10 % of the training time so far. 1 measurement has been skipped so far" in texts[2]
+    assert "measuring has taken 10 % of the training time. 1 measurement has been skipped so far" in texts[2]
+
+
+def test_another_run_has_its_own_budget(tmp_path, monkeypatch):
+    pace, monitor = Pace(monkeypatch), small_monitor(max_overhead=0.1)
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        with pytest.warns(UserWarning, match="max_overhead"):
+            fit(folder, pace, monitor, max_epochs=3)
+        first, *others = load_records(folder)
+        assert (first.step, first.skipped, first.overhead) == (0, 0, None)
+        assert [(r.step, r.skipped) for r in others] == [(8, 1), (12, 1)]
 
 
 @pytest.mark.parametrize("first_process_allows", [True, False])
 def test_the_first_process_decides(tmp_path, monkeypatch, first_process_allows):
     """What another process gets from it counts, not its own clock."""
     monitor = small_monitor(max_overhead=0.5)
-    monkeypatch.setattr(monitor._budget, "allows", lambda: not first_process_allows)
 
-    def first(self, work):
-        return first_process_allows if work is monitor._budget.allows else work()
+    def own(budget):
+        return not first_process_allows
 
-    monkeypatch.setattr(ProcessGroup, "first", first)
+    def on_first(self, work):
+        return first_process_allows if getattr(work, "__func__", None) is own else work()
+
+    monkeypatch.setattr(Budget, "allows", own)
+    monkeypatch.setattr(ProcessGroup, "on_first", on_first)
     if first_process_allows:
         fit(tmp_path, monitor, max_epochs=1)
         assert len(load_records(tmp_path)) == 2
@@ -172,7 +175,7 @@ def test_the_first_process_decides(tmp_path, monkeypatch, first_process_allows):
 def test_every_measurement_tells_its_cost(tmp_path):
     trainer = fit(tmp_path, small_monitor())
     records = load_records(tmp_path)
-    for tag, field in {"seconds": "seconds", "hvps": "num_matvecs", "overhead": "overhead"}.items():
+    for tag, field in {"seconds": "seconds", "matvecs": "num_matvecs", "overhead": "overhead"}.items():
         known = {r.logged_step: getattr(r, field) for r in records if getattr(r, field) is not None}
         assert scalar(tmp_path, f"hessian_cost/{tag}") == pytest.approx(known)
         assert f"hessian_cost/{tag}" in trainer.callback_metrics
@@ -182,7 +185,7 @@ def test_every_measurement_tells_its_cost(tmp_path):
 
 
 def of_memory(memory, exact):
-    monitor = Monitor([0], "logit", "float64", Options(), heatmap_samples=0)
+    monitor = Measurer([0], "logit", "float64", Options(), heatmap_samples=0)
     record = monitor.measure(mlp(), Samples(torch.randn(2, 6), None), step=0, logged_step=0, epoch=0)
     record = dataclasses.replace(record, memory=memory, memory_exact=exact)
     return scalars(record).get("hessian_cost/peak_memory_mib"), diagnosis_text(record)
@@ -221,10 +224,10 @@ def test_the_peak_on_a_gpu(monkeypatch, before, after, expected):
 
 
 def test_no_number_where_the_system_tells_none(monkeypatch, tmp_path):
-    assert costs.held_and_peak(torch.device("meta")) is None
+    assert memory.current_and_peak_memory(torch.device("meta")) is None
     (tmp_path / "status").write_text("Name:\tpython\nVmRSS:\t10 kB\n")
     for status in (tmp_path / "status", tmp_path / "missing"):
-        monkeypatch.setattr(costs, "STATUS", status)
+        monkeypatch.setattr(memory, "STATUS", status)
         assert input_spectrum(mlp(), torch.zeros(1, 6), 0).cost.memory is None
 
 
@@ -268,9 +271,9 @@ def test_a_monitor_keeps_nothing_but_its_samples(tmp_path, method):
     monitor = small_monitor(method=method)
     fit(tmp_path, monitor)
     kept = list(tensors_in(monitor))
-    assert any(t is monitor._samples.inputs for t in kept)  # the walk finds what there is
+    samples = monitor._current_run._samples
+    assert any(t is samples.inputs for t in kept)  # the walk finds what there is
     assert all(t.device.type == "cpu" and not t.requires_grad for t in kept)
-    samples = monitor._samples
     assert sum(t.nbytes for t in kept) == samples.inputs.nbytes + samples.labels.nbytes
 
 
@@ -300,7 +303,7 @@ def tensor_bytes() -> int:
 def test_graphs_are_freed_at_once(method, activation, fails):
     """Without waiting for the garbage collector: nothing lies in a cycle of references."""
     Wide.seen = []
-    net, monitor = Wide(activation), Monitor([0], "prob", "float64", Options(method), heatmap_samples=1)
+    net, monitor = Wide(activation), Measurer([0], "prob", "float64", Options(method), heatmap_samples=1)
     samples, when = Samples(torch.randn(2, 6), None), {"step": 0, "logged_step": 0, "epoch": 0}
     monitor.measure(net, samples, **when)
     if fails:

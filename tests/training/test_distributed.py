@@ -1,19 +1,21 @@
 """Several processes measure together: gloo on the CPU, each process a real one, a hang is a failure."""
 
+import re
 from itertools import chain
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from support.ranks import BROKEN, Sharded, launch, measured_alone
+from support.ranks import BROKEN, SEQUENCES, Sharded, launch, measured_alone, sequence
 from support.training import Classifier, digits, events, small_monitor, whole_hessians
 from torch import nn
 
 from lightning_hessian import load_records
 from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.training.distributed import ProcessGroup
-from lightning_hessian.training.trainer_access import ranks as ranks_of
+from lightning_hessian.training.measurement import measure
+from lightning_hessian.training.trainer_access import process_group
 
 NUMBERS = (
     "eigenvalues",
@@ -54,7 +56,7 @@ FAILING = (
 def folder(tmp_path_factory):
     """All scenarios that two processes of one launch can run one after another."""
     folder = tmp_path_factory.mktemp("ranks")
-    launch(folder, *TOGETHER, *FAILING, "sharded", "sharded_without", environments=TORCHRUN)
+    launch(folder, *TOGETHER, *FAILING, *SEQUENCES, "sharded", "sharded_without", environments=TORCHRUN)
     return folder
 
 
@@ -67,7 +69,7 @@ def alone(model: nn.Module, weights, num_samples: int, **arguments):
     """The record of the same weights by a single process."""
     model.load_state_dict(weights)
     x, y = digits(64, 64 + 2 * num_samples).tensors  # rank 0 sees every second sample
-    return measured_alone(model, x[::2], y[::2], small_monitor(**arguments)._monitor)
+    return measured_alone(model, x[::2], y[::2], small_monitor(**arguments))
 
 
 def assert_same(record, expected, tolerance=2e-5):
@@ -179,6 +181,29 @@ def test_a_failure_that_ends_the_run_is_the_same_on_all_ranks(folder, scenario, 
     assert first["error"][1].startswith(message)
 
 
+STEPS = {"prepare": 3, "decide": 4, "share": 5}  # how many collectives there are up to each
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_the_collectives_of_a_measurement_are_those_written_down(folder, name):
+    """On both ranks, also where one fails; and in a group of one."""
+    documented = re.findall(r"\d\. ``(\w+)``", measure.__doc__)
+    assert documented == ["tensors", "on_first", "on_all", "on_first", "on_all", "gather", "on_all"]
+    step = name.partition("_")[2]
+    first, second = left(folder, name)
+    alone = sequence(name, 0, 1)
+    assert first["calls"] == second["calls"] == documented[: STEPS.get(step)]
+    if not step:
+        assert (first["record"], second["record"], alone["record"]) == (True, False, True)
+        assert first["error"] is second["error"] is alone["error"] is None
+        assert alone["calls"] == documented
+        return
+    rank = 0 if step == "decide" else 1
+    assert first["error"] == second["error"] == ("MeasurementError", f"On rank {rank} of 2: ArithmeticError: {BROKEN}")
+    assert alone["error"][1].startswith(f"ArithmeticError: {BROKEN}. The samples have the shape [3, 1, 8, 8]")
+    assert alone["calls"] == documented[: min(4, STEPS[step])]  # a single process meets the failure while it decides
+
+
 def test_a_failure_in_writing_reaches_all(folder):
     first, second = left(folder, "unwritable")
     assert first["error"] is second["error"] is None
@@ -231,4 +256,4 @@ def test_parameters_in_flat_pieces_are_refused(name):
     """By the strategy's class or one that inherits from it, before the model is touched."""
     strategy = type("Own", (type(name, (), {}),), {})()
     with pytest.raises(ConfigurationError, match=r"Measuring under Own is not possible: .*ModelParallelStrategy"):
-        ranks_of(SimpleNamespace(strategy=strategy, world_size=1))
+        process_group(SimpleNamespace(strategy=strategy, world_size=1))

@@ -17,8 +17,7 @@ TRAIN, HELD_OUT, OTHER = digits(), digits(64, 96), digits(300, 332)
 
 def steps_of(folder, **trainer_arguments):
     """The steps at which a fit of two epochs of four batches measured."""
-    monitor = trainer_arguments.pop("monitor", None) or quick()
-    fit(folder, monitor, **trainer_arguments)
+    fit(folder, quick(**trainer_arguments.pop("monitor", {})), **trainer_arguments)
     return [r.step for r in load_records(folder)]
 
 
@@ -37,6 +36,9 @@ class Stream(IterableDataset):
     def __iter__(self):
         yield from self.inner
 
+    def __repr__(self):
+        return "Stream"  # the same in every process, as ids of tests must be
+
 
 @pytest.mark.parametrize(
     ("arguments", "steps"),
@@ -54,10 +56,10 @@ class Stream(IterableDataset):
         ({"train": Stream(TRAIN), "val_check_interval": 2}, [0, 4, 8]),
         ({"limit_train_batches": 3}, [0, 3, 6]),
         ({"max_epochs": -1, "max_steps": 6}, [0, 4, 6]),
-        ({"monitor": quick(every_n_epochs=2), "max_steps": 6}, [0, 6]),
-        ({"monitor": quick(epochs=[1]), "max_epochs": 3}, [0, 8, 12]),
-        ({"monitor": quick(epochs=[])}, [0, 8]),
-        ({"accumulate_grad_batches": 4, "monitor": quick(every_n_train_steps=1)}, [0, 1, 2]),
+        ({"monitor": {"every_n_epochs": 2}, "max_steps": 6}, [0, 6]),
+        ({"monitor": {"epochs": [1]}, "max_epochs": 3}, [0, 8, 12]),
+        ({"monitor": {"epochs": []}}, [0, 8]),
+        ({"accumulate_grad_batches": 4, "monitor": {"every_n_train_steps": 1}}, [0, 1, 2]),
     ],
     ids=str,
 )
@@ -81,7 +83,7 @@ NO_LOADER = pytest.mark.filterwarnings("ignore:You defined a `validation_step` b
 @NO_LOADER
 @pytest.mark.parametrize("arguments", [{"held_out": False}, {"limit_val_batches": 0}], ids=str)
 def test_a_fit_without_validation_needs_a_given_samples(tmp_path, arguments):
-    assert steps_of(tmp_path, monitor=quick(samples=OTHER), **arguments) == [0, 4, 8]
+    assert steps_of(tmp_path, monitor={"samples": OTHER}, **arguments) == [0, 4, 8]
     assert measured_at(tmp_path, OTHER)
 
 
@@ -90,14 +92,14 @@ def test_steps_are_not_batches_while_gradients_are_gathered(tmp_path):
     with pytest.warns(UserWarning, match="No measurement before training"):
         steps = steps_of(
             tmp_path,
-            monitor=quick(every_n_train_steps=2),
+            monitor={"every_n_train_steps": 2},
             held_out=Stream(HELD_OUT),
             num_sanity_val_steps=0,
             accumulate_grad_batches=3,
             val_check_interval=1,
         )
     assert steps == [0, 2, 4]
-    assert load_records(tmp_path)[0].moment == "before training"
+    assert load_records(tmp_path)[0].when == "before training"
 
 
 def test_a_late_first_validation(tmp_path):
@@ -176,7 +178,7 @@ def test_a_data_module_in_every_stage(tmp_path):
     ]  # fmt: skip
     assert measured_at(tmp_path, HELD_OUT)
     np.testing.assert_array_equal(records[2].eigenvalues, records[4].eigenvalues)  # the weights are the same
-    assert records[3].moment == "test, after 8 optimizer steps"
+    assert records[3].when == "test, after 8 optimizer steps"
     assert list(scalar(tmp_path, "hessian_trace/logit_class_3")) == [0, 3, 7]
     assert list(scalar(tmp_path, "hessian_trace/test_logit_class_3")) == [8]
 

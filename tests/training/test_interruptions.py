@@ -71,7 +71,7 @@ def failing(folder, sentence, monitor, steps, **arguments):
 
 def test_a_samples_that_the_model_does_not_take(tmp_path):
     wrong = torch.zeros(2, 1, 5, 5)
-    sentence = r"RuntimeError: .*shape \[2, 1, 5, 5\].*give input_fn, forward_fn or another samples"
+    sentence = r"RuntimeError: .*shape \[2, 1, 5, 5\].*give input_fn, forward_fn or other samples"
     failing(tmp_path, sentence, quick(samples=wrong, on_error="warn"), [])
     with pytest.raises(RuntimeError, match=sentence):
         fit(tmp_path / "raise", quick(samples=wrong))

@@ -64,7 +64,7 @@ def run(folder, *callbacks):
 """
 
 FIT = """
-monitor = InputHessianMonitor(3, num_samples=2, on_error="raise")
+monitor = InputHessianMonitor(3, num_samples=2, heatmap_samples=0, on_error="raise")
 assert isinstance(monitor, pl.Callback)
 watch = EarlyStopping("hessian_trace/logit_class_3", patience=9)
 trainer, model = run("with", monitor, watch)
@@ -103,7 +103,7 @@ ARGUMENTS = {
     "chunk_size": 8,
     "max_memory": 1_000_000_000,
     "max_overhead": None,  # a share would leave out measurements by the clock
-    "keep_matrices": {"every_n": 2, "storage": "float16", "max_total_bytes": 1_000_000},
+    "keep_matrices": {"every_n": 2, "max_total_bytes": 1_000_000},
     "class_names": list("abcdefghij"),
     "on_error": "raise",
     "seed": 3,
@@ -163,7 +163,7 @@ def test_every_plain_argument_from_a_yaml_file(tmp_path):
     assert [r.step for r in records] == [0, 3, 4, 6, 8]
     assert [r.hessian is not None for r in records] == [True, False, True, False, True]
     record = records[-2]
-    assert (record.target, record.method, record.columns) == ("log_prob", "dense", ("class_2", "class_3"))
+    assert (record.target, record.method, record.class_ids) == ("log_prob", "dense", (2, 3))
     assert (record.x.shape, record.x.dtype) == ((2, 64), np.float64)
     assert record.eigenvectors.shape == (2, 2, 4, 64)
     assert record.why_no_matrix == "Whole matrices are kept at every 2nd measurement only."
@@ -175,7 +175,7 @@ def test_every_plain_argument_from_a_yaml_file(tmp_path):
 def test_a_function_as_target_and_words_from_a_yaml_file(tmp_path):
     configuration(tmp_path, classes="label", target="functions.target", chunk_size="auto", wrt=None, num_samples=2)
     run(tmp_path, "pytorch_lightning", CLI)
-    assert {(r.target, r.columns) for r in load_records(tmp_path / "run")} == {("target", ("label",))}
+    assert {(r.target, r.class_ids) for r in load_records(tmp_path / "run")} == {("target", ("label",))}
 
 
 def test_the_yaml_file_names_every_argument():

@@ -1,26 +1,26 @@
-"""Long measurements are seen beside the Trainer's own bars, which stay as they are."""
+"""The progress of long measurements is shown beside the Trainer's own bars, which stay as they are."""
 
 import importlib
 
 import pytest
 import torch
-from support.networks import mlp
+from support.networks import measure, mlp
 from support.training import Classifier, digits, fit, small_monitor
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_hessian import load_records, progress
-from lightning_hessian.curvature.methods import dense
-from lightning_hessian.curvature.methods.execute import measure
-from lightning_hessian.curvature.methods.plan import Options
+from lightning_hessian import load_records
+from lightning_hessian.curvature.methods import columns
 from lightning_hessian.curvature.operators.target_batch import TargetBatch
+from lightning_hessian.curvature.options import Options
+from lightning_hessian.training import progress
 from lightning_hessian.training.progress import DELAY, MeasurementBar
 
 F64 = torch.float64
 
 
-def told_by(method: str, num_matrices: int = 0, activation: type[nn.Module] = nn.GELU, **options):
-    """What ``measure`` tells of three samples of two classes with six inputs."""
+def reported_by(method: str, num_matrices: int = 0, activation: type[nn.Module] = nn.GELU, **options):
+    """The progress reported for three samples of two classes with six inputs, and the measurement."""
     x, classes = torch.randn(3, 6, dtype=F64), torch.tensor([[0, 1]] * 3)
     batch = TargetBatch(mlp(activation), lambda z, c: z.softmax(1).gather(1, c), x, classes)
     calls: list[tuple[str, int, int | None]] = []
@@ -30,34 +30,34 @@ def told_by(method: str, num_matrices: int = 0, activation: type[nn.Module] = nn
     return calls, result
 
 
-def test_dense_tells_of_columns():
-    calls, _ = told_by("dense", chunk_size=4)
+def test_dense_reports_columns():
+    calls, _ = reported_by("dense", chunk_size=4)
     assert calls == [("columns", 12, 18), ("columns", 18, 18)]
 
 
 def test_columns_are_counted_over_all_groups(monkeypatch):
-    """Where memory runs out in the second block, its samples are begun again, one at a time."""
-    matrices = dense._columns_in_blocks
+    """Where memory runs out in the second block, its samples start over, one at a time."""
+    columns_of = columns._columns
 
     def small(batch, block, progress):
         if batch.num_samples > 1:
             progress("columns", 4 * batch.num_samples, 6 * batch.num_samples)
             raise torch.OutOfMemoryError("a small device")
-        return matrices(batch, block, progress)
+        return columns_of(batch, block, progress)
 
-    monkeypatch.setattr(dense, "_columns_in_blocks", small)
-    calls, _ = told_by("dense", chunk_size=3)
+    monkeypatch.setattr(columns, "_columns", small)
+    calls, _ = reported_by("dense", chunk_size=3)
     assert [done for _, done, _ in calls] == [12, 3, 6, 9, 12, 15, 18]
     assert {(what, total) for what, _, total in calls} == {("columns", 18)}
 
 
-def test_low_rank_tells_of_samples():
-    calls, _ = told_by("low_rank", activation=nn.ReLU)
+def test_low_rank_reports_samples():
+    calls, _ = reported_by("low_rank", activation=nn.ReLU)
     assert calls == [("samples", 3, 3)]
 
 
-def test_lanczos_tells_of_products_and_then_of_the_matrices_columns():
-    calls, result = told_by("lanczos", num_matrices=1, num_eigenvalues=2)
+def test_lanczos_reports_products_and_then_the_columns_of_whole_matrices():
+    calls, result = reported_by("lanczos", num_matrices=1, num_eigenvalues=2)
     products = [call for call in calls if call[0] == "products"]
     assert products == [("products", i + 1, None) for i in range(len(products))]
     assert len(products) >= result.spectrum.cost.num_matvecs - 2
@@ -66,7 +66,7 @@ def test_lanczos_tells_of_products_and_then_of_the_matrices_columns():
 
 
 class Line:
-    """Writes down what is drawn."""
+    """Records what is drawn."""
 
     def __init__(self, drawn, text, total):
         self.drawn = drawn
@@ -178,10 +178,10 @@ def test_beside_tqdm(house, tmp_path, capsys):
 
     trainer = trained(house, tmp_path, bars(house).TQDMProgressBar(), measuring)
     assert seen == [0, 1]
-    told = capsys.readouterr().out
-    assert "Input-Hessian, columns:   0%" in told
-    assert "0/2" in told
-    assert "Epoch 1: 100%" in told.rsplit("Input-Hessian", 1)[1]
+    printed = capsys.readouterr().out
+    assert "Input-Hessian, columns:   0%" in printed
+    assert "0/2" in printed
+    assert "Epoch 1: 100%" in printed.rsplit("Input-Hessian", 1)[1]
     assert trainer.progress_bar_callback.train_progress_bar.n == 4
 
 
@@ -214,8 +214,8 @@ def test_beside_rich(house, tmp_path, capsys):
 
     trainer = trained(house, tmp_path, bars(house).RichProgressBar(), measuring)
     assert len(seen) == 2
-    told = capsys.readouterr().out
-    assert "Epoch 1/1" in told
+    printed = capsys.readouterr().out
+    assert "Epoch 1/1" in printed
     assert len([t for t in trainer.progress_bar_callback.progress.tasks if t.fields.get(progress.OWN)]) == 2
 
 

@@ -1,11 +1,13 @@
 """Runs that are killed and resumed, and several monitors in one Trainer."""
 
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +16,14 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from support.footprint_cases import Case, Learner, cnn, differing, run
 from support.resumable import resumable_fit
-from support.training import Classifier, digits, events, fit, scalar, small_monitor
+from support.training import Classifier, digits, events, fit, scalar, small_monitor, trainer_of
 from tensorboard.plugins.custom_scalar import layout_pb2
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hessian import load_records
-from lightning_hessian.training import resume
-from lightning_hessian.records.files import Session, present
-from lightning_hessian.training.schedule import Place, Schedule
+from lightning_hessian.training.schedule import Schedule, TrainingPosition
 
 TAG = "hessian_trace/logit_class_2"
 KEY = "InputHessianMonitor{'name': None}"
@@ -59,7 +60,7 @@ def numbers(folder: Path) -> dict[int, dict[str, np.ndarray]]:
         "top_subspace_overlap",
         "epoch",
         "logged_step",
-        "picture_scale",
+        "color_scale",
     )
     return {r.step: {name: getattr(r, name) for name in names} for r in load_records(folder)}
 
@@ -95,7 +96,7 @@ def test_a_run_killed_while_it_measures_goes_on_without_a_gap(tmp_path, uninterr
     before, expected = numbers(tmp_path), numbers(uninterrupted[saves])
     assert list(before) == [step for step in expected if step < killed_at]
     checkpoint = tmp_path / f"{killed_at}.ckpt"
-    assert torch.load(checkpoint, weights_only=True)["callbacks"][KEY]["last_step"] == list(before)[-1]
+    assert torch.load(checkpoint, weights_only=True)["callbacks"][KEY]["measured_step"] == list(before)[-1]
     trainer = resumable_fit(tmp_path, saves, ckpt_path=checkpoint)
     assert trainer.global_step == 12
     assert_same(numbers(tmp_path), expected)
@@ -110,45 +111,35 @@ def test_a_run_resumed_from_an_earlier_checkpoint_supersedes_what_came_after_it(
     resumable_fit(tmp_path, "steps", monitor=monitor, ckpt_path=tmp_path / "4.ckpt")
     records = [(r.step, r.made_with["seed"]) for r in load_records(tmp_path)]
     assert records == [(0, 0), (2, 0), (4, 0), (8, 1), (12, 1)]
-    assert len(list((tmp_path / "input_hessian").iterdir())) == 7 + 2  # nobody's file was removed
+    (aside,) = (tmp_path / "input_hessian").glob("superseded_*")
+    assert sorted(path.name for path in aside.iterdir()) == [f"step_{s:09d}.safetensors" for s in (6, 8, 10, 12)]
 
 
-A, B, C = Session("a", 1.0, None), Session("b", 2.0, 4), Session("c", 3.0, 2)
-ANEW = Session("d", 4.0, None)
-
-
-@pytest.mark.parametrize(
-    ("written", "expected"),
-    [
-        ([(0, A), (4, A), (8, A)], ["a0", "a4", "a8"]),
-        ([(0, A), (4, A), (6, A), (8, A), (8, B)], ["a0", "a4", "b8"]),
-        ([(0, A), (4, A), (4, B), (8, B)], ["a0", "b4", "b8"]),
-        ([(8, B), (4, A), (0, A), (3, C)], ["a0", "c3"]),
-        ([(0, A), (2, A), (3, A), (6, B), (5, C)], ["a0", "a2", "c5"]),
-        ([(0, A), (4, A), (4, ANEW)], ["d4"]),  # a run that began anew did not come from there
-    ],
-)
-def test_what_leads_to_the_present(written, expected):
-    paths = {Path(f"{by.id}{step}"): (step, by) for step, by in written}
-    assert [str(path) for path in present(paths)] == expected
+def test_a_fresh_fit_sets_all_records_of_an_earlier_one_aside_but_not_those_of_a_test(tmp_path):
+    fit(tmp_path, small_monitor(), max_epochs=1)
+    trainer_of(tmp_path, small_monitor()).validate(Classifier(), DataLoader(digits(64, 96), 16), verbose=False)
+    fit(tmp_path, small_monitor(seed=1), max_epochs=1)
+    records = [(r.step, r.stage, r.made_with["seed"]) for r in load_records(tmp_path)]
+    assert sorted(records) == [(0, "fit", 1), (0, "validate", 0), (4, "fit", 1)]
+    (aside,) = (tmp_path / "input_hessian").glob("superseded_*")
+    assert sorted(path.name for path in aside.iterdir()) == ["step_000000000.safetensors", "step_000000004.safetensors"]
 
 
 @pytest.mark.parametrize(
-    ("place", "last_step", "step", "missed"),
+    ("position", "measured_step", "step", "missed"),
     [
-        (Place(), None, 0, True),
-        (Place(), 0, 0, False),
-        (Place(4, 3, 0, True), 0, 4, True),
-        (Place(4, 3, 0, True), 4, 4, False),
-        (Place(4, 3, 0, False), 0, 4, False),  # in the middle of an epoch
-        (Place(6, 5, 0, False), 0, 6, True),
-        (Place(6, 5, 0, False), 0, 12, False),  # not the place of this checkpoint
+        (TrainingPosition(), None, 0, True),
+        (TrainingPosition(), 0, 0, False),
+        (TrainingPosition(4, 3, 0, True), 0, 4, True),
+        (TrainingPosition(4, 3, 0, True), 4, 4, False),
+        (TrainingPosition(4, 3, 0, False), 0, 4, False),  # in the middle of an epoch
+        (TrainingPosition(6, 5, 0, False), 0, 6, True),
+        (TrainingPosition(6, 5, 0, False), 0, 12, False),  # not the position of this checkpoint
     ],
 )
-def test_what_a_killed_run_missed(place, last_step, step, missed):
+def test_what_a_killed_run_missed(position, measured_step, step, missed):
     schedule = Schedule(every_n_epochs=1, every_n_train_steps=6)
-    schedule.place, schedule.last_step = place, last_step
-    assert schedule.missed(step) is missed
+    assert schedule.missed(step, position, measured_step) is missed
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +190,7 @@ def test_other_settings_count_and_are_told_once(tmp_path, first_epoch, arguments
     x, _ = digits(start, start + len(record.x)).tensors
     assert np.array_equal(record.x, x.numpy())
     assert len(record.x) == arguments.get("num_samples", 2)
-    assert record.columns == (("class_4",) if arguments.get("classes") == [4] else ("class_2", "class_3"))
+    assert record.class_ids == ((4,) if arguments.get("classes") == [4] else (2, 3))
     assert record.target == arguments.get("target", "logit")
     assert np.isnan(record.top_subspace_overlap).all()
 
@@ -214,7 +205,9 @@ def test_other_given_samples_are_told(tmp_path):
 
 def test_a_samples_that_lacks_what_is_wanted_now_is_replaced_and_told(tmp_path):
     unlabelled = saved(tmp_path, small_monitor(input_fn=lambda batch: batch[0]))
-    with pytest.warns(UserWarning, match="new samples, since those of the checkpoint do not do.*needs integer labels"):
+    with pytest.warns(
+        UserWarning, match="new samples, since those of the checkpoint cannot be used.*needs integer labels"
+    ):
         record = go_on(tmp_path / "other", unlabelled, small_monitor(classes="label"))
     assert np.array_equal(record.x, digits(300, 302).tensors[0].numpy())
 
@@ -228,7 +221,7 @@ class Wider(Classifier):
 
 def test_a_samples_that_no_longer_fits_the_model_is_told(tmp_path, first_epoch):
     wide = [TensorDataset(x.repeat_interleave(2, -1), y) for x, y in (digits().tensors, (X, Y))]
-    told = r"no measurement at step 8.*samples that came with the checkpoint.*shape \[2, 1, 8, 8\].*another samples"
+    told = r"no measurement at step 8.*samples from the checkpoint.*shape \[2, 1, 8, 8\].*other samples"
     with pytest.warns(UserWarning, match=told):
         fit(
             tmp_path,
@@ -240,13 +233,30 @@ def test_a_samples_that_no_longer_fits_the_model_is_told(tmp_path, first_epoch):
         )
 
 
-def test_eigenvectors_too_many_for_a_checkpoint_stay_out_of_it(tmp_path, first_epoch, monkeypatch):
-    whole = torch.load(first_epoch, weights_only=True)["callbacks"][KEY]
-    assert whole["top"]["vectors"].shape == (2, 2, 10, 64)
-    monkeypatch.setattr(resume, "LARGEST_VECTORS", 1000)
-    checkpoint = saved(tmp_path, small_monitor())
-    assert torch.load(checkpoint, weights_only=True)["callbacks"][KEY]["top"] is None
-    assert np.isnan(go_on(tmp_path / "on", checkpoint, small_monitor()).top_subspace_overlap).all()
+def test_a_checkpoint_holds_the_path_of_the_last_record_and_not_its_arrays(tmp_path):
+    checkpoint = saved(tmp_path / "run", small_monitor())
+    state = torch.load(checkpoint, weights_only=True)["callbacks"][KEY]
+    assert state["last_record"] == str(tmp_path / "run" / "input_hessian" / "step_000000004.safetensors")
+    tensors = [leaf for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor)]
+    assert sum(t.nbytes for t in tensors) == sum(t.nbytes for t in digits(64, 66).tensors)
+
+
+@pytest.mark.parametrize("fate", ["removed", "damaged", "replaced"])
+def test_without_the_file_of_the_last_record_the_comparison_starts_anew(tmp_path, fate):
+    checkpoint = saved(tmp_path / "run", small_monitor())
+    last = tmp_path / "run" / "input_hessian" / "step_000000004.safetensors"
+    if fate == "removed":
+        last.unlink()
+    elif fate == "damaged":
+        last.write_bytes(last.read_bytes()[:1000])
+    else:
+        fit(tmp_path / "other", small_monitor(), max_epochs=1)
+        shutil.copy(tmp_path / "other" / "input_hessian" / last.name, last)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "InputHessianMonitor")
+        record = go_on(tmp_path / "on", checkpoint, small_monitor())
+    assert np.isnan(record.top_subspace_overlap).all()
+    assert np.array_equal(record.x, digits(64, 66).tensors[0].numpy())
 
 
 def two_monitors():
@@ -319,6 +329,26 @@ def test_each_monitors_warnings_bear_its_name(tmp_path):
         assert "No measurement here" in text.decode()
 
 
+def test_a_state_that_is_loaded_before_setup_is_used_by_the_next_run_only(tmp_path, first_epoch):
+    monitor = small_monitor()
+    assert monitor.state_dict() == {}
+    monitor.load_state_dict(torch.load(first_epoch, weights_only=True)["callbacks"][KEY])
+    for folder, expected in ((tmp_path / "one", digits(64, 66)), (tmp_path / "two", digits(300, 302))):
+        fit(folder, monitor, held_out=digits(300, 332), max_epochs=1)
+        assert np.array_equal(load_records(folder)[-1].x, expected.tensors[0].numpy())
+
+
+def test_a_pickled_monitor_keeps_its_settings_and_starts_a_run_of_its_own(tmp_path):
+    monitor = small_monitor(name="a", classes=[4])
+    fit(tmp_path / "one", monitor, max_epochs=1)
+    again = pickle.loads(pickle.dumps(monitor))
+    assert again.state_dict() == {}
+    fit(tmp_path / "two", again, held_out=digits(300, 332), max_epochs=1)
+    records = load_records(tmp_path / "two", "a")
+    assert [(r.step, r.class_ids) for r in records] == [(0, (4,)), (4, (4,))]
+    assert np.array_equal(records[0].x, digits(300, 302).tensors[0].numpy())
+
+
 class Interrupted(Classifier):
     """Its user presses Ctrl+C when it is measured after the first epoch."""
 
@@ -332,5 +362,5 @@ def test_a_measurement_that_was_interrupted_is_not_called_done(tmp_path):
     monitor = small_monitor()
     with pytest.raises(SystemExit):
         fit(tmp_path, monitor, model=Interrupted())
-    assert monitor.state_dict()["last_step"] == 0
-    assert monitor.state_dict()["place"] == {"step": 4, "logged_step": 3, "epoch": 0, "ends_epoch": True}
+    assert monitor.state_dict()["measured_step"] == 0
+    assert monitor.state_dict()["position"] == {"step": 4, "logged_step": 3, "epoch": 0, "ends_epoch": True}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from lightning_hessian.training import samples
 from lightning_hessian.errors import ConfigurationError
+from lightning_hessian.training import samples
 from lightning_hessian.training.samples import first_batch, samples_from_batch, samples_from_dataset
 
 X, Y = torch.rand(10, 1, 4, 4), torch.arange(10)

@@ -145,10 +145,10 @@ def test_mlflow_gets_scalars_and_pictures_before_its_run_ends(tmp_path):
 
 @pytest.mark.parametrize(("mode", "checkpoint_first"), [("min", True), ("max", False)])
 def test_a_checkpoint_can_watch_the_curvature_wherever_it_stands(tmp_path, mode, checkpoint_first):
-    checkpoint = ModelCheckpoint(tmp_path / "kept", filename="{epoch}", monitor=TAG, mode=mode, save_top_k=1)
+    checkpoint = ModelCheckpoint(tmp_path / "checkpoints", filename="{epoch}", monitor=TAG, mode=mode, save_top_k=1)
     callbacks = [checkpoint, small_monitor()] if checkpoint_first else [small_monitor(), checkpoint]
     fit(tmp_path, *callbacks, enable_checkpointing=True, max_epochs=4)
     after_epochs = list(means(tmp_path).values())[1:]
     best = {"min": np.argmin, "max": np.argmax}[mode](after_epochs)
-    assert [path.name for path in (tmp_path / "kept").iterdir()] == [f"epoch={best}.ckpt"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [f"epoch={best}.ckpt"]
     assert float(checkpoint.best_model_score) == pytest.approx(after_epochs[best], rel=1e-6)

@@ -14,12 +14,12 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from support.measuring import Measurer
 from support.networks import mlp
 from support.training import Classifier, events, fit, small_monitor
 
 from lightning_hessian import KeepMatrices, load_records
 from lightning_hessian.curvature.methods.plan import Options
-from lightning_hessian.training.measurement import Monitor
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.writers import publisher as publisher_module
 from lightning_hessian.writers.publisher import MAX_UNFINISHED, THREAD_NAME, Publisher
@@ -35,6 +35,7 @@ def idle_publisher(*loggers, folder=None):
 
 def test_jobs_run_in_order_on_a_thread_that_ends_with_them():
     publisher, seen = idle_publisher(), []
+    publisher._submit(lambda: time.sleep(0.1))
     for number in range(5):
         publisher._submit(lambda number=number: seen.append((number, threading.current_thread().name)))
     publisher.flush()
@@ -119,7 +120,7 @@ def test_nothing_is_lost_when_the_interpreter_exits():
 
 
 def record_of(step=0):
-    monitor = Monitor([0, 2], "prob", "float64", Options(), heatmap_samples=1)
+    monitor = Measurer([0, 2], "prob", "float64", Options(), heatmap_samples=1)
     return monitor.measure(mlp(), Samples(torch.randn(2, 6), None), step=step, logged_step=step, epoch=0)
 
 
@@ -258,7 +259,7 @@ class Look(Callback):
 def test_a_checkpoint_waits_for_the_files_of_what_it_says_was_measured(tmp_path, slow_disk):
     monitor = small_monitor(on_error="warn")
     look = Look(tmp_path, monitor)
-    checkpoint = ModelCheckpoint(tmp_path / "kept", save_top_k=-1)
+    checkpoint = ModelCheckpoint(tmp_path / "checkpoints", save_top_k=-1)
     fit(tmp_path, monitor, look, checkpoint, enable_checkpointing=True)
     assert look.seen == {4: [0, 4], 8: [0, 4, 8]}
 

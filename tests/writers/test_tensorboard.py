@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.measuring import Measurer
 from support.networks import mlp
 
 from lightning_hessian.curvature.methods.plan import Options
 from lightning_hessian.records.histogram import largest_bin_error
 from lightning_hessian.records.metrics import LOGGED
-from lightning_hessian.training.measurement import Monitor
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.writers.scalars import scalars
 from lightning_hessian.writers.tensorboard import histograms, pictures
@@ -19,7 +19,7 @@ from lightning_hessian.writers.text import diagnosis_text
 
 
 def record_of(target="prob", activation=torch.nn.GELU):
-    monitor = Monitor([0, 2], target, "float64", Options(num_eigenvalues=2), heatmap_samples=0)
+    monitor = Measurer([0, 2], target, "float64", Options(num_eigenvalues=2), heatmap_samples=0)
     return monitor.measure(mlp(activation), Samples(torch.randn(4, 6), None), step=0, logged_step=0, epoch=0)
 
 
@@ -52,7 +52,7 @@ def test_the_text_gives_the_error_of_an_estimated_histogram():
     net, samples = mlp(torch.nn.ReLU, inputs=60, width=20).float(), Samples(torch.randn(3, 60), None)
     options = {"lanczos": Options("lanczos", 4, density_vectors=40), "low_rank": Options("low_rank")}
     ends, whole = (
-        Monitor([0, 2], "prob", "float32", o, heatmap_samples=0).measure(net, samples, step=0, logged_step=0, epoch=0)
+        Measurer([0, 2], "prob", "float32", o, heatmap_samples=0).measure(net, samples, step=0, logged_step=0, epoch=0)
         for o in options.values()
     )
     found = re.search(
@@ -64,7 +64,7 @@ def test_the_text_gives_the_error_of_an_estimated_histogram():
 
 
 def test_pictures_and_histograms_of_a_hundred_classes_are_those_of_ten():
-    monitor = Monitor("all", "prob", "float64", Options(), heatmap_samples=1)
+    monitor = Measurer("all", "prob", "float64", Options(), heatmap_samples=1)
     samples = Samples(torch.randn(2, 6), None)
     record = monitor.measure(mlp(outputs=100), samples, step=0, logged_step=0, epoch=0)
     suffixes = [f"prob_class_{k}" for k in range(10)]
@@ -102,13 +102,15 @@ def test_the_text_explains_every_metric_it_lists():
 
 def test_errors_of_estimates_are_logged_and_in_the_text():
     net, samples = mlp(torch.nn.Tanh, inputs=40), Samples(torch.randn(2, 40), None)
-    monitor = Monitor([0, 2], "prob", "float64", Options("lanczos", 4), heatmap_samples=0)
+    monitor = Measurer([0, 2], "prob", "float64", Options("lanczos", 4), heatmap_samples=0)
     record = monitor.measure(net, samples, step=0, logged_step=0, epoch=0)
+    record = replace(record, residuals=np.arange(1.0, 17).reshape(2, 2, 4))
     values = scalars(record)
     names = ("lambda_max", "lambda_min", "trace", "frobenius_norm", "gauss_newton_share", "not_converged")
     errors = {tag for tag in values if tag.startswith("hessian_error/")}
     assert errors == {f"hessian_error/{name}_prob_class_{k}" for name in names for k in (0, 2)}
     assert values["hessian_error/trace_prob_class_2"] == record.trace_error[:, 1].mean()
-    assert values["hessian_error/lambda_min_prob_class_0"] == record.residuals[:, 0, -1].mean()
+    assert values["hessian_error/lambda_min_prob_class_0"] == (4 + 12) / 2
+    assert values["hessian_error/lambda_max_prob_class_0"] == (1 + 9) / 2
     assert f"{record.trace[:, 0].mean():.3g} ± {record.trace_error[:, 0].mean():.1g} (" in diagnosis_text(record)
     assert values["hessian_cost/matvecs"] == record.num_matvecs

@@ -1,4 +1,4 @@
-"""Trace, Frobenius norm and diagonal from random products, with standard errors; valid for indefinite matrices."""
+"""Hutchinson's estimators: trace, norm, diagonal and asymmetry from random products, also for indefinite matrices."""
 
 from __future__ import annotations
 
@@ -11,6 +11,17 @@ from torch import Tensor
 from lightning_hessian.curvature.algorithms.lanczos import RitzPairs
 from lightning_hessian.curvature.operators.hessian import Operator
 
+NUM_VECTORS = 20  # random vectors of an estimate by default: its errors fall like 1/√20
+NUM_ASYMMETRY_VECTORS = 4  # random vectors, of which each pair gives one sample of the asymmetry
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An estimated quantity of each of P operators, and its standard error."""
+
+    value: Tensor
+    error: Tensor
+
 
 @dataclass(frozen=True)
 class Estimates:
@@ -20,22 +31,22 @@ class Estimates:
         trace: ``[P]``.
         trace_error: ``[P]``, one standard error; never below what rounding leaves, eps·√D·‖A‖.
         frobenius_norm: ``[P]``.
-        frobenius_error: ``[P]``, one standard error, to first order; never below what rounding leaves.
+        frobenius_norm_error: ``[P]``, one standard error, to first order; never below what rounding leaves.
         diagonal: ``[P, D]``.
         diagonal_error: ``[P, D]``, one standard error plus what the residuals of deflated pairs allow.
-        num_matvecs: products with a vector that were made for each operator.
     """
 
     trace: Tensor
     trace_error: Tensor
     frobenius_norm: Tensor
-    frobenius_error: Tensor
+    frobenius_norm_error: Tensor
     diagonal: Tensor
     diagonal_error: Tensor
-    num_matvecs: int
 
 
-def estimate(operator: Operator, known: RitzPairs, num_vectors: int, *, generator: torch.Generator) -> Estimates:
+def estimate(
+    operator: Operator, known: RitzPairs, num_vectors: int = NUM_VECTORS, *, generator: torch.Generator
+) -> Estimates:
     """Hutchinson's estimators outside of the space spanned by eigenvectors already known.
 
     With Q the known Ritz vectors, Θ their Rayleigh quotients and R their residual vectors, P = I − QQᵀ and
@@ -45,9 +56,9 @@ def estimate(operator: Operator, known: RitzPairs, num_vectors: int, *, generato
         diag A = Σ (θ_i q_i + r_i) ∘ q_i + E[z ∘ A Pz].
 
     Unbiased for any symmetric matrix, the diagonal up to the r_i (whose bound is added to its error).
-    Unlike Hutch++ or Nyström estimators this asks for no positive eigenvalues. The truth lies within one, two
-    and three standard errors as often as Student's t says (``benchmarks/statistics.py``); the error of the norm is
-    a little narrow where few unknown eigenvalues outweigh all others: 88 to 94 of 100 cases within two of it.
+    Unlike Hutch++ or Nyström estimators, these need no positive eigenvalues. The truth lies within one, two and
+    three standard errors as often as Student's t predicts (``benchmarks/statistics.py``); the error of the norm is
+    somewhat too small where a few unknown eigenvalues outweigh all others: 88 to 94 of 100 cases within two of it.
 
     Args:
         operator: P symmetric operators.
@@ -64,7 +75,7 @@ def estimate(operator: Operator, known: RitzPairs, num_vectors: int, *, generato
     traces, squares, diagonals = [], [], []
     for _ in range(num_vectors):
         signs, outside = _random_outside(q, generator)
-        product = operator(outside)
+        product = operator.matvec(outside)
         traces.append((outside * product).sum(dim=1))
         squares.append(product.square().sum(dim=1))
         diagonals.append(signs * product)
@@ -78,34 +89,46 @@ def estimate(operator: Operator, known: RitzPairs, num_vectors: int, *, generato
         trace=trace + known.eigenvalues.sum(dim=1),
         trace_error=torch.hypot(trace_error, rounding),
         frobenius_norm=norm,
-        frobenius_error=torch.hypot(square_error / (2 * norm.where(norm > 0, 1)), rounding),
+        frobenius_norm_error=torch.hypot(square_error / (2 * norm.where(norm > 0, 1)), rounding),
         diagonal=diagonal + (known.eigenvalues.unsqueeze(-1) * q.square()).sum(dim=1),
         diagonal_error=diagonal_error + (known.residuals.unsqueeze(-1) * q.abs()).sum(dim=1),
-        num_matvecs=num_vectors,
     )
 
 
 def estimate_norm(
-    product: Callable[[Tensor], Tensor], outside_of: Tensor, num_vectors: int, *, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Frobenius norms ``[P]`` of operators given by a product, and their standard errors.
+    matvec: Callable[[Tensor], Tensor], known: Tensor, num_vectors: int = NUM_VECTORS, *, generator: torch.Generator
+) -> Estimate:
+    """Frobenius norms ``[P]`` of operators given by their matvec.
 
     ‖A‖² = Σ ‖A q‖² + E ‖A Pz‖² for orthonormal q and P = I − QQᵀ: exact inside of Q, estimated outside. The more
     of A the q carry, the smaller the error, and the closer to normal. Cost: M products and ``num_vectors``.
 
     Args:
-        product: A v, ``[P, D]`` to ``[P, D]``.
-        outside_of: the q, ``[P, M, D]``.
+        matvec: A v, ``[P, D]`` to ``[P, D]``.
+        known: the q, ``[P, M, D]``.
         num_vectors: random vectors, at least 2.
         generator: of their signs.
     """
-    q = outside_of
-    inside = sum((product(q[:, i]).square().sum(dim=1) for i in range(q.shape[1])), q.new_zeros(len(q)))
-    squares = [product(_random_outside(q, generator)[1]).square().sum(dim=1) for _ in range(num_vectors)]
+    q = known
+    inside = sum((matvec(q[:, i]).square().sum(dim=1) for i in range(q.shape[1])), q.new_zeros(len(q)))
+    squares = [matvec(_random_outside(q, generator)[1]).square().sum(dim=1) for _ in range(num_vectors)]
     square, error = _mean(torch.stack(squares))
     norm = (inside + square).sqrt()
     rounding = torch.finfo(norm.dtype).eps * q.shape[-1] ** 0.5 * norm
-    return norm, torch.hypot(error / (2 * norm.where(norm > 0, 1)), rounding)
+    return Estimate(norm, torch.hypot(error / (2 * norm.where(norm > 0, 1)), rounding))
+
+
+def estimate_asymmetry(operator: Operator, *, generator: torch.Generator) -> Tensor:
+    """‖A − Aᵀ‖ (Frobenius) of each operator, ``[P]``: E (uᵀAv − vᵀAu)² over random signs u and v is its square."""
+    num_inputs = operator.shape[1]
+    signs = [
+        torch.randint(2, (num_inputs,), generator=generator).to(operator.device, operator.dtype) * 2 - 1
+        for _ in range(NUM_ASYMMETRY_VECTORS)
+    ]
+    columns = torch.stack(signs, dim=1)
+    forms = torch.stack([operator.matvec(v.expand(operator.shape)) @ columns for v in signs], dim=1)  # vᵀAᵀu
+    pairs = torch.triu_indices(NUM_ASYMMETRY_VECTORS, NUM_ASYMMETRY_VECTORS, offset=1, device=operator.device)
+    return (forms - forms.mT)[:, pairs[0], pairs[1]].square().mean(dim=1).sqrt()
 
 
 def _random_outside(q: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

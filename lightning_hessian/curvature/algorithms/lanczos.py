@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -25,7 +25,7 @@ class RitzPairs:
         residuals: ``[P, M]``, ‖A v − λ v‖: an eigenvalue of A lies within this of λ.
         converged: ``[P, M]``, residual ≤ tolerance · (largest |λ| of that operator); the tolerance is never
             taken below what rounding leaves, 2·eps·√D.
-        num_matvecs: products with a vector that were made for each operator, at most.
+        num_matvecs: products with a vector per operator, at most.
     """
 
     eigenvalues: Tensor
@@ -33,6 +33,11 @@ class RitzPairs:
     residuals: Tensor
     converged: Tensor
     num_matvecs: int
+
+
+def basis_size(num_eigenvalues: int, block_size: int) -> int:
+    """How many Lanczos vectors are stored per operator: so many steps are taken before each restart."""
+    return max(4 * num_eigenvalues, 40, 3 * block_size) + block_size
 
 
 def lanczos(
@@ -44,7 +49,7 @@ def lanczos(
     tolerance: float = 1e-5,
     block_size: int = 1,
     max_basis: int | None = None,
-    max_products: int | None = None,
+    max_matvecs: int | None = None,
 ) -> RitzPairs:
     """Band Lanczos over all operators at once, with full reorthogonalisation and thick restarts.
 
@@ -56,26 +61,26 @@ def lanczos(
     whose pairs have all converged leave the batch.
 
     A Krylov space of b start vectors holds at most b eigenvectors of a repeated eigenvalue: with b = 1 one
-    that repeats is listed once, converged, and the next distinct one takes the place of its copies (rounding may
-    bring some of them back; nothing says when). To see a multiplicity of b, give ``block_size`` of at least b.
+    that repeats is listed once, converged, and the next distinct one is listed instead of its copies (rounding may
+    bring some of them back, unpredictably). To see a multiplicity of b, set ``block_size`` to at least b.
 
     Args:
         operator: P symmetric operators on D-vectors.
         num_eigenvalues: M, how many pairs; at most D are given.
         generator: of the start vectors, which are the same for every operator.
         which: ``"both_ends"``: ⌈M/2⌉ largest and ⌊M/2⌋ smallest; or one end; or the largest in magnitude.
-        tolerance: on residuals, relative to the operator's largest |λ|. A small residual says that there is such
-            an eigenvalue, not that none was passed over: at 1e-3 inner ones of the wanted M have been seen
-            missing, at 1e-5 none.
+        tolerance: on residuals, relative to the operator's largest |λ|. A small residual means that there is such
+            an eigenvalue, not that none was missed: at 1e-3 inner ones of the wanted M have been seen missing, at
+            1e-5 none.
         block_size: b, start vectors.
-        max_basis: vectors kept per operator; by default max(4 M, 40) + b. Memory: P · max_basis · D numbers.
-        max_products: per operator; by default 20 times the basis. What has not converged by then says so.
+        max_basis: vectors stored per operator; by default ``basis_size``. Memory: P · max_basis · D numbers.
+        max_matvecs: per operator; by default 20 times the basis. What has not converged by then is marked.
 
     Returns:
         The pairs, with residuals and convergence.
 
     Raises:
-        ValueError: ``max_basis`` leaves no room beside the wanted pairs.
+        ValueError: ``max_basis`` is too small for the wanted pairs.
 
     Cost: one product and 4·P·|Q|·D multiplications per iteration.
 
@@ -89,20 +94,20 @@ def lanczos(
         >>> lanczos(MatrixOperator(matrix), 2, generator=torch.Generator().manual_seed(0)).eigenvalues.round()
         tensor([[ 5., -3.]])
     """
-    num_operators, size = operator.like.shape
+    num_operators, size = operator.shape
     wanted = min(num_eigenvalues, size)
     block_size = min(block_size, size)
-    tolerance = max(tolerance, 2 * _rounding(operator.like.dtype, size))
-    max_basis = min(max_basis or max(4 * wanted, 40) + block_size, size + block_size)
+    tolerance = max(tolerance, 2 * _rounding(operator.dtype, size))
+    max_basis = min(max_basis or basis_size(wanted, block_size), size + block_size)
     if max_basis < min(wanted + 2 * block_size + 1, size + block_size):
         raise ValueError(
-            f"max_basis={max_basis} leaves no room for {wanted} eigenpairs: it must be at least "
+            f"max_basis={max_basis} is too small for {wanted} eigenpairs: it must be at least "
             f"{wanted + 2 * block_size + 1}."
         )
     basis = KrylovBasis(operator, block_size, max_basis, generator)
-    pairs = _empty_pairs(operator.like, wanted)
-    active = torch.arange(num_operators, device=operator.like.device)
-    limit = max_products or 20 * max_basis
+    pairs = _empty_pairs(operator, wanted)
+    active = torch.arange(num_operators, device=operator.device)
+    limit = max_matvecs or 20 * max_basis
     for iteration in range(1, limit + 1):
         basis.grow()
         last = basis.num_processed == size or iteration == limit
@@ -118,7 +123,7 @@ def lanczos(
             basis.select((~done).nonzero().flatten())
         if basis.full:
             basis.restart(which, wanted)
-    return RitzPairs(**pairs, num_matvecs=iteration)
+    return replace(pairs, num_matvecs=iteration)
 
 
 @dataclass(frozen=True)
@@ -140,26 +145,26 @@ class KrylovBasis:
         self.num_vectors = 0
         self._generator = generator
         self._block_size = block_size
-        num_operators, self._size = operator.like.shape
+        num_operators, self._size = operator.shape
         self._capacity = min(capacity, self._size)
-        self._vectors = operator.like.new_zeros(num_operators, self._capacity, self._size)
-        self._products = operator.like.new_zeros(num_operators, self._capacity, self._capacity)  # H of the docstring
-        self._scale = operator.like.new_zeros(num_operators)
+        self._vectors = _zeros(operator, num_operators, self._capacity, self._size)
+        self._coefficients = _zeros(operator, num_operators, self._capacity, self._capacity)  # H of the docstring
+        self._scale = _zeros(operator, num_operators)
         for _ in range(block_size):
             self._append(self._new_direction())
 
     @property
     def full(self) -> bool:
-        """Whether there is no room for another vector, though the space has more."""
+        """Whether no further vector can be stored, though the space has more."""
         return self.num_vectors == self._capacity < self._size
 
     def grow(self) -> None:
         """Multiplies the next vector, and appends what is new in the product."""
         j, n = self.num_processed, self.num_vectors
-        product = self.operator(self._vectors[:, j])
+        product = self.operator.matvec(self._vectors[:, j])
         self._scale = torch.maximum(self._scale, product.norm(dim=1))
         rest, coefficients = self._orthogonalised(product)
-        self._products[:, :n, j] = coefficients
+        self._coefficients[:, :n, j] = coefficients
         self.num_processed += 1
         if n == self._size:
             return
@@ -168,12 +173,12 @@ class KrylovBasis:
         if exhausted.any():
             length = length.where(~exhausted, 0)
             rest = rest.where(~exhausted.unsqueeze(1), self._new_direction())
-        self._products[:, n, j] = length
+        self._coefficients[:, n, j] = length
         self._append(rest)
 
     def projection(self) -> Tensor:
         """Qᵀ A Q of the processed part, ``[P, j, j]`` in float64."""
-        square = self._products[:, : self.num_processed, : self.num_processed].double()
+        square = self._coefficients[:, : self.num_processed, : self.num_processed].double()
         return (square + square.mT) / 2
 
     def ritz(self, which: End, count: int) -> _Ritz:
@@ -183,35 +188,37 @@ class KrylovBasis:
         norm = values.abs().amax(dim=1)
         index = _wanted(values, which, count)
         coefficients = coefficients.gather(2, index.unsqueeze(1).expand(-1, j, -1))
-        tail = (self._products[:, j:n, :j].double() @ coefficients).norm(dim=1)
-        rounding = _rounding(self._products.dtype, self._size) * norm
+        tail = (self._coefficients[:, j:n, :j].double() @ coefficients).norm(dim=1)
+        rounding = _rounding(self._coefficients.dtype, self._size) * norm
         residuals = torch.hypot(tail, rounding.unsqueeze(1).expand_as(tail))
-        like = self._products
-        return _Ritz(values.gather(1, index).to(like), coefficients.to(like), residuals.to(like), norm.to(like))
+        dtype = self._coefficients.dtype
+        return _Ritz(values.gather(1, index).to(dtype), coefficients.to(dtype), residuals.to(dtype), norm.to(dtype))
 
     def vectors_of(self, ritz: _Ritz, chosen: Tensor) -> Tensor:
         """Ritz vectors ``[P', M, D]`` of the chosen operators."""
         return ritz.coefficients[chosen].mT @ self._vectors[chosen, : self.num_processed]
 
     def restart(self, which: End, count: int) -> None:
-        """Keeps the best Ritz vectors, half of the room, and the vectors not yet multiplied."""
+        """Starts again from the best Ritz vectors, which fill half of the basis, and the vectors not yet multiplied."""
         j, n, b = self.num_processed, self.num_vectors, self._block_size
-        kept = max(count, min(j - 1, (count + self._capacity - b) // 2))
-        ritz = self.ritz(which, kept)
-        coupling = self._products[:, j:n, :j] @ ritz.coefficients
+        m = max(count, min(j - 1, (count + self._capacity - b) // 2))
+        ritz = self.ritz(which, m)
+        coupling = self._coefficients[:, j:n, :j] @ ritz.coefficients
         everything = torch.ones(len(self._vectors), dtype=torch.bool, device=self._vectors.device)
         best = self.vectors_of(ritz, everything)
-        self._vectors[:, kept : kept + b] = self._vectors[:, j:n].clone()
-        self._vectors[:, :kept] = best
-        self._products.zero_()
-        self._products[:, :kept, :kept] = torch.diag_embed(ritz.values)
-        self._products[:, kept : kept + b, :kept] = coupling
-        self.num_processed, self.num_vectors = kept, kept + b
+        self._vectors[:, m : m + b] = self._vectors[:, j:n].clone()
+        self._vectors[:, :m] = best
+        self._coefficients.zero_()
+        self._coefficients[:, :m, :m] = torch.diag_embed(ritz.values)
+        self._coefficients[:, m : m + b, :m] = coupling
+        self.num_processed, self.num_vectors = m, m + b
 
     def select(self, index: Tensor) -> None:
         """Goes on with the operators at ``index`` only."""
         self.operator = self.operator.select(index)
-        self._vectors, self._products, self._scale = (t[index] for t in (self._vectors, self._products, self._scale))
+        self._vectors, self._coefficients, self._scale = (
+            t[index] for t in (self._vectors, self._coefficients, self._scale)
+        )
 
     def _append(self, vector: Tensor) -> None:
         self._vectors[:, self.num_vectors] = vector / vector.norm(dim=1, keepdim=True)
@@ -245,25 +252,28 @@ def _wanted(values: Tensor, which: End, count: int) -> Tensor:
         return values.abs().topk(count, dim=1).indices.sort(dim=1, descending=True).values
     high = {"both_ends": (count + 1) // 2, "largest_algebraic": count, "smallest_algebraic": 0}[which]
     low = count - high
-    places = [*range(num_values - 1, num_values - 1 - high, -1), *range(low - 1, -1, -1)]
-    return torch.tensor(places, device=values.device).expand(len(values), -1)
+    positions = [*range(num_values - 1, num_values - 1 - high, -1), *range(low - 1, -1, -1)]
+    return torch.tensor(positions, device=values.device).expand(len(values), -1)
 
 
-def _empty_pairs(like: Tensor, count: int) -> dict[str, Tensor]:
-    num_operators, size = like.shape
-    return {
-        "eigenvalues": like.new_zeros(num_operators, count),
-        "eigenvectors": like.new_zeros(num_operators, count, size),
-        "residuals": like.new_zeros(num_operators, count),
-        "converged": torch.zeros(num_operators, count, dtype=torch.bool, device=like.device),
-    }
+def _zeros(operator: Operator, *shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=operator.dtype, device=operator.device)
 
 
-def _store(
-    pairs: dict[str, Tensor], places: Tensor, basis: KrylovBasis, ritz: _Ritz, chosen: Tensor, tolerance: float
-) -> None:
-    """Writes the chosen operators' pairs to their places."""
-    pairs["eigenvalues"][places] = ritz.values[chosen]
-    pairs["eigenvectors"][places] = basis.vectors_of(ritz, chosen)
-    pairs["residuals"][places] = ritz.residuals[chosen]
-    pairs["converged"][places] = (ritz.residuals <= tolerance * ritz.norm.unsqueeze(1))[chosen]
+def _empty_pairs(operator: Operator, count: int) -> RitzPairs:
+    num_operators, size = operator.shape
+    return RitzPairs(
+        eigenvalues=_zeros(operator, num_operators, count),
+        eigenvectors=_zeros(operator, num_operators, count, size),
+        residuals=_zeros(operator, num_operators, count),
+        converged=torch.zeros(num_operators, count, dtype=torch.bool, device=operator.device),
+        num_matvecs=0,
+    )
+
+
+def _store(pairs: RitzPairs, index: Tensor, basis: KrylovBasis, ritz: _Ritz, chosen: Tensor, tolerance: float) -> None:
+    """Writes the chosen operators' pairs into rows ``index`` of ``pairs``."""
+    pairs.eigenvalues[index] = ritz.values[chosen]
+    pairs.eigenvectors[index] = basis.vectors_of(ritz, chosen)
+    pairs.residuals[index] = ritz.residuals[chosen]
+    pairs.converged[index] = (ritz.residuals <= tolerance * ritz.norm.unsqueeze(1))[chosen]

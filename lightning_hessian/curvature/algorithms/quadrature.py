@@ -42,9 +42,9 @@ class Density:
     def smoothed(self, at: Tensor, width: float) -> tuple[Tensor, Tensor]:
         """Density at ``at [B]``, each node a Gaussian of ``width``: mean and standard error, ``[..., B]``.
 
-        The error is that of the random starting vectors. It knows nothing of the rule's own resolution, about the
-        spectrum's range without outliers over m: for a ``width`` below twice that, the truth lies outside of the
-        band too often (``benchmarks/statistics.py``).
+        The error is that of the random starting vectors only, not of the rule's resolution (about the range of the
+        spectrum without outliers, over m): for a ``width`` below twice that, the truth lies outside of the band
+        too often (``benchmarks/statistics.py``).
         """
         distance = (self.nodes.unsqueeze(-1) - at) / width
         bumps = torch.exp(-distance.square() / 2) / (width * (2 * torch.pi) ** 0.5)
@@ -94,9 +94,9 @@ def density(operator: Operator, num_steps: int, num_vectors: int, *, generator: 
     Source: Golub and Meurant (1994); Ubaru, Chen and Saad (2017), section 3.
     """
     if num_vectors < 2:
-        raise ValueError(f"num_vectors={num_vectors} must be at least 2: the standard error is made of their spread.")
-    like = operator.like
-    num_steps = min(num_steps, like.shape[1])
+        raise ValueError(f"num_vectors={num_vectors} must be at least 2: the standard error comes from their spread.")
+    num_inputs, dtype = operator.shape[1], operator.dtype
+    num_steps = min(num_steps, num_inputs)
     # Streams of their own: where a Krylov space is exhausted, its basis draws more, and the next start would change.
     seeds = torch.randint(2**62, (num_vectors,), generator=generator).tolist()
     nodes, weights = [], []
@@ -105,9 +105,9 @@ def density(operator: Operator, num_steps: int, num_vectors: int, *, generator: 
         for _ in range(num_steps):
             basis.grow()
         values, vectors = torch.linalg.eigh(basis.projection())
-        nodes.append(without_rounding(values.to(like), like.shape[1]))
+        nodes.append(without_rounding(values.to(dtype), num_inputs))
         weights.append(vectors[:, 0].square())
-    return Density(torch.stack(nodes, dim=1), torch.stack(weights, dim=1).to(like))
+    return Density(torch.stack(nodes, dim=1), torch.stack(weights, dim=1).to(dtype))
 
 
 def _mean(values: Tensor) -> tuple[Tensor, Tensor]:

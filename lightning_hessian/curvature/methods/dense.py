@@ -1,205 +1,123 @@
-"""Whole Hessians, in column blocks that fit memory, and their complete spectra."""
+"""Whole Hessians of as many samples at a time as fit memory, and their complete spectra: the method ``dense``."""
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.cost_model import Facts
-from lightning_hessian.curvature.memory import out_of_memory
-from lightning_hessian.curvature.methods.low_rank import low_rank_bytes
-from lightning_hessian.curvature.operators.autodiff import (
-    AUTODIFF_MODES,
-    AutodiffMode,
-    Engine,
-    random_vectors,
-    relative_difference,
+from lightning_hessian.curvature.batching import in_groups
+from lightning_hessian.curvature.cost_model import (
+    dense_bytes,
+    first_block,
+    gauss_newton_hessian_bytes,
+    group_size,
+    hessian_bytes,
+    largest_block,
 )
-from lightning_hessian.curvature.operators.target_batch import TargetBatch
-from lightning_hessian.curvature.operators.terms import head_bytes
-from lightning_hessian.curvature.progress import Progress, silent
+from lightning_hessian.curvature.methods.columns import hessians
+from lightning_hessian.curvature.methods.interface import MethodInput, MethodResult
+from lightning_hessian.curvature.operators.autodiff import AutodiffMode
+from lightning_hessian.curvature.operators.gauss_newton import TermNorms, gauss_newton_hessians, term_norms
+from lightning_hessian.curvature.spectrum import Decomposition, concatenate, exact_decomposition, zero_decomposition
 from lightning_hessian.errors import MeasurementError
 
-ChunkSize = int | Literal["auto"]
 
-# Bytes of intermediate results per block at which the search begins: enough work for the fixed cost of an
-# operation not to count, and near what caches hold (measured on MLPs, CNNs and transformers, two cores).
-FIRST_BLOCK_BYTES = 64 * 2**20
-LARGEST_FIRST_BLOCK = 256  # columns
-LARGEST_LAST_BLOCK = 1.25  # times the others: a small rest would cost more alone
+def dense_spectrum(given: MethodInput) -> MethodResult:
+    """All D eigenvalues of every problem, from whole Hessians.
 
+    Cost: D columns per problem, each (1 + K)/2 to K gradients of the batch, and D³ for the eigenvalues.
 
-class BlockSearch:
-    """Finds the fastest engine and number of columns per block while working: no column is computed twice for it.
-
-    The engines race: each computes a block, then each one of twice the size, as long as its columns per second
-    grow and are not below half of another's; in the end the fastest pair is kept (the same work has been seen to
-    take 0.94 s or 7.8 s by block size alone, and either engine to be twice as fast as the other).
-
-    Args:
-        engines: those that may be used.
-        first: columns of each engine's first block.
-        limit: columns of the largest block.
+    Raises:
+        MeasurementError: a Hessian is not finite, or one sample does not fit the memory.
     """
 
-    def __init__(self, engines: Sequence[AutodiffMode], first: int, limit: int) -> None:
-        self.limit = limit
-        self.size = min(first, limit)
-        self.engine = engines[0]
-        self.settled = False
-        self._waiting = list(engines[1:])  # to run at this size
-        self._here: dict[AutodiffMode, float] = {}  # columns per second at this size
-        self._before: dict[AutodiffMode, float] = {}  # at half of it
-        self._best: tuple[float, AutodiffMode, int] = (0.0, self.engine, self.size)
+    def work(samples: slice) -> tuple[Decomposition, Tensor, Counter[AutodiffMode]]:
+        made = _hessians(given, samples)
+        terms = term_norms(given.batch.select(samples), made.matrices)
+        found = decompose(made, given.gradient[samples], given.options.num_eigenvalues, terms)
+        return found, made.matrices[: max(0, given.num_matrices - samples.start)].clone(), made.num_columns
 
-    def report(self, num_columns: int, seconds: float) -> None:
-        """Take note of how long a block of ``num_columns`` took."""
-        if self.settled or num_columns < self.size:
-            return
-        speed = num_columns / max(seconds, 1e-9)
-        self._here[self.engine] = speed
-        self._best = max(self._best, (speed, self.engine, self.size))
-        if not self._waiting:
-            self._go_on()
-        if self._waiting:
-            self.engine = self._waiting.pop(0)
-
-    def halve(self) -> None:
-        """Out of memory: from now on at most half of this, by the fastest engine so far."""
-        self.limit = max(1, self.size // 2)
-        speed, fastest, size = self._best
-        self.engine, self.size = (fastest, min(size, self.limit)) if speed else (self.engine, self.limit)
-        self.settled = True
-
-    def _go_on(self) -> None:
-        """To twice the size with the engines that may gain by it; with none left, to the fastest there was."""
-        fastest = max(self._here.values())
-        gaining = [e for e, speed in self._here.items() if speed > self._before.get(e, 0.0) and 2 * speed >= fastest]
-        if gaining and self.size < self.limit:
-            self.size = min(2 * self.size, self.limit)
-            self._waiting, self._before, self._here = gaining, self._here, {}
-        else:
-            self.settled = True
-            _, self.engine, self.size = self._best
+    groups, matrices, num_columns = [], [], Counter[AutodiffMode]()
+    for samples, (found, first_matrices, by_mode) in in_groups(given.batch.num_samples, _group_size(given), work):
+        groups.append(found)
+        matrices.append(first_matrices)
+        for mode, count in by_mode.items():
+            num_columns[mode] += count * (samples.stop - samples.start)
+    return MethodResult(
+        concatenate(groups),
+        num_matvecs=given.batch.num_inputs,
+        autodiff_mode=num_columns.most_common(1)[0][0],
+        matrices=torch.cat(matrices) if len(matrices) > 1 else matrices[0],
+    )
 
 
-def hessians(
-    batch: TargetBatch,
-    engines: Sequence[AutodiffMode],
-    *,
-    chunk_size: ChunkSize,
-    max_memory: int,
-    generator: torch.Generator,
-    per_column: int,
-    progress: Progress = silent,
-) -> tuple[Tensor, Counter[AutodiffMode]]:
-    """Whole Hessians ``[N, K, D, D]``, not yet made symmetric, and how many columns each engine made.
+def whole_hessians(given: MethodInput) -> Iterator[tuple[slice, Tensor]]:
+    """Symmetric whole Hessians ``[n, K, D, D]`` of one group of samples after another."""
+    size = _group_size(given)
+    for samples, made in in_groups(given.batch.num_samples, size, lambda samples: _hessians(given, samples)):
+        yield samples, made.matrices
 
-    Columns are computed in blocks of ``chunk_size`` (``"auto"``: found while working) by whichever of ``engines``
-    is faster here; for one sample one takes ``per_column`` bytes, and the matrices with what decomposing them takes
-    are to fit ``max_memory`` too. What ``forward_over_reverse`` made is checked against one HVP by
-    ``reverse_over_reverse`` along a random direction, and all is made again by that engine if it disagrees.
-    ``progress`` is told after every block: a column done for n samples counts as n, of N·D.
-    Cost: D columns, each (1 + K) or 2K passes.
+
+@dataclass(frozen=True)
+class SymmetricHessians:
+    """Whole Hessians of n samples.
+
+    Attributes:
+        matrices: ``[n, K, D, D]``, symmetric.
+        asymmetry: ``[n, K]``, ‖H − Hᵀ‖ / ‖H‖ before they were made symmetric.
+        num_columns: how many columns each autodiff mode computed; none for JᵀAJ.
     """
-    limit = max(1, (max_memory - matrix_bytes(batch)) // (per_column * batch.num_samples))
-    first = first_block(batch.num_samples, per_column)
-    if chunk_size != "auto":
-        first = limit = chunk_size
-    found = _columns_if_true(batch, BlockSearch(engines, first, limit), generator, progress)
-    return found or _columns_in_blocks(batch, BlockSearch(("reverse_over_reverse",), first, limit), progress)
+
+    matrices: Tensor
+    asymmetry: Tensor
+    num_columns: Counter[AutodiffMode] = field(default_factory=Counter)
 
 
-def first_block(num_samples: int, per_column: int) -> int:
-    """The columns of the block at which the search begins."""
-    return min(LARGEST_FIRST_BLOCK, max(1, FIRST_BLOCK_BYTES // (per_column * num_samples)))
+def _hessians(given: MethodInput, samples: slice) -> SymmetricHessians:
+    """Those of some samples: JᵀAJ if that is exact, else column by column."""
+    batch, costs, options = given.batch.select(samples), given.costs, given.options
+    if _as_gauss_newton(given):
+        matrices = gauss_newton_hessians(batch)
+        return SymmetricHessians(matrices, symmetrize_(matrices))
+
+    def progress(what: str, done: int, _: int | None) -> None:
+        num_inputs = batch.num_inputs
+        given.progress(what, samples.start * num_inputs + done, given.batch.num_samples * num_inputs)
+
+    first, largest = first_block(costs, batch.num_samples), largest_block(costs, batch.num_samples, given.memory_budget)
+    if options.chunk_size != "auto":
+        first = largest = options.chunk_size
+    matrices, num_columns = hessians(
+        batch,
+        get_args(AutodiffMode) if costs.modes_agree else ("reverse_over_reverse",),
+        first_block=first,
+        largest_block=largest,
+        generator=options.generator(),
+        progress=progress,
+    )
+    return SymmetricHessians(matrices, symmetrize_(matrices), num_columns)
 
 
-def dense_bytes(facts: Facts) -> int:
-    """The memory that whole Hessians take per sample: one column at a time, their decomposition, their two parts."""
-    return max(facts.product_bytes + 6 * facts.matrix_bytes, 4 * facts.matrix_bytes + head_bytes(facts))
+def _as_gauss_newton(given: MethodInput) -> bool:
+    """Whether whole Hessians are computed as JᵀAJ: where it is exact and fits, and ``dense`` was not asked for."""
+    exact = given.diagnosis.network_is_piecewise_linear and given.options.method != "dense"
+    return exact and gauss_newton_hessian_bytes(given.costs) <= given.memory_budget
 
 
-def whole_bytes(facts: Facts, flat: bool) -> int:
-    """The memory that the whole Hessians of one sample take: as JᵀAJ where the network is flat, or by columns."""
-    by_columns = facts.product_bytes + 6 * facts.matrix_bytes
-    return min(by_columns, low_rank_bytes(facts) + 6 * facts.matrix_bytes) if flat else by_columns
-
-
-def matrix_bytes(batch: TargetBatch) -> int:
-    """Memory for the matrices of all problems, and for what decomposing them makes beside (five more of the same)."""
-    num_samples, num_classes, num_inputs = batch.shape
-    return 6 * num_samples * num_classes * num_inputs**2 * batch.x.element_size()
-
-
-def _columns_in_blocks(
-    batch: TargetBatch, block: BlockSearch, progress: Progress
-) -> tuple[Tensor, Counter[AutodiffMode]]:
-    """All D columns of every problem, as the rows of ``[N, K, D, D]``, and how many each engine made."""
-    num_samples, num_classes, num_inputs = batch.shape
-    matrices = batch.x.new_empty(num_samples, num_classes, num_inputs, num_inputs)
-    engine: Engine | None = None
-    made: Counter[AutodiffMode] = Counter()
-    done = 0
-    while done < num_inputs:
-        left = num_inputs - done
-        count = left if left <= min(LARGEST_LAST_BLOCK * block.size, block.limit) else block.size
-        columns = torch.arange(done, done + count, device=matrices.device)
-        basis = torch.nn.functional.one_hot(columns, num_inputs).to(matrices.dtype)
-        try:
-            if engine is None or engine.name != block.engine:
-                engine = None  # frees the graph of the other engine's block: there is room for one
-                engine = AUTODIFF_MODES[block.engine](batch)
-            engine.prepare(count)
-            wait_for(matrices)
-            begin = time.perf_counter()
-            # A column is a row by symmetry; written as rows, which lie in one piece in memory.
-            matrices[:, :, done : done + len(columns)] = engine.columns(basis).mT
-        except RuntimeError as error:
-            if not out_of_memory(error) or block.size == 1:
-                raise
-            block.halve()
-            continue
-        wait_for(matrices)
-        block.report(len(columns), time.perf_counter() - begin)
-        made[engine.name] += len(columns)
-        done += len(columns)
-        progress("columns", done * num_samples, num_inputs * num_samples)
-    return matrices, made
-
-
-def _columns_if_true(
-    batch: TargetBatch, block: BlockSearch, generator: torch.Generator, progress: Progress
-) -> tuple[Tensor, Counter[AutodiffMode]] | None:
-    """The columns, or None where the fast engine fails or is contradicted by the other one."""
-    if block.engine == "reverse_over_reverse":
-        return _columns_in_blocks(batch, block, progress)
-    try:
-        matrices, made = _columns_in_blocks(batch, block, progress)
-    except Exception as error:  # a kernel without a forward-mode rule that the check in float64 did not meet
-        if out_of_memory(error):
-            raise
-        return None
-    return (matrices, made) if _confirmed(batch, matrices, generator) else None
-
-
-def wait_for(tensor: Tensor) -> None:
-    """Until the device has computed all that was asked of it, so that the clock tells of the work."""
-    if tensor.is_cuda:
-        torch.cuda.synchronize(tensor.device)
-
-
-def _confirmed(batch: TargetBatch, matrices: Tensor, generator: torch.Generator) -> bool:
-    """Whether H v is what reverse_over_reverse gives for one random v per sample (tolerance 1e-2 in float32)."""
-    v = random_vectors(batch, generator)[:, :1]
-    expected = AUTODIFF_MODES["reverse_over_reverse"](batch).hvp(v.expand(batch.shape))
-    difference = relative_difference((v.unsqueeze(2) @ matrices).squeeze(2), expected)  # columns lie as rows
-    return bool(difference <= (1e-6 if matrices.dtype == torch.float64 else 1e-2))
+def _group_size(given: MethodInput) -> int:
+    """How many samples' whole Hessians fit the memory."""
+    costs, memory_budget = given.costs, given.memory_budget
+    if _as_gauss_newton(given):
+        return memory_budget // gauss_newton_hessian_bytes(costs)
+    # With what ``term_norms`` needs where that fits: ``whole_hessians`` does without.
+    per_sample = dense_bytes(costs) if dense_bytes(costs) <= memory_budget else hessian_bytes(costs)
+    what = f"The whole Hessians ({given.batch.num_classes} classes, D = {given.batch.num_inputs})"
+    return group_size(given.batch.num_samples, per_sample, memory_budget, what)
 
 
 def symmetrize_(matrices: Tensor) -> Tensor:
@@ -211,66 +129,53 @@ def symmetrize_(matrices: Tensor) -> Tensor:
     scratch = matrices.new_empty(matrices.shape[-2:])
     asymmetry = matrices.new_zeros(matrices.shape[:2])
     each = matrices.view(-1, *matrices.shape[-2:])  # raises where it would be a copy, which nobody would see
-    for matrix, place in zip(each, asymmetry.view(-1), strict=True):
+    for matrix, result in zip(each, asymmetry.view(-1), strict=True):
         norm = matrix.norm()
         torch.sub(matrix, matrix.mT, out=scratch)
-        place.copy_(scratch.norm() / norm.where(norm > 0, 1))
+        result.copy_(scratch.norm() / norm.where(norm > 0, 1))
         torch.add(matrix, matrix.mT, out=scratch)
         torch.mul(scratch, 0.5, out=matrix)
     return asymmetry
 
 
-def decompose(matrices: Tensor, gradient: Tensor, num_vectors: int) -> dict[str, Tensor]:
-    """Complete eigendecomposition of symmetric ``[n, K, D, D]``, as the parts of a ``Spectrum`` by name.
+def decompose(whole: SymmetricHessians, gradient: Tensor, num_vectors: int, terms: TermNorms) -> Decomposition:
+    """The complete eigendecomposition of whole Hessians.
 
     Residuals are measured, for every pair. Cost: one ``eigh`` per problem, D³.
 
     Raises:
         MeasurementError: a matrix is not finite.
     """
+    matrices = whole.matrices
+    num_inputs = matrices.shape[-1]
     if not matrices.isfinite().all():
         raise MeasurementError("A Hessian has entries that are not finite (overflow in the second derivative).")
     if not matrices.any():
-        return zero_parts(gradient, matrices.shape[-1], num_vectors)
+        zero = zero_decomposition(gradient, num_inputs, num_vectors)
+        return replace(
+            zero,
+            gauss_newton_norm=terms.gauss_newton,
+            functional_norm=terms.functional,
+            asymmetry=whole.asymmetry,
+        )
     eigenvalues, vectors = torch.linalg.eigh(matrices)
     residuals = (matrices @ vectors - vectors * eigenvalues.unsqueeze(-2)).norm(dim=-2)
     eigenvalues, residuals, vectors = eigenvalues.flip(-1), residuals.flip(-1), vectors.flip(-1).mT
-    index = eigenvalues.abs().topk(min(num_vectors, eigenvalues.shape[-1]), dim=-1).indices
-    rounding = torch.finfo(matrices.dtype).eps * (10 + matrices.shape[-1]) * eigenvalues.abs().amax(-1, keepdim=True)
-    return {
-        "eigenvalues": eigenvalues,
-        "eigenvectors": vectors.gather(-2, index.unsqueeze(-1).expand(*index.shape, matrices.shape[-1])),
-        "vector_index": index,
-        "residuals": residuals,
-        "converged": residuals <= rounding,
-        "trace": matrices.diagonal(dim1=-2, dim2=-1).sum(-1),
-        "frobenius_norm": torch.linalg.matrix_norm(matrices),
-        "diagonal": matrices.diagonal(dim1=-2, dim2=-1).clone(),  # a view would keep the matrices
-        "gradient_curvature": _curvature_along(gradient, matrices),
-    }
-
-
-def zero_parts(gradient: Tensor, num_eigenvalues: int, num_vectors: int) -> dict[str, Tensor]:
-    """What ``decompose`` gives for zero matrices, without forming them: the unit vectors, as good as any others."""
-    zeros = gradient.new_zeros(gradient.shape[:2])
-    num_vectors = min(num_vectors, num_eigenvalues)
-    listed = zeros.unsqueeze(-1).repeat(1, 1, num_eigenvalues)
-    basis = torch.eye(num_vectors, gradient.shape[-1], dtype=gradient.dtype, device=gradient.device)
-    index = torch.arange(num_vectors, device=gradient.device)
-    return {
-        "eigenvalues": listed,
-        "eigenvectors": basis.expand(*zeros.shape, -1, -1).clone(),
-        "vector_index": index.expand(*zeros.shape, -1).clone(),
-        "residuals": listed.clone(),
-        "converged": torch.ones_like(listed, dtype=torch.bool),
-        "trace": zeros,
-        "frobenius_norm": zeros.clone(),
-        "diagonal": torch.zeros_like(gradient),
-        "gradient_curvature": zeros.where(gradient.norm(dim=-1) > 0, torch.nan),
-        "asymmetry": zeros.clone(),
-    }
-
-
-def _curvature_along(gradient: Tensor, matrices: Tensor) -> Tensor:
-    products = (matrices @ gradient.unsqueeze(-1)).squeeze(-1)
-    return (gradient * products).sum(-1) / gradient.square().sum(-1)
+    index = eigenvalues.abs().topk(min(num_vectors, num_inputs), dim=-1).indices
+    rounding = torch.finfo(matrices.dtype).eps * (10 + num_inputs) * eigenvalues.abs().amax(-1, keepdim=True)
+    diagonal = matrices.diagonal(dim1=-2, dim2=-1)
+    along = (matrices @ gradient.unsqueeze(-1)).squeeze(-1)
+    return exact_decomposition(
+        eigenvalues=eigenvalues,
+        eigenvectors=vectors.gather(-2, index.unsqueeze(-1).expand(*index.shape, num_inputs)),
+        vector_index=index,
+        residuals=residuals,
+        converged=residuals <= rounding,
+        trace=diagonal.sum(-1),
+        frobenius_norm=torch.linalg.matrix_norm(matrices),
+        gauss_newton_norm=terms.gauss_newton,
+        functional_norm=terms.functional,
+        diagonal=diagonal.clone(),  # a view would keep the matrices in memory
+        gradient_curvature=(gradient * along).sum(-1) / gradient.square().sum(-1),
+        asymmetry=whole.asymmetry,
+    )

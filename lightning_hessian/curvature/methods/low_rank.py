@@ -1,77 +1,47 @@
-"""The exact spectrum of JᵀAJ from C gradients: the whole Hessian where the network is piecewise linear."""
+"""The exact spectrum of JᵀAJ from C gradients, the whole Hessian of piecewise linear networks: method ``low_rank``."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.func import vjp, vmap
 
-from lightning_hessian.curvature.cost_model import Facts
-from lightning_hessian.curvature.memory import out_of_memory
-from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, relative_difference
+from lightning_hessian.curvature.batching import in_groups
+from lightning_hessian.curvature.cost_model import eigenvector_bytes, group_size, low_rank_bytes
+from lightning_hessian.curvature.methods.interface import MethodInput, MethodResult
+from lightning_hessian.curvature.operators.gauss_newton import jacobian, output_hessian
 from lightning_hessian.curvature.operators.target_batch import TargetBatch
+from lightning_hessian.curvature.spectrum import Decomposition, concatenate, exact_decomposition
 
-VMAPPED_OUTPUTS = 16  # backward passes batched at once: most of the speed, and no C-fold activations at C = 1000
+ALL_VECTORS = 64  # outputs up to which all eigenvectors are returned: with them the spectrum is the matrix
 
 
-def jacobian(batch: TargetBatch) -> Tensor:
-    """Gradients of all C outputs with respect to the input, ``[N, C, D]``.
+def low_rank_spectrum(given: MethodInput) -> MethodResult:
+    """The complete spectrum of every problem, from the gradients of all outputs.
 
-    The backward passes are ``vmap``-batched where that gives what a plain backward pass gives along a random
-    weighting of the outputs, and done one after another elsewhere. Cost: at most C gradients.
+    Raises:
+        MeasurementError: one sample does not fit the memory.
     """
-    x = batch.x.detach().clone().requires_grad_()
-    outputs = batch.outputs(x)
-    num_outputs = outputs.shape[1]
-    if not outputs.requires_grad:
-        return x.new_zeros(len(x), num_outputs, batch.num_inputs)
+    batch, memory_budget = given.batch, given.memory_budget
+    per_sample = low_rank_bytes(given.costs)
+    num_vectors = given.options.num_eigenvalues
+    num_listed = min(given.costs.num_outputs, batch.num_inputs)
+    more = eigenvector_bytes(batch, num_listed - num_vectors)
+    if num_vectors < num_listed <= ALL_VECTORS and per_sample + more <= memory_budget:
+        num_vectors, memory_budget = num_listed, memory_budget - more
 
-    def row(weights: Tensor) -> Tensor:
-        (gradient,) = torch.autograd.grad(outputs, x, weights, retain_graph=True, materialize_grads=True)
-        return gradient.flatten(1)
+    def work(samples: slice) -> Decomposition:
+        return low_rank_decomposition(batch.select(samples), given.gradient[samples], num_vectors)
 
-    numbers = torch.arange(num_outputs, device=x.device)
-
-    def one_hot(c: Tensor) -> Tensor:  # one at a time: all of them are C² numbers
-        return (numbers == c).to(x.dtype).expand(len(x), -1)
-
-    try:
-        pull_back = vjp(batch.outputs, x.detach())[1]
-        rows = vmap(lambda c: pull_back(one_hot(c))[0], chunk_size=VMAPPED_OUTPUTS)(numbers)
-        batched = rows.flatten(2).transpose(0, 1)
-    except Exception as error:  # every kind of module that lacks a vmap rule
-        if out_of_memory(error):
-            raise
-        batched = None
-    weights = torch.linspace(1, 2, num_outputs, dtype=x.dtype, device=x.device)
-    expected = row(weights.expand(len(x), -1))
-    tolerance = torch.finfo(x.dtype).eps ** 0.5
-    if batched is not None and relative_difference(weights @ batched, expected) <= tolerance:
-        return batched
-    return torch.stack([row(one_hot(c)) for c in numbers], dim=1)
+    size = group_size(batch.num_samples, per_sample, memory_budget, "The gradients of all outputs")
+    groups = []
+    for samples, found in in_groups(batch.num_samples, size, work):
+        groups.append(found)
+        given.progress("samples", samples.stop, batch.num_samples)
+    return MethodResult(concatenate(groups))
 
 
-def output_hessian(batch: TargetBatch) -> Tensor:
-    """A = ∂²τ/∂z² of every problem, ``[N, K, C, C]``; exactly zero for a target linear in the outputs."""
-    with torch.no_grad():
-        outputs = batch.outputs(batch.x)
-    on_outputs = TargetBatch(lambda z: z, batch.target, outputs, batch.classes)
-    return ReverseOverReverse(on_outputs).columns(torch.eye(outputs.shape[1]).to(outputs))
-
-
-def gauss_newton_factors(batch: TargetBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """J ``[P, C, D]`` and A ``[P, C, C]`` of every problem, and the Frobenius norms ``[P]`` of JᵀAJ, exactly.
-
-    Cost: C gradients.
-    """
-    rows, bend = jacobian(batch), output_hessian(batch)
-    r = torch.linalg.qr(rows.mT, mode="r").R.unsqueeze(1)
-    norms = torch.linalg.matrix_norm(r @ bend @ r.mT)
-    return rows.repeat_interleave(batch.num_classes, dim=0), bend.flatten(0, 1), norms.flatten()
-
-
-def low_rank_parts(batch: TargetBatch, gradient: Tensor, num_vectors: int) -> dict[str, Tensor]:
-    """The complete eigendecomposition of JᵀAJ, as the parts of a ``Spectrum`` by name.
+def low_rank_decomposition(batch: TargetBatch, gradient: Tensor, num_vectors: int) -> Decomposition:
+    """The complete eigendecomposition of JᵀAJ.
 
     With Jᵀ = Q R reduced, H = JᵀAJ = Q (R A Rᵀ) Qᵀ: the eigenvalues are those of the small matrix R A Rᵀ, the
     eigenvectors Q times its own, and the D − min(C, D) eigenvalues not listed are zero. Nothing is
@@ -79,43 +49,29 @@ def low_rank_parts(batch: TargetBatch, gradient: Tensor, num_vectors: int) -> di
 
     Cost: C gradients and a QR decomposition of D×C per sample.
     """
-    rows, bend = jacobian(batch), output_hessian(batch)
-    q, r = torch.linalg.qr(rows.mT)
-    small = r.unsqueeze(1) @ bend @ r.mT.unsqueeze(1)
+    j, a = jacobian(batch), output_hessian(batch)
+    q, r = torch.linalg.qr(j.mT)
+    small = r.unsqueeze(1) @ a @ r.mT.unsqueeze(1)
     small = (small + small.mT) / 2
     eigenvalues, vectors = torch.linalg.eigh(small)
     residuals = (small @ vectors - vectors * eigenvalues.unsqueeze(-2)).norm(dim=-2)
     eigenvalues, residuals, vectors = eigenvalues.flip(-1), residuals.flip(-1), vectors.flip(-1)
     index = eigenvalues.abs().topk(min(num_vectors, eigenvalues.shape[-1]), dim=-1).indices
     chosen = vectors.gather(-1, index.unsqueeze(-2).expand(*vectors.shape[:-1], -1))
-    inside = ((gradient @ q).unsqueeze(-2) @ vectors).squeeze(-2)  # the gradient's part along each eigenvector
+    along = ((gradient @ q).unsqueeze(-2) @ vectors).squeeze(-2)  # the gradient's component along each eigenvector
     rounding = torch.finfo(q.dtype).eps * (10 + small.shape[-1]) * eigenvalues.abs().amax(-1, keepdim=True)
-    return {
-        "eigenvalues": eigenvalues,
-        "eigenvectors": (q.unsqueeze(1) @ chosen).mT,
-        "vector_index": index,
-        "residuals": residuals,
-        "converged": residuals <= rounding,
-        "trace": eigenvalues.sum(-1),
-        "frobenius_norm": eigenvalues.square().sum(-1).sqrt(),
-        "gradient_curvature": (eigenvalues * inside.square()).sum(-1) / gradient.square().sum(-1),
-        "diagonal": (small @ q.mT.unsqueeze(1)).mul(q.mT.unsqueeze(1)).sum(-2),
-        "gauss_newton_norm": eigenvalues.square().sum(-1).sqrt(),
-        "functional_norm": torch.zeros_like(eigenvalues[..., 0]),
-        "asymmetry": torch.zeros_like(eigenvalues[..., 0]),
-    }
-
-
-def low_rank_bytes(facts: Facts) -> int:
-    """The memory that ``low_rank_parts`` takes per sample: C gradients, their QR, and products with it."""
-    _, num_classes, num_inputs = facts.batch.shape
-    num_outputs = facts.num_outputs
-    numbers = num_inputs * num_outputs * (6 + 4 * num_classes) + 12 * (num_classes + 1) * num_outputs**2
-    backward = min(num_outputs, VMAPPED_OUTPUTS) * facts.gradient_bytes
-    return numbers * facts.batch.x.element_size() + backward
-
-
-def gauss_newton_hessians(batch: TargetBatch) -> Tensor:
-    """JᵀAJ of every problem, ``[N, K, D, D]``."""
-    rows, bend = jacobian(batch), output_hessian(batch)
-    return rows.mT.unsqueeze(1) @ bend @ rows.unsqueeze(1)
+    norm = eigenvalues.square().sum(-1).sqrt()
+    return exact_decomposition(
+        eigenvalues=eigenvalues,
+        eigenvectors=(q.unsqueeze(1) @ chosen).mT,
+        vector_index=index,
+        residuals=residuals,
+        converged=residuals <= rounding,
+        trace=eigenvalues.sum(-1),
+        frobenius_norm=norm,
+        gauss_newton_norm=norm.clone(),
+        functional_norm=torch.zeros_like(norm),
+        diagonal=(small @ q.mT.unsqueeze(1)).mul(q.mT.unsqueeze(1)).sum(-2),
+        gradient_curvature=(eigenvalues * along.square()).sum(-1) / gradient.square().sum(-1),
+        asymmetry=torch.zeros_like(norm),
+    )

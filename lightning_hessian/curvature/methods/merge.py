@@ -2,72 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
-import torch
-from torch import Tensor
-
-from lightning_hessian.curvature.algorithms.quadrature import Density
 from lightning_hessian.curvature.checks.diagnosis import Diagnosis
 from lightning_hessian.curvature.meter import Meter
 from lightning_hessian.curvature.methods.execute import Measurement, with_asymmetry
+from lightning_hessian.curvature.spectrum import combine, concatenate
 
 
 def on_cpu(measurement: Measurement) -> Measurement:
     """The same measurement in main memory."""
-    return _changed([measurement], lambda tensors: tensors[0].cpu())
+    return combine([measurement], lambda tensors: tensors[0].cpu())
 
 
-def merged(parts: Sequence[Measurement], diagnosis: Diagnosis, meter: Meter) -> Measurement:
-    """One measurement of all samples, in the order of ``parts``.
+def merged(measurements: Sequence[Measurement], diagnosis: Diagnosis, meter: Meter) -> Measurement:
+    """One measurement of all samples, in the order of ``measurements``; the tensors of a single one are not copied.
 
     Args:
-        parts: of one method and target, each of some of the samples.
+        measurements: by one method and of one target, each of some of the samples.
         diagnosis: of all samples.
         meter: of the whole; memory is that of this process.
     """
-    whole = _changed(_of_one_number_of_vectors(parts), torch.cat)
-    asymmetry, num_matvecs = whole.spectrum.asymmetry, max(part.spectrum.cost.num_matvecs for part in parts)
-    return replace(
-        whole,
-        spectrum=replace(
-            whole.spectrum,
-            complete=all(part.spectrum.complete for part in parts),
-            diagnosis=with_asymmetry(diagnosis, asymmetry, asymmetry.dtype),
-            cost=meter.cost(num_matvecs),
-        ),
+    whole = concatenate(_with_equal_numbers_of_vectors(measurements))
+    asymmetry, num_matvecs = whole.spectrum.asymmetry, max(m.spectrum.cost.num_matvecs for m in measurements)
+    spectrum = replace(
+        whole.spectrum,
+        complete=all(m.spectrum.complete for m in measurements),
+        diagnosis=with_asymmetry(diagnosis, asymmetry, asymmetry.dtype),
+        cost=meter.cost(num_matvecs),
     )
+    return replace(whole, spectrum=spectrum)
 
 
-def _of_one_number_of_vectors(parts: Sequence[Measurement]) -> list[Measurement]:
-    """``low_rank`` keeps more eigenvectors where memory allows; the largest come first."""
-    numbers = [0 if p.spectrum.eigenvectors is None else p.spectrum.eigenvectors.shape[2] for p in parts]
+def _with_equal_numbers_of_vectors(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """``low_rank`` gives more eigenvectors where memory allows; the largest come first."""
+    numbers = [m.spectrum.eigenvectors.shape[2] for m in measurements]
     return [
-        part if number == min(numbers) else _cut(part, min(numbers))
-        for part, number in zip(parts, numbers, strict=True)
+        m if number == min(numbers) else _with_vectors(m, min(numbers))
+        for m, number in zip(measurements, numbers, strict=True)
     ]
 
 
-def _cut(part: Measurement, number: int) -> Measurement:
-    vectors, index = part.spectrum.eigenvectors, part.spectrum.vector_index
-    assert vectors is not None
-    assert index is not None
-    spectrum = replace(part.spectrum, eigenvectors=vectors[:, :, :number], vector_index=index[:, :, :number])
-    return replace(part, spectrum=spectrum)
-
-
-def _changed(parts: Sequence[Measurement], change: Callable[[list[Tensor]], Tensor]) -> Measurement:
-    """The first of ``parts``, with ``change`` of all their tensors in the place of each of its own."""
-
-    def of(values: list[Any]) -> Any:
-        if isinstance(values[0], Density):
-            return Density(change([d.nodes for d in values]), change([d.weights for d in values]))
-        return change(values) if isinstance(values[0], Tensor) else values[0]
-
-    spectra = [part.spectrum for part in parts]
-    names = [f.name for f in fields(spectra[0])]
-    spectrum = replace(spectra[0], **{name: of([getattr(spectrum, name) for spectrum in spectra]) for name in names})
-    matrices = [part.hessian for part in parts if part.hessian is not None]
-    return replace(parts[0], spectrum=spectrum, hessian=change(matrices) if matrices else None)
+def _with_vectors(measurement: Measurement, number: int) -> Measurement:
+    vectors, index = measurement.spectrum.eigenvectors, measurement.spectrum.vector_index
+    spectrum = replace(measurement.spectrum, eigenvectors=vectors[:, :, :number], vector_index=index[:, :, :number])
+    return replace(measurement, spectrum=spectrum)

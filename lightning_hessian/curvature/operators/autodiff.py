@@ -1,7 +1,7 @@
-"""Gradient, HVP and column block of every problem, by two engines that check each other.
+"""Gradients, HVPs and Hessian columns of a batch of targets, in two autodiff modes that check each other.
 
 Nothing is summed over the batch: with independent samples, the gradient of Σ_n t[n, k] with respect to x
-holds each sample's own gradient in that sample's row. Both engines take ``TargetBatch`` and give
+holds each sample's own gradient in that sample's row. Both modes take a ``TargetBatch`` and give
 
 - ``gradient()``: ∇t, ``[N, K, D]``;
 - ``hvp(v)``: H v with an own vector per problem, ``v`` and result ``[N, K, D]``;
@@ -18,16 +18,15 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-from lightning_hessian.curvature.memory import on_few, out_of_memory
 from lightning_hessian.curvature.operators.target_batch import TargetBatch
 
 AutodiffMode = Literal["forward_over_reverse", "reverse_over_reverse"]
 
 
-class Engine(Protocol):
-    """A way to differentiate twice, bound to problems."""
+class Autodiff(Protocol):
+    """One way to differentiate a batch of targets twice."""
 
-    name: AutodiffMode
+    mode: AutodiffMode
 
     def gradient(self) -> Tensor:
         """The gradients ``[N, K, D]``."""
@@ -36,20 +35,20 @@ class Engine(Protocol):
         """Each problem's Hessian times its own vector, ``[N, K, D]`` to ``[N, K, D]``."""
 
     def prepare(self, num_columns: int) -> None:
-        """Builds what ``columns`` of that many vectors will reuse."""
+        """Builds what ``columns`` reuses for blocks of that many vectors."""
 
     def columns(self, basis: Tensor) -> Tensor:
         """Every Hessian times the M rows of ``basis [M, D]``: ``[N, K, D, M]``."""
 
 
 class ReverseOverReverse:
-    """Differentiates the gradient's own graph, built at the first use and kept: one backward pass per vector.
+    """Differentiates the gradient's own graph, built at the first use and retained: one backward pass per vector.
 
     Covers almost every module. A target that does not depend on x has zero derivatives; no error is raised.
     Memory: the activations of one forward and K backward passes, times M while columns are computed.
     """
 
-    name: AutodiffMode = "reverse_over_reverse"
+    mode: AutodiffMode = "reverse_over_reverse"
 
     def __init__(self, batch: TargetBatch) -> None:
         self.batch = batch
@@ -81,8 +80,8 @@ class ReverseOverReverse:
         num_samples, num_classes, num_inputs = self.batch.shape
         self.prepare(times)
         assert self._copies is not None
-        own = basis[:, None, None, :].expand(times, num_samples, num_classes, num_inputs)
-        products = self._copies.hvp(own.reshape(times * num_samples, num_classes, num_inputs))
+        vectors = basis[:, None, None, :].expand(times, num_samples, num_classes, num_inputs)
+        products = self._copies.hvp(vectors.reshape(times * num_samples, num_classes, num_inputs))
         return products.reshape(times, num_samples, num_classes, num_inputs).permute(1, 2, 3, 0)
 
     def _pull_back(self, gradient: Tensor, v: Tensor) -> Tensor:
@@ -109,10 +108,10 @@ class ForwardOverReverse:
     """Forward-mode derivative of the gradient, ``vmap``-batched over vectors and shared by the K classes.
 
     The primal pass and the forward tangent are computed once for all classes, so a column costs 1 + K
-    passes instead of 2K. Not every operation supports it: use it only after ``modes_agree``.
+    passes instead of 2K. Not every operation supports it: use it only where the modes agree (``checks/``).
     """
 
-    name: AutodiffMode = "forward_over_reverse"
+    mode: AutodiffMode = "forward_over_reverse"
 
     def __init__(self, batch: TargetBatch) -> None:
         self.batch = batch
@@ -187,54 +186,3 @@ def relative_difference(a: Tensor, b: Tensor) -> Tensor:
     size = torch.maximum(a.norm(dim=-1), b.norm(dim=-1))
     difference = (a - b).norm(dim=-1)
     return torch.where(size > 0, difference / size, difference).max()
-
-
-def in_float64(batch: TargetBatch) -> TargetBatch | None:
-    """The problems in float64, or None where the model cannot be evaluated in it."""
-
-    def evaluates(few: TargetBatch) -> bool:
-        try:
-            exact = few.to(torch.float64)
-            with torch.no_grad():
-                return exact.values(exact.x).dtype == torch.float64
-        except Exception as error:  # no float64 on this device, or a forward that fails in it; float32 is still wanted
-            if out_of_memory(error):
-                raise
-            return False
-
-    return batch.to(torch.float64) if on_few(batch, 2, evaluates) else None
-
-
-def modes_agree(batch: TargetBatch, generator: torch.Generator) -> tuple[bool, str]:
-    """Whether forward_over_reverse gives what reverse_over_reverse gives on this model, and if not, why.
-
-    Compared are columns along a random direction, in float64 where the model can be evaluated in it (so
-    that rounding is not mistaken for disagreement; tolerance 1e-6) and in the dtype of ``x`` otherwise
-    (tolerance 1e-2). Cost: two HVPs by each engine, at two samples, or one where memory runs out.
-    """
-    state = generator.get_state()
-
-    def compared(few: TargetBatch) -> tuple[bool, str]:
-        generator.set_state(state)
-        return _agree(few, generator)
-
-    return on_few(batch, 2, compared)
-
-
-def _agree(batch: TargetBatch, generator: torch.Generator) -> tuple[bool, str]:
-    exact = in_float64(batch)
-    batch, tolerance = (batch, 1e-2) if exact is None else (exact, 1e-6)
-    reverse = ReverseOverReverse(batch)
-    for _ in range(2):  # a scripted module goes wrong from its second call on
-        v = random_vectors(batch, generator)[0, 0]
-        expected = reverse.hvp(v.expand(batch.shape))
-        try:
-            forward = ForwardOverReverse(batch).columns(v[None]).squeeze(-1)
-        except Exception as error:  # every kind of module that lacks a forward-mode or vmap rule
-            if out_of_memory(error):
-                raise
-            return False, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
-        difference = float(relative_difference(forward, expected))
-        if not difference <= tolerance:
-            return False, f"it differs from reverse_over_reverse by {difference:.1e} on a random direction"
-    return True, ""

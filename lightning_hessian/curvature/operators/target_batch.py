@@ -20,8 +20,8 @@ class TargetBatch:
         target: τ, from outputs ``[N, C]`` and classes ``[N, K]`` to one scalar per problem, ``[N, K]``.
         x: the samples, ``[N, *shape]``, floating point.
         classes: the outputs looked at, integer ``[N, K]``.
-        fixed: tensors ``[N, ...]`` in any nesting, which the network takes besides x and which stay as they are.
-        mixture: weights ``[K]``; given, the scalars of a sample's classes are summed with them into a single one.
+        fixed: further arguments of the network, in any nesting; tensors ``[N, ...]`` that are not differentiated.
+        class_weights: ``[K]``; if given, the scalars of a sample's classes are summed with them into a single one.
     """
 
     network: Callable[..., Tensor]
@@ -29,7 +29,7 @@ class TargetBatch:
     x: Tensor
     classes: Tensor
     fixed: Any = None
-    mixture: Tensor | None = None
+    class_weights: Tensor | None = None
 
     @property
     def num_samples(self) -> int:
@@ -39,7 +39,7 @@ class TargetBatch:
     @property
     def num_classes(self) -> int:
         """K, the number of classes looked at per sample."""
-        return self.classes.shape[1] if self.mixture is None else 1
+        return self.classes.shape[1] if self.class_weights is None else 1
 
     @property
     def num_inputs(self) -> int:
@@ -52,22 +52,22 @@ class TargetBatch:
         return self.num_samples, self.num_classes, self.num_inputs
 
     def outputs(self, x: Tensor) -> Tensor:
-        """The network's outputs ``[N, C]`` at ``x``, which has the shape of ``self.x``."""
+        """The network's outputs ``[N, C]`` at an ``x`` of the same shape as ``self.x``."""
         return self.network(x) if self.fixed is None else self.network(x, self.fixed)
 
     def values(self, x: Tensor) -> Tensor:
-        """The targets ``[N, K]`` at ``x``, which has the shape of ``self.x``."""
+        """The targets ``[N, K]`` at an ``x`` of the same shape as ``self.x``."""
         values = self.target(self.outputs(x), self.classes)
-        return values if self.mixture is None else (values @ self.mixture.to(values)).unsqueeze(1)
+        return values if self.class_weights is None else (values @ self.class_weights.to(values)).unsqueeze(1)
 
     def select(self, samples: slice | Tensor) -> TargetBatch:
         """The problems of some samples."""
         return self._with(lambda t: t[samples])
 
-    def flatten(self) -> TargetBatch:
+    def split_classes(self) -> TargetBatch:
         """The same problems as P = N·K samples with one class each, in the order (sample, class)."""
-        laid_out = self._with(lambda t: t.repeat_interleave(self.num_classes, dim=0))
-        return replace(laid_out, classes=self.classes.reshape(-1, 1))
+        copies = self._with(lambda t: t.repeat_interleave(self.num_classes, dim=0))
+        return replace(copies, classes=self.classes.reshape(-1, 1))
 
     def repeat(self, times: int) -> TargetBatch:
         """The same problems ``times`` times over, the copies one after another: ``[times·N, ...]``."""

@@ -77,6 +77,6 @@ def test_lanczos_that_finds_all_eigenvalues_needs_no_vectors():
 
 
 @pytest.mark.parametrize("density_vectors", [1, -2, 2.5, True])
-def test_a_number_of_vectors_without_an_error_is_refused(density_vectors):
+def test_a_number_of_vectors_without_a_standard_error_raises(density_vectors):
     with pytest.raises(ConfigurationError, match=r"density_vectors=.* must be 0 .* at least 2"):
         input_spectrum(mlp(), torch.zeros(1, 6, dtype=F64), 0, density_vectors=density_vectors)

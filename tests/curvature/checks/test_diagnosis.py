@@ -8,8 +8,8 @@ from support.networks import mlp
 from torch import nn
 
 from lightning_hessian import input_hessian, input_spectrum
-from lightning_hessian.curvature import cost_model as facts
-from lightning_hessian.curvature.operators import autodiff as derivatives
+from lightning_hessian.curvature import cost_model
+from lightning_hessian.curvature.operators import autodiff
 
 X = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 
@@ -27,7 +27,7 @@ def test_curved(activation):
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU, nn.Hardtanh, nn.PReLU])
 @pytest.mark.parametrize("target", ["logit", "margin"])
-def test_piecewise_linear_is_zero_and_says_what_to_take(activation, target):
+def test_piecewise_linear_is_zero_and_says_what_to_choose(activation, target):
     net = mlp(activation)
     diagnosis = diagnosis_of(net, target)
     assert (diagnosis.kind, diagnosis.network) == ("piecewise_linear", "piecewise_linear")
@@ -35,7 +35,7 @@ def test_piecewise_linear_is_zero_and_says_what_to_take(activation, target):
     assert not input_hessian(net, X, 0, target).any()
 
 
-def test_a_bent_head_on_a_piecewise_linear_network_is_curved():
+def test_a_curved_target_over_a_piecewise_linear_network_is_curved():
     diagnosis = diagnosis_of(mlp(nn.ReLU), "prob")
     assert (diagnosis.kind, diagnosis.network) == ("curved", "piecewise_linear")
 
@@ -157,17 +157,17 @@ def test_scripted_code_is_right_at_every_call(compile_):
 
 
 @pytest.mark.parametrize("precheck", [True, False])
-def test_an_engine_that_gives_zeros_is_found_out(monkeypatch, precheck):
+def test_an_autodiff_mode_that_gives_zeros_is_detected(monkeypatch, precheck):
     """Before the work by ``modes_agree``; and if that were blind, after it by ``hessians`` itself."""
     net = mlp()
     expected = input_spectrum(net, X, "all")
-    assert expected.engine == "forward_over_reverse"
+    assert expected.autodiff_mode == "forward_over_reverse"
     broken = lambda self, basis: torch.zeros(*self.batch.shape, len(basis), dtype=basis.dtype)  # noqa: E731
-    monkeypatch.setattr(derivatives.ForwardOverReverse, "columns", broken)
+    monkeypatch.setattr(autodiff.ForwardOverReverse, "columns", broken)
     if not precheck:
-        monkeypatch.setattr(facts, "modes_agree", lambda batch, generator: (True, ""))
+        monkeypatch.setattr(cost_model, "modes_agree", lambda batch, generator: (True, ""))
     spectrum = input_spectrum(net, X, "all")
-    assert spectrum.engine == "reverse_over_reverse"
+    assert spectrum.autodiff_mode == "reverse_over_reverse"
     torch.testing.assert_close(spectrum.eigenvalues, expected.eigenvalues)
 
 
@@ -180,7 +180,7 @@ def test_group_norm_is_right():
         torch.testing.assert_close(hessian[n], expected, rtol=1e-9, atol=1e-12)
 
 
-def test_flat_background_ties_in_max_pooling_are_told():
+def test_constant_background_that_ties_in_max_pooling_is_reported():
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.GELU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 2)).double()
     image = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
     image[..., 3:5, 3:5] = torch.rand(2, 2)

@@ -1,30 +1,30 @@
-"""Column blocks: the search for engine and size, out-of-memory, symmetry."""
+"""Column blocks: the search for autodiff mode and size, out-of-memory, symmetry."""
 
 import weakref
 from collections import Counter
 
 import pytest
 import torch
-from support.networks import mlp
+from support.networks import measure, mlp
 
-from lightning_hessian.curvature.cost_model import Facts
-from lightning_hessian.curvature.methods import execute as measurement
-from lightning_hessian.curvature.methods import plan as planning
-from lightning_hessian.curvature.methods.dense import BlockSearch, dense_bytes, hessians, symmetrize_
-from lightning_hessian.curvature.methods.plan import Options
+from lightning_hessian.curvature.cost_model import ModelCosts, dense_bytes, result_bytes
+from lightning_hessian.curvature.methods import dense
+from lightning_hessian.curvature.methods.columns import BlockSearch, hessians
+from lightning_hessian.curvature.methods.dense import symmetrize_
 from lightning_hessian.curvature.operators.autodiff import ForwardOverReverse, ReverseOverReverse
 from lightning_hessian.curvature.operators.target_batch import TargetBatch
+from lightning_hessian.curvature.options import Options
 
 F64 = torch.float64
 FORWARD, REVERSE = AUTODIFF_MODES = ("forward_over_reverse", "reverse_over_reverse")
 
 
 def choices(block, speeds, num_blocks):
-    """What a search tries, when a block of an engine runs at ``speeds[engine](size)`` columns per second."""
+    """What a search tries, when a block of a mode runs at ``speeds[mode](size)`` columns per second."""
     tried = []
     for _ in range(num_blocks):
-        tried.append((block.engine, block.size))
-        block.report(block.size, block.size / speeds[block.engine](block.size))
+        tried.append((block.mode, block.size))
+        block.report(block.size, block.size / speeds[block.mode](block.size))
     return tried
 
 
@@ -32,7 +32,7 @@ def best_at(size, speed):
     return lambda m: speed / (1 + abs(m - size))
 
 
-def test_the_engines_race_and_the_fastest_pair_is_kept():
+def test_the_fastest_mode_and_size_win():
     block = BlockSearch(AUTODIFF_MODES, first=4, limit=100)
     tried = choices(block, {FORWARD: best_at(8, 90), REVERSE: best_at(16, 100)}, 9)
     assert tried == [
@@ -42,19 +42,19 @@ def test_the_engines_race_and_the_fastest_pair_is_kept():
     ]
     block = BlockSearch(AUTODIFF_MODES, first=8, limit=100)
     tried = choices(block, {FORWARD: best_at(16, 90), REVERSE: best_at(16, 100)}, 8)
-    assert tried == [*((e, m) for m in (8, 16, 32) for e in AUTODIFF_MODES), *((REVERSE, 16),) * 2]
+    assert tried == [*((mode, m) for m in (8, 16, 32) for mode in AUTODIFF_MODES), *((REVERSE, 16),) * 2]
 
 
-def test_the_limit_bounds_the_search_and_a_given_size_is_kept():
+def test_the_limit_bounds_the_search_and_a_given_size_stays():
     growing = {name: lambda m: float(m) for name in AUTODIFF_MODES}
     assert choices(BlockSearch([FORWARD], first=4, limit=10), growing, 5) == [(FORWARD, m) for m in (4, 8, 10, 10, 10)]
     assert {size for _, size in choices(BlockSearch(AUTODIFF_MODES, first=7, limit=7), growing, 4)} == {7}
 
 
-def test_a_smaller_last_block_says_nothing():
+def test_a_smaller_last_block_does_not_count():
     block = BlockSearch(AUTODIFF_MODES, first=4, limit=100)
     block.report(3, 1e-9)
-    assert (block.engine, block.size) == (FORWARD, 4)
+    assert (block.mode, block.size) == (FORWARD, 4)
 
 
 def batch(x):
@@ -62,10 +62,9 @@ def batch(x):
     return TargetBatch(net, lambda z, classes: z.gather(1, classes), x, torch.tensor([[0, 2]] * len(x)))
 
 
-def run(given, engines=AUTODIFF_MODES, chunk_size="auto", max_memory=2**30):
+def run(given, modes=AUTODIFF_MODES, first_block=256, largest_block=30_000):
     generator = torch.Generator().manual_seed(0)
-    how = {"chunk_size": chunk_size, "max_memory": max_memory, "generator": generator, "per_column": 10_000}
-    return hessians(given, engines, **how)
+    return hessians(given, modes, first_block=first_block, largest_block=largest_block, generator=generator)
 
 
 @pytest.fixture
@@ -78,26 +77,26 @@ def expected_of(given):
     return torch.stack([torch.func.hessian(lambda v: network(v[None])[0, [0, 2]])(x) for x in given.x]).detach()
 
 
-def test_columns_of_both_engines_side_by_side(given, monkeypatch):
+def test_columns_of_both_modes_side_by_side(given, monkeypatch):
     used = []
-    for engine in (ForwardOverReverse, ReverseOverReverse):
-        columns = engine.columns
+    for autodiff in (ForwardOverReverse, ReverseOverReverse):
+        columns = autodiff.columns
 
         def noted(self, basis, columns=columns):
-            used.append((self.name, len(basis)))
+            used.append((self.mode, len(basis)))
             return columns(self, basis)
 
-        monkeypatch.setattr(engine, "columns", noted)
-    found, made = run(given, chunk_size=7)
-    assert made == {e: sum(count for name, count in used if name == e) for e in AUTODIFF_MODES}
+        monkeypatch.setattr(autodiff, "columns", noted)
+    found, num_columns = run(given, first_block=7, largest_block=7)
+    assert num_columns == {mode: sum(count for name, count in used if name == mode) for mode in AUTODIFF_MODES}
     assert {name for name, _ in used} == set(AUTODIFF_MODES)
     assert sum(count for _, count in used) == 40  # no column is computed twice
     torch.testing.assert_close(found, expected_of(given), rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("engine", [ForwardOverReverse, ReverseOverReverse])
-def test_out_of_memory_halves_the_block_and_tries_again(given, monkeypatch, engine):
-    columns, sizes = engine.columns, []
+@pytest.mark.parametrize("autodiff", [ForwardOverReverse, ReverseOverReverse])
+def test_out_of_memory_halves_the_block_and_tries_again(given, monkeypatch, autodiff):
+    columns, sizes = autodiff.columns, []
 
     def small(self, basis):
         sizes.append(len(basis))
@@ -105,52 +104,51 @@ def test_out_of_memory_halves_the_block_and_tries_again(given, monkeypatch, engi
             raise torch.OutOfMemoryError("no more")
         return columns(self, basis)
 
-    monkeypatch.setattr(engine, "columns", small)
-    found, made = run(given, engines=(engine.name,))
-    assert made == {engine.name: 40}
+    monkeypatch.setattr(autodiff, "columns", small)
+    found, num_columns = run(given, modes=(autodiff.mode,))
+    assert num_columns == {autodiff.mode: 40}
     assert max(sizes) == 40
     assert sizes[-1] <= 5
     torch.testing.assert_close(found, expected_of(given), rtol=1e-10, atol=1e-13)
 
 
-def test_out_of_memory_with_a_single_column_is_told(given, monkeypatch):
+def test_out_of_memory_with_a_single_column_raises(given, monkeypatch):
     def never(self, basis):
         raise torch.OutOfMemoryError("no more")
 
     monkeypatch.setattr(ReverseOverReverse, "columns", never)
     with pytest.raises(torch.OutOfMemoryError):
-        run(given, engines=(REVERSE,))
+        run(given, modes=(REVERSE,))
 
 
-def test_one_engine_holds_its_graph_at_a_time(given, monkeypatch):
+def test_one_mode_has_its_graph_in_memory_at_a_time(given, monkeypatch):
     alive = weakref.WeakSet()
-    for engine in (ForwardOverReverse, ReverseOverReverse):
-        columns = engine.columns
+    for autodiff in (ForwardOverReverse, ReverseOverReverse):
+        columns = autodiff.columns
 
         def noted(self, basis, columns=columns):
             alive.add(self)
-            assert {other.name for other in alive} == {self.name}
+            assert {other.mode for other in alive} == {self.mode}
             return columns(self, basis)
 
-        monkeypatch.setattr(engine, "columns", noted)
-    _, made = run(given, chunk_size=7)
-    assert set(made) == set(AUTODIFF_MODES)
+        monkeypatch.setattr(autodiff, "columns", noted)
+    _, num_columns = run(given, first_block=7, largest_block=7)
+    assert set(num_columns) == set(AUTODIFF_MODES)
 
 
-def test_the_engine_that_made_most_columns_is_recorded(given, monkeypatch):
-    """Two groups: the last of them, and the engine that would run next, say nothing."""
-    made = iter([Counter({FORWARD: 30, REVERSE: 10}), Counter({FORWARD: 15, REVERSE: 25})])
-    whole = measurement.hessians
-    monkeypatch.setattr(measurement, "hessians", lambda *a, **how: (whole(*a, **how)[0], next(made)))
+def test_the_mode_that_computed_most_columns_is_recorded(given, monkeypatch):
+    """Two groups: neither the last of them nor the mode that would be next decides."""
+    num_columns = iter([Counter({FORWARD: 30, REVERSE: 10}), Counter({FORWARD: 15, REVERSE: 25})])
+    whole = dense.hessians
+    monkeypatch.setattr(dense, "hessians", lambda *a, **how: (whole(*a, **how)[0], next(num_columns)))
     few = given.select(slice(0, 2))
-    facts = Facts(few)
-    one_at_a_time = planning.result_bytes(few, Options()) + int(1.5 * dense_bytes(facts))
-    spectrum = measurement.measure(few, "logit", Options(method="dense", max_memory=one_at_a_time)).spectrum
-    assert spectrum.engine == FORWARD
-    assert next(made, None) is None
+    one_at_a_time = result_bytes(few, Options()) + int(1.5 * dense_bytes(ModelCosts(few)))
+    spectrum = measure(few, "logit", Options(method="dense", max_memory=one_at_a_time)).spectrum
+    assert spectrum.autodiff_mode == FORWARD
+    assert next(num_columns, None) is None
 
 
-def test_symmetrize_refuses_what_it_would_copy():
+def test_symmetrize_raises_where_it_would_copy():
     with pytest.raises(RuntimeError, match="view"):
         symmetrize_(torch.randn(3, 2, 4, 4).transpose(0, 1))
 

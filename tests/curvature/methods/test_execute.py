@@ -8,7 +8,7 @@ from support.networks import mlp
 from torch import nn
 
 from lightning_hessian import MeasurementError, input_hessian, input_hvp, input_spectrum
-from lightning_hessian.curvature.methods.lanczos import _skew_norm
+from lightning_hessian.curvature.algorithms.hutchinson import estimate_asymmetry
 from lightning_hessian.curvature.operators.hessian import MatrixOperator
 
 F64 = torch.float64
@@ -75,12 +75,12 @@ def test_low_rank_with_more_outputs_than_inputs():
     torch.testing.assert_close(fast.eigenvalues, input_spectrum(net, x, 1, "prob", method="dense").eigenvalues)
 
 
-def test_low_rank_is_refused_where_it_is_not_exact():
+def test_low_rank_raises_where_it_is_not_exact():
     with pytest.raises(MeasurementError, match="piecewise linear in their input, and this one is curved"):
         input_spectrum(mlp(), torch.randn(2, 6, dtype=F64), 0, method="low_rank")
 
 
-def test_lanczos_through_the_head_where_the_gradients_do_not_fit():
+def test_lanczos_on_the_gauss_newton_operator_where_the_gradients_do_not_fit():
     net, x = Residual(outputs=40).double(), torch.randn(2, 2, 6, 6, dtype=F64)
     exact = input_spectrum(net, x, 3, "prob", method="low_rank")
     found = input_spectrum(net, x, 3, "prob", method="lanczos", num_eigenvalues=4)
@@ -147,19 +147,19 @@ def test_the_whole_matrices_by_low_rank_are_exact():
 
 @pytest.mark.parametrize(("method", "outputs"), [("dense", 3), ("lanczos", 3), ("lanczos", 60)])
 @pytest.mark.parametrize("target", ["prob", "logit"])
-def test_head_and_network_parts(method, outputs, target):
-    """H = JᵀAJ + Σ ∂τ/∂z_c ∇²z_c, each part by torch.func on one sample; the head is exact up to 41 outputs."""
+def test_gauss_newton_and_functional_terms(method, outputs, target):
+    """H = JᵀAJ + Σ ∂τ/∂z_c ∇²z_c, each term by torch.func on one sample; the first is exact up to 41 outputs."""
     net, x = mlp(nn.Tanh, inputs=20, outputs=outputs), torch.randn(2, 20, dtype=F64)
     spectrum = input_spectrum(net, x, 1, target, method=method, num_eigenvalues=4)
     for n in range(2):
         jacobian, z = torch.func.jacrev(net)(x[n]), net(x[n])
         tau = (lambda z: z.softmax(0)[1]) if target == "prob" else (lambda z: z[1])
-        head = jacobian.T @ torch.func.hessian(tau)(z) @ jacobian
-        network = torch.einsum("c,cij->ij", torch.func.grad(tau)(z), torch.func.hessian(net)(x[n]))
-        for name, matrix in (("head", head), ("network", network)):
+        gauss_newton = jacobian.T @ torch.func.hessian(tau)(z) @ jacobian
+        functional = torch.einsum("c,cij->ij", torch.func.grad(tau)(z), torch.func.hessian(net)(x[n]))
+        for name, matrix in (("gauss_newton", gauss_newton), ("functional", functional)):
             found, error = (getattr(spectrum, f"{name}_norm{end}")[n, 0] for end in ("", "_error"))
             assert (found - torch.linalg.matrix_norm(matrix)).abs() <= 4 * error + 1e-9
-            estimated = method == "lanczos" and (name == "network" or outputs > 41)
+            estimated = method == "lanczos" and (name == "functional" or outputs > 41)
             assert bool(error > 0) == (estimated and bool(matrix.any()))
 
 
@@ -171,7 +171,7 @@ def test_one_eigenvalue_still_means_both_ends():
     torch.testing.assert_close(found.lambda_max, whole.lambda_max, rtol=1e-6, atol=1e-8)
 
 
-def test_what_needs_the_whole_spectrum_is_not_made_up_from_its_ends():
+def test_what_needs_the_whole_spectrum_is_nan_where_only_its_ends_are_known():
     net, x = mlp(nn.Tanh, inputs=20), torch.randn(2, 20, dtype=F64)
     ends, whole = (input_spectrum(net, x, 1, "prob", method=m, num_eigenvalues=4) for m in ("lanczos", "dense"))
     assert ends.negative_share.isnan().all()
@@ -214,7 +214,7 @@ def test_a_separable_function_of_equal_terms_repeats_every_eigenvalue():
 
 
 @pytest.mark.parametrize("method", ["dense", "lanczos"])
-def test_a_target_that_bends_at_some_samples_only(method):
+def test_a_target_that_is_curved_at_some_samples_only(method):
     """Squared hinge: A = 2 where the output is above the hinge, 0 elsewhere, the first samples among them."""
     net, x = mlp(nn.Tanh, inputs=20), torch.randn(6, 20, dtype=F64)
     z = net(x)[:, 0].detach()
@@ -231,6 +231,6 @@ def test_lanczos_measures_the_asymmetry_that_dense_does():
     matrices = torch.randn(2, 200, 200, generator=generator, dtype=F64)
     matrices = matrices + matrices.mT + 0.3 * torch.randn(2, 200, 200, generator=generator, dtype=F64)
     exact = torch.linalg.matrix_norm(matrices - matrices.mT)
-    found = _skew_norm(MatrixOperator(matrices), generator)
+    found = estimate_asymmetry(MatrixOperator(matrices), generator=generator)
     assert ((found / exact > 0.3) & (found / exact < 2)).all()
-    assert not _skew_norm(MatrixOperator(torch.eye(5).expand(2, 5, 5)), generator).any()
+    assert not estimate_asymmetry(MatrixOperator(torch.eye(5).expand(2, 5, 5)), generator=generator).any()

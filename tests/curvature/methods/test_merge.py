@@ -1,28 +1,47 @@
-"""Parts of a measurement become one, also where memory let one of them keep more eigenvectors."""
+"""Measurements of groups of samples become one, also where memory allowed one of them more eigenvectors."""
 
 from dataclasses import replace
 
 import torch
-from support.networks import mlp
+from support.networks import measure, mlp
 from torch import nn
 
 from lightning_hessian import input_spectrum
 from lightning_hessian.curvature.meter import Meter
 from lightning_hessian.curvature.methods.execute import Measurement
-from lightning_hessian.curvature.methods.merge import joined
+from lightning_hessian.curvature.methods.merge import merged, on_cpu
 from lightning_hessian.curvature.methods.plan import Plan
+from lightning_hessian.curvature.operators.target_batch import TargetBatch
+from lightning_hessian.curvature.options import Options
 
 
-def test_the_largest_eigenvectors_that_all_parts_have_are_kept():
+def test_the_largest_eigenvectors_that_all_groups_have_are_returned():
     net, x = mlp(nn.ReLU), torch.randn(3, 6)
     whole = input_spectrum(net, x.double(), [0, 2], "prob")
-    parts = [input_spectrum(net, x[s].double(), [0, 2], "prob") for s in (slice(0, 2), slice(2, 3))]
-    fewer = replace(
-        parts[0], eigenvectors=parts[0].eigenvectors[:, :, :1], vector_index=parts[0].vector_index[:, :, :1]
-    )
-    plan = Plan("low_rank", "asked for")
-    both = [Measurement(part, None, plan) for part in (fewer, parts[1])]
-    found = joined(both, whole.diagnosis, Meter(x.device)).spectrum
+    first, second = (input_spectrum(net, x[s].double(), [0, 2], "prob") for s in (slice(0, 2), slice(2, 3)))
+    fewer = replace(first, eigenvectors=first.eigenvectors[:, :, :1], vector_index=first.vector_index[:, :, :1])
+    plan = Plan("low_rank", "asked for", whole.diagnosis)
+    both = [Measurement(spectrum, None, plan) for spectrum in (fewer, second)]
+    found = merged(both, whole.diagnosis, Meter(x.device)).spectrum
     assert found.eigenvectors.shape == (3, 2, 1, 6)
     torch.testing.assert_close(found.vector_index, whole.vector_index[:, :, :1])
     torch.testing.assert_close(found.eigenvalues, whole.eigenvalues)
+
+
+def test_matrices_and_densities_are_merged_and_a_single_measurement_is_not_copied():
+    net, x = mlp(nn.Tanh), torch.randn(5, 6, dtype=torch.float64)
+    batch = TargetBatch(net, lambda z, c: z.gather(1, c), x, torch.zeros(5, 1, dtype=torch.long))
+    options = Options(method="lanczos", num_eigenvalues=2, density_vectors=2)
+    groups = [measure(batch.select(s), "logit", options, n) for s, n in ((slice(0, 3), 2), (slice(3, 5), 0))]
+    found = merged(groups, groups[0].plan.diagnosis, Meter(x.device))
+    assert torch.equal(found.hessian, groups[0].hessian)
+    for name in ("nodes", "weights"):
+        both = [getattr(group.spectrum.density, name) for group in groups]
+        assert torch.equal(getattr(found.spectrum.density, name), torch.cat(both))
+    assert found.spectrum.cost.num_matvecs == max(group.spectrum.cost.num_matvecs for group in groups)
+    single = merged([groups[0]], groups[0].plan.diagnosis, Meter(x.device))
+    for name in ("eigenvalues", "eigenvectors", "diagonal", "gradient"):
+        assert getattr(single.spectrum, name) is getattr(groups[0].spectrum, name)
+    assert single.hessian is groups[0].hessian
+    assert single.spectrum.density is groups[0].spectrum.density
+    assert on_cpu(single).spectrum.eigenvalues.data_ptr() == single.spectrum.eigenvalues.data_ptr()

@@ -1,23 +1,25 @@
-"""What is chosen, by numbers put in for the clock; and what is said where nothing fits."""
+"""What is chosen, with given times instead of the clock's; and what the error suggests where nothing fits."""
 
 import re
 
 import pytest
 import torch
+from support.measuring import Measurer
 from support.networks import mlp
 from torch import nn
 
 from lightning_hessian import MeasurementError, input_spectrum
 from lightning_hessian.curvature.checks.diagnosis import Diagnosis
-from lightning_hessian.curvature.cost_model import Facts
+from lightning_hessian.curvature.cost_model import LANCZOS_OVERHEAD, ModelCosts
 from lightning_hessian.curvature.methods import plan as planning
-from lightning_hessian.curvature.methods.plan import ORTHOGONALISATION, Options, cheaper, make_plan
+from lightning_hessian.curvature.methods import timing
+from lightning_hessian.curvature.methods.plan import cheaper, make_plan
 from lightning_hessian.curvature.operators.target_batch import TargetBatch
-from lightning_hessian.training.measurement import Monitor
+from lightning_hessian.curvature.options import Options
 from lightning_hessian.training.samples import Samples
 
 F64 = torch.float64
-CURVED, FLAT = Diagnosis("curved", "curved"), Diagnosis("curved", "piecewise_linear")
+CURVED, PIECEWISE_LINEAR = Diagnosis("curved", "curved"), Diagnosis("curved", "piecewise_linear")
 
 
 def batch(inputs: int, activation: type[nn.Module] = nn.GELU) -> TargetBatch:
@@ -26,7 +28,7 @@ def batch(inputs: int, activation: type[nn.Module] = nn.GELU) -> TargetBatch:
 
 
 @pytest.mark.parametrize(
-    ("shape", "hvp", "column", "method"),
+    ("shape", "matvec", "column", "method"),
     [
         ((8, 1, 3072), 0.1, 0.1, "lanczos"),  # 307 s against 11 s
         ((8, 1, 3072), 0.1, 0.004, "dense"),  # 12 s for the columns of blocks, 2 s for eigenvectors
@@ -35,21 +37,22 @@ def batch(inputs: int, activation: type[nn.Module] = nn.GELU) -> TargetBatch:
         ((8, 1, 784), 0.0006, 0.0006, "dense"),  # 0.86 s against 0.07 s: below a second
     ],
 )
-def test_the_whole_spectrum_where_it_is_worth_it(shape, hvp, column, method):
-    plan = cheaper(shape, Options(), hvp, column, eigh=1e-11)
+def test_the_whole_spectrum_where_it_is_worth_it(shape, matvec, column, method):
+    plan = cheaper(shape, Options(), matvec, column, eigh_seconds=1e-11, diagnosis=CURVED)
     expected = shape[2] * column + shape[0] * shape[1] * 1e-11 * shape[2] ** 3
     assert plan.expected_seconds["dense"] == pytest.approx(expected)
     # a basis of 41, two times 20 random vectors, 10 pairs outside of which they are drawn, five checks
-    assert plan.expected_seconds["lanczos"] == pytest.approx(ORTHOGONALISATION * 96 * hvp)
+    assert plan.expected_seconds["lanczos"] == pytest.approx(LANCZOS_OVERHEAD * 96 * matvec)
     assert plan.method == method
-    assert plan.seconds_per_hvp == hvp
-    assert f"{hvp:.2g} s per" in plan.reason
+    assert plan.seconds_per_matvec == matvec
+    assert plan.reuse_for_run
+    assert f"{matvec:.2g} s per" in plan.reason
 
 
-def test_block_size_and_density_cost_products():
+def test_block_size_and_density_cost_matvecs():
     def lanczos(**options):
-        plan = cheaper((1, 1, 2000), Options(**options), 1.0, 1.0, 0.0)
-        return plan.expected_seconds["lanczos"] / ORTHOGONALISATION
+        plan = cheaper((1, 1, 2000), Options(**options), 1.0, 1.0, 0.0, diagnosis=CURVED)
+        return plan.expected_seconds["lanczos"] / LANCZOS_OVERHEAD
 
     assert lanczos() == pytest.approx(96)
     assert lanczos(block_size=30) == pytest.approx(96 + (3 * 30 + 30) - 41)
@@ -57,72 +60,72 @@ def test_block_size_and_density_cost_products():
 
 
 def test_columns_for_heatmaps_are_paid_by_lanczos_too():
-    few, some = (cheaper((4, 1, 400), Options(), 0.1, 0.1, 0.0, num_matrices=s) for s in (0, 2))
+    few, some = (cheaper((4, 1, 400), Options(), 0.1, 0.1, 0.0, s, diagnosis=CURVED) for s in (0, 2))
     assert (few.method, some.method) == ("lanczos", "dense")  # 40 s against 11 s, or 12 and 20
     assert some.expected_seconds["lanczos"] == pytest.approx(few.expected_seconds["lanczos"] + 20)
 
 
 def test_matrices_of_every_sample_are_dense(monkeypatch):
-    monkeypatch.delattr(planning, "seconds_per_hvp")
+    monkeypatch.delattr(planning, "seconds_per_matvec")
     assert planned(batch(300), CURVED, num_matrices=2).method == "dense"
     assert planned(batch(300), CURVED, Options(max_memory=4_000_000), num_matrices=2).method == "lanczos"
 
 
 def planned(given, diagnosis, options=Options(), **how):  # noqa: B008 # frozen
-    return make_plan(given, Facts(given), diagnosis, options, **how)
+    return make_plan(given, ModelCosts(given), diagnosis, options, **how)
 
 
 @pytest.mark.parametrize(("seconds", "method"), [(1e-6, "dense"), (1.0, "lanczos")])
 def test_the_clock_decides_above_256_inputs(monkeypatch, seconds, method):
-    for name in ("hvp", "column"):
+    for name in ("matvec", "column"):
         monkeypatch.setattr(planning, f"seconds_per_{name}", lambda *_: seconds)
     plan = planned(batch(700), CURVED)
-    assert (plan.method, plan.seconds_per_hvp) == (method, seconds)
+    assert (plan.method, plan.seconds_per_matvec) == (method, seconds)
 
 
 def test_what_needs_no_clock(monkeypatch):
-    monkeypatch.delattr(planning, "seconds_per_hvp")
+    monkeypatch.delattr(planning, "seconds_per_matvec")
     assert planned(batch(256), CURVED).method == "dense"
-    assert planned(batch(700), CURVED, kept="lanczos").method == "lanczos"
-    assert planned(batch(700), CURVED, kept="dense").method == "dense"
-    assert planned(batch(700, nn.ReLU), FLAT, kept="dense").method == "low_rank"
-    little = planned(batch(700), CURVED, Options(max_memory=10_000_000), kept="dense")
+    assert planned(batch(700), CURVED, previous_method="lanczos").method == "lanczos"
+    assert planned(batch(700), CURVED, previous_method="dense").method == "dense"
+    assert planned(batch(700, nn.ReLU), PIECEWISE_LINEAR, previous_method="dense").method == "low_rank"
+    little = planned(batch(700), CURVED, Options(max_memory=10_000_000), previous_method="dense")
     assert little.method == "lanczos"
     assert "the whole matrices need 22" in little.reason
 
 
-def test_the_time_of_a_product_is_of_the_whole_batch(monkeypatch):
+def test_the_time_of_a_matvec_is_of_the_whole_batch(monkeypatch):
     seen = []
-    monkeypatch.setattr(planning, "_seconds", lambda work: seen.append(len(work())) or float(len(seen)))
+    monkeypatch.setattr(timing, "_seconds", lambda work: seen.append(len(work())) or float(len(seen)))
     few = batch(6).repeat(8)
-    per_sample = Facts(few).product_bytes
-    assert planning.seconds_per_hvp(few, Facts(few), 4 * per_sample, torch.Generator()) == 2.0 * 16 / 4
+    costs = ModelCosts(few)
+    assert timing.seconds_per_matvec(few, costs, 4 * costs.matvec_bytes, torch.Generator()) == 2.0 * 16 / 4
     assert seen == [4, 4, 4]
 
 
-def test_a_monitor_keeps_the_choice_of_its_first_curved_measurement(monkeypatch):
-    for name in ("hvp", "column"):
+def test_a_monitor_uses_the_method_of_its_first_curved_measurement_again(monkeypatch):
+    for name in ("matvec", "column"):
         clock = iter([1e-6])  # a second look at it fails
         monkeypatch.setattr(planning, f"seconds_per_{name}", lambda *_, clock=clock: next(clock))
-    monitor = Monitor(0, "logit", "float64", Options(num_eigenvalues=2), heatmap_samples=0)
+    monitor = Measurer(0, "logit", "float64", Options(num_eigenvalues=2), heatmap_samples=0)
     samples, when = Samples(torch.randn(1, 260, dtype=F64), None), {"step": 0, "logged_step": 0, "epoch": 0}
-    flat = monitor.measure(mlp(nn.ReLU, 260), samples, **when)
-    assert (flat.method, monitor.state.method) == ("low_rank", None)
+    relu = monitor.measure(mlp(nn.ReLU, 260), samples, **when)
+    assert (relu.method, monitor.state.method) == ("low_rank", None)
     first, second = (monitor.measure(mlp(nn.GELU, 260), samples, **when) for _ in range(2))
     assert (first.method, second.method, monitor.state.method) == ("dense", "dense", "dense")
-    assert first.made_with["seconds_per_hvp"] == 1e-6
+    assert first.made_with["seconds_per_matvec"] == 1e-6
     assert first.made_with["expected_seconds"].keys() == {"dense", "lanczos"}
     assert "1e-06 s per Hessian-vector product" in first.reason
-    assert "kept from the first" in second.reason
+    assert "as in the first measurement" in second.reason
     assert monitor.measure(mlp(nn.ReLU, 260), samples, **when).method == "low_rank"
 
 
 @pytest.mark.parametrize("method", ["dense", "lanczos", "low_rank"])
 def test_what_is_suggested_where_nothing_fits_does_fit(method):
     net, x = mlp(nn.ReLU, inputs=60, outputs=8), torch.randn(3, 60, dtype=F64)
-    with pytest.raises(MeasurementError, match="Allow max_memory") as refusal:
+    with pytest.raises(MeasurementError, match="Allow max_memory") as error:
         input_spectrum(net, x, "all", "prob", method=method, max_memory=5_000)
-    enough = int(re.search(r"max_memory=(\d+)", str(refusal.value)).group(1))
+    enough = int(re.search(r"max_memory=(\d+)", str(error.value)).group(1))
     whole = input_spectrum(net, x, "all", "prob", method=method, num_eigenvalues=10)
     found = input_spectrum(net, x, "all", "prob", method=method, num_eigenvalues=10, max_memory=enough)
     torch.testing.assert_close(found.lambda_max, whole.lambda_max, rtol=1e-4, atol=1e-9)
@@ -134,6 +137,6 @@ def test_what_is_suggested_where_nothing_fits_does_fit(method):
 
 def test_another_method_is_suggested_where_it_fits():
     net, x = mlp(inputs=700), torch.randn(2, 700, dtype=F64)
-    with pytest.raises(MeasurementError, match=r"method='dense' needs 22.* MiB .*Take method='lanczos', or allow"):
+    with pytest.raises(MeasurementError, match=r"method='dense' needs 22.* MiB .*Use method='lanczos', or allow"):
         input_spectrum(net, x, 0, method="dense", max_memory=10_000_000)
     assert input_spectrum(net, x, 0, method="lanczos", max_memory=10_000_000).converged.all()

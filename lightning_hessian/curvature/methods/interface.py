@@ -1,0 +1,58 @@
+"""What every method takes and returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightning_hessian.curvature.checks.diagnosis import Diagnosis
+from lightning_hessian.curvature.cost_model import ModelCosts
+from lightning_hessian.curvature.meter import Progress, silent
+from lightning_hessian.curvature.operators.autodiff import AutodiffMode
+from lightning_hessian.curvature.operators.target_batch import TargetBatch
+from lightning_hessian.curvature.options import Options
+from lightning_hessian.curvature.spectrum import Decomposition
+
+
+@dataclass(frozen=True)
+class MethodInput:
+    """What a method works on, and with.
+
+    Attributes:
+        batch: what to differentiate.
+        costs: of this model.
+        gradient: of the batch, ``[N, K, D]``.
+        diagnosis: of the batch.
+        options: how to measure; their ``max_memory`` includes the results.
+        memory_budget: bytes that may be used besides the results.
+        num_matrices: for how many samples, counted from the first, the whole matrices are wanted too.
+        progress: called with the number of finished columns, samples or matrix-vector products.
+    """
+
+    batch: TargetBatch
+    costs: ModelCosts
+    gradient: Tensor
+    diagnosis: Diagnosis
+    options: Options
+    memory_budget: int
+    num_matrices: int = 0
+    progress: Progress = silent
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """What a method returns.
+
+    Attributes:
+        decomposition: of every problem.
+        num_matvecs: HVPs per problem.
+        autodiff_mode: how most derivatives were taken.
+        matrices: the whole matrices ``[S, K, D, D]`` of the first S = ``num_matrices`` samples from a method that
+            needs them anyway, else None.
+    """
+
+    decomposition: Decomposition
+    num_matvecs: int = 0
+    autodiff_mode: AutodiffMode = "reverse_over_reverse"
+    matrices: Tensor | None = None

@@ -1,0 +1,193 @@
+"""The Gauss-Newton term JᵀAJ of a Hessian: as an operator, as factors J and A, as a matrix, and its norm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import vjp, vmap
+
+from lightning_hessian.curvature.batching import out_of_memory
+from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, relative_difference
+from lightning_hessian.curvature.operators.hessian import BatchOperator
+from lightning_hessian.curvature.operators.target_batch import TargetBatch
+
+VMAPPED_OUTPUTS = 16  # backward passes batched at once: most of the speed, and no C-fold activations at C = 1000
+NUM_DRAWS = 3  # random vectors that A must all take to exactly 0.0 before it is called zero
+OUTPUT_HVP_TENSORS = 16  # tensors [K, C] that a product A v makes on the way: softmax, its gradients, and their graphs
+
+
+class GaussNewtonOperator(BatchOperator):
+    """v ↦ Jᵀ(A(J v)): the Hessian without the curvature of the network itself, for any number of outputs.
+
+    The whole Hessian where the network is piecewise linear. Cost: one forward- and one backward-mode
+    product, both from one retained graph of Jᵀu.
+    """
+
+    def __init__(self, batch: TargetBatch) -> None:
+        super().__init__(batch)
+        self._x = self.batch.x.detach().clone().requires_grad_()
+        self._outputs = self.batch.outputs(self._x)
+        self._weights = torch.zeros_like(self._outputs, requires_grad=True)
+        (self._pulled_back,) = torch.autograd.grad(
+            self._outputs, self._x, self._weights, create_graph=True, materialize_grads=True
+        )
+        self._z = self._outputs.detach().clone().requires_grad_()
+        value = self.batch.target(self._z, self.batch.classes).sum()
+        (self._slope,) = torch.autograd.grad(value, self._z, create_graph=True, materialize_grads=True)
+
+    @property
+    def num_outputs(self) -> int:
+        """C."""
+        return self._outputs.shape[1]
+
+    def matvec(self, v: Tensor) -> Tensor:
+        """Jᵀ A J v."""
+        jv = _derivative(self._pulled_back, self._weights, v.reshape(self._x.shape))
+        ajv = _derivative(self._slope, self._z, jv)
+        return _derivative(self._outputs, self._x, ajv).flatten(1)
+
+    def select(self, index: Tensor) -> GaussNewtonOperator:
+        """The problems at ``index``, with graphs of their own."""
+        return GaussNewtonOperator(self.batch.select(index))
+
+
+def _derivative(of: Tensor, by: Tensor, weights: Tensor) -> Tensor:
+    """Gradient of Σ weights·of with respect to ``by``, the graph retained; zero where there is no dependence."""
+    if not of.requires_grad:
+        return torch.zeros_like(by)
+    (result,) = torch.autograd.grad(of, by, weights, retain_graph=True, materialize_grads=True)
+    return result
+
+
+def jacobian(batch: TargetBatch) -> Tensor:
+    """J, the gradients of all C outputs with respect to the input, ``[N, C, D]``.
+
+    The backward passes are ``vmap``-batched where that gives what a plain backward pass gives along a random
+    weighting of the outputs, and done one after another elsewhere. Cost: at most C gradients.
+    """
+    x = batch.x.detach().clone().requires_grad_()
+    outputs = batch.outputs(x)
+    num_outputs = outputs.shape[1]
+    if not outputs.requires_grad:
+        return x.new_zeros(len(x), num_outputs, batch.num_inputs)
+
+    def row(weights: Tensor) -> Tensor:
+        (gradient,) = torch.autograd.grad(outputs, x, weights, retain_graph=True, materialize_grads=True)
+        return gradient.flatten(1)
+
+    numbers = torch.arange(num_outputs, device=x.device)
+
+    def one_hot(c: Tensor) -> Tensor:  # one at a time: all of them are C² numbers
+        return (numbers == c).to(x.dtype).expand(len(x), -1)
+
+    try:
+        pull_back = vjp(batch.outputs, x.detach())[1]
+        rows = vmap(lambda c: pull_back(one_hot(c))[0], chunk_size=VMAPPED_OUTPUTS)(numbers)
+        batched = rows.flatten(2).transpose(0, 1)
+    except Exception as error:  # every kind of module that lacks a vmap rule
+        if out_of_memory(error):
+            raise
+        batched = None
+    weights = torch.linspace(1, 2, num_outputs, dtype=x.dtype, device=x.device)
+    expected = row(weights.expand(len(x), -1))
+    tolerance = torch.finfo(x.dtype).eps ** 0.5
+    if batched is not None and relative_difference(weights @ batched, expected) <= tolerance:
+        return batched
+    return torch.stack([row(one_hot(c)) for c in numbers], dim=1)
+
+
+def output_hessian(batch: TargetBatch) -> Tensor:
+    """A = ∂²τ/∂z² of every problem, ``[N, K, C, C]``; exactly zero for a target linear in the outputs."""
+    outputs = _batch_of_outputs(batch)
+    return ReverseOverReverse(outputs).columns(torch.eye(outputs.num_inputs).to(outputs.x))
+
+
+def gauss_newton_hessians(batch: TargetBatch) -> Tensor:
+    """JᵀAJ of every problem, ``[N, K, D, D]``. Cost: C gradients."""
+    j, a = jacobian(batch), output_hessian(batch)
+    return j.mT.unsqueeze(1) @ a @ j.unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class GaussNewtonFactors:
+    """The factors of JᵀAJ, one for each of P problems.
+
+    Attributes:
+        jacobian: J, ``[P, C, D]``.
+        output_hessian: A, ``[P, C, C]``.
+        norm: ‖JᵀAJ‖ (Frobenius), ``[P]``, exact.
+    """
+
+    jacobian: Tensor
+    output_hessian: Tensor
+    norm: Tensor
+
+    def matvec(self, v: Tensor) -> Tensor:
+        """Jᵀ A J v, ``[P, D]`` to ``[P, D]``."""
+        return (self.jacobian.mT @ (self.output_hessian @ (self.jacobian @ v.unsqueeze(-1)))).squeeze(-1)
+
+
+def gauss_newton_factors(batch: TargetBatch) -> GaussNewtonFactors:
+    """J, A and ‖JᵀAJ‖ of every problem. Cost: C gradients."""
+    j, a = jacobian(batch), output_hessian(batch)
+    r = torch.linalg.qr(j.mT, mode="r").R.unsqueeze(1)
+    norm = torch.linalg.matrix_norm(r @ a @ r.mT)
+    return GaussNewtonFactors(j.repeat_interleave(batch.num_classes, dim=0), a.flatten(0, 1), norm.flatten())
+
+
+@dataclass(frozen=True)
+class TermNorms:
+    """Frobenius norms ``[N, K]`` of the two terms of a Hessian: JᵀAJ, and the functional term Σ ∂τ/∂z ∇²z."""
+
+    gauss_newton: Tensor
+    functional: Tensor
+
+
+def term_norms(batch: TargetBatch, matrices: Tensor) -> TermNorms:
+    """The norms of both terms of whole Hessians ``[N, K, D, D]``, exactly, and without A ``[C, C]``.
+
+    Jᵀ(A(J e)) is computed for some columns e at a time, as many as keep the intermediate results below the size of one
+    matrix ``[D, D]``.
+
+    Cost: C gradients, and D products with A, which do not run the network.
+    """
+    outputs = _batch_of_outputs(batch)
+    if _has_zero_hessian(outputs):
+        norm = torch.linalg.matrix_norm(matrices)
+        return TermNorms(torch.zeros_like(norm), norm)
+    j = jacobian(batch)
+    num_inputs = batch.num_inputs
+    size = min(num_inputs, max(1, num_inputs**2 // (OUTPUT_HVP_TENSORS * outputs.num_inputs)))
+    gauss_newton, functional = [], []
+    for begin in range(0, num_inputs, size):
+        columns = slice(begin, begin + size)
+        block = j.mT.unsqueeze(1) @ _output_hvps(outputs, j[..., columns])
+        gauss_newton.append(torch.linalg.matrix_norm(block))
+        functional.append(torch.linalg.matrix_norm(matrices[..., columns] - block))
+    return TermNorms(*(torch.linalg.vector_norm(torch.stack(blocks), dim=0) for blocks in (gauss_newton, functional)))
+
+
+def _batch_of_outputs(batch: TargetBatch) -> TargetBatch:
+    """The same targets as functions of the outputs z ``[N, C]``."""
+    with torch.no_grad():
+        outputs = batch.outputs(batch.x)
+    return TargetBatch(lambda z: z, batch.target, outputs, batch.classes)
+
+
+def _output_hvps(outputs: TargetBatch, vectors: Tensor) -> Tensor:
+    """A v for M vectors of each sample, ``[N, C, M]`` to ``[N, K, C, M]``, on M copies of the outputs."""
+    num_samples, num_classes, num_outputs = outputs.shape
+    times = vectors.shape[-1]
+    v = vectors.permute(2, 0, 1).reshape(times * num_samples, 1, num_outputs).expand(-1, num_classes, -1)
+    products = ReverseOverReverse(outputs.repeat(times)).hvp(v)
+    return products.reshape(times, num_samples, num_classes, num_outputs).permute(1, 2, 3, 0)
+
+
+def _has_zero_hessian(outputs: TargetBatch) -> bool:
+    """Whether the target is linear in the outputs: its second derivatives are then exact zeros."""
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(NUM_DRAWS, outputs.num_inputs, generator=generator, dtype=torch.float64).to(outputs.x)
+    autodiff = ReverseOverReverse(outputs)
+    return not any(autodiff.hvp(v.expand(outputs.shape)).any() for v in vectors)

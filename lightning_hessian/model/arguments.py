@@ -1,0 +1,97 @@
+"""What a user may give with a model, checked: inputs, dtype and classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_hessian.errors import ConfigurationError
+from lightning_hessian.model.targets import TargetFunction, TargetName
+
+Classes = int | Sequence[int] | Tensor | Literal["predicted", "all"]
+Target = TargetName | TargetFunction
+Model = Callable[..., Any]
+
+
+def check_input(x: Tensor) -> None:
+    """Checks that ``x`` is a batch of samples that can be differentiated.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if not isinstance(x, Tensor) or x.dim() < 2 or len(x) == 0:
+        got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ConfigurationError(
+            f"The input must be a tensor of samples [N, *shape] with N of at least 1; got {got}. "
+            f"For a single sample, give x.unsqueeze(0)."
+        )
+    if not x.is_floating_point():
+        raise ConfigurationError(
+            f"The input has dtype {x.dtype}, and a derivative needs floating point. Scale images to float "
+            f"first (x.float() / 255); for tokens, name the layer to measure at: wrt='embedding'."
+        )
+
+
+def check_lengths(tensors: list[Tensor]) -> None:
+    """Checks that all inputs have one row per sample.
+
+    Raises:
+        ConfigurationError: they do not.
+    """
+    lengths = {len(t) if t.dim() else 0 for t in tensors}
+    if len(lengths) != 1:
+        raise ConfigurationError(
+            f"Every input must be a tensor with one row per sample; their first dimensions are {sorted(lengths)}. "
+            f"Pass what is the same for all samples through forward_fn."
+        )
+
+
+def resolve_dtype(dtype: torch.dtype | None, tensors: list[Tensor]) -> torch.dtype:
+    """The dtype to measure in: the given one, or that of the inputs.
+
+    Raises:
+        ConfigurationError: it is neither float32 nor float64.
+    """
+    if dtype is None:
+        return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    if dtype not in (torch.float32, torch.float64):
+        raise ConfigurationError(f"dtype={dtype} is not possible. Choose torch.float32 or torch.float64.")
+    return dtype
+
+
+def resolve_classes(classes: Classes, predicted: Tensor, num_outputs: int) -> Tensor:
+    """The classes as integers ``[N, K]`` on the outputs' device.
+
+    Raises:
+        ConfigurationError: they are not classes of this model.
+    """
+    num_samples = len(predicted)
+    if isinstance(classes, str):
+        if classes == "predicted":
+            return predicted.unsqueeze(1)
+        if classes == "all":
+            return torch.arange(num_outputs, device=predicted.device).expand(num_samples, -1)
+        raise ConfigurationError(
+            f"classes={classes!r} is not known. Give an int, ints, a tensor [N] or [N, K], 'predicted' or 'all'."
+        )
+    wanted = torch.as_tensor(classes, device=predicted.device)
+    if wanted.is_floating_point() or wanted.is_complex() or wanted.dtype == torch.bool or wanted.numel() == 0:
+        raise ConfigurationError(f"classes={classes!r} must be integers, at least one of them.")
+    if isinstance(classes, Tensor) and wanted.dim() > 0:
+        wanted = wanted.unsqueeze(1) if wanted.dim() == 1 else wanted
+        if wanted.dim() != 2 or len(wanted) != num_samples:
+            raise ConfigurationError(
+                f"A tensor of classes must be [N] or [N, K] with N = {num_samples}; got {tuple(classes.shape)}. "
+                f"For the same classes at every sample, give a list of ints."
+            )
+    else:
+        wanted = wanted.reshape(1, -1).expand(num_samples, -1)
+    if wanted.min() < 0 or wanted.max() >= num_outputs:
+        raise ConfigurationError(
+            f"classes={classes!r} is out of range: the model has {num_outputs} outputs per sample, so classes go "
+            f"from 0 to {num_outputs - 1}."
+        )
+    return wanted.long()

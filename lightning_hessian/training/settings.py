@@ -1,0 +1,132 @@
+"""What a monitor was asked to do, checked once, when it is constructed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lightning_hessian.curvature.options import Options
+from lightning_hessian.errors import ConfigurationError, check_at_least, check_choice
+from lightning_hessian.model.arguments import Target, check_input
+from lightning_hessian.model.function import ForwardFunction, OutputFunction, differentiated
+from lightning_hessian.model.targets import TARGET_NAMES
+from lightning_hessian.records.retention import KeepMatrices
+from lightning_hessian.training.samples import Samples, SampleSource
+from lightning_hessian.training.schedule import Schedule
+
+DTYPES = ("float32", "float64")
+CLASS_CHOICES = ("label", "predicted", "all")
+
+
+@dataclass(frozen=True)
+class MeasurementSettings:
+    """What is measured at every measurement of a run, and how.
+
+    Args:
+        classes: ``"label"``, ``"predicted"``, ``"all"``, an int or ints.
+        target: a target, or ``"auto"``: chosen at the first measurement of a run.
+        dtype: ``"float32"`` or ``"float64"``.
+        options: of the numerical methods.
+        heatmap_samples: for how many samples the record holds whole matrices.
+        class_names: names of all classes.
+        forward_fn: ``(model, x) -> output``.
+        output_fn: ``output -> [N, C]``.
+        wrt: one of several inputs, or the name of the submodule whose output is the variable.
+        name: distinguishes the records and warnings of this monitor from those of others.
+
+    Raises:
+        ConfigurationError: an argument is not allowed; the message says what is.
+    """
+
+    classes: int | Sequence[int] | str
+    target: Target | Literal["auto"]
+    dtype: str
+    options: Options
+    heatmap_samples: int = 1
+    class_names: tuple[str, ...] | None = None
+    forward_fn: ForwardFunction | None = None
+    output_fn: OutputFunction | None = None
+    wrt: str | int | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.target):
+            check_choice("target", self.target, ("auto", *TARGET_NAMES))
+        if isinstance(self.classes, str):
+            check_choice("classes", self.classes, CLASS_CHOICES)
+        check_choice("dtype", self.dtype, DTYPES)
+        check_at_least("heatmap_samples", self.heatmap_samples, 0)
+        if self.name is not None and not (isinstance(self.name, str) and re.fullmatch("[A-Za-z0-9_-]+", self.name)):
+            raise ConfigurationError(
+                f"name={self.name!r} becomes part of tags and the name of a folder: use letters, digits, '-' and '_', "
+                f"at least one."
+            )
+
+    @property
+    def title(self) -> str:
+        """What the monitor calls itself in messages."""
+        return "InputHessianMonitor" if self.name is None else f"InputHessianMonitor '{self.name}'"
+
+    def check_samples(self, samples: Samples) -> None:
+        """Checks that the samples hold what these settings need.
+
+        Raises:
+            ConfigurationError: labels are needed and missing, or the differentiated input is not floating point.
+        """
+        x = differentiated(samples.inputs, self.wrt)
+        if x is not None:
+            check_input(x)
+        if self.classes == "label" and samples.labels is None:
+            raise ConfigurationError(
+                "classes='label' needs integer labels [N], and the samples have none. Give classes as ints (0 for a "
+                "single output), 'predicted' or 'all', or an input_fn that returns (x, labels)."
+            )
+
+
+@dataclass(frozen=True)
+class MonitorSettings:
+    """Everything a monitor was asked to do.
+
+    Args:
+        measurement: what is measured.
+        samples: where the samples come from.
+        schedule: when to measure.
+        max_overhead: share of the training time that measuring may take; None: no limit.
+        keep_matrices: which whole matrices saved records hold; None: none.
+        on_error: whether a failed measurement warns or raises.
+
+    Raises:
+        ConfigurationError: an argument is not allowed; the message says what is.
+    """
+
+    measurement: MeasurementSettings
+    samples: SampleSource
+    schedule: Schedule
+    max_overhead: float | None
+    keep_matrices: KeepMatrices | None
+    on_error: Literal["warn", "raise"]
+
+    def __post_init__(self) -> None:
+        check_choice("on_error", self.on_error, ("warn", "raise"))
+        check_at_least("num_samples", self.samples.num_samples, 1)
+        check_at_least("val_dataloader_idx", self.samples.val_dataloader_idx, 0)
+        share = self.max_overhead
+        is_number = isinstance(share, (int, float)) and not isinstance(share, bool)
+        if share is not None and not (is_number and 0 < share <= 1):
+            raise ConfigurationError(
+                f"max_overhead={share!r} must be a number above 0 and up to 1, the share of the training time that "
+                f"measuring may take (0.05 for a twentieth), or None for no limit."
+            )
+
+
+def check_names(names: Sequence[str | None]) -> None:
+    """Raises if two monitors of one Trainer have the same name."""
+    folders = ["" if name is None else name.lower() for name in names]  # some file systems ignore case
+    for name, folder in zip(names, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise ConfigurationError(
+                f"{folders.count(folder)} monitors of this Trainer have name={name!r} and would write to the same tags "
+                f"and files. Give each its own name, for example name='a' and name='b'."
+            )
