@@ -237,18 +237,18 @@ def test_the_table_tells_what_happened(fitted):
     record, row = fitted.record, table()[fitted.case.name]
     with prepare(fitted.module, fitted.x, CLASSES, record.target, dtype=fitted.dtype, **fitted.how) as prepared:
         agree, why = modes_agree(prepared.batch, torch.Generator().manual_seed(0))
-    engines = "both" if agree else "reverse_over_reverse"
+    modes = "both" if agree else "reverse_over_reverse"
     if record.method == "low_rank":
-        engines = "none: C gradients"
+        modes = "none: C gradients"
     share = input_spectrum(fitted.module, fitted.x, CLASSES, "prob", **fitted.how).gauss_newton_share.mean()
     found = {
         "network": record.network,
         "target": record.target,
         "method": record.method,
-        "engines": engines,
+        "autodiff modes": modes,
         "dtype": str(record.eigenvalues.dtype),
     }
     told = f"| {fitted.case.name} | {' | '.join(found.values())} | {share:.1f} | {why}"
     assert {name: row[name] for name in found} == found, told
-    assert abs(float(row["head share of prob"]) - share) <= 0.1, told
-    assert engines != "reverse_over_reverse" or record.engine == engines
+    assert abs(float(row["Gauss-Newton share of prob"]) - share) <= 0.1, told
+    assert modes != "reverse_over_reverse" or record.autodiff_mode == modes

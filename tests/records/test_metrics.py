@@ -11,7 +11,7 @@ from support.networks import mlp
 from torch import randn
 
 from lightning_hessian import to_dataframe
-from lightning_hessian.curvature.methods.plan import Options
+from lightning_hessian.curvature.options import Options
 from lightning_hessian.records import event_format, metrics
 from lightning_hessian.records.metrics import COMPARISON, LOGGED, METRICS, Metric, to_markdown
 from lightning_hessian.records.payload import unpack
