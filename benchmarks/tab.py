@@ -1,7 +1,7 @@
 """How long the "Input Hessian" tab takes on a large run: until it shows data, and until a matrix follows a click.
 
 The numbers in the run are random: only their amount matters. 300 measurements of 10 classes and 32 samples at D = 784,
-and one at D = 3072. TensorBoard's own reading of the event file is waited for, and reported separately.
+and one at D = 3072. TensorBoard's own reading of the event file is reported separately.
 """
 
 from __future__ import annotations
@@ -11,34 +11,35 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 import numpy as np
 import torch
-from lightning_hessian.writers.tab import add_payload
 from playwright.sync_api import Browser, sync_playwright
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from benchmarks.common import save
 from lightning_hessian.curvature.options import Options
-from lightning_hessian.records.event_format import METRICS, pack_summary, tag
+from lightning_hessian.records.event_format import pack_summary, tag
 from lightning_hessian.records.files import save_record
 from lightning_hessian.records.histogram import NUM_BINS
+from lightning_hessian.records.metrics import METRICS
 from lightning_hessian.records.record import Record
 from lightning_hessian.training.measurement import measure
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.training.settings import MeasurementSettings
+from lightning_hessian.writers.tensorboard import add_payload
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from support.browsing import Tab, tensorboard
 from support.get_chromium import FLAGS, NONE_FOUND, find_chromium
 
-MANY, SAMPLES, COLUMNS = 300, 32, 10
+MANY, SAMPLES, CLASSES = 300, 32, 10
 
 # From the choice of another class until the frame with its matrix has been painted, in milliseconds.
 CHOOSE = """async (select, value) => {
@@ -59,7 +60,7 @@ CHOOSE = """async (select, value) => {
 
 
 def real() -> Record:
-    """A small measurement, whose words the large ones take over."""
+    """A small measurement, whose metadata the large ones share."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 10))
     settings = MeasurementSettings([0], "logit", "float32", Options(num_eigenvalues=4), heatmap_samples=1)
     record = measure(net, Samples(torch.rand(2, 1, 2, 2), torch.zeros(2, dtype=torch.long)), settings)
@@ -67,35 +68,33 @@ def real() -> Record:
     return record
 
 
-def large(words: Record, shape: tuple[int, ...], samples: int, columns: int, vectors: int = 10) -> Record:
+def large(template: Record, shape: tuple[int, ...], samples: int, classes: int, vectors: int = 10) -> Record:
     """A record of random numbers; the whole matrices of one sample."""
     rng = np.random.default_rng(0)
     size = int(np.prod(shape))
 
     def random(*lengths: int) -> Any:
-        return rng.standard_normal((samples, columns, *lengths), np.float32)
+        return rng.standard_normal((samples, classes, *lengths), np.float32)
 
-    half = rng.standard_normal((1, columns, size, size), np.float32)
-    given = {f.name for f in fields(Record)}
-    tables = {name: random() for name in METRICS if name in given}
+    half = rng.standard_normal((1, classes, size, size), np.float32)
     nodes = np.sort(random(1, NUM_BINS), axis=-1)
     return replace(
-        words,
-        **tables,
+        template,
+        metrics={metric.name: random() for metric in METRICS},
         x=rng.random((samples, *shape), np.float32),
         labels=np.zeros(samples, np.int64),
         predicted=np.zeros(samples, np.int64),
-        classes=np.tile(np.arange(columns), (samples, 1)),
-        class_ids=tuple(range(columns)),
+        classes=np.tile(np.arange(classes), (samples, 1)),
+        class_ids=tuple(range(classes)),
         eigenvalues=-np.sort(-random(vectors), axis=-1),
-        residuals=np.full((samples, columns, vectors), 1e-6, np.float32),
-        converged=np.ones((samples, columns, vectors), bool),
+        residuals=np.full((samples, classes, vectors), 1e-6, np.float32),
+        converged=np.ones((samples, classes, vectors), bool),
         complete=False,
         eigenvectors=random(vectors, size) / size**0.5,
-        vector_index=np.tile(np.arange(vectors), (samples, columns, 1)),
+        vector_index=np.tile(np.arange(vectors), (samples, classes, 1)),
         gradient=random(size),
         diagonal=random(size),
-        diagonal_error=np.zeros((samples, columns, size), np.float32),
+        diagonal_error=np.zeros((samples, classes, size), np.float32),
         density_nodes=nodes,
         density_weights=np.full_like(nodes, 1 / NUM_BINS),
         hessian=half + half.swapaxes(-1, -2),
@@ -122,7 +121,7 @@ def seen(browser: Browser, logdir: Path, steps: int) -> dict[str, Any]:
         tab = Tab(page)
         tab.open(f"{address}#input_hessian")
         shown = time.perf_counter()
-        select = tab.get("column-select")
+        select = tab.get("class-select")
         values = select.locator("option").evaluate_all("all => all.map(each => each.value)")
         clicks = [select.evaluate(CHOOSE, value) / 1000 for value in values[1:]]
         page.close()
@@ -147,10 +146,10 @@ def main() -> None:
     chromium = find_chromium()
     if chromium is None:
         sys.exit(NONE_FOUND)
-    words = real()
+    template = real()
     cases = {
-        "300x10x32, D=784": (large(words, (1, 28, 28), SAMPLES, COLUMNS), MANY, 0.3),
-        "1x4x1, D=3072": (large(words, (3, 32, 32), 1, 4), 1, 2.0),
+        "300x10x32, D=784": (large(template, (1, 28, 28), SAMPLES, CLASSES), MANY, 0.3),
+        "1x4x1, D=3072": (large(template, (3, 32, 32), 1, 4), 1, 2.0),
     }
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:

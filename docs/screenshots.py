@@ -67,8 +67,8 @@ def train(log_dir: Path, name: str, epochs: int) -> None:
     print(f"{name}: held-out accuracy {trainer.callback_metrics['val_accuracy']:.1%}")
 
 
-def tell(log_dir: Path) -> None:
-    """Prints the numbers of which the captions speak: means over samples, class by class, first and last."""
+def print_numbers(log_dir: Path) -> None:
+    """Prints the numbers in the captions: means over samples, class by class, first and last."""
     for name in RUNS:
         records = load_records(log_dir / name)
         for metric in ("spectral_norm", "gradient_norm", "frobenius_norm", "normalized_curvature", "linear_radius"):
@@ -90,8 +90,8 @@ def shrink(path: Path) -> None:
     raise ValueError(f"{path} has {path.stat().st_size} bytes, more than {MAX_BYTES}.")
 
 
-def keep(page: Page, name: str, clip: dict[str, float] | None = None) -> None:
-    """Saves what is in sight, or a part of it."""
+def save(page: Page, name: str, clip: dict[str, float] | None = None) -> None:
+    """Saves what is visible, or a part of it."""
     path = IMAGES / f"{name}.png"
     page.screenshot(path=path, **({"clip": clip} if clip else {}))
     shrink(path)
@@ -105,13 +105,13 @@ def photograph_tab(tab: Tab, address: str) -> None:
     tab.page.set_viewport_size(size)
     tab.page.wait_for_timeout(1000)
     bottom = tab.panel("evolution").bounding_box()
-    keep(tab.page, "tab_curves", {"x": 0, "y": 0, "width": WIDTH, "height": bottom["y"] + bottom["height"] + 10})
+    save(tab.page, "tab_curves", {"x": 0, "y": 0, "width": WIDTH, "height": bottom["y"] + bottom["height"] + 10})
     canvas = tab.get("input-map")
     cell = canvas.evaluate("e => e.clientWidth") / 28
     canvas.hover(position={"x": 14.5 * cell, "y": 12.5 * cell})
     tab.page.wait_for_timeout(500)
-    keep(tab.page, "tab_hessian", tab.panel("hessian").bounding_box())
-    keep(tab.page, "tab_maps", tab.panel("maps").bounding_box())
+    save(tab.page, "tab_hessian", tab.panel("hessian").bounding_box())
+    save(tab.page, "tab_maps", tab.panel("maps").bounding_box())
 
 
 def photograph_dashboard(page: Page, address: str) -> None:
@@ -120,13 +120,13 @@ def photograph_dashboard(page: Page, address: str) -> None:
     page.goto("about:blank")
     page.goto(f"{address}#custom_scalars")
     page.wait_for_timeout(6000)
-    keep(page, "custom_scalars")
+    save(page, "custom_scalars")
 
 
 def main() -> None:
     """Trains, unless a directory with the runs is given, and takes the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--log-dir", type=Path, help="keep the runs here; runs that are there are not trained again")
+    parser.add_argument("--log-dir", type=Path, help="save the runs here; existing ones are not trained again")
     parser.add_argument("--epochs", type=int, default=4)
     arguments = parser.parse_args()
     chromium = find_chromium()
@@ -138,8 +138,8 @@ def main() -> None:
         for name in RUNS:
             if not (log_dir / name).exists():
                 train(log_dir, name, arguments.epochs)
-        tell(log_dir)
-        os.chdir(log_dir)  # TensorBoard shows the path that it was given: it is to be nobody's
+        print_numbers(log_dir)
+        os.chdir(log_dir)  # TensorBoard shows the path that it was given, which should not be a private one
         with tensorboard(Path(".")) as address, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
             page = browser.new_page(viewport={"width": WIDTH, "height": 1000})

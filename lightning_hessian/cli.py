@@ -11,7 +11,7 @@ from lightning_hessian.report.page import MAX_SIZE, write_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; what cannot be done is one sentence on stderr and exit status 1."""
+    """Runs the command; an error is one sentence on stderr and exit status 1."""
     options = _parser().parse_args(arguments)
     try:
         path = write_report(options.log_dirs, options.output, max_size=options.max_size)
@@ -23,23 +23,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lightning-hessian", description="Input-Hessians that a run has saved.")
+    parser = argparse.ArgumentParser(
+        prog="lightning-hessian", description="Works with the input-Hessians that runs have saved."
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     report = commands.add_parser(
         "report",
-        help="one standalone page of some runs, to attach to a mail or a paper",
-        description="Writes one HTML page with everything that the Input Hessian tab of TensorBoard shows of runs. It "
-        "needs neither a network nor TensorBoard.",
+        help="write a standalone page about some runs, to attach to a mail or a paper",
+        description="Writes one HTML page with everything that the Input Hessian tab of TensorBoard shows about some "
+        "runs. It needs neither a network nor TensorBoard.",
     )
     report.add_argument("log_dirs", nargs="+", metavar="LOG_DIR", help="directory of a run, or one above several runs")
-    report.add_argument("-o", "--output", default="report.html", metavar="FILE", help="default: %(default)s; replaced")
+    report.add_argument(
+        "-o",
+        "--output",
+        default="report.html",
+        metavar="FILE",
+        help="default: %(default)s; an existing file is replaced",
+    )
     report.add_argument(
         "--max-size",
         type=float,
         default=MAX_SIZE,
         metavar="MB",
-        help="size of the page; what is left out of it is said in it (default: %(default)g)",
+        help="largest size of the page, which says what was left out (default: %(default)g)",
     )
     return parser
 

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from lightning_hessian.records.matrices import from_eigenvectors, spans
-from lightning_hessian.records.metrics import METRICS
-
-if TYPE_CHECKING:
-    from lightning_hessian.curvature.methods.execute import Measurement
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Stage = Literal["fit", "validate", "test"]
 ClassId = int | str
 """The output looked at, as the user named it: ``2``, ``"label"`` or ``"predicted"``."""
-
-OF_SPECTRUM = (
-    *("eigenvalues", "eigenvectors", "vector_index", "residuals", "converged", "complete"),
-    *("gradient", "diagonal", "diagonal_error", "target", "method", "reason", "autodiff_mode"),
-)
 
 
 @dataclass(frozen=True, repr=False)
@@ -215,38 +205,3 @@ def class_title(class_id: ClassId) -> str:
 def with_name(name: str | None, text: str) -> str:
     """``text``, after a monitor's name where it has one."""
     return text if name is None else f"{name}_{text}"
-
-
-def make_record(measurement: Measurement, **context: Any) -> Record:
-    """A record of ``measurement``; ``context`` gives the fields that a measurement does not know.
-
-    Those are ``name``, ``step``, ``logged_step``, ``epoch``, ``stage``, ``x``, ``labels``, ``predicted``, ``classes``,
-    ``class_ids``, ``class_names`` and ``made_with``.
-    """
-    spectrum = measurement.spectrum
-    diagnosis, cost = spectrum.diagnosis, spectrum.cost
-    undefined = np.full(tuple(spectrum.trace.shape), np.nan)
-    values = {
-        **{name: getattr(spectrum, name) for name in OF_SPECTRUM},
-        "density_nodes": spectrum.density and spectrum.density.nodes,
-        "density_weights": spectrum.density and spectrum.density.weights,
-        "hessian": measurement.hessian,
-        **context,
-    }
-    return Record(
-        **{name: _to_numpy(value) for name, value in values.items()},
-        metrics={m.name: undefined if m.is_comparison else _to_numpy(getattr(spectrum, m.name)) for m in METRICS},
-        measured_at=time.time(),
-        diagnosis=diagnosis.kind,
-        network=diagnosis.network,
-        message=diagnosis.message,
-        seconds=cost.seconds,
-        num_matvecs=cost.num_matvecs,
-        memory=cost.memory,
-        memory_exact=cost.memory_exact,
-    )
-
-
-def _to_numpy(value: Any) -> Any:
-    """A torch tensor, recognized by its methods, as a numpy array; anything else unchanged."""
-    return value.detach().cpu().numpy() if hasattr(value, "detach") else value

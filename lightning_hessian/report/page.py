@@ -110,7 +110,7 @@ def write_report(
     room = int(max_size * 1e6) - len(frame.encode())
     if room <= 0:
         raise ValueError(
-            f"max_size is {max_size:g} MB, but the page without any data takes {len(frame) / 1e6:.1f} MB: give more."
+            f"max_size is {max_size:g} MB, but the page without any data takes {len(frame) / 1e6:.1f} MB: allow more."
         )
     tags, store = gather(runs, room)
     return _write_whole(_page(_title(list(runs)), tags, store), Path(output))

@@ -1,4 +1,4 @@
-"""What TensorBoard finds through the entry point: light, because an error while importing it would end TensorBoard."""
+"""The entry point that TensorBoard finds. It imports little, because an error in an import would end TensorBoard."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import logging
 
 from tensorboard.plugins import base_plugin
 
-PLUGIN_NAME = "input_hessian"  # of event_format.py, which loads more than is good here
-STEPS_KEPT = 1000  # per tag; TensorBoard alone would keep 10 or 100 of a run's measurements
+PLUGIN_NAME = "input_hessian"  # as in event_format.py, which imports too much for this module
+MAX_STEPS = 1000  # per tag; by default, TensorBoard retains only 10 or 100 of a run's measurements
 
 logger = logging.getLogger("tensorboard")
 
 
 class InputHessianLoader(base_plugin.TBLoader):  # type: ignore[misc] # TensorBoard has no types
-    """Makes the plugin when TensorBoard starts."""
+    """Creates the plugin when TensorBoard starts."""
 
     def fix_flags(self, flags: argparse.Namespace) -> None:
-        """Has TensorBoard keep up to 1000 measurements of each tag, unless ``--samples_per_plugin`` says otherwise."""
+        """Makes TensorBoard retain up to 1000 measurements of each tag, unless ``--samples_per_plugin`` is given."""
         samples = getattr(flags, "samples_per_plugin", None)
         if isinstance(samples, dict):
-            samples.setdefault(PLUGIN_NAME, STEPS_KEPT)
+            samples.setdefault(PLUGIN_NAME, MAX_STEPS)
 
     def load(self, context: base_plugin.TBContext) -> base_plugin.TBPlugin | None:
-        """The plugin, or None after saying why there is none."""
+        """The plugin, or None after logging why there is none."""
         try:
             from lightning_hessian.tensorboard_plugin.plugin import InputHessianPlugin
 

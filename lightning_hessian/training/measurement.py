@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_hessian._version import __version__
 from lightning_hessian.curvature.analysis import Analysis, analyze
 from lightning_hessian.curvature.checks.diagnosis import Diagnosis
 from lightning_hessian.curvature.meter import Progress, silent
@@ -22,10 +21,9 @@ from lightning_hessian.curvature.options import MethodName
 from lightning_hessian.errors import ConfigurationError, MeasurementError
 from lightning_hessian.model.arguments import Model, Target
 from lightning_hessian.model.prepare import PreparedModel, prepare, usable_dtype
-from lightning_hessian.records.color_scale import run_scale
-from lightning_hessian.records.record import ClassId, Record, Stage, make_record
-from lightning_hessian.records.subspace import subspace_overlap
+from lightning_hessian.records.record import Record, Stage
 from lightning_hessian.training.distributed import SINGLE_PROCESS, ProcessGroup
+from lightning_hessian.training.recording import make_record
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.training.schedule import START, TrainingPosition
 from lightning_hessian.training.settings import MeasurementSettings
@@ -129,7 +127,10 @@ def measure(
                 return None
             measurement = merged([s for s in shares if s is not None], decision.plan.diagnosis, agreed.meter)
             when = {"step": position.step, "logged_step": position.logged_step, "epoch": position.epoch, "stage": stage}
-            return _record(agreed, measurement, samples, settings, state, when)
+            _check_trusted(measurement.spectrum.diagnosis)
+            made = make_record(agreed, measurement, samples, settings, state.previous, **when)
+            state.previous = replace(made, hessian=None)
+            return made
 
         return group.on_all(record)
 
@@ -230,54 +231,6 @@ def _measure_share(
     )
 
 
-def _record(
-    prepared: PreparedModel,
-    measurement: Measurement,
-    samples: Samples,
-    settings: MeasurementSettings,
-    state: RunState,
-    when: Mapping[str, Any],
-) -> Record:
-    """The record, compared with the previous one; the run remembers it."""
-    _check_trusted(measurement.spectrum.diagnosis)
-    record = make_record(
-        measurement,
-        name=settings.name,
-        **when,
-        x=prepared.batch.x,
-        labels=samples.labels,
-        predicted=prepared.predicted,
-        classes=prepared.batch.classes,
-        class_ids=_class_ids(prepared, settings),
-        class_names=settings.class_names,
-        made_with=_made_with(prepared, measurement, settings),
-    )
-    previous = state.previous
-    shared = subspace_overlap(previous, record)
-    record = record.with_metrics(top_eigenvector_cosine=shared.cosine, top_subspace_overlap=shared.overlap)
-    record = replace(record, color_scale=run_scale(None if previous is None else previous.color_scale, record.hessian))
-    state.previous = replace(record, hessian=None)
-    return record
-
-
-def _class_ids(prepared: PreparedModel, settings: MeasurementSettings) -> tuple[ClassId, ...]:
-    if settings.classes in ("label", "predicted"):
-        return (str(settings.classes),)
-    return tuple(prepared.batch.classes[0].tolist())
-
-
-def _made_with(prepared: PreparedModel, measurement: Measurement, settings: MeasurementSettings) -> dict[str, Any]:
-    return {
-        "lightning_hessian": __version__,
-        "torch": torch.__version__,
-        "dtype": settings.dtype,
-        "device": str(prepared.batch.x.device),
-        "seconds_per_matvec": measurement.plan.seconds_per_matvec,
-        "expected_seconds": dict(measurement.plan.expected_seconds),
-        **vars(settings.options),
-    }
-
-
 @contextmanager
 def _explained(samples: Samples) -> Iterator[None]:
     """Raises whatever a user's model may raise as a MeasurementError that says what can be done."""
@@ -286,10 +239,10 @@ def _explained(samples: Samples) -> Iterator[None]:
     except (ConfigurationError, MeasurementError):
         raise
     except Exception as error:
-        message = str(error).rstrip(".")
+        message = f"{type(error).__name__}: {error}".rstrip(".")
         raise MeasurementError(
-            f"{type(error).__name__}: {message}. The samples have the shape {samples.shapes}: if the model does not "
-            f"take them as they are, give input_fn, forward_fn or other samples."
+            f"{message}. The samples have the shape {samples.shapes}: if the "
+            f"model does not take them as they are, give input_fn, forward_fn or other samples."
         ) from error
 
 

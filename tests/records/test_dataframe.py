@@ -10,7 +10,7 @@ from support.networks import mlp
 from torch import randn
 
 from lightning_hessian import to_dataframe
-from lightning_hessian.curvature.methods.plan import Options
+from lightning_hessian.curvature.options import Options
 from lightning_hessian.records.metrics import METRICS
 from lightning_hessian.training.samples import Samples
 

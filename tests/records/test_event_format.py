@@ -14,7 +14,7 @@ from support.networks import mlp
 from support.training import events, fit, small_monitor
 
 from lightning_hessian import load_records
-from lightning_hessian.curvature.methods.plan import Options
+from lightning_hessian.curvature.options import Options
 from lightning_hessian.records import event_format
 from lightning_hessian.records.answers.history import uncertainty
 from lightning_hessian.records.event_format import EVENT_FORMAT_VERSION, Summary, read_summary

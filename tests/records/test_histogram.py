@@ -6,7 +6,7 @@ import torch
 from support.measuring import Measurer
 from support.networks import mlp
 
-from lightning_hessian.curvature.methods.plan import Options
+from lightning_hessian.curvature.options import Options
 from lightning_hessian.records.histogram import (
     BIN_EDGES,
     bin_counts,

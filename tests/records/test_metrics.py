@@ -11,7 +11,7 @@ from support.networks import mlp
 from torch import randn
 
 from lightning_hessian import to_dataframe
-from lightning_hessian.curvature.methods.plan import Options
+from lightning_hessian.curvature.options import Options
 from lightning_hessian.records import event_format, metrics
 from lightning_hessian.records.metrics import COMPARISON, LOGGED, METRICS, Metric, to_markdown
 from lightning_hessian.records.payload import unpack
@@ -66,12 +66,13 @@ def measured():
 def one_more(monkeypatch):
     """A new metric: a property of ``Spectrum`` and a row of the table."""
     from lightning_hessian.curvature.spectrum import Spectrum
-    from lightning_hessian.records import dataframe, record
+    from lightning_hessian.records import dataframe
+    from lightning_hessian.training import recording
     from lightning_hessian.writers import scalars, text
 
     monkeypatch.setattr(Spectrum, "third_of_trace", property(lambda s: s.trace / 3), raising=False)
     row = Metric("third_of_trace", "third of the trace", "", "Σ λ / 3", "for this test", is_logged=True)
-    for module in (metrics, event_format, dataframe, record):
+    for module in (metrics, event_format, dataframe, recording):
         monkeypatch.setattr(module, "METRICS", (*METRICS, row))
     for module in (scalars, text):
         monkeypatch.setattr(module, "LOGGED", (*LOGGED, row))

@@ -13,7 +13,7 @@ from support.measuring import Measurer
 from support.networks import mlp
 
 from lightning_hessian import load_records
-from lightning_hessian.curvature.methods.plan import Options
+from lightning_hessian.curvature.options import Options
 from lightning_hessian.records.files import save_record
 from lightning_hessian.records.metrics import METRICS
 from lightning_hessian.training.samples import Samples

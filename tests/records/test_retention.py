@@ -9,7 +9,7 @@ from support.measuring import Measurer
 from support.networks import mlp
 
 from lightning_hessian import ConfigurationError, KeepMatrices, load_records
-from lightning_hessian.curvature.methods.plan import Options
+from lightning_hessian.curvature.options import Options
 from lightning_hessian.records.files import save_record, set_superseded_aside
 from lightning_hessian.records.matrices import from_eigenvectors, from_triangle, to_triangle
 from lightning_hessian.records.retention import MatrixRetention, keep_policy

@@ -8,7 +8,7 @@ import torch
 from support.measuring import Measurer
 from support.networks import mlp
 
-from lightning_hessian.curvature.methods.execute import Options
+from lightning_hessian.curvature.options import Options
 from lightning_hessian.records.subspace import CLEAR_GAP, _top_vectors, subspace_overlap
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.writers.scalars import scalars

@@ -8,7 +8,7 @@ import torch
 from support.measuring import Measurer
 from torch import nn
 
-from lightning_hessian.curvature.methods.plan import Options
+from lightning_hessian.curvature.options import Options
 from lightning_hessian.render.canvas import to_image
 from lightning_hessian.render.composite import composite
 from lightning_hessian.render.maps import as_image

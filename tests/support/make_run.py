@@ -21,7 +21,7 @@ from torch import nn
 from werkzeug.test import Client
 
 from lightning_hessian import Record
-from lightning_hessian.curvature.methods.plan import Options
+from lightning_hessian.curvature.options import Options
 from lightning_hessian.records.event_format import pack_summary
 from lightning_hessian.records.files import save_record
 from lightning_hessian.records.payload import open_arrays, pack

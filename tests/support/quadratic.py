@@ -3,7 +3,7 @@
 import torch
 
 from lightning_hessian import Record
-from lightning_hessian.curvature.methods.plan import Options
+from lightning_hessian.curvature.options import Options
 from lightning_hessian.training.samples import Samples
 from support.measuring import Measurer
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_hessian import ConfigurationError, input_hessian, load_records
-from lightning_hessian.curvature.methods.plan import Options
+from lightning_hessian.curvature.options import Options
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.training.settings import MeasurementSettings
 

@@ -21,7 +21,7 @@ from torch import nn
 from lightning_hessian import MeasurementError, input_spectrum, load_records
 from lightning_hessian.curvature import memory
 from lightning_hessian.curvature.meter import Meter
-from lightning_hessian.curvature.methods.plan import Options
+from lightning_hessian.curvature.options import Options
 from lightning_hessian.training import run
 from lightning_hessian.training.distributed import ProcessGroup
 from lightning_hessian.training.samples import Samples

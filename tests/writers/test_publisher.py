@@ -19,7 +19,7 @@ from support.networks import mlp
 from support.training import Classifier, events, fit, small_monitor
 
 from lightning_hessian import KeepMatrices, load_records
-from lightning_hessian.curvature.methods.plan import Options
+from lightning_hessian.curvature.options import Options
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.writers import publisher as publisher_module
 from lightning_hessian.writers.publisher import MAX_UNFINISHED, THREAD_NAME, Publisher

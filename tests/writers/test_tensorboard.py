@@ -9,7 +9,7 @@ import torch
 from support.measuring import Measurer
 from support.networks import mlp
 
-from lightning_hessian.curvature.methods.plan import Options
+from lightning_hessian.curvature.options import Options
 from lightning_hessian.records.histogram import largest_bin_error
 from lightning_hessian.records.metrics import LOGGED
 from lightning_hessian.training.samples import Samples

@@ -166,9 +166,12 @@ def _stored_samples(file: ArrayFile, summary: Summary) -> list[int]:
 
 def _triangle_rows(triangle: Array, size: int, first: int, end: int) -> Array:
     """Rows of a symmetric matrix from its upper triangle."""
-    i, j = np.arange(first, end)[:, None], np.arange(size)
-    low, high = np.minimum(i, j), np.maximum(i, j)
-    found: Array = triangle[low * size - low * (low - 1) // 2 + high - low]
+    index = np.arange(size)
+    diagonal = index * size - index * (index - 1) // 2  # the position of H[i, i]
+    found = np.empty((end - first, size), triangle.dtype)
+    for one, i in zip(found, range(first, end), strict=True):
+        one[i:] = triangle[diagonal[i] : diagonal[i] + size - i]
+        one[:i] = triangle[diagonal[:i] + i - index[:i]]
     return found
 
 
