@@ -12,7 +12,6 @@ import json
 import os
 import posixpath
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from plotly.offline import get_plotlyjs
 from lightning_hessian._version import __version__
 from lightning_hessian.records.answers.history import describe, metric_table
 from lightning_hessian.records.event_format import EVENT_FORMAT_VERSION
+from lightning_hessian.records.files import write_whole
 from lightning_hessian.report.contents import Store, Tag, find_runs, gather
 
 STATIC = Path(__file__).parent.parent / "tensorboard_plugin" / "static"
@@ -113,7 +113,11 @@ def write_report(
             f"max_size is {max_size:g} MB, but the page without any data takes {len(frame) / 1e6:.1f} MB: allow more."
         )
     tags, store = gather(runs, room)
-    return _write_whole(_page(_title(list(runs)), tags, store), Path(output))
+    path = Path(output)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no directory {path.parent} to write {path.name} into: make it first.")
+    write_whole(_page(_title(list(runs)), tags, store).encode(), path)
+    return path
 
 
 def _page(title: str, tags: Sequence[Tag], store: Store) -> str:
@@ -185,18 +189,3 @@ def _catalog(title: str, tags: Sequence[Tag]) -> dict[str, Any]:
         },
         "blocks": [{"run": tag.run, "tag": tag.name, "answers": tag.blocks} for tag in tags],
     }
-
-
-def _write_whole(text: str, path: Path) -> Path:
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"There is no directory {path.parent} to write {path.name} into: make it first.")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return path

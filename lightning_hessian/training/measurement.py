@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,17 +32,25 @@ from lightning_hessian.training.settings import MeasurementSettings
 
 @dataclass
 class RunState:
-    """What one measurement of a run passes on to the next, so that their numbers are comparable.
+    """What one measurement of a run passes on to the next, so that their numbers are comparable; checkpoints hold it.
 
     Attributes:
+        samples: at which the run measures, once they are known.
         target: what ``"auto"`` chose.
         method: what ``"auto"`` chose by time or memory, where the choice might otherwise change during the run.
         previous: the last record, without its whole matrices; on rank 0.
+        record_path: where it was saved; on rank 0.
+        measured_step: optimizer steps before the last measurement.
+        position: where training was.
     """
 
+    samples: Samples | None = None
     target: Target | None = None
     method: MethodName | None = None
     previous: Record | None = None
+    record_path: Path | None = None
+    measured_step: int | None = None
+    position: TrainingPosition = START
 
 
 @dataclass(frozen=True)

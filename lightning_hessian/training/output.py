@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from lightning_hessian.errors import ConfigurationError, WritingError
-from lightning_hessian.records.event_format import file_name
-from lightning_hessian.records.files import record_folder
 from lightning_hessian.records.record import Record
 from lightning_hessian.training.schedule import TrainingPosition
 from lightning_hessian.training.settings import MonitorSettings
@@ -28,7 +25,6 @@ class RunOutput:
     def __init__(
         self, settings: MonitorSettings, warn: Callable[[str], object], inform: Callable[[str], object]
     ) -> None:
-        self.record_path: Path | None = None
         self._on_error = settings.on_error
         self._keep_matrices = settings.keep_matrices
         self._name = settings.measurement.name
@@ -36,20 +32,16 @@ class RunOutput:
         self._show_warning, self._show_message = warn, inform
         self._warned: set[str] = set()
         self._publisher: Publisher | None = None
-        self._folder: str | None = None
 
     def open(self, loggers: Sequence[Any], folder: str | None) -> None:
         """Publishes to these loggers and this folder from now on."""
         if self._publisher is None:
             self._publisher = Publisher(loggers, folder, keep_matrices=self._keep_matrices, name=self._name)
-            self._folder = folder
 
     def publish(self, record: Record) -> tuple[dict[str, float], list[WritingError]]:
         """Publishes a record; returns its scalars, and what could not be written so far."""
         assert self._publisher is not None
         metrics = self._publisher.publish(record)
-        if self._folder is not None:
-            self.record_path = record_folder(self._folder, record.name) / file_name(record.step, record.stage)
         return metrics, self.flush() if self._on_error == "raise" else self._publisher.faults()
 
     def skip(self, reason: str, num_skipped: int, at: TrainingPosition) -> None:
