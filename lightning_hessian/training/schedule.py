@@ -34,12 +34,7 @@ START = TrainingPosition()
 
 @dataclass(frozen=True)
 class Schedule:
-    """After which epochs and steps to measure.
-
-    Args:
-        every_n_epochs: at the end of every n-th epoch; None: of none.
-        epochs: at the end of exactly these epochs, counted from 0, instead of ``every_n_epochs``.
-        every_n_train_steps: in addition, after every n-th optimizer step.
+    """After which epochs and steps to measure: arguments of ``InputHessianMonitor``.
 
     Raises:
         ConfigurationError: an argument is not a whole number in its range.
