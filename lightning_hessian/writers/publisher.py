@@ -27,7 +27,7 @@ from lightning_hessian.writers.tensorboard import (
     histograms,
     pictures,
 )
-from lightning_hessian.writers.text import diagnosis_tag, diagnosis_text, failure_text, skip_text
+from lightning_hessian.writers.text import about_skipped, diagnosis_tag, diagnosis_text
 
 MAX_UNFINISHED = 3  # jobs, one running and two waiting, each holding a record: matrices of all its samples and classes
 THREAD_NAME = "lightning-hessian-writer"
@@ -91,13 +91,13 @@ class Publisher:
 
     def publish_failure(self, message: str, logged_step: int) -> None:
         """Explains in TensorBoard why there is no measurement at this step."""
-        self._publish_text(failure_text(message), logged_step)
+        self._publish_text(f"**No measurement here.** {message}", logged_step)
 
     def publish_skip(self, num_skipped: int, logged_step: int) -> None:
         """Logs how many measurements were skipped so far; TensorBoard gets an explanation at the first one."""
         self._log({cost_tag("skipped", self._name): float(num_skipped)}, logged_step)
         if num_skipped == 1:
-            self._publish_text(skip_text(num_skipped), logged_step)
+            self._publish_text(f"**Skipped here.** {about_skipped(num_skipped)}", logged_step)
 
     def wait_for_files(self) -> None:
         """Waits until the files of all records are written, or have failed."""

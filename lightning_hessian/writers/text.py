@@ -39,16 +39,6 @@ def diagnosis_text(record: Record) -> str:
     )
 
 
-def failure_text(message: str) -> str:
-    """Why there is no measurement at a step."""
-    return f"**No measurement here.** {message}"
-
-
-def skip_text(num_skipped: int) -> str:
-    """That measurements were left out because of their cost."""
-    return f"**Skipped here.** {_about_skipped(num_skipped)}"
-
-
 def _cells(record: Record, metric: Metric) -> list[str]:
     """The cells of one metric, for each class."""
     values = record.metrics[metric.name]
@@ -109,11 +99,11 @@ def _about_cost(record: Record) -> str:
     if record.overhead is not None:
         sentences.append(f"So far, measuring has taken {100 * record.overhead:.2g} % of the training time.")
     if record.skipped:
-        sentences.append(_about_skipped(record.skipped))
+        sentences.append(about_skipped(record.skipped))
     return " ".join(sentences)
 
 
-def _about_skipped(num_skipped: int) -> str:
+def about_skipped(num_skipped: int) -> str:
     """How many measurements are missing because of their cost."""
     counted = "1 measurement has" if num_skipped == 1 else f"{num_skipped} measurements have"
     return f"{counted} been skipped so far: the time would have exceeded max_overhead."

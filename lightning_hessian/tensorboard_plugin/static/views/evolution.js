@@ -3,7 +3,6 @@
 import { panel } from "../dom.js";
 import { short } from "../numbers.js";
 import { axisFor, counted, countTicks, exactnessAt, histogramAt, listed } from "../spectra.js";
-import { marker } from "./curves.js";
 
 export function evolution({ state, source, charts }) {
   const frame = panel(
@@ -30,9 +29,8 @@ export function evolution({ state, source, charts }) {
     const traces = known.length
       ? [image(steps, bars, exactness, known[0], charts), ...ends(spectra, steps, axis, charts)]
       : ranks(spectra, steps, axis, charts);
-    await charts.draw(frame.body, traces, {
+    await charts.drawOverSteps(frame.body, traces, state, {
       height: 380,
-      xaxis: { title: { text: "step" } },
       yaxis: {
         title: { text: "λ", standoff: 14 },
         tickvals: axis.ticks.values,
@@ -40,11 +38,6 @@ export function evolution({ state, source, charts }) {
         range: [-axis.reach, axis.reach],
       },
       showlegend: false,
-      shapes: [marker(state.step, charts.colour("accent"))],
-    });
-    charts.onClick(frame.body, ({ points }) => {
-      const index = state.steps.indexOf(points[0].x);
-      if (index >= 0) state.setStepIndex(index);
     });
   }
 
