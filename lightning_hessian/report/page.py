@@ -29,14 +29,7 @@ ENTRY = "report.js"
 MAX_SIZE = 50.0  # MB: the limit of many journals for a supplement
 
 # Nothing may be fetched, and only what is in the page may run.
-POLICY = "; ".join(
-    [
-        "default-src 'none'",
-        "script-src 'unsafe-inline' data:",
-        "style-src 'unsafe-inline'",
-        "img-src data: blob:",
-    ]
-)
+POLICY = "default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; img-src data: blob:"
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -127,7 +120,7 @@ def _page(title: str, tags: Sequence[Tag], store: Store) -> str:
         title=html.escape(title),
         style=(STATIC / "style.css").read_text("utf-8"),
         imports=json.dumps({"imports": import_map()}),
-        catalog=_json(_catalog(title, tags)),
+        catalog=json.dumps(_catalog(title, tags), ensure_ascii=False).replace("<", "\\u003c"),
         blocks="\n".join(
             f'<script type="text/plain" id="block-{name}">{block}</script>' for name, block in store.blocks.items()
         ),
@@ -142,8 +135,12 @@ def _title(runs: Sequence[str]) -> str:
 
 def import_map() -> dict[str, str]:
     """Every module of the frontend as a ``data:`` URL, by a name that does not depend on where the page is."""
-    modules = {path.relative_to(STATIC).as_posix(): path.read_text("utf-8") for path in sorted(STATIC.rglob("*.js"))}
-    return {_bare(name): _data_url(_with_bare_imports(name, text)) for name, text in modules.items()}
+    found = {}
+    for path in sorted(STATIC.rglob("*.js")):
+        name = path.relative_to(STATIC).as_posix()
+        text = _with_bare_imports(name, path.read_text("utf-8"))
+        found[_bare(name)] = f"data:text/javascript;base64,{base64.b64encode(text.encode()).decode()}"
+    return found
 
 
 def _bare(module: str) -> str:
@@ -160,17 +157,9 @@ def _with_bare_imports(module: str, text: str) -> str:
     return re.sub(r'(?P<before>\b(?:from|import)\s*\(?\s*)"(?P<path>\.{1,2}/[^"]+)"', bare, text)
 
 
-def _data_url(text: str) -> str:
-    return f"data:text/javascript;base64,{base64.b64encode(text.encode()).decode()}"
-
-
 def _script(text: str) -> str:
     """A script that may stand between ``<script>`` and ``</script>``."""
     return re.sub(r"</(?=[sS][cC][rR][iI][pP][tT])", r"<\\/", text).replace("<!--", r"<\!--")
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")
 
 
 def _catalog(title: str, tags: Sequence[Tag]) -> dict[str, Any]:

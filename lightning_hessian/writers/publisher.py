@@ -145,8 +145,9 @@ class Publisher:
                 logger.log_metrics(dict(values), step=logged_step)
 
     def _publish_text(self, markdown: str, logged_step: int) -> None:
-        tag = diagnosis_tag(self._name)
-        self._submit(partial(self._add, "the text", add_text, tag, markdown, logged_step))
+        if self._writers:
+            tag = diagnosis_tag(self._name)
+            self._submit(partial(self._add, "the text", add_text, tag, markdown, logged_step))
 
     def _write(
         self,

@@ -34,16 +34,10 @@ export function parseSafetensors(buffer) {
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, length)));
   const { __metadata__: metadata = {}, ...entries } = header;
   const arrays = {};
-  for (const [
-    name,
-    {
-      dtype,
-      shape,
-      data_offsets: [start, end],
-    },
-  ] of Object.entries(entries)) {
+  for (const [name, { dtype, shape, data_offsets: offsets }] of Object.entries(entries)) {
+    const [start, end] = offsets.map((offset) => 8 + length + offset);
     if (!READERS[dtype]) throw new Error(`The array ${name} has the type ${dtype}, which this page cannot read.`);
-    arrays[name] = { shape, data: READERS[dtype](buffer.slice(8 + length + start, 8 + length + end)) };
+    arrays[name] = { shape, data: READERS[dtype](buffer.slice(start, end)) };
   }
   const meta = metadata.lightning_hessian ? JSON.parse(metadata.lightning_hessian) : {};
   return { arrays, meta };

@@ -70,34 +70,21 @@ function image(steps, bars, exactness, some, charts) {
 }
 
 // The outermost listed eigenvalues as points, which a histogram's bins blur.
-function ends(spectra, steps, axis, charts) {
+const ends = (spectra, steps, axis, charts) => {
   const all = steps.map((_, index) => listed(spectra, index));
+  const at = (position) => all.map((pairs) => pairs.at(position));
   return [
-    [0, "largest", "positive"],
-    [-1, "smallest", "negative"],
-  ].map(([position, name, colour]) =>
-    line(
-      steps,
-      all.map((pairs) => pairs.at(position)),
-      name,
-      axis,
-      charts.colour(colour),
-    ),
-  );
-}
+    line(steps, at(0), "largest", axis, charts.colour("positive")),
+    line(steps, at(-1), "smallest", axis, charts.colour("negative")),
+  ];
+};
 
 function ranks(spectra, steps, axis, charts) {
   const all = steps.map((_, index) => listed(spectra, index));
-  const most = Math.max(...all.map((pairs) => pairs.length));
-  return Array.from({ length: most }, (_, position) => {
+  return Array.from({ length: Math.max(...all.map(({ length }) => length)) }, (_, position) => {
     const pairs = all.map((each) => each[position]);
-    return line(
-      steps,
-      pairs,
-      `eigenvalue ${position + 1}`,
-      axis,
-      charts.colour(pairs.find(Boolean).value < 0 ? "negative" : "positive"),
-    );
+    const colour = charts.colour(pairs.find(Boolean).value < 0 ? "negative" : "positive");
+    return line(steps, pairs, `eigenvalue ${position + 1}`, axis, colour);
   });
 }
 

@@ -27,14 +27,8 @@ export function spectrum({ state, source, charts }) {
     const exactness = exactnessAt(spectra, index);
     frame.clear();
     frame.describe(inWords(entry, state, spectra.arrays, index, pairs, bars, exactness));
-    const traces = [
-      points(
-        pairs.filter(({ converged }) => converged),
-        "converged",
-        axis,
-        charts,
-      ),
-    ];
+    const settled = pairs.filter(({ converged }) => converged);
+    const traces = [points(settled, "converged", axis, charts)];
     const open = pairs.filter(({ converged }) => !converged);
     if (open.length) traces.push(points(open, "not converged", axis, charts));
     if (bars) traces.push(histogram(bars, exactness, charts));
