@@ -85,7 +85,15 @@ class Publisher:
         saved = threading.Event()
         needs_layout = record.stage == "fit" and not self._has_layout
         self._has_layout |= needs_layout
-        self._submit(partial(self._write, record, stored, by_tag, payload, saved, needs_layout))
+
+        def write() -> None:
+            try:
+                self._save(stored)
+            finally:
+                saved.set()
+            self._show(record, by_tag, payload, needs_layout)
+
+        self._submit(write)
         self._saved = saved  # not before: an interrupted submit would leave it unset for ever
         return values
 
@@ -149,20 +157,8 @@ class Publisher:
             tag = diagnosis_tag(self._name)
             self._submit(partial(self._add, "the text", add_text, tag, markdown, logged_step))
 
-    def _write(
-        self,
-        record: Record,
-        stored: Record,
-        by_tag: Mapping[str, Histogram],
-        payload: bytes,
-        saved: threading.Event,
-        needs_layout: bool,
-    ) -> None:
-        """What is done in the background for one record; ``stored`` is what its file holds."""
-        try:
-            self._save(stored)
-        finally:
-            saved.set()
+    def _show(self, record: Record, by_tag: Mapping[str, Histogram], payload: bytes, needs_layout: bool) -> None:
+        """Everything but scalars and the file, in the background."""
         drawn: dict[str, Array] = {}
         if self._writers or self._picture_loggers:
             with self._reported("drawing the pictures", "heatmap_samples=0 draws none."):
