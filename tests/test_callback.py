@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 from lightning_hessian import input_spectrum, load_records
 from lightning_hessian.curvature.checks import diagnosis
 
-SLOTS = ("logit_class_2", "logit_class_3")
+SUFFIXES = ("logit_class_2", "logit_class_3")
 
 
 def small_monitor(**arguments):
@@ -25,7 +25,7 @@ def small_monitor(**arguments):
 def test_everything_is_in_the_event_file(tmp_path):
     trainer = fit(tmp_path, small_monitor(heatmap_samples=1))
     tags = events(tmp_path).Tags()
-    for slot in SLOTS:
+    for suffix in SUFFIXES:
         for metric in (
             "lambda_max",
             "lambda_min",
@@ -35,12 +35,12 @@ def test_everything_is_in_the_event_file(tmp_path):
             "normalized_curvature",
             "linear_radius",
         ):
-            assert f"hessian_{metric}/{slot}" in tags["scalars"]
-            assert f"hessian_spread/{metric}_{slot}_p10" in tags["scalars"]
-            assert f"hessian_spread/{metric}_{slot}_p90" in tags["scalars"]
-            assert f"hessian_{metric}/{slot}" in trainer.callback_metrics
-    assert set(tags["images"]) == {f"hessian/{slot}" for slot in SLOTS}
-    assert set(tags["histograms"]) == {f"hessian_spectrum_signed_log10/{slot}" for slot in SLOTS}
+            assert f"hessian_{metric}/{suffix}" in tags["scalars"]
+            assert f"hessian_spread/{metric}_{suffix}_p10" in tags["scalars"]
+            assert f"hessian_spread/{metric}_{suffix}_p90" in tags["scalars"]
+            assert f"hessian_{metric}/{suffix}" in trainer.callback_metrics
+    assert set(tags["images"]) == {f"hessian/{suffix}" for suffix in SUFFIXES}
+    assert set(tags["histograms"]) == {f"hessian_spectrum_signed_log10/{suffix}" for suffix in SUFFIXES}
     assert "hessian_diagnosis/text_summary" in tags["tensors"]
     assert "hessian_cost/seconds" in tags["scalars"]
 
@@ -87,7 +87,7 @@ def test_histogram_of_an_estimated_density_counts_the_eigenvalues_of_a_mean_samp
     assert record.made_with["density_vectors"] == 2
 
 
-def test_drift_is_logged_from_the_second_measurement_of_each_run_on(tmp_path):
+def test_subspace_overlap_is_logged_from_the_second_measurement_of_each_run_on(tmp_path):
     monitor = small_monitor()
     for folder in (tmp_path / "one", tmp_path / "two"):
         fit(folder, monitor)
@@ -173,7 +173,7 @@ X, Y = digits(200, 210).tensors
         ({"samples": {"a": X}, "input_fn": lambda batch: batch["a"]}, [0, 1]),
     ],
 )
-def test_a_given_samples(tmp_path, arguments, expected):
+def test_given_samples(tmp_path, arguments, expected):
     fit(tmp_path, small_monitor(**arguments), held_out=False)
     assert all(np.array_equal(r.x, X[expected].numpy()) for r in load_records(tmp_path))
 
@@ -186,7 +186,7 @@ def test_sample_indices_of_the_first_validation_batch(tmp_path):
     assert np.array_equal(record.labels, y[[5, 2]].numpy())
 
 
-def test_the_samples_is_the_same_without_a_sanity_check(tmp_path):
+def test_the_samples_are_the_same_without_a_sanity_check(tmp_path):
     fit(tmp_path / "with", small_monitor())
     fit(tmp_path / "without", small_monitor(), num_sanity_val_steps=0)
     first, second = (load_records(tmp_path / name) for name in ("with", "without"))
@@ -222,7 +222,7 @@ def test_when_it_measures(tmp_path, schedule, steps):
     assert [r.step for r in load_records(tmp_path)] == steps
 
 
-def test_other_loggers_get_the_scalars_and_one_warning_tells_of_no_pictures(tmp_path):
+def test_other_loggers_get_the_scalars_and_one_warning_that_there_are_no_pictures(tmp_path):
     with pytest.warns(UserWarning, match="No TensorBoard logger"):
         fit(tmp_path, small_monitor(heatmap_samples=1), logger=CSVLogger(tmp_path, name="", version=""))
     assert "hessian_trace/logit_class_2" in (tmp_path / "metrics.csv").read_text()
@@ -251,7 +251,7 @@ class Broken(Classifier):
             nn.init.constant_(self.net[0].weight, float("nan"))
 
 
-def test_nan_weights_are_told_and_not_written(tmp_path):
+def test_nan_weights_warn_and_are_not_written(tmp_path):
     with pytest.warns(UserWarning, match="no measurement at step 8.*not finite.*NaN in the weights") as caught:
         trainer = fit(tmp_path, small_monitor(on_error="warn"), model=Broken(), max_epochs=3)
     assert trainer.current_epoch == 3
@@ -283,7 +283,7 @@ def test_on_error_raise(tmp_path):
         ({"chunk_size": 0}, "chunk_size=0"),
     ],
 )
-def test_construction_tells(arguments, sentence):
+def test_construction_raises(arguments, sentence):
     with pytest.raises(MisconfigurationException, match=sentence):
         small_monitor(**arguments)
 
@@ -321,7 +321,7 @@ def test_no_samples_to_measure_at(tmp_path, arguments, sentence):
         (digits(64, 96), {"output_fn": lambda z: z[:, :, None]}, r"shape \(2, 10, 1\).*output_fn"),
     ],
 )
-def test_bad_input_is_told_before_training(tmp_path, held_out, arguments, sentence, sanity):
+def test_bad_input_raises_before_training(tmp_path, held_out, arguments, sentence, sanity):
     model = Dicts()
     with pytest.raises(MisconfigurationException, match=sentence):
         fit(
@@ -339,7 +339,7 @@ def test_a_dataset_index_out_of_range(tmp_path):
         fit(tmp_path, small_monitor(samples=digits(200, 210), sample_indices=[10]))
 
 
-def test_the_samples_is_kept_for_the_whole_run(tmp_path):
+def test_the_samples_are_fixed_for_the_whole_run(tmp_path):
     fit(tmp_path, small_monitor(), val_check_interval=0.5)
     assert len({r.x.tobytes() for r in load_records(tmp_path)}) == 1
 
@@ -386,14 +386,14 @@ def test_a_log_in_the_forward_is_silent_while_measuring(tmp_path):
     assert torch.equal(with_monitor, fit(tmp_path / "b", model=Logging()).callback_metrics["inside"])
 
 
-def test_few_samples_are_told(tmp_path):
+def test_few_samples_warn(tmp_path):
     with pytest.warns(UserWarning, match="num_samples=100, but the batch or dataset has 16"):
         fit(tmp_path, small_monitor(num_samples=100), max_epochs=1)
 
 
-def test_the_log_tells_once_which_method_was_chosen_and_why(tmp_path, monkeypatch):
-    told = []
-    monkeypatch.setattr("lightning_hessian.callback.rank_zero_info", told.append)
+def test_the_log_says_once_which_method_was_chosen_and_why(tmp_path, monkeypatch):
+    messages = []
+    monkeypatch.setattr("lightning_hessian.callback.rank_zero_info", messages.append)
     fit(tmp_path, small_monitor())
-    (choice,) = [message for message in told if "method" in message]
+    (choice,) = [message for message in messages if "method" in message]
     assert "method dense (D = 64 is small enough for whole matrices)" in choice

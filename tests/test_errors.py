@@ -29,7 +29,7 @@ X = torch.zeros(2, 6, dtype=torch.float64)
         ({"max_memory": 100}, "more than the 100 bytes.*max_memory"),
     ],
 )
-def test_input_hessian_tells(arguments, sentence):
+def test_input_hessian_raises(arguments, sentence):
     with pytest.raises(ConfigurationError, match=sentence):
         input_hessian(mlp(), **{"x": X, "classes": 0, **arguments})
 
@@ -61,7 +61,7 @@ def test_outputs_of_another_kind_show_the_output_fn_that_fits(returned, sentence
         input_gradient(lambda x: returned(mlp()(x)), X, 0)
 
 
-def test_output_fn_and_forward_fn_mend_it():
+def test_output_fn_and_forward_fn_fix_it():
     net = mlp()
     expected = input_gradient(net, X, 1)
     assert torch.equal(input_gradient(lambda x: {"y": net(x)}, X, 1, output_fn=lambda o: o["y"]), expected)

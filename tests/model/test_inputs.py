@@ -100,7 +100,7 @@ def test_tokens_are_measured_at_their_embeddings():
         ((torch.zeros(2, 4), torch.zeros(3, 2)), 0, r"first dimensions are \[2, 3\].*forward_fn"),
     ],
 )
-def test_what_cannot_be_differentiated_is_told(inputs, wrt, sentence):
+def test_what_cannot_be_differentiated_raises(inputs, wrt, sentence):
     with pytest.raises(ConfigurationError, match=sentence):
         input_gradient(Two(), inputs, 0, wrt=wrt)
 

@@ -159,7 +159,7 @@ class Careless(nn.Module):
         return self.net(x)
 
 
-def test_a_large_plain_tensor_that_a_forward_writes_to_is_told(monkeypatch):
+def test_a_large_plain_tensor_that_a_forward_writes_to_warns(monkeypatch):
     class Bank(nn.Module):
         def __init__(self):
             super().__init__()

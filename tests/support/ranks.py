@@ -114,7 +114,7 @@ class Stream(IterableDataset):
         return iter([digits(64, 96)[i] for i in range(32)])
 
 
-def deaf(monitor, *ranks: int):
+def without_batches(monitor, *ranks: int):
     """The monitor, to which no validation batch comes on some ranks."""
     inner = monitor.on_validation_batch_start
 
@@ -220,9 +220,9 @@ def scenario(name: str) -> dict[str, Any]:
         "raising": lambda: {"monitor": small_monitor(**many), "model": Faulty(1), **two},
         "all_raising": lambda: {"monitor": small_monitor(num_samples=1), "model": Faulty(0, 1), **two},
         "unwritable": lambda: {"monitor": small_monitor(on_error="warn"), "logger": Unwritable("nowhere"), **two},
-        "no_samples_on_1": lambda: {"monitor": deaf(small_monitor(**many), 1), "held_out": Stream(), **two},
+        "no_samples_on_1": lambda: {"monitor": without_batches(small_monitor(**many), 1), "held_out": Stream(), **two},
         "no_samples_on_0": lambda: {
-            "monitor": deaf(small_monitor(on_error="warn"), 0),
+            "monitor": without_batches(small_monitor(on_error="warn"), 0),
             "held_out": Stream(),
             **two,
         },

@@ -135,5 +135,5 @@ def scalar(folder: Path, tag: str) -> dict[int, float]:
 
 
 def whole_hessians(record: Record, num_samples: int) -> np.ndarray:
-    """``[num_samples, K, D, D]``: as kept, or from the eigenvectors of complete spectra."""
+    """``[num_samples, K, D, D]``: as saved, or from the eigenvectors of complete spectra."""
     return np.stack([[record.matrix(n, class_id) for class_id in record.class_ids] for n in range(num_samples)])

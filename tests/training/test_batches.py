@@ -135,7 +135,7 @@ def test_tokens_with_a_mask_are_measured_at_their_embeddings(tmp_path):
     ],
 )
 @pytest.mark.parametrize("sanity", [0, 2])
-def test_what_cannot_be_guessed_is_told_before_training(tmp_path, arguments, sentence, sanity):
+def test_what_cannot_be_guessed_raises_before_training(tmp_path, arguments, sentence, sanity):
     model, dataset = Text(), rows(input_ids=TOKENS, attention_mask=MASK, labels=Y)
     with pytest.raises(MisconfigurationException, match=sentence):
         fit(
@@ -149,14 +149,14 @@ def test_what_cannot_be_guessed_is_told_before_training(tmp_path, arguments, sen
     assert model.flags == []
 
 
-def test_a_samples_tells_at_once_what_is_missing():
+def test_samples_are_checked_at_once():
     settings = MeasurementSettings(3, "logit", "float32", Options())
     with pytest.raises(ConfigurationError, match=r"several inputs .*'image', 'weights'.*name .* with wrt"):
         settings.check_samples(Samples({"image": X, "weights": WEIGHTS}, None))
 
 
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
-def test_a_given_samples_of_several_inputs(tmp_path):
+def test_given_samples_of_several_inputs(tmp_path):
     model = Pair()
     samples = {"image": X, "weights": WEIGHTS, "labels": Y}
     monitor = small_monitor(classes="label", samples=samples, wrt="image", sample_indices=[7])

@@ -1,4 +1,4 @@
-"""What measurements cost is told, stays within its budget, and nothing is held from one to the next."""
+"""The cost of measurements is logged and stays within its budget, and no memory stays in use after one."""
 
 import dataclasses
 import gc
@@ -31,7 +31,7 @@ from lightning_hessian.writers.text import diagnosis_text
 
 
 class Clock:
-    """Stands still until it is told how many seconds have passed."""
+    """Advances only where ``now`` is changed."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -103,7 +103,7 @@ def test_without_a_limit_all_is_allowed_and_nothing_counted():
 
 
 @pytest.mark.parametrize("value", [0, -0.1, 1.5, float("nan"), True, "5%"])
-def test_what_is_no_share_is_told_at_construction(value):
+def test_what_is_no_share_raises_at_construction(value):
     with pytest.raises(MisconfigurationException, match=r"max_overhead=.* above 0 and up to 1.*0\.05 for a twentieth"):
         small_monitor(max_overhead=value)
 
@@ -127,9 +127,11 @@ class Pace(Callback):
 
 def test_skipped_measurements_are_seen(tmp_path, monkeypatch):
     monitor = small_monitor(max_overhead=0.1)  # 8 seconds are within it after 80: at the second epoch's end
-    with pytest.warns(UserWarning, match="no measurement at step 4: it would take more than max_overhead=0.1") as told:
+    with pytest.warns(
+        UserWarning, match="no measurement at step 4: it would take more than max_overhead=0.1"
+    ) as caught:
         fit(tmp_path, Pace(monkeypatch), monitor, max_epochs=3)
-    assert sum("max_overhead" in str(w.message) for w in told) == 1
+    assert sum("max_overhead" in str(w.message) for w in caught) == 1
     records = load_records(tmp_path)
     assert [(r.step, r.skipped) for r in records] == [(0, 0), (8, 1), (12, 1)]
     assert scalar(tmp_path, "hessian_cost/skipped") == {0: 0, 3: 1, 7: 1, 11: 1}
@@ -172,7 +174,7 @@ def test_the_first_process_decides(tmp_path, monkeypatch, first_process_allows):
         assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_every_measurement_tells_its_cost(tmp_path):
+def test_every_measurement_logs_its_cost(tmp_path):
     trainer = fit(tmp_path, small_monitor())
     records = load_records(tmp_path)
     for tag, field in {"seconds": "seconds", "matvecs": "num_matvecs", "overhead": "overhead"}.items():
@@ -208,13 +210,13 @@ def test_a_bound_is_never_logged_as_a_peak():
     ("before", "after", "expected"),
     [
         ((100, 150), (100, 400), (300, True)),  # the measurement raised the peak: it is its own
-        ((100, 900), (120, 900), (800, False)),  # training had held more
+        ((100, 900), (120, 900), (800, False)),  # training had used more
         ((100, 100), (90, 90), (0, False)),  # by a kernel's counters, which are not exact
     ],
 )
 def test_the_peak_on_a_gpu(monkeypatch, before, after, expected):
     """By readings put in for the device's; nothing else of torch.cuda may be touched."""
-    fixed, peak = ([reading[place] for reading in (before, after)] for place in (0, 1))
+    fixed, peak = ([reading[i] for reading in (before, after)] for i in (0, 1))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: fixed.pop(0))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peak.pop(0))
     monkeypatch.delattr(torch.cuda, "reset_peak_memory_stats")
@@ -223,7 +225,7 @@ def test_the_peak_on_a_gpu(monkeypatch, before, after, expected):
     assert cost.num_matvecs == 7
 
 
-def test_no_number_where_the_system_tells_none(monkeypatch, tmp_path):
+def test_no_number_where_the_system_reports_none(monkeypatch, tmp_path):
     assert memory.current_and_peak_memory(torch.device("meta")) is None
     (tmp_path / "status").write_text("Name:\tpython\nVmRSS:\t10 kB\n")
     for status in (tmp_path / "status", tmp_path / "missing"):
@@ -231,7 +233,7 @@ def test_no_number_where_the_system_tells_none(monkeypatch, tmp_path):
         assert input_spectrum(mlp(), torch.zeros(1, 6), 0).cost.memory is None
 
 
-# In a fresh process: a tensor of 64 MiB is held for a moment, then one of 8 MiB.
+# In a fresh process: a tensor of 64 MiB is allocated and freed, then one of 8 MiB.
 SCRIPT = """
 import torch
 from lightning_hessian.curvature.meter import Meter
@@ -246,8 +248,8 @@ for size in (64, 8):
 def test_the_peak_on_the_cpu():
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc gives freed tensors back at once
     command = [sys.executable, "-c", SCRIPT]
-    told = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
-    (first, exact), (second, not_exact) = (map(float, line.split()) for line in told.splitlines())
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    (first, exact), (second, not_exact) = (map(float, line.split()) for line in printed.splitlines())
     assert exact == 1
     assert first == pytest.approx(64, abs=8)
     assert not_exact == 0
@@ -267,14 +269,14 @@ def tensors_in(value, depth: int = 8):
 
 
 @pytest.mark.parametrize("method", ["dense", "lanczos"])
-def test_a_monitor_keeps_nothing_but_its_samples(tmp_path, method):
+def test_a_monitor_holds_no_tensors_but_its_samples(tmp_path, method):
     monitor = small_monitor(method=method)
     fit(tmp_path, monitor)
-    kept = list(tensors_in(monitor))
+    found = list(tensors_in(monitor))
     samples = monitor._current_run._samples
-    assert any(t is samples.inputs for t in kept)  # the walk finds what there is
-    assert all(t.device.type == "cpu" and not t.requires_grad for t in kept)
-    assert sum(t.nbytes for t in kept) == samples.inputs.nbytes + samples.labels.nbytes
+    assert any(t is samples.inputs for t in found)  # the walk finds what there is
+    assert all(t.device.type == "cpu" and not t.requires_grad for t in found)
+    assert sum(t.nbytes for t in found) == samples.inputs.nbytes + samples.labels.nbytes
 
 
 class Wide(nn.Module):
@@ -325,7 +327,7 @@ def test_graphs_are_freed_at_once(method, activation, fails):
 
 
 class Failing(Classifier):
-    """Cannot be measured any more once it has been trained; notes what it held when it failed."""
+    """Cannot be measured any more once it has been trained; notes what it had computed when it failed."""
 
     seen: list[weakref.ref]
 

@@ -154,12 +154,12 @@ def test_sharded_parameters_are_gathered(folder):
     assert_same(records[-1], alone(Sharded(), first["weights"], 3, heatmap_samples=2))
 
 
-def test_a_failure_on_one_rank_is_told_once_and_training_goes_on(folder):
+def test_a_failure_on_one_rank_warns_once_and_training_continues(folder):
     first, second = left(folder, "faulty")
     assert first["error"] is second["error"] is None
-    told = [w for w in first["warnings"] if BROKEN in w]
-    assert len(told) == 1
-    assert f"MeasurementError: On rank 1 of 2: ArithmeticError: {BROKEN}" in told[0]
+    shown = [w for w in first["warnings"] if BROKEN in w]
+    assert len(shown) == 1
+    assert f"MeasurementError: On rank 1 of 2: ArithmeticError: {BROKEN}" in shown[0]
     assert not any(BROKEN in w for w in second["warnings"])
     assert first["metrics"].keys() == second["metrics"].keys() == {"val_loss"}
     assert not (folder / "faulty" / "home_0" / "input_hessian").exists()
@@ -211,13 +211,13 @@ def test_a_failure_in_writing_reaches_all(folder):
     assert any(k.startswith("hessian") for k in second["metrics"])  # what was measured is known all the same
 
 
-def test_a_rank_without_a_samples_measures_that_of_the_first(folder):
+def test_a_rank_without_samples_measures_those_of_the_first(folder):
     first, second = left(folder, "no_samples_on_1")
     assert first["error"] is second["error"] is None
     assert [r.step for r in load_records(folder / "no_samples_on_1" / "home_0")] == [0, 2]
 
 
-def test_a_missing_samples_on_the_first_rank_is_told(folder):
+def test_missing_samples_on_the_first_rank_warn(folder):
     first, second = left(folder, "no_samples_on_0")
     assert first["error"] is second["error"] is None
     assert sum("On rank 0 of 2: no validation batch has come" in w for w in first["warnings"]) == 1
@@ -252,7 +252,7 @@ def test_shares_are_neighbouring_even_and_everything(size, num_samples):
 
 
 @pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy"])
-def test_parameters_in_flat_pieces_are_refused(name):
+def test_strategies_with_flat_parameters_raise(name):
     """By the strategy's class or one that inherits from it, before the model is touched."""
     strategy = type("Own", (type(name, (), {}),), {})()
     with pytest.raises(ConfigurationError, match=r"Measuring under Own is not possible: .*ModelParallelStrategy"):

@@ -1,4 +1,4 @@
-"""What cannot be saved or shown is told once and keeps nobody else from being served; training ends normally."""
+"""What cannot be saved or shown warns once, everything else is still written, and training ends normally."""
 
 import errno
 import os
@@ -72,7 +72,7 @@ def test_a_disk_that_is_full_for_a_while(tmp_path, monkeypatch):
     assert images(tmp_path) == texts(tmp_path) == [0, 3, 7]
 
 
-def test_a_disk_that_stays_full_is_told_once(tmp_path, monkeypatch):
+def test_a_disk_that_stays_full_warns_once(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -82,7 +82,7 @@ def test_a_disk_that_stays_full_is_told_once(tmp_path, monkeypatch):
     assert list((tmp_path / "input_hessian").iterdir()) == []
 
 
-def test_the_last_record_that_cannot_be_saved_is_told_too(tmp_path, monkeypatch):
+def test_the_last_record_that_cannot_be_saved_warns_too(tmp_path, monkeypatch):
     flush, calls = os.fsync, []
 
     def full_at_last(descriptor):
@@ -116,10 +116,10 @@ def test_a_logger_that_refuses_scalars_keeps_no_other_from_them(tmp_path):
 
 
 def test_an_event_file_that_refuses_pictures_still_gets_the_rest(tmp_path, monkeypatch):
-    def refused(*arguments, **more):
+    def failing(*arguments, **more):
         raise ValueError("no pictures today")
 
-    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_image", refused)
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_image", failing)
     with one_warning("Adding the pictures to the event file failed. ValueError: no pictures today"):
         fit(tmp_path, forgiving())
     seen = events(tmp_path)

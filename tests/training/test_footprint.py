@@ -130,7 +130,7 @@ def test_nothing_is_different(tmp_path, name):
 
 @pytest.mark.parametrize("target", ["auto", "logit"])
 @pytest.mark.parametrize(
-    ("reason", "told"),
+    ("reason", "warning"),
     [
         ("random", "random"),
         ("once", "not to be trusted"),
@@ -139,12 +139,12 @@ def test_nothing_is_different(tmp_path, name):
         ("raises", "only for training"),
     ],
 )
-def test_what_cannot_be_measured_is_told_once_and_leaves_nothing(tmp_path, reason, told, target):
+def test_what_cannot_be_measured_warns_once_and_leaves_nothing(tmp_path, reason, warning, target):
     case = Case(lambda: Learner(Unmeasurable(reason)), {"limit_val_batches": 0})
     samples = torch.rand(2, 1, 8, 8)
     without = run(case, tmp_path / "without")
     monitor = small_monitor(target=target, samples=samples, every_n_train_steps=2, on_error="warn")
-    with pytest.warns(UserWarning, match=told) as caught:
+    with pytest.warns(UserWarning, match=warning) as caught:
         monitored = run(case, tmp_path / "with", monitor)
     (message,) = [str(warning.message) for warning in caught if "no measurement" in str(warning.message)]
     assert "lost in rounding" not in message  # which is not the cause

@@ -82,7 +82,7 @@ NO_LOADER = pytest.mark.filterwarnings("ignore:You defined a `validation_step` b
 
 @NO_LOADER
 @pytest.mark.parametrize("arguments", [{"held_out": False}, {"limit_val_batches": 0}], ids=str)
-def test_a_fit_without_validation_needs_a_given_samples(tmp_path, arguments):
+def test_a_fit_without_validation_needs_given_samples(tmp_path, arguments):
     assert steps_of(tmp_path, monitor={"samples": OTHER}, **arguments) == [0, 4, 8]
     assert measured_at(tmp_path, OTHER)
 
@@ -203,13 +203,13 @@ def test_one_measurement_ends_a_validation_or_test(tmp_path, stage, classes, inf
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_validation_at_a_given_samples(tmp_path):
+def test_a_validation_at_given_samples(tmp_path):
     trainer_of(tmp_path, quick(samples=OTHER)).validate(Classifier(), DataLoader(HELD_OUT, 16), verbose=False)
     assert measured_at(tmp_path, OTHER)
 
 
 @pytest.mark.filterwarnings("ignore:Total length of `DataLoader` across ranks is zero")
-def test_what_a_validation_cannot_measure_is_told(tmp_path):
+def test_what_a_validation_cannot_measure_warns_or_raises(tmp_path):
     with pytest.raises(MisconfigurationException, match="classes=99 is out of range"):
         trainer_of(tmp_path, quick(classes=99, on_error="warn")).validate(
             Classifier(), DataLoader(HELD_OUT, 16), verbose=False

@@ -47,7 +47,7 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path, monkeypatch, error, 
     assert [r.step for r in load_records(fit(tmp_path / "again", monitor).log_dir)] == [0, 2, 4, 6, 8]
 
 
-def test_a_samples_of_another_shape_in_the_next_run(tmp_path):
+def test_samples_of_another_shape_in_the_next_run(tmp_path):
     class Flat(Classifier):
         def __init__(self):
             super().__init__()
@@ -69,7 +69,7 @@ def failing(folder, sentence, monitor, steps, **arguments):
     assert [r.step for r in load_records(folder)] == steps if steps else not list(folder.glob("input_hessian/*"))
 
 
-def test_a_samples_that_the_model_does_not_take(tmp_path):
+def test_samples_that_the_model_does_not_accept(tmp_path):
     wrong = torch.zeros(2, 1, 5, 5)
     sentence = r"RuntimeError: .*shape \[2, 1, 5, 5\].*give input_fn, forward_fn or other samples"
     failing(tmp_path, sentence, quick(samples=wrong, on_error="warn"), [])
@@ -171,7 +171,7 @@ def test_an_input_fn_that_fails_after_training_has_begun_does_not_end_it(tmp_pat
     assert trainer.current_epoch == 2
 
 
-def test_a_batch_that_does_not_do_is_made_up_for_by_a_later_one(tmp_path):
+def test_an_unusable_batch_is_replaced_by_a_later_one(tmp_path):
     seen = []
 
     def second_time_lucky(batch):

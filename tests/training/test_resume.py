@@ -156,7 +156,7 @@ def saved(folder, monitor):
 
 
 def go_on(folder, checkpoint, monitor, **arguments):
-    """The second epoch, with other held-out samples; gives its record."""
+    """The second epoch, with other held-out samples; returns its record."""
     held_out = arguments.pop("held_out", digits(300, 332))
     fit(folder, monitor, held_out=held_out, ckpt_path=checkpoint, **arguments)
     return load_records(folder)[-1]
@@ -183,7 +183,7 @@ def test_the_sanity_check_of_a_resumed_run_does_not_replace_the_samples(tmp_path
         ),
     ],
 )
-def test_other_settings_count_and_are_told_once(tmp_path, first_epoch, arguments, sentence, start):
+def test_other_settings_apply_and_warn_once(tmp_path, first_epoch, arguments, sentence, start):
     with pytest.warns(UserWarning, match=f"resumed with other settings.*{sentence}") as caught:
         record = go_on(tmp_path, first_epoch, small_monitor(**arguments))
     assert sum("other settings" in str(w.message) for w in caught) == 1
@@ -195,7 +195,7 @@ def test_other_settings_count_and_are_told_once(tmp_path, first_epoch, arguments
     assert np.isnan(record.top_subspace_overlap).all()
 
 
-def test_other_given_samples_are_told(tmp_path):
+def test_other_given_samples_warn(tmp_path):
     checkpoint = saved(tmp_path, small_monitor(samples=X))
     go_on(tmp_path / "same", checkpoint, small_monitor(samples=X))
     with pytest.warns(UserWarning, match="samples: other samples"):
@@ -203,7 +203,7 @@ def test_other_given_samples_are_told(tmp_path):
     assert np.array_equal(record.x, X[:2].numpy() + 1)
 
 
-def test_a_samples_that_lacks_what_is_wanted_now_is_replaced_and_told(tmp_path):
+def test_samples_that_lack_what_is_needed_now_are_replaced_with_a_warning(tmp_path):
     unlabelled = saved(tmp_path, small_monitor(input_fn=lambda batch: batch[0]))
     with pytest.warns(
         UserWarning, match="new samples, since those of the checkpoint cannot be used.*needs integer labels"
@@ -219,10 +219,10 @@ class Wider(Classifier):
         return super().forward(x.unflatten(-1, (8, 2)).mean(-1))
 
 
-def test_a_samples_that_no_longer_fits_the_model_is_told(tmp_path, first_epoch):
+def test_samples_that_no_longer_fit_the_model_warn(tmp_path, first_epoch):
     wide = [TensorDataset(x.repeat_interleave(2, -1), y) for x, y in (digits().tensors, (X, Y))]
-    told = r"no measurement at step 8.*samples from the checkpoint.*shape \[2, 1, 8, 8\].*other samples"
-    with pytest.warns(UserWarning, match=told):
+    warning = r"no measurement at step 8.*samples from the checkpoint.*shape \[2, 1, 8, 8\].*other samples"
+    with pytest.warns(UserWarning, match=warning):
         fit(
             tmp_path,
             small_monitor(on_error="warn"),
@@ -273,10 +273,10 @@ def test_two_monitors_do_not_mix(tmp_path):
     seen = events(tmp_path)
     tags = seen.Tags()
     assert {"hessian/logits_logit_class_2", "hessian/probs_prob_class_1"} < set(tags["images"])
-    for name, slot in (("logits", "logits_logit_class_2"), ("probs", "probs_prob_class_1")):
-        assert len(scalar(tmp_path, f"hessian_trace/{slot}")) == len(load_records(tmp_path, name))
-        assert f"hessian_trace/{slot}" in trainer.callback_metrics
-        assert {f"hessian_cost/{name}_seconds", f"hessian_spread/trace_{slot}_p10"} < set(tags["scalars"])
+    for name, suffix in (("logits", "logits_logit_class_2"), ("probs", "probs_prob_class_1")):
+        assert len(scalar(tmp_path, f"hessian_trace/{suffix}")) == len(load_records(tmp_path, name))
+        assert f"hessian_trace/{suffix}" in trainer.callback_metrics
+        assert {f"hessian_cost/{name}_seconds", f"hessian_spread/trace_{suffix}_p10"} < set(tags["scalars"])
         assert f"hessian_diagnosis/{name}/text_summary" in tags["tensors"]
     shown = seen.Tensors("custom_scalars__config__")[-1]  # TensorBoard looks at the last one
     layout = layout_pb2.Layout.FromString(shown.tensor_proto.string_val[0])
@@ -298,7 +298,7 @@ def test_two_monitors_leave_training_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("names", [(None, None), ("a", "a"), ("a", "A"), (None, "b", None)])
-def test_monitors_of_one_name_are_refused(tmp_path, names):
+def test_monitors_of_the_same_name_raise(tmp_path, names):
     with pytest.raises(
         MisconfigurationException, match=r"2 monitors of this Trainer have name=.*name='a' and name='b'"
     ):
@@ -322,8 +322,8 @@ class Broken(Classifier):
 def test_each_monitors_warnings_bear_its_name(tmp_path):
     with pytest.warns(UserWarning, match="no measurement") as caught:
         fit(tmp_path, *(small_monitor(name=name, on_error="warn") for name in ("a", "b")), model=Broken())
-    told = [str(w.message) for w in caught if "no measurement" in str(w.message)]
-    assert [words.split(":")[0] for words in told] == ["InputHessianMonitor 'a'", "InputHessianMonitor 'b'"]
+    messages = [str(w.message) for w in caught if "no measurement" in str(w.message)]
+    assert [words.split(":")[0] for words in messages] == ["InputHessianMonitor 'a'", "InputHessianMonitor 'b'"]
     for name in ("a", "b"):
         text = events(tmp_path).Tensors(f"hessian_diagnosis/{name}/text_summary")[-1].tensor_proto.string_val[0]
         assert "No measurement here" in text.decode()

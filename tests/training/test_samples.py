@@ -1,4 +1,4 @@
-"""The samples is had without disturbing anybody's loader, dataset or random stream."""
+"""The samples are chosen without disturbing any loader, dataset or random stream."""
 
 import random
 from collections import UserDict
@@ -91,7 +91,7 @@ def test_a_given_dataset_draws_from_no_global_stream():
     assert found.labels.tolist() == [0, 1, 2]
 
 
-def test_the_samples_is_a_copy():
+def test_the_samples_are_a_copy():
     x = X.clone()
     found = samples_from_batch((x, Y), 4)
     x.zero_()
@@ -178,7 +178,7 @@ def test_several_inputs_have_one_row_per_sample():
         samples_from_batch(((X, X[:3]), Y), 2)
 
 
-def test_a_samples_taken_in_inference_mode_can_be_differentiated():
+def test_samples_taken_in_inference_mode_can_be_differentiated():
     with torch.inference_mode():
         found = samples_from_batch((X * 1, Y * 1), 2)
     assert not found.inputs.is_inference()
