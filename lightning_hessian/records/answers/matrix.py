@@ -99,10 +99,7 @@ def matrix(found: Matrix, max_cells: int) -> Answer:
         MissingError: there are too many inputs.
 
     Returns:
-        ``triangle [n(n+1)/2]``, float32, the upper triangle row by row: of each block of entries the one of largest
-        magnitude, so that nothing vanishes. Metadata: ``source``; ``size``, D; ``block``, the side of a block;
-        ``num_cells``, n; ``limit``, the 99th percentile of |H| (of every k-th row, where there are more than 4096), or
-        the largest where that is zero; ``largest``, of |H|; ``start``, the row with the largest diagonal entry.
+        The upper triangle row by row, of each block of entries the one of largest magnitude, so that nothing vanishes.
     """
     size = found.num_inputs
     if size > MAX_DRAWN_INPUTS:
