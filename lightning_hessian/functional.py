@@ -22,7 +22,7 @@ from lightning_hessian.curvature.options import ChunkSize, MethodChoice, Options
 from lightning_hessian.curvature.spectrum import Spectrum
 from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.model.arguments import Classes, Model, Target
-from lightning_hessian.model.function import ForwardFunction, Inputs, OutputFunction
+from lightning_hessian.model.function import ForwardFunction, Inputs, ModelFunction, OutputFunction
 from lightning_hessian.model.prepare import PreparedModel, prepare, usable_dtype
 
 
@@ -71,7 +71,8 @@ def input_gradient(
         >>> input_gradient(model, torch.full((1, 4), 2.0), classes=2)
         tensor([[[0., 0., 8., 0.]]])
     """
-    with _prepared(model, x, classes, target, dtype, wrt, forward_fn, output_fn) as prepared:
+    network = ModelFunction(model, forward_fn, output_fn, wrt)
+    with _prepared(network, x, classes, target, dtype, None) as prepared:
         return gradients(prepared.batch)
 
 
@@ -90,16 +91,9 @@ def input_hvp(
     """Hessian-vector product (HVP) of each sample's target: ∇²ₓ t(x[n], k) · v.
 
     Args:
-        model: as for ``input_gradient``.
-        x: samples ``[N, *shape]``.
+        model, x, classes, target, dtype, wrt, forward_fn, output_fn: as for ``input_gradient``.
         v: one vector for all samples and classes ``[D]``, one per sample (``[N, D]`` or the shape of x), or one per
             sample and class ``[N, K, D]``.
-        classes: as for ``input_gradient``.
-        target: as for ``input_gradient``.
-        dtype: float32 or float64; by default that of x.
-        wrt: as for ``input_gradient``.
-        forward_fn: as for ``input_gradient``.
-        output_fn: as for ``input_gradient``.
 
     Returns:
         ``[N, K, D]``.
@@ -116,7 +110,8 @@ def input_hvp(
         >>> input_hvp(model, torch.full((1, 4), 2.0), torch.ones(4), classes=2)
         tensor([[[0., 0., 4., 0.]]])
     """
-    with _prepared(model, x, classes, target, dtype, wrt, forward_fn, output_fn) as prepared:
+    network = ModelFunction(model, forward_fn, output_fn, wrt)
+    with _prepared(network, x, classes, target, dtype, None) as prepared:
         return ReverseOverReverse(prepared.batch).hvp(_per_problem(v, prepared.batch))
 
 
@@ -142,17 +137,10 @@ def input_hessian(
     only linearly, gives exact zeros.
 
     Args:
-        model: as for ``input_gradient``.
-        x: samples ``[N, *shape]``.
-        classes: as for ``input_gradient``.
-        target: as for ``input_gradient``.
-        dtype: float32 or float64; by default that of x.
-        wrt: as for ``input_gradient``.
+        model, x, classes, target, dtype, wrt, forward_fn, output_fn: as for ``input_gradient``.
         chunk_size: columns computed at once; by default the fastest number, found while working.
         max_memory: bytes that may be used; by default half of what is free on the device.
         seed: of the random directions along which the autodiff modes are compared.
-        forward_fn: as for ``input_gradient``.
-        output_fn: as for ``input_gradient``.
 
     Returns:
         ``[N, K, D, D]``, symmetric, flattened from the input's shape in row-major order.
@@ -176,7 +164,8 @@ def input_hessian(
                   [0., 0., 4.]]]])
     """
     options = Options(chunk_size=chunk_size, max_memory=max_memory, seed=seed)
-    with _prepared(model, x, classes, target, dtype, wrt, forward_fn, output_fn, max_memory) as prepared:
+    network = ModelFunction(model, forward_fn, output_fn, wrt)
+    with _prepared(network, x, classes, target, dtype, max_memory) as prepared:
         batch = prepared.batch
         shape = (*batch.shape, batch.num_inputs)
         result_bytes = torch.Size(shape).numel() * batch.x.element_size()
@@ -224,10 +213,8 @@ def input_spectrum(
     """Eigenvalues of each sample's input-Hessian, with residuals and everything derived from them.
 
     Args:
-        model: as for ``input_gradient``.
-        x: samples ``[N, *shape]``.
-        classes: as for ``input_gradient``.
-        target: as for ``input_gradient``.
+        model, x, classes, target, dtype, wrt, forward_fn, output_fn: as for ``input_gradient``.
+        chunk_size, max_memory, seed: as for ``input_hessian``.
         method: ``"dense"``: all D eigenvalues, from the whole matrix. ``"low_rank"``: the complete spectrum of a
             piecewise linear network, from C gradients. ``"lanczos"``: the ends of the spectrum, with residuals.
             ``"auto"``: the cheapest of these that is exact or knows its error.
@@ -236,15 +223,8 @@ def input_spectrum(
         block_size: start vectors of ``"lanczos"``. A single one cannot see how often an eigenvalue repeats: copies
             are missing, though all that is listed has converged. With b, up to b copies are found, for more HVPs.
             The other methods find every copy.
-        dtype: float32 or float64; by default that of x.
-        wrt: as for ``input_gradient``.
-        chunk_size: as for ``input_hessian``.
-        max_memory: as for ``input_hessian``.
-        seed: as for ``input_hessian``.
         density_vectors: with ``"lanczos"``, random starting vectors from which the density of eigenvalues is
             estimated, with a standard error; at least 2, or 0 for none. Elsewhere it is exact and needs none.
-        forward_fn: as for ``input_gradient``.
-        output_fn: as for ``input_gradient``.
 
     Returns:
         A ``Spectrum``; its ``diagnosis`` says why the Hessian is what it is.
@@ -276,7 +256,8 @@ def input_spectrum(
         block_size=block_size,
         density_vectors=density_vectors,
     )
-    with _prepared(model, x, classes, target, dtype, wrt, forward_fn, output_fn, max_memory) as prepared:
+    network = ModelFunction(model, forward_fn, output_fn, wrt)
+    with _prepared(network, x, classes, target, dtype, max_memory) as prepared:
         batch = prepared.batch
         analysis = analyze(batch, options)
         plan = make_plan(batch, analysis.costs, analysis.diagnosis, options)
@@ -290,29 +271,11 @@ def input_spectrum(
 
 @contextmanager
 def _prepared(
-    model: Model,
-    x: Inputs,
-    classes: Classes,
-    target: Target,
-    dtype: torch.dtype | None,
-    wrt: str | int | None,
-    forward_fn: ForwardFunction | None,
-    output_fn: OutputFunction | None,
-    max_memory: int | None = None,
+    network: ModelFunction, x: Inputs, classes: Classes, target: Target, dtype: torch.dtype | None, memory: int | None
 ) -> Iterator[PreparedModel]:
     """``prepare`` in a dtype that the model can be evaluated in."""
-    dtype = usable_dtype(model, x, dtype, wrt=wrt, forward_fn=forward_fn, output_fn=output_fn)
-    with prepare(
-        model,
-        x,
-        classes,
-        target,
-        dtype=dtype,
-        wrt=wrt,
-        forward_fn=forward_fn,
-        output_fn=output_fn,
-        max_memory=max_memory,
-    ) as prepared:
+    dtype = usable_dtype(network, x, dtype)
+    with prepare(network, x, classes, target, dtype=dtype, max_memory=memory) as prepared:
         yield prepared
 
 

@@ -38,6 +38,7 @@ from torch.utils.data import Dataset, default_collate
 
 from lightning_hessian import Record, input_hessian, input_spectrum, load_records
 from lightning_hessian.curvature.checks.mode_agreement import modes_agree
+from lightning_hessian.model.function import ModelFunction
 from lightning_hessian.model.prepare import prepare
 
 F64 = torch.float64
@@ -235,7 +236,8 @@ def test_the_table_has_a_row_for_every_model():
 
 def test_the_table_says_what_happened(fitted):
     record, row = fitted.record, table()[fitted.case.name]
-    with prepare(fitted.module, fitted.x, CLASSES, record.target, dtype=fitted.dtype, **fitted.how) as prepared:
+    network = ModelFunction(fitted.module, **fitted.how)
+    with prepare(network, fitted.x, CLASSES, record.target, dtype=fitted.dtype) as prepared:
         agree, why = modes_agree(prepared.batch, torch.Generator().manual_seed(0))
     modes = "both" if agree else "reverse_over_reverse"
     if record.method == "low_rank":

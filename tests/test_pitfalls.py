@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lightning_hessian import input_gradient, input_hessian, input_hvp, input_spectrum
 from lightning_hessian.curvature.checks.mode_agreement import modes_agree
 from lightning_hessian.curvature.operators.autodiff import ForwardOverReverse, ReverseOverReverse
+from lightning_hessian.model.function import ModelFunction
 from lightning_hessian.model.prepare import prepare
 
 F64 = torch.float64
@@ -98,7 +99,7 @@ def test_a_forward_that_rebinds_a_buffer(autodiff):
     mu = model.mu
     expected = finite_differences(model.net, X, 1)
     for _ in range(3):
-        with prepare(model, X, 1, "logit") as prepared:
+        with prepare(ModelFunction(model), X, 1, "logit") as prepared:
             columns = autodiff(prepared.batch).columns(torch.eye(6, dtype=F64))
         torch.testing.assert_close(columns[:, 0], expected, rtol=0, atol=1e-6)
         assert model.mu is mu
@@ -169,7 +170,7 @@ def partly_hidden(x):
 
 
 def test_no_grad_over_part_of_the_forward_is_not_trusted():
-    with prepare(partly_hidden, X, 1, "logit") as prepared:
+    with prepare(ModelFunction(partly_hidden), X, 1, "logit") as prepared:
         forward, reverse = (
             autodiff(prepared.batch).columns(torch.eye(6, dtype=F64))
             for autodiff in (ForwardOverReverse, ReverseOverReverse)

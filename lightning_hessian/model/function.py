@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ OutputFunction = Callable[[Any], Any]  # a tensor; Any, so that a YAML file may 
 Inputs = Tensor | dict[str, Any] | tuple[Any, ...]
 
 
+@dataclass
 class ModelFunction:
     """x ``[N, *shape]`` -> outputs ``[N, C]``, in the dtype of x, leaving the model as it was.
 
@@ -37,22 +39,18 @@ class ModelFunction:
         tensors: parameters and buffers by name, instead of the model's own.
     """
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        forward_fn: ForwardFunction | None = None,
-        output_fn: OutputFunction | None = None,
-        wrt: str | int | None = None,
-        tensors: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        self._forward_fn = forward_fn or _call
-        self._output_fn = output_fn
-        self._model = model
-        self._wrt = wrt
+    model: Callable[..., Any]
+    forward_fn: ForwardFunction | None = None
+    output_fn: OutputFunction | None = None
+    wrt: str | int | None = None
+    tensors: Mapping[str, Tensor] | None = None
+
+    def __post_init__(self) -> None:
         self._layer: nn.Module | None = None
-        self._caller = _Caller(model, self._forward_fn) if isinstance(model, nn.Module) else None
-        self._replacements = {f"module.{name}": tensor for name, tensor in (tensors or {}).items()}
-        self._tensors: dict[torch.dtype, dict[str, Tensor]] = {}
+        self._call = self.forward_fn or _call
+        self._caller = _Caller(self.model, self._call) if isinstance(self.model, nn.Module) else None
+        self._replacements = {f"module.{name}": tensor for name, tensor in (self.tensors or {}).items()}
+        self._cast: dict[torch.dtype, dict[str, Tensor]] = {}
 
     @property
     def device(self) -> torch.device | None:
@@ -66,22 +64,22 @@ class ModelFunction:
         Raises:
             ConfigurationError: ``wrt`` names neither an input nor a layer, or is needed and missing.
         """
-        x = differentiated(inputs, self._wrt)
+        x = differentiated(inputs, self.wrt)
         if x is not None:
             if isinstance(inputs, Tensor):
                 return x, None
-            fixed = {key: inputs[key] for key in _keys(inputs) if key != self._wrt}
+            fixed = {key: inputs[key] for key in _keys(inputs) if key != self.wrt}
             return x, fixed
-        layers = dict(self._model.named_modules()) if isinstance(self._model, nn.Module) else {}
-        if self._wrt not in layers:
+        layers = dict(self.model.named_modules()) if isinstance(self.model, nn.Module) else {}
+        if self.wrt not in layers:
             known = f"inputs: {_names(inputs)}; layers: {', '.join(list(layers)[1:12]) or 'none'}"
-            raise ConfigurationError(f"wrt={self._wrt!r} is neither an input nor a layer of the model ({known}).")
-        self._layer = layers[str(self._wrt)]
+            raise ConfigurationError(f"wrt={self.wrt!r} is neither an input nor a layer of the model ({known}).")
+        self._layer = layers[str(self.wrt)]
         with _hooked(self._layer, lambda output: output) as seen, torch.no_grad():
             self._run(inputs, dtype)
         if len(seen) != 1 or not isinstance(seen[0], Tensor):
             raise ConfigurationError(
-                f"The layer wrt={self._wrt!r} must run once and return a tensor; it ran {len(seen)} times"
+                f"The layer wrt={self.wrt!r} must run once and return a tensor; it ran {len(seen)} times"
                 f"{'' if not seen else f' and returned {type(seen[0]).__name__}'}. Name a layer inside or around it."
             )
         return seen[0], inputs
@@ -92,23 +90,23 @@ class ModelFunction:
             with _hooked(self._layer, lambda output: x):
                 output = self._run(fixed, x.dtype)
         else:
-            output = self._run(x if fixed is None else _assembled(fixed, self._wrt, x), x.dtype)
-        if self._output_fn is not None:
-            return _as_matrix(self._output_fn(output), "output", len(x))
+            output = self._run(x if fixed is None else _assembled(fixed, self.wrt, x), x.dtype)
+        if self.output_fn is not None:
+            return _as_matrix(self.output_fn(output), "output", len(x))
         return _as_matrix(*_outputs_in(output), len(x))
 
     def _run(self, inputs: Inputs, dtype: torch.dtype) -> Any:
         if self._caller is None:
-            return self._forward_fn(self._model, inputs)
+            return self._call(self.model, inputs)
         with _apparent_dtype(self._caller, dtype):
             return functional_call(self._caller, self._cast_tensors(dtype), (inputs,))
 
     def _cast_tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
         assert self._caller is not None
-        if dtype not in self._tensors:
-            self._tensors[dtype] = {n: self._copy(n, p, dtype) for n, p in self._caller.named_parameters()}
+        if dtype not in self._cast:
+            self._cast[dtype] = {n: self._copy(n, p, dtype) for n, p in self._caller.named_parameters()}
         buffers = {name: self._copy(name, b, dtype) for name, b in self._caller.named_buffers()}
-        return {**self._tensors[dtype], **buffers}
+        return {**self._cast[dtype], **buffers}
 
     def _copy(self, name: str, own: Tensor, dtype: torch.dtype) -> Tensor:
         tensor = self._replacements.get(name, own).detach()

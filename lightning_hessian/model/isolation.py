@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -38,15 +38,16 @@ def isolated(model: object, device: torch.device, dtype: torch.dtype) -> Iterato
         stack.enter_context(_without_autocast(device))
         stack.enter_context(torch.autograd.set_detect_anomaly(False))
         stack.enter_context(_full_precision())
-        stack.enter_context(_default_dtype(dtype))
+        stack.enter_context(_switched(torch.set_default_dtype, torch.get_default_dtype(), dtype))
         stack.enter_context(_attention_by_products())
-        stack.enter_context(_eager())
+        stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled outside again
         stack.enter_context(_without_checkpointing())
         for module in modules_behind(model):
             inside = stack.enter_context(preserved(module))
             if any(isinstance(inner, nn.RNNBase) for inner in inside):
-                stack.enter_context(_without_cudnn())
-            stack.enter_context(_eval_mode(inside))
+                stack.enter_context(_replaced(torch.backends.cudnn, enabled=False))
+            for each in inside:  # directly: ``eval()`` and ``train()`` may be overridden, and cannot be undone
+                stack.enter_context(_replaced(each, training=False))
         yield
 
 
@@ -77,6 +78,29 @@ def frozen_random_streams(device: torch.device | None = None) -> Iterator[None]:
 
 
 @contextmanager
+def _replaced(owner: Any, **values: Any) -> Iterator[None]:
+    """Sets attributes, and puts back what was there."""
+    before = {name: getattr(owner, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
+
+
+@contextmanager
+def _switched(write: Callable[[Any], object], before: Any, value: Any) -> Iterator[None]:
+    """Switches a setting by its function, and back."""
+    write(value)
+    try:
+        yield
+    finally:
+        write(before)
+
+
+@contextmanager
 def _without_autocast(device: torch.device) -> Iterator[None]:
     """Autocast off, also where a forward turns it on itself: a bfloat16 product has two correct digits."""
     autocast: Any = torch.autocast
@@ -87,12 +111,12 @@ def _without_autocast(device: torch.device) -> Iterator[None]:
         torch.set_autocast_enabled(context.device, False)  # its exit restores the previous state
         return entered
 
-    autocast.__enter__ = stay_off
-    try:
-        with torch.autocast("cpu", enabled=False), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        autocast.__enter__ = enter
+    with (
+        _replaced(autocast, __enter__=stay_off),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield
 
 
 @contextmanager
@@ -134,65 +158,21 @@ def _legacy(read: Any) -> Any:
 
 
 @contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-@contextmanager
-def _eager() -> Iterator[None]:
-    """Compiled modules run eagerly, and stay compiled outside."""
-    with torch.compiler.set_stance("force_eager"):
-        yield
-
-
-@contextmanager
 def _attention_by_products() -> Iterator[None]:
     """Attention on the only kernel with second derivatives, whatever ``sdpa_kernel`` a forward asks for.
 
     The fast path that transformer layers take in eval mode without gradients is a different function where samples are
     padded: it returns zeros, or fewer tokens. Values must be those of the function that is differentiated.
     """
-    module: Any = torch.nn.attention
-    fast = torch.backends.mha.get_fastpath_enabled()
-    with sdpa_kernel(SDPBackend.MATH):
-        choose = getattr(module, "_sdpa_kernel", None)  # private: without it, a forward's own choice stands
-        if choose is not None:
-            module._sdpa_kernel = lambda backends, set_priority=False: None
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
-            if choose is not None:
-                module._sdpa_kernel = choose
-
-
-@contextmanager
-def _without_cudnn() -> Iterator[None]:
-    before = torch.backends.cudnn.enabled
-    torch.backends.cudnn.enabled = False
-    try:
+    fast, module = torch.backends.mha, torch.nn.attention
+    # private: without it, a forward's own choice stands
+    fixed = {"_sdpa_kernel": lambda backends, set_priority=False: None} if hasattr(module, "_sdpa_kernel") else {}
+    with (
+        sdpa_kernel(SDPBackend.MATH),
+        _replaced(module, **fixed),
+        _switched(fast.set_fastpath_enabled, fast.get_fastpath_enabled(), False),
+    ):
         yield
-    finally:
-        torch.backends.cudnn.enabled = before
-
-
-@contextmanager
-def _eval_mode(modules: list[nn.Module]) -> Iterator[None]:
-    """Sets every module's flag directly: ``eval()`` and ``train()`` may be overridden, and cannot be undone."""
-    flags = [(module, module.training) for module in modules]
-    for module in modules:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
 
 
 @contextmanager
@@ -237,15 +217,13 @@ def _silent(*args: object, **kwargs: object) -> None:
 def _without_checkpointing() -> Iterator[None]:
     """Turns activation checkpointing off: recomputation inside a double backward fails in both its modes."""
     module: Any = torch.utils.checkpoint
-    generator = module._checkpoint_without_reentrant_generator
 
     def nothing(*args: object, **kwargs: object) -> Iterator[None]:
         yield
 
     module.CheckpointFunction.apply = lambda run, preserve, *args: run(*args)
-    module._checkpoint_without_reentrant_generator = nothing
     try:
-        yield
+        with _replaced(module, _checkpoint_without_reentrant_generator=nothing):
+            yield
     finally:
         del module.CheckpointFunction.apply  # it was inherited
-        module._checkpoint_without_reentrant_generator = generator

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,14 +20,13 @@ from lightning_hessian.curvature.operators.target_batch import TargetBatch
 from lightning_hessian.errors import ConfigurationError, MeasurementError
 from lightning_hessian.model.arguments import (
     Classes,
-    Model,
     Target,
     check_input,
     check_lengths,
     resolve_classes,
     resolve_dtype,
 )
-from lightning_hessian.model.function import ForwardFunction, Inputs, ModelFunction, OutputFunction
+from lightning_hessian.model.function import Inputs, ModelFunction
 from lightning_hessian.model.isolation import isolated
 from lightning_hessian.model.targets import resolve_target, target_name
 
@@ -58,41 +57,32 @@ class PreparedModel:
 
 @contextmanager
 def prepare(
-    model: Model,
+    network: ModelFunction,
     inputs: Inputs,
     classes: Classes,
     target: Target,
     *,
     dtype: torch.dtype | None = None,
-    wrt: str | int | None = None,
-    forward_fn: ForwardFunction | None = None,
-    output_fn: OutputFunction | None = None,
     max_memory: int | None = None,
-    tensors: Mapping[str, Tensor] | None = None,
 ) -> Iterator[PreparedModel]:
     """Opens the isolation, in which the targets of a model may be differentiated.
 
     Args:
-        model: an ``nn.Module`` or a callable.
+        network: the model, and how it is called.
         inputs: its inputs.
         classes: which outputs.
         target: the scalar made of them.
         dtype: float32 or float64, as ``usable_dtype`` gives it; None: that of the inputs.
-        wrt: one of several inputs, or the name of the submodule whose output is the variable.
-        forward_fn: ``(model, inputs) -> output``.
-        output_fn: ``output -> [N, C]``.
         max_memory: bytes that may be used; None: half of what is free on the device.
-        tensors: parameters and buffers by name, in place of the model's own.
 
     Raises:
         ConfigurationError: an argument does not fit the model.
     """
-    leaves = _checked_leaves(inputs, wrt)
-    network = ModelFunction(model, forward_fn, output_fn, wrt, tensors)
+    leaves = _checked_leaves(inputs, network.wrt)
     device = network.device or leaves[0].device
     meter = Meter(device)
     dtype = resolve_dtype(dtype, leaves)
-    with isolated(model, device, dtype):
+    with isolated(network.model, device, dtype):
         x, fixed = network.split(_moved(inputs, device, dtype), dtype)
         check_input(x)
         outputs = _outputs(network, x, fixed, max_memory or available_memory(device))
@@ -105,26 +95,8 @@ def prepare(
         yield PreparedModel(batch, target_name(target), predicted, outputs.shape[1], meter)
 
 
-def usable_dtype(
-    model: Model,
-    inputs: Inputs,
-    dtype: torch.dtype | None = None,
-    *,
-    wrt: str | int | None = None,
-    forward_fn: ForwardFunction | None = None,
-    output_fn: OutputFunction | None = None,
-    tensors: Mapping[str, Tensor] | None = None,
-) -> torch.dtype:
-    """The dtype asked for, but float32 instead of float64 where the model cannot be evaluated in it.
-
-    Args:
-        model: as for ``prepare``.
-        inputs: as for ``prepare``.
-        dtype: float32 or float64; None: that of the inputs.
-        wrt: as for ``prepare``.
-        forward_fn: as for ``prepare``.
-        output_fn: as for ``prepare``.
-        tensors: as for ``prepare``.
+def usable_dtype(network: ModelFunction, inputs: Inputs, dtype: torch.dtype | None = None) -> torch.dtype:
+    """The dtype asked for (None: that of the inputs), but float32 where the model cannot be evaluated in float64.
 
     Warns:
         UserWarning: float64 was asked for, and float32 is returned.
@@ -134,16 +106,16 @@ def usable_dtype(
 
     Cost: for float64 one forward pass of two samples; else none.
     """
-    leaves = _checked_leaves(inputs, wrt)
+    leaves = _checked_leaves(inputs, network.wrt)
     dtype = resolve_dtype(dtype, leaves)
     if dtype == torch.float32:
         return dtype
-    network = ModelFunction(model, forward_fn, output_fn, wrt, tensors)
+    network = replace(network)  # with copies of the parameters of its own: those of a measurement count as its cost
     device = network.device or leaves[0].device
 
     def evaluates(samples: slice) -> bool:
         few = tree_map_only(Tensor, lambda t: t[samples], inputs)
-        with isolated(model, device, torch.float64), torch.no_grad():
+        with isolated(network.model, device, torch.float64), torch.no_grad():
             return network(*network.split(_moved(few, device, torch.float64), torch.float64)).dtype == torch.float64
 
     try:

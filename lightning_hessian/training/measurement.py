@@ -21,6 +21,7 @@ from lightning_hessian.curvature.methods.plan import Plan, make_plan
 from lightning_hessian.curvature.options import MethodName
 from lightning_hessian.errors import ConfigurationError, MeasurementError
 from lightning_hessian.model.arguments import Model, Target
+from lightning_hessian.model.function import ModelFunction
 from lightning_hessian.model.prepare import PreparedModel, prepare, usable_dtype
 from lightning_hessian.records.record import Record, Stage
 from lightning_hessian.training.distributed import SINGLE_PROCESS, ProcessGroup
@@ -117,15 +118,9 @@ def measure(
     state = RunState() if state is None else state
     with _explained(samples), ExitStack() as stack:
         tensors = group.tensors(model) if isinstance(model, nn.Module) else {}
-        view: dict[str, Any] = {
-            "wrt": settings.wrt,
-            "forward_fn": settings.forward_fn,
-            "output_fn": settings.output_fn,
-            "tensors": tensors,
-        }
-        wanted = getattr(torch, settings.dtype)
-        view["dtype"] = group.on_first(lambda: usable_dtype(model, samples.inputs, wanted, **view))
-        prepared = group.on_all(lambda: stack.enter_context(_prepared(model, samples, settings, state, **view)))
+        network = ModelFunction(model, settings.forward_fn, settings.output_fn, settings.wrt, tensors)
+        dtype = group.on_first(lambda: usable_dtype(network, samples.inputs, getattr(torch, settings.dtype)))
+        prepared = group.on_all(lambda: stack.enter_context(_prepared(network, samples, settings, state, dtype)))
         decision = group.on_first(lambda: _decide(prepared, samples, settings, state, group))
         agreed = _follow(decision, prepared, settings, state)
         own = group.on_all(lambda: _measure_share(agreed, decision, settings, group, progress))
@@ -146,12 +141,12 @@ def measure(
 
 @contextmanager
 def _prepared(
-    model: Model, samples: Samples, settings: MeasurementSettings, state: RunState, **view: Any
+    network: ModelFunction, samples: Samples, settings: MeasurementSettings, state: RunState, dtype: torch.dtype
 ) -> Iterator[PreparedModel]:
     """The model inside its isolation, with the target that is known so far."""
     classes: Any = samples.labels if settings.classes == "label" else settings.classes
     target, max_memory = _first_target(settings, state), settings.options.max_memory
-    with prepare(model, samples.inputs, classes, target, max_memory=max_memory, **view) as prepared:
+    with prepare(network, samples.inputs, classes, target, dtype=dtype, max_memory=max_memory) as prepared:
         names = settings.class_names
         if names and len(names) != prepared.num_outputs:
             raise ConfigurationError(

@@ -7,6 +7,7 @@ import torch
 from support.networks import mlp
 
 from lightning_hessian import ConfigurationError
+from lightning_hessian.model.function import ModelFunction
 from lightning_hessian.model.prepare import prepare, usable_dtype
 
 F32, F64 = torch.float32, torch.float64
@@ -29,7 +30,7 @@ class SinglePrecision(torch.nn.Module):
 @pytest.mark.parametrize(("x", "dtype"), [(F32, F64), (F64, None)])
 def test_float32_where_float64_is_impossible(x, dtype):
     with pytest.warns(UserWarning, match=r"cannot be evaluated in float64 .*: measured in float32"):
-        assert usable_dtype(SinglePrecision(), torch.randn(3, 6, dtype=x), dtype) == F32
+        assert usable_dtype(ModelFunction(SinglePrecision()), torch.randn(3, 6, dtype=x), dtype) == F32
 
 
 @pytest.mark.parametrize(
@@ -38,15 +39,15 @@ def test_float32_where_float64_is_impossible(x, dtype):
 def test_the_dtype_that_was_asked_for(x, dtype, expected):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert usable_dtype(mlp(), torch.randn(3, 6, dtype=x), dtype) == expected
+        assert usable_dtype(ModelFunction(mlp()), torch.randn(3, 6, dtype=x), dtype) == expected
 
 
 def test_float32_needs_no_forward_pass_and_float64_two_samples():
     SinglePrecision.calls.clear()
-    usable_dtype(SinglePrecision(), torch.randn(9, 6))
+    usable_dtype(ModelFunction(SinglePrecision()), torch.randn(9, 6))
     assert SinglePrecision.calls == []
     with pytest.warns(UserWarning, match="measured in float32"):
-        usable_dtype(SinglePrecision(), torch.randn(9, 6), F64)
+        usable_dtype(ModelFunction(SinglePrecision()), torch.randn(9, 6), F64)
     assert SinglePrecision.calls == [2]
 
 
@@ -54,12 +55,15 @@ def test_prepare_uses_the_given_dtype_and_no_other():
     """As decided once, on rank 0: no rank may decide otherwise."""
     x = torch.randn(3, 6, dtype=F64)
     for dtype in (F32, F64):
-        with prepare(mlp(), x, 0, "logit", dtype=dtype) as prepared:
+        with prepare(ModelFunction(mlp()), x, 0, "logit", dtype=dtype) as prepared:
             assert prepared.batch.x.dtype == dtype
-    with pytest.raises(RuntimeError, match="same dtype"), prepare(SinglePrecision(), x, 0, "logit", dtype=F64):
+    with (
+        pytest.raises(RuntimeError, match="same dtype"),
+        prepare(ModelFunction(SinglePrecision()), x, 0, "logit", dtype=F64),
+    ):
         pass
 
 
 def test_another_dtype_is_a_configuration_error():
     with pytest.raises(ConfigurationError, match=r"dtype=torch\.float16 is not possible"):
-        usable_dtype(mlp(), torch.randn(3, 6), torch.float16)
+        usable_dtype(ModelFunction(mlp()), torch.randn(3, 6), torch.float16)

@@ -24,7 +24,9 @@ def merged(measurements: Sequence[Measurement], diagnosis: Diagnosis, meter: Met
         diagnosis: of all samples.
         meter: of the whole; memory is that of this process.
     """
-    whole = concatenate(_with_equal_numbers_of_vectors(measurements))
+    # ``low_rank`` gives more eigenvectors where memory allows; the largest come first.
+    num_vectors = min(m.spectrum.eigenvectors.shape[2] for m in measurements)
+    whole = concatenate([_with_vectors(m, num_vectors) for m in measurements])
     asymmetry, num_matvecs = whole.spectrum.asymmetry, max(m.spectrum.cost.num_matvecs for m in measurements)
     spectrum = replace(
         whole.spectrum,
@@ -35,16 +37,9 @@ def merged(measurements: Sequence[Measurement], diagnosis: Diagnosis, meter: Met
     return replace(whole, spectrum=spectrum)
 
 
-def _with_equal_numbers_of_vectors(measurements: Sequence[Measurement]) -> list[Measurement]:
-    """``low_rank`` gives more eigenvectors where memory allows; the largest come first."""
-    numbers = [m.spectrum.eigenvectors.shape[2] for m in measurements]
-    return [
-        m if number == min(numbers) else _with_vectors(m, min(numbers))
-        for m, number in zip(measurements, numbers, strict=True)
-    ]
-
-
 def _with_vectors(measurement: Measurement, number: int) -> Measurement:
     vectors, index = measurement.spectrum.eigenvectors, measurement.spectrum.vector_index
+    if number == vectors.shape[2]:
+        return measurement
     spectrum = replace(measurement.spectrum, eigenvectors=vectors[:, :, :number], vector_index=index[:, :, :number])
     return replace(measurement, spectrum=spectrum)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -67,10 +68,7 @@ def make_plan(
     """The cheapest method that is exact or knows its error, and fits the memory.
 
     Args:
-        batch: what to differentiate.
-        costs: of this batch.
-        diagnosis: of this batch.
-        options: how to measure.
+        batch: what to differentiate, with its ``costs`` and ``diagnosis``.
         previous_method: what an earlier measurement of the run chose by time or memory: used again where it still
             applies, so that the curves of a run are comparable.
         num_matrices: for how many samples the whole matrices are wanted: planned where they fit beside the results.
@@ -149,17 +147,7 @@ def cheaper(
     *,
     diagnosis: Diagnosis,
 ) -> Plan:
-    """``dense`` unless it costs much more than ``lanczos``: it is exact and complete.
-
-    Args:
-        shape: (N, K, D).
-        options: how to measure.
-        seconds_per_matvec: of one HVP of every problem.
-        seconds_per_column: of one column of every problem's matrix, in a block.
-        eigh_seconds: per D³ of an eigendecomposition.
-        num_matrices: for how many samples ``lanczos`` would be followed by all columns too.
-        diagnosis: of the batch.
-    """
+    """``dense`` unless it costs much more than ``lanczos``: it is exact and complete. See ``expected_seconds``."""
     expected = expected_seconds(shape, options, seconds_per_matvec, seconds_per_column, eigh_seconds, num_matrices)
     reason = (
         f"with {seconds_per_matvec:.2g} s per Hessian-vector product and {seconds_per_column:.2g} s per column, the "
@@ -190,31 +178,22 @@ def remaining_memory(plan: Plan, batch: TargetBatch, costs: ModelCosts, options:
 def _what_fits(plan: Plan, batch: TargetBatch, costs: ModelCosts, options: Options, memory: int) -> str:
     """What to change, in words: fewer classes, fewer samples, another method, or more memory."""
 
-    def fits(fewer: TargetBatch, method: MethodName) -> bool:
-        same = fewer.num_classes == batch.num_classes
-        return least_memory(method, fewer, costs if same else ModelCosts(fewer), options) <= memory
+    def with_classes(count: int) -> int:
+        fewer = replace(batch, classes=batch.classes[:, :count])
+        return least_memory(plan.method, fewer, ModelCosts(fewer), options)
 
-    def most(count: int, select: str) -> int:
-        """The largest number below ``count`` that fits; 0 if none does."""
-        low, high = 0, count
-        while high - low > 1:
-            middle = (low + high) // 2
-            fewer = _first_classes(batch, middle) if select == "classes" else batch.select(slice(0, middle))
-            low, high = (middle, high) if fits(fewer, plan.method) else (low, middle)
-        return low
+    def with_samples(count: int) -> int:
+        return least_memory(plan.method, batch.select(slice(0, count)), costs, options)
 
     found = []
-    if num_classes := most(batch.num_classes, "classes"):
+    if num_classes := bisect(range(1, batch.num_classes), memory, key=with_classes):  # the most that fit
         found.append(f"look at {num_classes} class{'es' if num_classes > 1 else ''} at most")
-    if num_samples := most(batch.num_samples, "samples"):
+    if num_samples := bisect(range(1, batch.num_samples), memory, key=with_samples):
         found.append(f"measure {num_samples} sample{'s' if num_samples > 1 else ''} at a time")
     exact: MethodName = "low_rank" if plan.diagnosis.network_is_piecewise_linear else "dense"
     others: tuple[MethodName, ...] = ("lanczos", exact)
-    found += [f"use method='{other}'" for other in others if other != plan.method and fits(batch, other)]
+    fitting = [other for other in others if least_memory(other, batch, costs, options) <= memory]
+    found += [f"use method='{other}'" for other in fitting if other != plan.method]
     found.append(f"allow max_memory={least_memory(plan.method, batch, costs, options)}")
     sentence = ", or ".join(found)
     return f"{sentence[0].upper()}{sentence[1:]}."
-
-
-def _first_classes(batch: TargetBatch, count: int) -> TargetBatch:
-    return replace(batch, classes=batch.classes[:, :count])

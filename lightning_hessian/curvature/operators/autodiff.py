@@ -10,9 +10,8 @@ holds each sample's own gradient in that sample's row. Both modes take a ``Targe
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cached_property
-from typing import Literal, Protocol
+from functools import cached_property, partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,24 +20,6 @@ from torch.func import jvp, vjp, vmap
 from lightning_hessian.curvature.operators.target_batch import TargetBatch
 
 AutodiffMode = Literal["forward_over_reverse", "reverse_over_reverse"]
-
-
-class Autodiff(Protocol):
-    """One way to differentiate a batch of targets twice."""
-
-    mode: AutodiffMode
-
-    def gradient(self) -> Tensor:
-        """The gradients ``[N, K, D]``."""
-
-    def hvp(self, v: Tensor) -> Tensor:
-        """Each problem's Hessian times its own vector, ``[N, K, D]`` to ``[N, K, D]``."""
-
-    def prepare(self, num_columns: int) -> None:
-        """Builds what ``columns`` reuses for blocks of that many vectors."""
-
-    def columns(self, basis: Tensor) -> Tensor:
-        """Every Hessian times the M rows of ``basis [M, D]``: ``[N, K, D, M]``."""
 
 
 class ReverseOverReverse:
@@ -57,7 +38,7 @@ class ReverseOverReverse:
 
     @cached_property
     def _gradients(self) -> list[Tensor]:
-        return _gradients_with_graph(self.batch, self._x)
+        return _gradients(self.batch, self._x, create_graph=True)
 
     def gradient(self) -> Tensor:
         """The gradients ``[N, K, D]``."""
@@ -93,15 +74,13 @@ class ReverseOverReverse:
         return row.flatten(1)
 
 
-def _gradients_with_graph(batch: TargetBatch, x: Tensor) -> list[Tensor]:
-    """One gradient ``[N, *shape]`` per class, each still differentiable where it depends on x."""
+def _gradients(batch: TargetBatch, x: Tensor, create_graph: bool) -> list[Tensor]:
+    """One gradient ``[N, *shape]`` per class; with their graph, each is differentiable where it depends on x."""
     values = batch.values(x)
     if not values.requires_grad:
         return [torch.zeros_like(x) for _ in range(batch.num_classes)]
-    return [
-        torch.autograd.grad(values[:, k].sum(), x, create_graph=True, materialize_grads=True)[0]
-        for k in range(batch.num_classes)
-    ]
+    grad = partial(torch.autograd.grad, retain_graph=True, create_graph=create_graph, materialize_grads=True)
+    return [grad(values[:, k].sum(), x)[0] for k in range(batch.num_classes)]
 
 
 class ForwardOverReverse:
@@ -127,7 +106,7 @@ class ForwardOverReverse:
         """Each problem's Hessian times its own vector, ``[N, K, D]`` to ``[N, K, D]``."""
 
         def product(cotangent: Tensor, vector: Tensor) -> Tensor:
-            return self._tangent(lambda x: vjp(self.batch.values, x)[1](cotangent)[0], vector)
+            return jvp(lambda x: vjp(self.batch.values, x)[1](cotangent)[0], (self._x,), (vector,))[1]
 
         vectors = v.transpose(0, 1).reshape(self.batch.num_classes, *self._x.shape)
         return vmap(product)(self._cotangents, vectors).flatten(2).transpose(0, 1).detach()
@@ -139,35 +118,25 @@ class ForwardOverReverse:
         """Every Hessian times the M rows of ``basis [M, D]``: ``[N, K, D, M]``."""
 
         def column(vector: Tensor) -> Tensor:
-            return self._tangent(self._gradients, vector.reshape(self._x[0].shape).expand_as(self._x))
+            return jvp(self._gradients, (self._x,), (vector.reshape(self._x[0].shape).expand_as(self._x),))[1]
 
         return vmap(column)(basis).flatten(3).permute(2, 1, 3, 0).detach()
-
-    def _tangent(self, function: Callable[[Tensor], Tensor], vector: Tensor) -> Tensor:
-        tangent: Tensor = jvp(function, (self._x,), (vector,))[1]
-        return tangent
 
     def _gradients(self, x: Tensor) -> Tensor:
         """All classes' gradients ``[K, N, *shape]`` from one forward pass."""
         pull_back = vjp(self.batch.values, x)[1]
         if self.batch.num_classes == 1:
             return pull_back(self._cotangents[0])[0].unsqueeze(0)
-        gradients: Tensor = vmap(lambda cotangent: pull_back(cotangent)[0])(self._cotangents)
-        return gradients
+        return vmap(lambda cotangent: pull_back(cotangent)[0])(self._cotangents)
 
 
 def gradients(batch: TargetBatch) -> Tensor:
     """∇t of every problem, ``[N, K, D]``. Cost: one forward and K backward passes; memory: their activations."""
     x = batch.x.detach().clone().requires_grad_()
-    values = batch.values(x)
-    if not values.requires_grad:
-        return x.new_zeros(batch.shape)
-    rows = [
-        torch.autograd.grad(values[:, k].sum(), x, retain_graph=True, materialize_grads=True)[0].flatten(1)
-        for k in range(batch.num_classes)
-    ]
-    return torch.stack(rows, dim=1)
+    return torch.stack([g.detach().flatten(1) for g in _gradients(batch, x, create_graph=False)], dim=1)
 
+
+Autodiff = ForwardOverReverse | ReverseOverReverse
 
 AUTODIFF_MODES: dict[AutodiffMode, type[ForwardOverReverse] | type[ReverseOverReverse]] = {
     "forward_over_reverse": ForwardOverReverse,
