@@ -202,7 +202,7 @@ class InputHessianMonitor(_Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Completes the saved state, and waits for the files of what was measured."""
         if self._current_run is not None:
-            self._run.complete_checkpoint(trainer, checkpoint["callbacks"][self.state_key])
+            self._run.complete_checkpoint(trainer, checkpoint["callbacks"].get(self.state_key, {}))
 
     def on_validation_batch_start(
         self,

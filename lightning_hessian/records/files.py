@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-import warnings
 from contextlib import suppress
 from dataclasses import fields
 from datetime import datetime, timezone
@@ -61,20 +60,21 @@ def write_whole(content: bytes, path: Path) -> None:
         raise
 
 
-def set_superseded_aside(log_dir: str | os.PathLike[str] | None, name: str | None, step: int) -> None:
+def set_superseded_aside(log_dir: str | os.PathLike[str], name: str | None, step: int) -> str | None:
     """Clears the way for a fit that continues after ``step`` optimizer steps, in the directory of an earlier one.
 
     Records of the fit at later steps, or all of them where ``step`` is 0, move to a new folder
-    ``superseded_<UTC time>`` beside them. Temporary files of an interrupted write are removed. Where the file system
-    does not allow it, a warning says so.
+    ``superseded_<UTC time>`` beside them. Temporary files of an interrupted write are removed. Only one run at a time
+    may write to a directory.
 
     Args:
-        log_dir: the logger's directory of the run, or None where there is none.
+        log_dir: the logger's directory of the run.
         name: of the monitor, or None.
         step: optimizer steps already made.
+
+    Returns:
+        None, or a warning where the file system does not allow it.
     """
-    if log_dir is None:
-        return
     folder = record_folder(log_dir, name)
     try:
         for temporary in folder.glob(".step_*.safetensors.*"):
@@ -87,11 +87,11 @@ def set_superseded_aside(log_dir: str | os.PathLike[str] | None, name: str | Non
             for path in later:
                 os.replace(path, aside / path.name)
     except OSError as error:
-        warnings.warn(
-            f"Records of an earlier run in {folder} could not be moved aside ({error}): load_records and the Input "
-            f"Hessian tab will show them among those of this run.",
-            stacklevel=2,
+        return (
+            f"records of an earlier run in {folder} could not be moved aside ({error}): load_records and the Input "
+            f"Hessian tab will show them among those of this run."
         )
+    return None
 
 
 def load_records(log_dir: str | os.PathLike[str], name: str | None = None) -> list[Record]:
@@ -132,12 +132,12 @@ def monitors(log_dir: str | os.PathLike[str]) -> list[str | None]:
     return [*unnamed, *sorted(name for name in others if "." not in name)]  # superseded_… has dots, no monitor has
 
 
-def load_record(path: Path) -> Record:
-    """The record in one file."""
+def load_record(path: Path, *, matrices: bool = True) -> Record:
+    """The record in one file, or all of it but its whole matrices."""
     try:
         with open_arrays(path) as file:
             meta = file.meta
-            arrays: dict[str, Any] = {name: file.read(name) for name in file}
+            arrays: dict[str, Any] = {name: file.read(name) for name in file if matrices or name != "hessian_triangle"}
         if meta.pop("format") != FORMAT_VERSION:
             raise ValueError(f"{path} was written by another version of lightning-hessian: update the package.")
         for name in ("class_ids", "class_names"):

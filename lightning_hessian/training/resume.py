@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -118,14 +119,13 @@ def _same(a: Samples, b: Samples | None) -> bool:
 
 
 def _previous(path: Path | None, measured_at: float | None) -> Record | None:
-    """The record in a file, without whole matrices; None where the file is gone, damaged or from another run."""
-    if path is None:
-        return None
-    try:
-        record = load_record(path)
-    except (OSError, ValueError):
-        return None
-    return replace(record, hessian=None) if record.measured_at == measured_at else None
+    """The record in a file, or where another run set it aside, without whole matrices; None if it is not found."""
+    for candidate in () if path is None else (path, *path.parent.glob(f"superseded_*/{path.name}")):
+        with suppress(OSError, ValueError):  # gone, or damaged
+            record = load_record(candidate, matrices=False)
+            if record.measured_at == measured_at:
+                return record
+    return None
 
 
 def explain_restored(error: Exception) -> Exception:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -67,6 +68,7 @@ class MonitoringRun:
         trained = TrainingPosition(logged_step=logged_step(trainer), epoch=max(0, trainer.current_epoch - 1))
         self._state = RunState(position=trained)
         self._num_records = 0
+        self._started_at: int | None = None  # optimizer steps, of a fit
         self._samples_failure: Exception | None = None
         self._samples_restored = False
         if settings.samples.given is not None:
@@ -121,15 +123,13 @@ class MonitoringRun:
             self._samples_failure = error  # raised at the next measurement, where all processes meet
 
     def start_fit(self, trainer: Any, module: Any) -> bool:
-        """Finds samples where no sanity check brought them, and sets superseded records aside.
+        """Finds samples where no sanity check brought them.
 
         Returns:
             Whether a measurement is due: the one before training, or one that was due when a resumed run was killed.
         """
-        step, folder = optimizer_steps(trainer), log_folder(trainer)
+        step = self._started_at = optimizer_steps(trainer)
         self._state.samples = self._group.on_first(lambda: self._samples_before_training(trainer, module))
-        if self._group.rank == 0:
-            set_superseded_aside(folder, self._settings.measurement.name, step)
         if self._state.samples is None:
             self._output.warn(
                 "No measurement before training: no validation batch has come yet, and the first one cannot be read "
@@ -182,6 +182,8 @@ class MonitoringRun:
             self._output.skip(self._budget.skip(), self._budget.num_skipped, at)
             self._state.measured_step = at.step
             return
+        if self._num_records == 0:
+            self._output.inform(f"measuring {len(samples)} samples, now and at later steps of the run.")
         try:
             with self._budget.measuring():
                 self._group.on_first(lambda: self._output.open(trainer.loggers, folder))
@@ -223,12 +225,16 @@ class MonitoringRun:
         assert record is not None
         if self._num_records == 1:
             self._output.inform(
-                f"measuring {len(record.x)} samples during the run, by method {record.method} ({record.reason}); the "
-                f"first measurement took {record.seconds:.2g} s."
+                f"method {record.method} ({record.reason}); the first measurement took {record.seconds:.2g} s."
             )
+            if folder is not None and self._started_at is not None:
+                # Only now: an earlier run's records are superseded by a record, not by an attempt.
+                warning = set_superseded_aside(folder, self._settings.measurement.name, self._started_at)
+                if warning is not None:
+                    self._output.warn(warning)
         record = replace(record, overhead=self._budget.overhead, skipped=self._budget.skipped)
         published = self._output.publish(record)
-        self._state.record_path = None if folder is None else record_path(record, folder)
+        self._state.record_path = None if folder is None else record_path(record, os.path.abspath(folder))
         return published
 
     def _samples_before_training(self, trainer: Any, module: Any) -> Samples | None:

@@ -56,7 +56,7 @@ class Publisher:
         self._folder = folder
         self._retention = MatrixRetention(keep_matrices, None if folder is None else record_folder(folder, name))
         self._name = name
-        self._executor: ThreadPoolExecutor | None = None  # while there is something to write
+        self._executor: ThreadPoolExecutor | None = None  # from the first job to the next flush
         self._unfinished = threading.BoundedSemaphore(MAX_UNFINISHED)
         self._drawn: deque[tuple[int, dict[str, Array]]] = deque()
         self._saved = threading.Event()

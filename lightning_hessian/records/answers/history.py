@@ -13,7 +13,7 @@ import numpy as np
 
 from lightning_hessian.records.event_format import SPECTRA, Summary
 from lightning_hessian.records.histogram import BIN_EDGES, NUM_BINS
-from lightning_hessian.records.metrics import METRICS
+from lightning_hessian.records.metrics import BY_NAME, METRICS
 from lightning_hessian.records.payload import Array
 from lightning_hessian.records.statistics import over_samples
 
@@ -112,12 +112,18 @@ def series(measured: History) -> Answer:
         "seconds": np.array([_number(s.meta.get("seconds")) for s in summaries], np.float32),
     }
     found = [{**s.arrays, **uncertainty(s.arrays)} for s in summaries]
-    for name in dict.fromkeys(name for each in found for name in each if name not in SPECTRA):
+    for name in dict.fromkeys(name for each in found for name in each if _is_known(name)):
         arrays[name] = _stack(found, name)
     for metric in METRICS:
         arrays |= _statistics(arrays, metric.name)
     meta = {name: [s.meta.get(name) for s in summaries] for name in PER_STEP}
     return arrays, {**meta, "total_seconds": float(np.nansum(arrays["seconds"])), "left_out": measured.left_out}
+
+
+def _is_known(name: str) -> bool:
+    """Whether an array of an event is one of ours over samples, with a fixed shape; another version may add others."""
+    metric = name.removesuffix("_error").removesuffix("_converged")
+    return metric in BY_NAME or name in ("labels", "predicted", "classes")
 
 
 def uncertainty(arrays: Mapping[str, Array]) -> dict[str, Array]:
