@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import get_args
 
@@ -57,15 +56,22 @@ def dense_spectrum(given: MethodInput) -> MethodResult:
     )
 
 
-def whole_hessians(given: MethodInput) -> Iterator[tuple[slice, Tensor]]:
-    """Symmetric whole Hessians ``[n, K, D, D]`` of one group of samples after another."""
+def whole_hessians(given: MethodInput) -> Tensor:
+    """Symmetric whole Hessians ``[N, K, D, D]`` of all samples; those of a single group are not copied."""
 
     def work(samples: slice) -> Tensor:
         matrices, _ = _hessians(given, samples)
         symmetrize_(matrices)
         return matrices
 
-    return in_groups(given.batch.num_samples, _group_size(given), work)
+    result = None
+    for samples, matrices in in_groups(given.batch.num_samples, _group_size(given), work):
+        if len(matrices) == given.batch.num_samples:
+            return matrices
+        result = matrices.new_empty(*given.batch.shape, given.batch.num_inputs) if result is None else result
+        result[samples] = matrices
+    assert result is not None
+    return result
 
 
 def _hessians(given: MethodInput, samples: slice) -> tuple[Tensor, Counter[AutodiffMode]]:
