@@ -30,9 +30,6 @@ def dense_spectrum(given: MethodInput) -> MethodResult:
     """All D eigenvalues of every problem, from whole Hessians.
 
     Cost: D columns per problem, each (1 + K)/2 to K gradients of the batch, and D³ for the eigenvalues.
-
-    Raises:
-        MeasurementError: a Hessian is not finite, or one sample does not fit the memory.
     """
 
     def work(samples: slice) -> tuple[Decomposition, Tensor, Counter[AutodiffMode]]:

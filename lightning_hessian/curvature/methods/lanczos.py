@@ -28,11 +28,7 @@ from lightning_hessian.curvature.spectrum import Decomposition, combine, concate
 
 
 def lanczos_spectrum(given: MethodInput) -> MethodResult:
-    """Half of ``num_eigenvalues`` from each end of every problem's spectrum, and estimates of what lies between.
-
-    Raises:
-        MeasurementError: one sample does not fit the memory.
-    """
+    """Half of ``num_eigenvalues`` from each end of every problem's spectrum, and estimates of what lies between."""
     batch, options = given.batch, given.options
     total = 0
 
@@ -66,12 +62,12 @@ def lanczos_decomposition(
     piecewise_linear: bool = False,
     count: Callable[[], object] = lambda: None,
 ) -> Decomposition:
-    """The ends of every problem's spectrum, all problems at once.
+    """The ends of every problem's spectrum, all problems at once; every call draws the same vectors.
 
     Args:
         batch: what to differentiate.
         gradient: of the batch, ``[N, K, D]``.
-        options: how many eigenvalues, start vectors and vectors for the density. Every call draws the same vectors.
+        options: how many eigenvalues, start vectors and vectors for the density.
         piecewise_linear: the network is, so v ↦ Jᵀ(A(J v)) is the whole Hessian.
         count: called after every product.
     """

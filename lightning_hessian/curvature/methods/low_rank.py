@@ -16,11 +16,7 @@ ALL_VECTORS = 64  # outputs up to which all eigenvectors are returned: with them
 
 
 def low_rank_spectrum(given: MethodInput) -> MethodResult:
-    """The complete spectrum of every problem, from the gradients of all outputs.
-
-    Raises:
-        MeasurementError: one sample does not fit the memory.
-    """
+    """The complete spectrum of every problem, from the gradients of all outputs."""
     batch, memory_budget = given.batch, given.memory_budget
     per_sample = low_rank_bytes(given.costs)
     num_vectors = given.options.num_eigenvalues
