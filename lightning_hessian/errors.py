@@ -28,20 +28,12 @@ class WritingError(RuntimeError):
 
 
 def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
-    """Checks that an argument is one of ``allowed``.
-
-    Raises:
-        ConfigurationError: it is not.
-    """
+    """Raises a ConfigurationError unless an argument is one of ``allowed``."""
     if value not in allowed:
         raise ConfigurationError(f"{name}={value!r} is not known. Choose one of {', '.join(map(repr, allowed))}.")
 
 
 def check_at_least(name: str, value: object, least: int) -> None:
-    """Checks that an argument is a whole number of at least ``least``.
-
-    Raises:
-        ConfigurationError: it is not.
-    """
+    """Raises a ConfigurationError unless an argument is a whole number of at least ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigurationError(f"{name}={value!r} must be a whole number of at least {least}.")

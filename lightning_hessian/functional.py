@@ -183,15 +183,9 @@ def input_hessian(
         if analysis.diagnosis.zero:
             return batch.x.new_zeros(shape)
         budget = memory - result_bytes
-        given = MethodInput(batch, analysis.costs, analysis.gradient, analysis.diagnosis, options, budget)
-        result = None
-        for samples, matrices in whole_hessians(given):
-            if len(matrices) == batch.num_samples:
-                return matrices
-            result = batch.x.new_empty(shape) if result is None else result
-            result[samples] = matrices
-        assert result is not None
-        return result
+        return whole_hessians(
+            MethodInput(batch, analysis.costs, analysis.gradient, analysis.diagnosis, options, budget)
+        )
 
 
 def input_spectrum(

@@ -18,13 +18,7 @@ from lightning_hessian.errors import MeasurementError
 
 @dataclass(frozen=True)
 class Analysis:
-    """What is known about a batch before its Hessians are.
-
-    Attributes:
-        costs: what derivatives of the model cost.
-        gradient: ``[N, K, D]``, finite.
-        diagnosis: what kind of function of its input every target is.
-    """
+    """What is known about a batch before its Hessians are: its gradient is ``[N, K, D]`` and finite."""
 
     costs: ModelCosts
     gradient: Tensor
@@ -32,13 +26,7 @@ class Analysis:
 
 
 def analyze(batch: TargetBatch, options: Options, same_network: Diagnosis | None = None) -> Analysis:
-    """Gradients, costs and diagnosis of a batch.
-
-    Args:
-        batch: what is differentiated.
-        options: how to measure.
-        same_network: the diagnosis of another target of the same outputs at the same samples: what it says about the
-            network is not examined again.
+    """Gradients, costs and diagnosis of a batch; ``same_network`` as in ``diagnose``.
 
     Raises:
         MeasurementError: inputs, values or gradients are not finite.

@@ -47,11 +47,7 @@ def in_groups(num_samples: int, size: int, work: Callable[[slice], Result]) -> I
 
 
 def on_few(batch: TargetBatch, count: int, work: Callable[[TargetBatch], Result]) -> Result:
-    """``work`` on the first ``count`` samples, or on fewer where the device runs out of memory.
-
-    Raises:
-        MeasurementError: the device runs out of memory with a single sample.
-    """
+    """``work`` on the first ``count`` samples, or on fewer where the device runs out of memory, as ``in_groups``."""
     few = batch.select(slice(0, count))
     return next(in_groups(few.num_samples, few.num_samples, lambda samples: work(few.select(samples))))[1]
 

@@ -120,12 +120,6 @@ def gauss_newton_hessian_bytes(costs: ModelCosts) -> int:
     return low_rank_bytes(costs) + costs.eigendecomposition_bytes
 
 
-def cheapest_hessian_bytes(costs: ModelCosts, piecewise_linear: bool) -> int:
-    """Whole Hessians of one sample: column by column, or as JᵀAJ where the network is piecewise linear."""
-    by_columns = hessian_bytes(costs)
-    return min(by_columns, gauss_newton_hessian_bytes(costs)) if piecewise_linear else by_columns
-
-
 def dense_bytes(costs: ModelCosts) -> int:
     """The method ``dense``: whole Hessians, their decomposition, and the norms of their two terms."""
     _, num_classes, num_inputs = costs.batch.shape
@@ -178,15 +172,13 @@ def result_bytes(batch: TargetBatch, options: Options, num_matrices: int = 0) ->
 
     These are eigenvectors, gradients and diagonals, and the whole matrices of the first ``num_matrices`` samples.
     """
-    num_samples, num_classes, num_inputs = batch.shape
-    num_vectors = num_samples * (min(options.num_eigenvalues, num_inputs) + 6) + num_matrices * num_inputs
-    return 2 * num_classes * num_vectors * num_inputs * batch.x.element_size()
+    num_vectors = min(options.num_eigenvalues, batch.num_inputs) + 6
+    return vector_bytes(batch, batch.num_samples * num_vectors + num_matrices * batch.num_inputs)
 
 
-def eigenvector_bytes(batch: TargetBatch, num_vectors: int) -> int:
-    """That many eigenvectors of every problem, twice while groups are concatenated."""
-    num_samples, num_classes, num_inputs = batch.shape
-    return 2 * num_samples * num_classes * num_vectors * num_inputs * batch.x.element_size()
+def vector_bytes(batch: TargetBatch, num_vectors: int) -> int:
+    """That many vectors of every class, twice while groups are concatenated."""
+    return 2 * batch.num_classes * num_vectors * batch.num_inputs * batch.x.element_size()
 
 
 def least_memory(method: MethodName, batch: TargetBatch, costs: ModelCosts, options: Options) -> int:
@@ -250,7 +242,7 @@ def expected_seconds(
 
     Args:
         shape: (N, K, D).
-        options: how to measure.
+        options: those of the measurement.
         seconds_per_matvec: of one HVP of every problem.
         seconds_per_column: of one column of every problem's matrix, in a block.
         eigh_seconds: per D³ of an eigendecomposition.

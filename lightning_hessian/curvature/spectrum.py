@@ -38,15 +38,12 @@ class Decomposition:
             S = 1, the unlisted zeros included; of an incomplete one an estimate from the S starting vectors asked for
             with ``density_vectors``, or None where none were.
         trace: ``[N, K]``, Σ λ.
-        trace_error: ``[N, K]``, standard error of the trace; 0 where it is exact.
         frobenius_norm: ``[N, K]``, √Σ λ².
-        frobenius_norm_error: ``[N, K]``, its standard error; 0 where it is exact.
         gauss_newton_norm: ``[N, K]``, Frobenius norm of the Gauss-Newton term JᵀAJ.
-        gauss_newton_norm_error: its standard error; 0 where it is exact.
         functional_norm: ``[N, K]``, Frobenius norm of the functional term, the rest.
-        functional_norm_error: its standard error; 0 where it is exact.
         diagonal: ``[N, K, D]``, the second derivatives along single input entries.
-        diagonal_error: ``[N, K, D]``, its standard error; 0 where it is exact.
+        trace_error, frobenius_norm_error, gauss_newton_norm_error, functional_norm_error, diagonal_error: their
+            standard errors, in the same shapes; 0 where they are exact.
         gradient_curvature: ``[N, K]``, gᵀHg / gᵀg, the curvature along the gradient; NaN where g = 0.
         asymmetry: ``[N, K]``, ‖H − Hᵀ‖ / ‖H‖ in the Frobenius norm before H was symmetrised; for ``lanczos``
             an estimate from four random vectors.

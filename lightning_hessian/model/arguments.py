@@ -17,11 +17,7 @@ Model = Callable[..., Any]
 
 
 def check_input(x: Tensor) -> None:
-    """Checks that ``x`` is a batch of samples that can be differentiated.
-
-    Raises:
-        ConfigurationError: it is not.
-    """
+    """Raises a ConfigurationError unless ``x`` is a batch of samples that can be differentiated."""
     if not isinstance(x, Tensor) or x.dim() < 2 or len(x) == 0:
         got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ConfigurationError(
@@ -36,11 +32,7 @@ def check_input(x: Tensor) -> None:
 
 
 def check_lengths(tensors: list[Tensor]) -> None:
-    """Checks that all inputs have one row per sample.
-
-    Raises:
-        ConfigurationError: they do not.
-    """
+    """Raises a ConfigurationError unless all inputs have one row per sample."""
     lengths = {len(t) if t.dim() else 0 for t in tensors}
     if len(lengths) != 1:
         raise ConfigurationError(

@@ -68,8 +68,7 @@ class ModelFunction:
         if x is not None:
             if isinstance(inputs, Tensor):
                 return x, None
-            fixed = {key: inputs[key] for key in _keys(inputs) if key != self.wrt}
-            return x, fixed
+            return x, {key: value for key, value in _by_key(inputs).items() if key != self.wrt}
         layers = dict(self.model.named_modules()) if isinstance(self.model, nn.Module) else {}
         if self.wrt not in layers:
             known = f"inputs: {_names(inputs)}; layers: {', '.join(list(layers)[1:12]) or 'none'}"
@@ -172,15 +171,15 @@ def differentiated(inputs: Inputs, wrt: str | int | None) -> Tensor | None:
         )
     if isinstance(inputs, Tensor):
         return inputs if wrt is None else None
-    return inputs[wrt] if wrt in _keys(inputs) else None  # type: ignore[index]
+    return _by_key(inputs).get(wrt)
 
 
-def _keys(inputs: Inputs) -> list[Any]:
-    return list(inputs) if isinstance(inputs, dict) else list(range(len(inputs)))
+def _by_key(inputs: Inputs) -> dict[Any, Any]:
+    return inputs if isinstance(inputs, dict) else dict(enumerate(inputs))
 
 
 def _names(inputs: Inputs) -> str:
-    return "one tensor" if isinstance(inputs, Tensor) else ", ".join(map(repr, _keys(inputs)))
+    return "one tensor" if isinstance(inputs, Tensor) else ", ".join(map(repr, _by_key(inputs)))
 
 
 def _assembled(fixed: dict[Any, Any], wrt: Any, x: Tensor) -> Inputs:

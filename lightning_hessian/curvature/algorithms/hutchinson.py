@@ -28,10 +28,9 @@ class Estimates:
     """Means over random vectors, and the standard errors of those means.
 
     Attributes:
-        trace: ``[P]``.
-        trace_error: ``[P]``, one standard error; never below what rounding leaves, eps·√D·‖A‖.
-        frobenius_norm: ``[P]``.
-        frobenius_norm_error: ``[P]``, one standard error, to first order; never below what rounding leaves.
+        trace, frobenius_norm: ``[P]``.
+        trace_error, frobenius_norm_error: ``[P]``, that of the norm to first order; never below what rounding leaves,
+            eps·√D·‖A‖.
         diagonal: ``[P, D]``.
         diagonal_error: ``[P, D]``, one standard error plus what the residuals of deflated pairs allow.
     """
@@ -63,8 +62,7 @@ def estimate(
     Args:
         operator: P symmetric operators.
         known: Ritz pairs of them, with residuals.
-        num_vectors: random vectors, at least 2.
-        generator: of their signs.
+        num_vectors: random vectors, at least 2, with signs from ``generator``.
 
     Cost: one product for each random vector, which serves all three estimates.
 
@@ -96,7 +94,7 @@ def estimate(
 
 
 def estimate_norm(
-    matvec: Callable[[Tensor], Tensor], known: Tensor, num_vectors: int = NUM_VECTORS, *, generator: torch.Generator
+    matvec: Callable[[Tensor], Tensor], q: Tensor, num_vectors: int = NUM_VECTORS, *, generator: torch.Generator
 ) -> Estimate:
     """Frobenius norms ``[P]`` of operators given by their matvec.
 
@@ -105,11 +103,9 @@ def estimate_norm(
 
     Args:
         matvec: A v, ``[P, D]`` to ``[P, D]``.
-        known: the q, ``[P, M, D]``.
-        num_vectors: random vectors, at least 2.
-        generator: of their signs.
+        q: ``[P, M, D]``.
+        num_vectors: random vectors, at least 2, with signs from ``generator``.
     """
-    q = known
     inside = sum((matvec(q[:, i]).square().sum(dim=1) for i in range(q.shape[1])), q.new_zeros(len(q)))
     squares = [matvec(_random_outside(q, generator)[1]).square().sum(dim=1) for _ in range(num_vectors)]
     square, error = _mean(torch.stack(squares))

@@ -106,8 +106,7 @@ def diagnose(
     Cost: about 15 HVPs and 10 forward passes, ``GROUP`` samples at a time, or ``group_size`` at most.
 
     Args:
-        batch: what is differentiated.
-        generator: of the random directions.
+        batch: what is differentiated, along directions from ``generator``.
         group_size: samples examined at a time, at most.
         same_network: the diagnosis of another target of the same outputs at the same samples: what it says about the
             network is not examined again.

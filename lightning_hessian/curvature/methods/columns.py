@@ -93,8 +93,17 @@ def hessians(
     direction, and everything is computed again by that mode if they disagree. ``progress`` is called after every
     block: a column of n samples counts as n, of N·D. Cost: D columns, each (1 + K) or 2K passes.
     """
-    found = _checked_columns(batch, BlockSearch(modes, first_block, largest_block), generator, progress)
-    return found or _columns(batch, BlockSearch(("reverse_over_reverse",), first_block, largest_block), progress)
+    if tuple(modes) != ("reverse_over_reverse",):
+        try:
+            matrices, num_columns = _columns(batch, BlockSearch(modes, first_block, largest_block), progress)
+        except Exception as error:  # a kernel without a forward-mode rule that the check in float64 did not meet
+            if out_of_memory(error):
+                raise
+        else:
+            if _confirmed(batch, matrices, generator):
+                return matrices, num_columns
+            del matrices  # two such tensors may not fit
+    return _columns(batch, BlockSearch(("reverse_over_reverse",), first_block, largest_block), progress)
 
 
 def _columns(batch: TargetBatch, block: BlockSearch, progress: Progress) -> tuple[Tensor, Counter[AutodiffMode]]:
@@ -129,21 +138,6 @@ def _columns(batch: TargetBatch, block: BlockSearch, progress: Progress) -> tupl
         done += count
         progress("columns", done * num_samples, num_inputs * num_samples)
     return matrices, num_columns
-
-
-def _checked_columns(
-    batch: TargetBatch, block: BlockSearch, generator: torch.Generator, progress: Progress
-) -> tuple[Tensor, Counter[AutodiffMode]] | None:
-    """The columns, or None where forward_over_reverse fails or is contradicted by reverse_over_reverse."""
-    if block.mode == "reverse_over_reverse":
-        return _columns(batch, block, progress)
-    try:
-        matrices, num_columns = _columns(batch, block, progress)
-    except Exception as error:  # a kernel without a forward-mode rule that the check in float64 did not meet
-        if out_of_memory(error):
-            raise
-        return None
-    return (matrices, num_columns) if _confirmed(batch, matrices, generator) else None
 
 
 def _confirmed(batch: TargetBatch, matrices: Tensor, generator: torch.Generator) -> bool:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import get_args
 
 import torch
@@ -31,16 +30,14 @@ def dense_spectrum(given: MethodInput) -> MethodResult:
     """All D eigenvalues of every problem, from whole Hessians.
 
     Cost: D columns per problem, each (1 + K)/2 to K gradients of the batch, and D³ for the eigenvalues.
-
-    Raises:
-        MeasurementError: a Hessian is not finite, or one sample does not fit the memory.
     """
 
     def work(samples: slice) -> tuple[Decomposition, Tensor, Counter[AutodiffMode]]:
-        made = _hessians(given, samples)
-        terms = term_norms(given.batch.select(samples), made.matrices)
-        found = decompose(made, given.gradient[samples], given.options.num_eigenvalues, terms)
-        return found, made.matrices[: max(0, given.num_matrices - samples.start)].clone(), made.num_columns
+        whole, by_mode = _hessians(given, samples)
+        asymmetry = symmetrize_(whole)
+        terms = term_norms(given.batch.select(samples), whole)
+        found = decompose(whole, given.gradient[samples], given.options.num_eigenvalues, terms, asymmetry)
+        return found, whole[: max(0, given.num_matrices - samples.start)].clone(), by_mode
 
     groups, matrices, num_columns = [], [], Counter[AutodiffMode]()
     for samples, (found, first_matrices, by_mode) in in_groups(given.batch.num_samples, _group_size(given), work):
@@ -56,34 +53,29 @@ def dense_spectrum(given: MethodInput) -> MethodResult:
     )
 
 
-def whole_hessians(given: MethodInput) -> Iterator[tuple[slice, Tensor]]:
-    """Symmetric whole Hessians ``[n, K, D, D]`` of one group of samples after another."""
-    size = _group_size(given)
-    for samples, made in in_groups(given.batch.num_samples, size, lambda samples: _hessians(given, samples)):
-        yield samples, made.matrices
+def whole_hessians(given: MethodInput) -> Tensor:
+    """Symmetric whole Hessians ``[N, K, D, D]`` of all samples; those of a single group are not copied."""
+
+    def work(samples: slice) -> Tensor:
+        matrices, _ = _hessians(given, samples)
+        symmetrize_(matrices)
+        return matrices
+
+    result = None
+    for samples, matrices in in_groups(given.batch.num_samples, _group_size(given), work):
+        if len(matrices) == given.batch.num_samples:
+            return matrices
+        result = matrices.new_empty(*given.batch.shape, given.batch.num_inputs) if result is None else result
+        result[samples] = matrices
+    assert result is not None
+    return result
 
 
-@dataclass(frozen=True)
-class SymmetricHessians:
-    """Whole Hessians of n samples.
-
-    Attributes:
-        matrices: ``[n, K, D, D]``, symmetric.
-        asymmetry: ``[n, K]``, ‖H − Hᵀ‖ / ‖H‖ before they were made symmetric.
-        num_columns: how many columns each autodiff mode computed; none for JᵀAJ.
-    """
-
-    matrices: Tensor
-    asymmetry: Tensor
-    num_columns: Counter[AutodiffMode] = field(default_factory=Counter)
-
-
-def _hessians(given: MethodInput, samples: slice) -> SymmetricHessians:
-    """Those of some samples: JᵀAJ if that is exact, else column by column."""
+def _hessians(given: MethodInput, samples: slice) -> tuple[Tensor, Counter[AutodiffMode]]:
+    """Those of some samples, JᵀAJ if that is exact, else column by column; and the columns of each autodiff mode."""
     batch, costs, options = given.batch.select(samples), given.costs, given.options
     if _as_gauss_newton(given):
-        matrices = gauss_newton_hessians(batch)
-        return SymmetricHessians(matrices, symmetrize_(matrices))
+        return gauss_newton_hessians(batch), Counter()
 
     def progress(what: str, done: int, _: int | None) -> None:
         num_inputs = batch.num_inputs
@@ -92,7 +84,7 @@ def _hessians(given: MethodInput, samples: slice) -> SymmetricHessians:
     first, largest = first_block(costs, batch.num_samples), largest_block(costs, batch.num_samples, given.memory_budget)
     if options.chunk_size != "auto":
         first = largest = options.chunk_size
-    matrices, num_columns = hessians(
+    return hessians(
         batch,
         get_args(AutodiffMode) if costs.modes_agree else ("reverse_over_reverse",),
         first_block=first,
@@ -100,7 +92,6 @@ def _hessians(given: MethodInput, samples: slice) -> SymmetricHessians:
         generator=options.generator(),
         progress=progress,
     )
-    return SymmetricHessians(matrices, symmetrize_(matrices), num_columns)
 
 
 def _as_gauss_newton(given: MethodInput) -> bool:
@@ -138,25 +129,23 @@ def symmetrize_(matrices: Tensor) -> Tensor:
     return asymmetry
 
 
-def decompose(whole: SymmetricHessians, gradient: Tensor, num_vectors: int, terms: TermNorms) -> Decomposition:
-    """The complete eigendecomposition of whole Hessians.
+def decompose(
+    matrices: Tensor, gradient: Tensor, num_vectors: int, terms: TermNorms, asymmetry: Tensor
+) -> Decomposition:
+    """The complete eigendecomposition of symmetric ``[n, K, D, D]``; ``asymmetry``: what they had before.
 
     Residuals are measured, for every pair. Cost: one ``eigh`` per problem, D³.
 
     Raises:
         MeasurementError: a matrix is not finite.
     """
-    matrices = whole.matrices
     num_inputs = matrices.shape[-1]
     if not matrices.isfinite().all():
         raise MeasurementError("A Hessian has entries that are not finite (overflow in the second derivative).")
     if not matrices.any():
         zero = zero_decomposition(gradient, num_inputs, num_vectors)
         return replace(
-            zero,
-            gauss_newton_norm=terms.gauss_newton,
-            functional_norm=terms.functional,
-            asymmetry=whole.asymmetry,
+            zero, gauss_newton_norm=terms.gauss_newton, functional_norm=terms.functional, asymmetry=asymmetry
         )
     eigenvalues, vectors = torch.linalg.eigh(matrices)
     residuals = (matrices @ vectors - vectors * eigenvalues.unsqueeze(-2)).norm(dim=-2)
@@ -177,5 +166,5 @@ def decompose(whole: SymmetricHessians, gradient: Tensor, num_vectors: int, term
         functional_norm=terms.functional,
         diagonal=diagonal.clone(),  # a view would keep the matrices in memory
         gradient_curvature=(gradient * along).sum(-1) / gradient.square().sum(-1),
-        asymmetry=whole.asymmetry,
+        asymmetry=asymmetry,
     )

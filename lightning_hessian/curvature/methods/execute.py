@@ -77,7 +77,8 @@ def execute(
         given = MethodInput(batch, costs, gradient, diagnosis, options, budget, plan.num_matrices, progress)
         result = METHODS[plan.method](given)
         if plan.num_matrices and result.matrices is None:
-            result = replace(result, matrices=_first_matrices(given))
+            first = replace(given, batch=batch.select(slice(0, plan.num_matrices)))
+            result = replace(result, matrices=whole_hessians(first))
     spectrum = Spectrum(
         **vars(result.decomposition),
         gradient=gradient,
@@ -97,12 +98,6 @@ def _zero_spectrum(gradient: Tensor, options: Options, num_matrices: int) -> Met
     num_listed = min(options.num_eigenvalues, num_inputs)
     matrices = gradient.new_zeros(num_matrices, *gradient.shape[1:], num_inputs)
     return MethodResult(zero_decomposition(gradient, num_listed, num_listed), matrices=matrices)
-
-
-def _first_matrices(given: MethodInput) -> Tensor:
-    few = replace(given, batch=given.batch.select(slice(0, given.num_matrices)))
-    groups = [matrices for _, matrices in whole_hessians(few)]
-    return torch.cat(groups) if len(groups) > 1 else groups[0]
 
 
 def with_asymmetry(diagnosis: Diagnosis, asymmetry: Tensor, dtype: torch.dtype) -> Diagnosis:

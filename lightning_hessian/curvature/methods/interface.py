@@ -17,7 +17,7 @@ from lightning_hessian.curvature.spectrum import Decomposition
 
 @dataclass(frozen=True)
 class MethodInput:
-    """What a method works on, and with.
+    """What a method works on, and with. Every method raises a MeasurementError where one sample does not fit.
 
     Attributes:
         batch: what to differentiate.

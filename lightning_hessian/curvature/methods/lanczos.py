@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -16,35 +18,35 @@ from lightning_hessian.curvature.algorithms.lanczos import basis_size, lanczos
 from lightning_hessian.curvature.algorithms.quadrature import NUM_STEPS, Density, density, exact_density
 from lightning_hessian.curvature.batching import in_groups
 from lightning_hessian.curvature.cost_model import group_size, lanczos_bytes
-from lightning_hessian.curvature.meter import silent
 from lightning_hessian.curvature.methods.interface import MethodInput, MethodResult
 from lightning_hessian.curvature.operators.autodiff import random_vectors
 from lightning_hessian.curvature.operators.gauss_newton import GaussNewtonOperator, gauss_newton_factors
-from lightning_hessian.curvature.operators.hessian import CountingOperator, HessianOperator, MatvecCounter, Operator
+from lightning_hessian.curvature.operators.hessian import CountingOperator, HessianOperator, Operator
 from lightning_hessian.curvature.operators.target_batch import TargetBatch
 from lightning_hessian.curvature.options import Options
 from lightning_hessian.curvature.spectrum import Decomposition, combine, concatenate
 
 
 def lanczos_spectrum(given: MethodInput) -> MethodResult:
-    """Half of ``num_eigenvalues`` from each end of every problem's spectrum, and estimates of what lies between.
-
-    Raises:
-        MeasurementError: one sample does not fit the memory.
-    """
+    """Half of ``num_eigenvalues`` from each end of every problem's spectrum, and estimates of what lies between."""
     batch, options = given.batch, given.options
-    counter = MatvecCounter(given.progress)
+    total = 0
+
+    def count() -> None:
+        nonlocal total
+        total += 1
+        given.progress("products", total, None)
 
     def work(samples: slice) -> tuple[Decomposition, int]:
-        before = counter.total
+        before = total
         found = lanczos_decomposition(
             batch.select(samples),
             given.gradient[samples],
             options,
             piecewise_linear=given.diagnosis.network_is_piecewise_linear,
-            counter=counter,
+            count=count,
         )
-        return found, counter.total - before
+        return found, total - before
 
     per_sample = lanczos_bytes(given.costs, options)
     size = group_size(batch.num_samples, per_sample, given.memory_budget, "The Lanczos basis")
@@ -58,19 +60,19 @@ def lanczos_decomposition(
     options: Options,
     *,
     piecewise_linear: bool = False,
-    counter: MatvecCounter | None = None,
+    count: Callable[[], object] = lambda: None,
 ) -> Decomposition:
-    """The ends of every problem's spectrum, all problems at once.
+    """The ends of every problem's spectrum, all problems at once; every call draws the same vectors.
 
     Args:
         batch: what to differentiate.
         gradient: of the batch, ``[N, K, D]``.
-        options: how many eigenvalues, start vectors and vectors for the density. Every call draws the same vectors.
+        options: how many eigenvalues, start vectors and vectors for the density.
         piecewise_linear: the network is, so v ↦ Jᵀ(A(J v)) is the whole Hessian.
-        counter: counts the products.
+        count: called after every product.
     """
     hessian = GaussNewtonOperator(batch) if piecewise_linear else HessianOperator(batch)
-    operator = CountingOperator(hessian, counter or MatvecCounter(silent))
+    operator = CountingOperator(hessian, count)
     generator = options.generator()
     # At least one from each end: lambda_max and lambda_min are read off them.
     pairs = lanczos(operator, max(2, options.num_eigenvalues), generator=generator, block_size=options.block_size)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_hessian.curvature.batching import in_groups
-from lightning_hessian.curvature.cost_model import eigenvector_bytes, group_size, low_rank_bytes
+from lightning_hessian.curvature.cost_model import group_size, low_rank_bytes, vector_bytes
 from lightning_hessian.curvature.methods.interface import MethodInput, MethodResult
 from lightning_hessian.curvature.operators.gauss_newton import jacobian, output_hessian
 from lightning_hessian.curvature.operators.target_batch import TargetBatch
@@ -16,16 +16,12 @@ ALL_VECTORS = 64  # outputs up to which all eigenvectors are returned: with them
 
 
 def low_rank_spectrum(given: MethodInput) -> MethodResult:
-    """The complete spectrum of every problem, from the gradients of all outputs.
-
-    Raises:
-        MeasurementError: one sample does not fit the memory.
-    """
+    """The complete spectrum of every problem, from the gradients of all outputs."""
     batch, memory_budget = given.batch, given.memory_budget
     per_sample = low_rank_bytes(given.costs)
     num_vectors = given.options.num_eigenvalues
     num_listed = min(given.costs.num_outputs, batch.num_inputs)
-    more = eigenvector_bytes(batch, num_listed - num_vectors)
+    more = vector_bytes(batch, batch.num_samples * (num_listed - num_vectors))
     if num_vectors < num_listed <= ALL_VECTORS and per_sample + more <= memory_budget:
         num_vectors, memory_budget = num_listed, memory_budget - more
 

@@ -10,8 +10,9 @@ from lightning_hessian.curvature.checks.diagnosis import Diagnosis
 from lightning_hessian.curvature.cost_model import (
     EIGH_SECONDS,
     ModelCosts,
-    cheapest_hessian_bytes,
     expected_seconds,
+    gauss_newton_hessian_bytes,
+    hessian_bytes,
     least_memory,
     method_bytes,
     result_bytes,
@@ -82,7 +83,9 @@ def make_plan(
             f"{diagnosis.network}. Use method='auto', 'dense' or 'lanczos'."
         )
     memory = options.memory(batch.x.device)
-    one_sample = 0 if diagnosis.zero else cheapest_hessian_bytes(costs, diagnosis.network_is_piecewise_linear)
+    one_sample = 0 if diagnosis.zero else hessian_bytes(costs)
+    if one_sample and diagnosis.network_is_piecewise_linear:
+        one_sample = min(one_sample, gauss_newton_hessian_bytes(costs))
     fitting = num_matrices if result_bytes(batch, options, num_matrices) + one_sample <= memory else 0
     plan = _choose(batch, costs, diagnosis, options, memory, previous_method, fitting)
     working = 0 if diagnosis.zero else max(one_sample, method_bytes(plan.method, costs, options))

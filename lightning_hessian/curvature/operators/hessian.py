@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.meter import Progress
 from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse
 from lightning_hessian.curvature.operators.target_batch import TargetBatch
 
@@ -81,33 +81,20 @@ class HessianOperator(BatchOperator):
         return HessianOperator(self.batch.select(index))
 
 
-class MatvecCounter:
-    """Counts matrix-vector products and reports them."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.total = 0
-        self._progress = progress
-
-    def add(self) -> None:
-        """One more."""
-        self.total += 1
-        self._progress("products", self.total, None)
-
-
 class CountingOperator:
-    """Another operator, whose products are counted."""
+    """Another operator; ``count`` is called after every product."""
 
-    def __init__(self, operator: Operator, counter: MatvecCounter) -> None:
+    def __init__(self, operator: Operator, count: Callable[[], object]) -> None:
         self.operator = operator
-        self.counter = counter
+        self.count = count
         self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
 
     def matvec(self, v: Tensor) -> Tensor:
         """A v."""
         product = self.operator.matvec(v)
-        self.counter.add()
+        self.count()
         return product
 
     def select(self, index: Tensor) -> CountingOperator:
-        """The operators at ``index``, with the same counter."""
-        return CountingOperator(self.operator.select(index), self.counter)
+        """The operators at ``index``, counted together with these."""
+        return CountingOperator(self.operator.select(index), self.count)
