@@ -19,7 +19,7 @@ from lightning_hessian.curvature.memory import available_memory
 from lightning_hessian.curvature.methods.columns import hessians
 from lightning_hessian.curvature.methods.dense import symmetrize_
 from lightning_hessian.curvature.operators.autodiff import gradients
-from lightning_hessian.curvature.operators.target_batch import TargetBatch
+from lightning_hessian.curvature.target_batch import TargetBatch
 
 NUM_SAMPLES = 4
 COLUMNS, END_TO_END, PEER = "columns.hessians", "input_hessian, end to end", "vmap(torch.func.hessian)"

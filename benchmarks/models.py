@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_hessian.curvature.operators.target_batch import TargetBatch
+from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.model.targets import TargetName, resolve_target
 
 Product = Callable[[Tensor], Tensor]

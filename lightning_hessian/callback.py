@@ -48,7 +48,7 @@ class InputHessianMonitor(_Callback):
         target: the scalar that is differentiated: ``"logit"``, ``"log_prob"``, ``"prob"``, ``"loss"``, ``"margin"``, or
             a callable ``(outputs [N, C], classes [N, K]) -> [N, K]``. ``"auto"``: the output itself (``"logit"``), or
             ``"prob"`` if the network is piecewise linear in its input and has several outputs.
-        every_n_epochs: measure at the end of every n-th epoch; None: of none.
+        every_n_epochs: measure at the end of every n-th epoch; None: never.
         epochs: measure at the end of exactly these epochs (counted from 0), instead of ``every_n_epochs``.
         every_n_train_steps: also measure after every n-th optimizer step.
         samples: a tensor ``[N, *shape]``, ``(x, labels)``, a map-style dataset, or None for the first validation batch
@@ -212,7 +212,7 @@ class InputHessianMonitor(_Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Takes the samples from the first validation batch, where none were given."""
+        """Takes the samples from the first validation batch, if none were given."""
         with self._misconfiguration():
             self._run.take_batch(trainer, batch, dataloader_idx)
 
@@ -226,7 +226,7 @@ class InputHessianMonitor(_Callback):
     on_test_end = on_validation_end
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures before training, or makes up for a measurement that was due when a resumed run was killed."""
+        """Measures before training, or makes the measurement that was missed when a resumed run was interrupted."""
         with self._misconfiguration():
             if self._run.start_fit(trainer, pl_module):
                 self._run.measure(trainer, pl_module)
@@ -240,7 +240,7 @@ class InputHessianMonitor(_Callback):
             self._measure(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures at the end of chosen epochs, before Lightning's own monitoring callbacks look."""
+        """Measures at the end of chosen epochs, before callbacks such as EarlyStopping read the metrics."""
         if self._run.is_due_after_epoch(trainer):
             self._measure(trainer, pl_module, last_logged_step(trainer))
 

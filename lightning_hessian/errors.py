@@ -1,14 +1,14 @@
-"""The exceptions of this package, and the checks of arguments that every room uses."""
+"""The exceptions of this package, and the checks of arguments that every module uses."""
 
 from collections.abc import Sequence
 
 
 class ConfigurationError(ValueError):
-    """What was asked for cannot be measured; the message says what to change."""
+    """The requested measurement is not possible; the message says what to change."""
 
 
 class MeasurementError(RuntimeError):
-    """A measurement was possible to start but gave no number that may be shown."""
+    """A measurement started but produced no trustworthy numbers."""
 
 
 class WritingError(RuntimeError):

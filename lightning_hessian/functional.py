@@ -18,9 +18,9 @@ from lightning_hessian.curvature.methods.execute import execute
 from lightning_hessian.curvature.methods.interface import MethodInput
 from lightning_hessian.curvature.methods.plan import make_plan
 from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, gradients
-from lightning_hessian.curvature.operators.target_batch import TargetBatch
 from lightning_hessian.curvature.options import ChunkSize, MethodChoice, Options
 from lightning_hessian.curvature.spectrum import Spectrum
+from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.model.arguments import Classes, Model, Target
 from lightning_hessian.model.function import ForwardFunction, Inputs, ModelFunction, OutputFunction
@@ -213,7 +213,7 @@ def input_spectrum(
         chunk_size, max_memory, seed: as for ``input_hessian``.
         method: ``"dense"``: all D eigenvalues, from the whole matrix. ``"low_rank"``: the complete spectrum of a
             piecewise linear network, from C gradients. ``"lanczos"``: the ends of the spectrum, with residuals.
-            ``"auto"``: the cheapest of these that is exact or knows its error.
+            ``"auto"``: the cheapest of these that is exact or has an error estimate.
         num_eigenvalues: how many eigenvectors are returned, those of largest magnitude; with ``"lanczos"`` how many
             eigenvalues are found, half of them (at least one) at each end. ``"low_rank"`` returns all of up to 64.
         block_size: start vectors of ``"lanczos"``. A single one cannot see how often an eigenvalue repeats: copies
@@ -293,4 +293,4 @@ def _per_problem(v: Tensor, batch: TargetBatch) -> Tensor:
 
 def _warn_if_untrusted(diagnosis: Diagnosis) -> None:
     if not diagnosis.trusted:
-        warnings.warn(f"This input-Hessian is not to be trusted. {diagnosis.message}", UserWarning, stacklevel=3)
+        warnings.warn(f"This input-Hessian cannot be trusted. {diagnosis.message}", UserWarning, stacklevel=3)

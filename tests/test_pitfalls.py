@@ -156,7 +156,7 @@ def test_a_legacy_function_goes_by_double_backward():
 @pytest.mark.parametrize("measure", [input_hessian, input_spectrum])
 def test_a_function_that_is_differentiable_once_is_not_trusted(function, measure):
     net = mlp()
-    with pytest.warns(UserWarning, match=r"not to be trusted.*autograd\.Function"):
+    with pytest.warns(UserWarning, match=r"cannot be trusted.*autograd\.Function"):
         measure(lambda x: net(function.apply(x)), X, 1)
 
 
@@ -178,7 +178,7 @@ def test_no_grad_over_part_of_the_forward_is_not_trusted():
         assert not torch.allclose(forward, forward.mT)
         assert torch.allclose(reverse, reverse.mT)
         assert not modes_agree(prepared.batch, torch.Generator())[0]
-    with pytest.warns(UserWarning, match=r"not to be trusted.*torch\.no_grad\(\) over part of the forward"):
+    with pytest.warns(UserWarning, match=r"cannot be trusted.*torch\.no_grad\(\) over part of the forward"):
         spectrum = input_spectrum(partly_hidden, X, 1)
     assert spectrum.diagnosis.kind == "inconsistent"
 

@@ -31,9 +31,8 @@ class Wall(NamedTuple):
 WALLS = {
     "errors": Wall(),
     "_version": Wall(),
-    "curvature.operators.target_batch": Wall("torch"),
-    "curvature": Wall("torch", "curvature.operators.target_batch"),
-    "curvature.operators": Wall("torch", "curvature curvature.operators.target_batch"),
+    "curvature": Wall("torch"),
+    "curvature.operators": Wall("torch", "curvature"),
     "curvature.algorithms": Wall("torch", "curvature.operators"),
     "curvature.checks": Wall("torch", "curvature curvature.algorithms curvature.operators.*"),
     "curvature.cost_model": Wall("torch", "curvature curvature.algorithms curvature.checks curvature.operators.*"),

@@ -11,8 +11,8 @@ from lightning_hessian.curvature.batching import in_groups
 from lightning_hessian.curvature.checks.diagnosis import Diagnosis, diagnose
 from lightning_hessian.curvature.cost_model import ModelCosts, fitting_samples
 from lightning_hessian.curvature.operators.autodiff import gradients
-from lightning_hessian.curvature.operators.target_batch import TargetBatch
 from lightning_hessian.curvature.options import Options
+from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.errors import MeasurementError
 
 

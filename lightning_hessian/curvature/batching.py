@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from lightning_hessian.curvature.operators.target_batch import TargetBatch
+from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.errors import MeasurementError
 
 Result = TypeVar("Result")

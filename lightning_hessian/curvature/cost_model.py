@@ -19,8 +19,8 @@ from lightning_hessian.curvature.operators.gauss_newton import (
     VMAPPED_OUTPUTS,
     GaussNewtonOperator,
 )
-from lightning_hessian.curvature.operators.target_batch import TargetBatch
 from lightning_hessian.curvature.options import MethodName, Options
+from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.errors import MeasurementError
 
 # Bytes of intermediate results per block of columns at which the search for the fastest size begins: enough work for

@@ -11,10 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_hessian.curvature.batching import on_few
-from lightning_hessian.curvature.operators.target_batch import TargetBatch
+from lightning_hessian.curvature.target_batch import TargetBatch
 
 UNKNOWN_MEMORY = 4 * 2**30  # bytes assumed to be free where the system does not report any
-SHARE_OF_FREE_MEMORY = 0.5  # the other half stays for the training that goes on beside us
+SHARE_OF_FREE_MEMORY = 0.5  # the other half is left for training
 STATUS = Path("/proc/self/status")  # of this process; on Linux
 
 

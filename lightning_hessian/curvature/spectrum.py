@@ -78,7 +78,7 @@ def exact_decomposition(**quantities: Tensor) -> Decomposition:
 
 
 def zero_decomposition(gradient: Tensor, num_eigenvalues: int, num_vectors: int) -> Decomposition:
-    """That of zero Hessians, without forming them; the eigenvectors are unit vectors, as good as any others."""
+    """That of zero Hessians, without forming them; the eigenvectors are unit vectors, which are arbitrary."""
     zeros = gradient.new_zeros(gradient.shape[:2])
     num_vectors = min(num_vectors, num_eigenvalues)
     listed = zeros.unsqueeze(-1).repeat(1, 1, num_eigenvalues)

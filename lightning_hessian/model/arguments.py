@@ -71,7 +71,7 @@ def resolve_classes(classes: Classes, predicted: Tensor, num_outputs: int) -> Te
         )
     wanted = torch.as_tensor(classes, device=predicted.device)
     if wanted.is_floating_point() or wanted.is_complex() or wanted.dtype == torch.bool or wanted.numel() == 0:
-        raise ConfigurationError(f"classes={classes!r} must be integers, at least one of them.")
+        raise ConfigurationError(f"classes={classes!r} must contain at least one integer, and only integers.")
     if isinstance(classes, Tensor) and wanted.dim() > 0:
         wanted = wanted.unsqueeze(1) if wanted.dim() == 1 else wanted
         if wanted.dim() != 2 or len(wanted) != num_samples:

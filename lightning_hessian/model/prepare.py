@@ -16,7 +16,7 @@ from lightning_hessian.curvature.batching import in_groups, on_few
 from lightning_hessian.curvature.cost_model import fitting_samples
 from lightning_hessian.curvature.memory import allocated_per_sample, available_memory
 from lightning_hessian.curvature.meter import Meter
-from lightning_hessian.curvature.operators.target_batch import TargetBatch
+from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.errors import ConfigurationError, MeasurementError
 from lightning_hessian.model.arguments import (
     Classes,

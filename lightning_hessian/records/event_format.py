@@ -155,12 +155,12 @@ def read_summary(payload: bytes, logged_step: int, written: float = 0.0) -> Summ
         raise DamagedDataError("it does not say at which step and of how many inputs it is")
     ids = meta.get("class_ids")
     if not isinstance(ids, list) or len(ids) != table[1] or not all(type(i) in (int, str) for i in ids):
-        raise DamagedDataError("it does not say of which classes it is")
+        raise DamagedDataError("it does not list its classes")
     for name, array in arrays.items():
         if not _fits(name, array.shape, table):
             raise DamagedDataError(f"{name} has the shape {list(array.shape)}")
     if len({arrays[name].shape for name in SPECTRA[:3] if name in arrays}) > 1:
-        raise DamagedDataError("eigenvalues and their residuals do not have one shape")
+        raise DamagedDataError("eigenvalues and their residuals have different shapes")
     zeros = np.zeros(table, np.float32)
     return Summary(logged_step, dict.fromkeys(ERRORS, zeros) | arrays, meta, written)
 

@@ -144,6 +144,8 @@ def load_record(path: Path, *, matrices: bool = True) -> Record:
             meta[name] = None if meta[name] is None else tuple(meta[name])
         if "hessian_triangle" in arrays:
             arrays["hessian"] = from_triangle(arrays.pop("hessian_triangle"), arrays["gradient"].shape[-1])
+        elif not matrices:
+            meta["hessian"] = None
         known = {field.name for field in fields(Record)}
         metrics = {name: arrays.pop(name) for name in set(arrays) - known}
         return Record(**meta, **arrays, metrics=metrics)

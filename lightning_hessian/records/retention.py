@@ -76,7 +76,7 @@ class MatrixRetention:
         """The record as its file holds it: without the matrices that are not stored, and with the reason why."""
         number, self._num_records = self._num_records, self._num_records + 1
         if record.hessian is None:
-            not_formed = "No whole matrices were formed: heatmap_samples=0, or memory was short."
+            not_formed = "No whole matrices were formed: heatmap_samples=0, or there was not enough memory."
             return replace(record, why_no_matrix=record.why_no_matrix or not_formed)
         why_not = self._why_not(record, number)
         return record if why_not is None else replace(record, hessian=None, why_no_matrix=why_not)

@@ -265,4 +265,4 @@ def _explained(samples: Samples) -> Iterator[None]:
 
 def _check_trusted(diagnosis: Diagnosis) -> None:
     if not diagnosis.trusted:
-        raise MeasurementError(f"The input-Hessian is not to be trusted. {diagnosis.message}")
+        raise MeasurementError(f"The input-Hessian cannot be trusted. {diagnosis.message}")

@@ -86,7 +86,7 @@ class RunOutput:
         self._show_message(f"{self._title}: {message}")
 
     def warn(self, message: str, cause: str | None = None) -> None:
-        """Warns on the first process, once per cause, whatever the numbers in it."""
+        """Warns on the first process, once per cause, ignoring numbers in the message."""
         cause = re.sub(r"\d+(\.\d+)?(e[-+]\d+)?", "#", cause or message)
         if cause not in self._warned:
             self._warned.add(cause)

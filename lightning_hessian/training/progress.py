@@ -41,7 +41,7 @@ class MeasurementBar:
             return
         try:
             self._show(what, done, total)
-        except Exception:  # a closed terminal must not cost a measurement
+        except Exception:  # a closed terminal must not abort a measurement
             self._trainers_bar = None
 
     def _show(self, what: str, done: int, total: int | None) -> None:

@@ -71,11 +71,11 @@ def from_state(
             settings.measurement.check_samples(stored)
             run.samples = stored
         except ConfigurationError as error:
-            changed["samples"] = f"samples: new samples, since those of the checkpoint cannot be used ({error})"
+            changed["samples"] = f"samples: new samples, since the checkpoint's cannot be used ({error})"
     if changed:
         return run, (
-            f"resumed with other settings than the checkpoint's: {'; '.join(changed.values())}. The new ones apply "
-            f"from here on: curves may jump."
+            f"resumed with other settings than the checkpoint's: {'; '.join(changed.values())}. The new "
+            f"settings apply from now on, so curves may jump."
         )
     run.target = saved["target"] if settings.measurement.target == "auto" else None  # a callable comes from the new run
     run.method = saved["method"]

@@ -32,8 +32,8 @@ from lightning_hessian.writers.loggers import picture_loggers, tensorboard_logge
 from lightning_hessian.writers.scalars import SPREAD
 
 NO_SAMPLES = (
-    "no validation batch has come, and it is this rank's samples that are measured. Give samples=..., or every rank a "
-    "validation batch."
+    "its samples are the ones that are measured, and it has received no validation batch. Give samples=..., or every "
+    "rank a validation batch."
 )
 
 
@@ -64,7 +64,7 @@ class MonitoringRun:
         self._output = RunOutput(settings, warn, inform)
         self._group = process_group(trainer)
         self._budget = Budget(settings.max_overhead)
-        # The position of a model that has been trained; in a fit, each batch notes its own.
+        # For validate and test; during a fit, every batch updates it.
         trained = TrainingPosition(logged_step=logged_step(trainer), epoch=max(0, trainer.current_epoch - 1))
         self._state = RunState(position=trained)
         self._num_records = 0
@@ -132,8 +132,8 @@ class MonitoringRun:
         self._state.samples = self._group.on_first(lambda: self._samples_before_training(trainer, module))
         if self._state.samples is None:
             self._output.warn(
-                "No measurement before training: no validation batch has come yet, and the first one cannot be read "
-                "without disturbing its loader. Give samples=... to measure before training too."
+                "No measurement before training: no validation batch is available yet, and reading one would disturb "
+                "its loader. Give samples=... to measure before training too."
             )
             return False
         return self._settings.schedule.missed(step, self._state.position, self._state.measured_step)
@@ -156,7 +156,7 @@ class MonitoringRun:
         return self._state.measured_step != optimizer_steps(trainer)
 
     def measure(self, trainer: Any, module: Any, at_logged_step: int | None = None) -> None:
-        """Measures and publishes, unless the time budget forbids it; a failure warns or raises, as ``on_error`` says.
+        """Measures and publishes, within the time budget; failures warn or raise, as ``on_error`` says.
 
         Collectives, on every rank in this order: the samples, the log folder, the budget, opening the loggers, those of
         ``measurement.measure``, publishing. A failure in one leaves out those after it, on all ranks.
@@ -255,8 +255,8 @@ class MonitoringRun:
         self._settings.measurement.check_samples(samples)
         if wanted.sample_indices is None and len(samples) < wanted.num_samples:
             self._output.warn(
-                f"num_samples={wanted.num_samples}, but the batch or dataset has {len(samples)}: those are measured. "
-                f"Give samples=... for more."
+                f"num_samples={wanted.num_samples}, but the batch or dataset has only {len(samples)}; all of them are "
+                f"measured. Give samples=... for more."
             )
         return samples
 

@@ -18,7 +18,7 @@ from lightning_hessian.model.arguments import check_lengths
 from lightning_hessian.model.function import Inputs
 from lightning_hessian.model.isolation import frozen_random_streams
 
-LARGEST_COPY = 2**30  # bytes of an in-memory dataset that may be copied for a moment
+LARGEST_COPY = 2**30  # bytes of an in-memory dataset that may be copied temporarily
 LABEL_NAMES = ("labels", "label")  # of batches that are dicts: transformers' own, and the common one
 
 InputFunction = Callable[[Any], Any]

@@ -48,8 +48,7 @@ class MeasurementSettings:
         check_at_least("heatmap_samples", self.heatmap_samples, 0)
         if self.name is not None and not (isinstance(self.name, str) and re.fullmatch("[A-Za-z0-9_-]+", self.name)):
             raise ConfigurationError(
-                f"name={self.name!r} becomes part of tags and the name of a folder: use letters, digits, '-' and '_', "
-                f"at least one."
+                f"name={self.name!r} is used in tags and folder names: use letters, digits, '-' and '_', at least one."
             )
 
     @property

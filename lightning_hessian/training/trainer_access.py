@@ -112,7 +112,7 @@ def first_validation_batch(trainer: Any, pl_module: Any, wanted: int) -> Any | N
     if batch is None or (not one_by_one and _part(loaders, batch, wanted) is None):
         return None
     index = wanted if one_by_one else 0
-    # It takes the path of every validation batch; the user's hooks may look at the trainer's stage.
+    # It is processed like any validation batch; the user's hooks may look at the trainer's stage.
     trainer.validating = True
     try:
         with frozen_random_streams(trainer.strategy.root_device), preserved(pl_module):

@@ -36,7 +36,7 @@ THREAD_NAME = "lightning-hessian-writer"
 class Publisher:
     """Saves, logs and plots the records of one run, in their order.
 
-    Scalars go to the loggers at once, on the calling thread: loggers are not made for several. Files, and what
+    Scalars go to the loggers at once, on the calling thread: loggers are not thread-safe. Files, and what
     TensorBoard shows besides scalars, follow on a thread of their own, through the ``SummaryWriter`` of the logger,
     which is. Pictures for other loggers are drawn there, too, and logged by the next ``publish`` or ``flush``. Each
     failure is reported by ``faults`` as a ``WritingError``, and everything else is still written.
@@ -77,7 +77,9 @@ class Publisher:
         by_tag: dict[str, Histogram] = {}
         payload = b""
         if self._writers:
-            with self._reported("computing the histograms", "Please report it; the file and the scalars are complete."):
+            with self._reported(
+                "computing the histograms", "Please report this bug; the file and the scalars are unaffected."
+            ):
                 # Here, not in the background: it decomposes matrices, and BLAS does not survive a fork (by a
                 # DataLoader's workers) while another thread is inside it.
                 by_tag = histograms(record)
@@ -169,7 +171,7 @@ class Publisher:
             tag = event_format.tag(record.name, record.stage)
             self._add("the numbers of the tab", add_payload, tag, payload, record.logged_step)
         if needs_layout:
-            self._add("the layout of charts", add_layout, record)
+            self._add("the custom scalar charts", add_layout, record)
         self._add("the histograms", add_histograms, by_tag, record.logged_step)
         self._add("the pictures", add_pictures, drawn, record.logged_step)
         self._add("the text", add_text, diagnosis_tag(self._name), diagnosis_text(record), record.logged_step)

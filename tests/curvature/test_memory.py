@@ -17,8 +17,8 @@ from lightning_hessian.curvature.checks.mode_agreement import in_float64, modes_
 from lightning_hessian.curvature.cost_model import result_bytes
 from lightning_hessian.curvature.memory import AllocatedBytes
 from lightning_hessian.curvature.operators.gauss_newton import jacobian, term_norms
-from lightning_hessian.curvature.operators.target_batch import TargetBatch
 from lightning_hessian.curvature.options import Options
+from lightning_hessian.curvature.target_batch import TargetBatch
 
 F64 = torch.float64
 
@@ -29,7 +29,7 @@ from torch import nn
 from lightning_hessian.curvature.analysis import analyze
 from lightning_hessian.curvature.methods.execute import execute
 from lightning_hessian.curvature.methods.plan import make_plan
-from lightning_hessian.curvature.operators.target_batch import TargetBatch
+from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.curvature.options import Options
 method, case, count, memory = *sys.argv[1:3], int(sys.argv[3]), int(sys.argv[4])
 torch.set_num_threads(1)

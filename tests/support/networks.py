@@ -7,8 +7,8 @@ from torch import nn
 from lightning_hessian.curvature.analysis import analyze
 from lightning_hessian.curvature.methods.execute import Measurement, execute
 from lightning_hessian.curvature.methods.plan import make_plan
-from lightning_hessian.curvature.operators.target_batch import TargetBatch
 from lightning_hessian.curvature.options import Options
+from lightning_hessian.curvature.target_batch import TargetBatch
 
 
 def mlp(activation: type[nn.Module] = nn.GELU, inputs: int = 6, outputs: int = 3, width: int = 8) -> nn.Sequential:

@@ -220,7 +220,7 @@ def test_a_file_of_another_measurement(records, tmp_path):
     save_record(records[1], tmp_path / "run")
     for route in FROM_FILES:
         message = Tab(tmp_path).error(404, route, **WHICH, index=0)
-        assert message.startswith("The file of step 10 is of another measurement than the event")
+        assert message.startswith("The file of step 10 belongs to a different measurement than the event")
     save_record(again, tmp_path / "run")
     assert Tab(tmp_path).get("/maps", **WHICH).status_code == 200
 

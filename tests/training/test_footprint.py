@@ -133,7 +133,7 @@ def test_nothing_is_different(tmp_path, name):
     ("reason", "warning"),
     [
         ("random", "random"),
-        ("once", "not to be trusted"),
+        ("once", "cannot be trusted"),
         ("detached", r"contradict the gradient by \d+%"),
         ("coupled", "changes with the other samples"),
         ("raises", "only for training"),

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 from lightning_hessian import load_records
 from lightning_hessian.curvature.methods import columns
-from lightning_hessian.curvature.operators.target_batch import TargetBatch
 from lightning_hessian.curvature.options import Options
+from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.training import progress
 from lightning_hessian.training.progress import DELAY, MeasurementBar
 

@@ -1,1 +1,1 @@
-"""Numerical linear algebra on operators: no network is known here."""
+"""Numerical linear algebra on operators: independent of any network."""

@@ -155,7 +155,7 @@ class KrylovBasis:
 
     @property
     def full(self) -> bool:
-        """Whether no further vector can be stored, though the space has more."""
+        """Whether no further vector can be stored, although the space is not exhausted."""
         return self.num_vectors == self._capacity < self._size
 
     def grow(self) -> None:

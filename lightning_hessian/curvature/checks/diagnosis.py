@@ -1,4 +1,4 @@
-"""Why a Hessian is what it is: curved, zero for a reason, or not to be trusted."""
+"""Why a Hessian is what it is: curved, zero for a reason, or wrong."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_hessian.curvature.operators.autodiff import (
     gradients,
     random_vectors,
 )
-from lightning_hessian.curvature.operators.target_batch import TargetBatch
+from lightning_hessian.curvature.target_batch import TargetBatch
 
 Kind = Literal["curved", "piecewise_linear", "linear", "disconnected", "inconsistent"]
 
@@ -140,7 +140,7 @@ def _diagnosed_alone(
         finding = "The model cannot be evaluated in float64, so finite differences could not confirm the numbers."
         return replace(result, findings=(finding,))
     if result.kind == "curved" and _underflows(batch, exact, generator, group_size):
-        finding = f"Its curvature underflows in {str(batch.x.dtype).removeprefix('torch.')}: use float64."
+        finding = f"Its curvature underflows in {str(batch.x.dtype).removeprefix('torch.')}: Use float64."
         return replace(result, findings=(finding,), trusted=False)
     return _compared_with_finite_differences(result, exact, generator, group_size)
 
@@ -264,7 +264,7 @@ def _coupled_samples(batch: TargetBatch, generator: torch.Generator) -> bool | N
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
-    """Equal up to what another order of summation may change; NaN counts as equal and is reported elsewhere."""
+    """Equal up to what another order of summation may change; NaNs compare equal, and are reported elsewhere."""
     tolerance = torch.finfo(a.dtype).eps ** 0.5
     scale = float(torch.nan_to_num(a).abs().max())
     return torch.allclose(a, b, rtol=0, atol=tolerance * scale, equal_nan=True)

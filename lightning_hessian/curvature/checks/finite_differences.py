@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_hessian.curvature.batching import in_groups
 from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, gradients, random_vectors
-from lightning_hessian.curvature.operators.target_batch import TargetBatch
+from lightning_hessian.curvature.target_batch import TargetBatch
 
 NUM_SAMPLES = 5  # ReLU kinks spoil single samples: the median over a few decides
 STEP = 1e-7  # relative to 1 + ‖x‖; small, so that few of a large network's kinks are crossed

@@ -11,7 +11,7 @@ from lightning_hessian.curvature.operators.autodiff import (
     random_vectors,
     relative_difference,
 )
-from lightning_hessian.curvature.operators.target_batch import TargetBatch
+from lightning_hessian.curvature.target_batch import TargetBatch
 
 
 def in_float64(batch: TargetBatch) -> TargetBatch | None:

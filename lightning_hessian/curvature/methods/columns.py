@@ -18,9 +18,9 @@ from lightning_hessian.curvature.operators.autodiff import (
     random_vectors,
     relative_difference,
 )
-from lightning_hessian.curvature.operators.target_batch import TargetBatch
+from lightning_hessian.curvature.target_batch import TargetBatch
 
-LARGEST_LAST_BLOCK = 1.25  # times the others: a small rest would cost more alone
+LARGEST_LAST_BLOCK = 1.25  # times the others: a small remainder is cheaper together with the block before it
 
 
 class BlockSearch:
@@ -125,7 +125,7 @@ def _columns(batch: TargetBatch, block: BlockSearch, progress: Progress) -> tupl
             autodiff.prepare(count)
             synchronize(matrices.device)
             begin = time.perf_counter()
-            # A column is a row by symmetry; written as rows, which are contiguous in memory.
+            # By symmetry, a column is a row; written as rows, which are contiguous in memory.
             matrices[:, :, done : done + count] = autodiff.columns(basis).mT
         except RuntimeError as error:
             if not out_of_memory(error) or block.size == 1:

@@ -17,9 +17,9 @@ from lightning_hessian.curvature.methods.interface import MethodInput, MethodRes
 from lightning_hessian.curvature.methods.lanczos import lanczos_spectrum
 from lightning_hessian.curvature.methods.low_rank import low_rank_spectrum
 from lightning_hessian.curvature.methods.plan import Plan, remaining_memory
-from lightning_hessian.curvature.operators.target_batch import TargetBatch
 from lightning_hessian.curvature.options import MethodName, Options
 from lightning_hessian.curvature.spectrum import Spectrum, zero_decomposition
+from lightning_hessian.curvature.target_batch import TargetBatch
 
 METHODS: dict[MethodName, Callable[[MethodInput], MethodResult]] = {
     "dense": dense_spectrum,

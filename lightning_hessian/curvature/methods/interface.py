@@ -10,9 +10,9 @@ from lightning_hessian.curvature.checks.diagnosis import Diagnosis
 from lightning_hessian.curvature.cost_model import ModelCosts
 from lightning_hessian.curvature.meter import Progress, silent
 from lightning_hessian.curvature.operators.autodiff import AutodiffMode
-from lightning_hessian.curvature.operators.target_batch import TargetBatch
 from lightning_hessian.curvature.options import Options
 from lightning_hessian.curvature.spectrum import Decomposition
+from lightning_hessian.curvature.target_batch import TargetBatch
 
 
 @dataclass(frozen=True)

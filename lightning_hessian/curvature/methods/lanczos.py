@@ -22,9 +22,9 @@ from lightning_hessian.curvature.methods.interface import MethodInput, MethodRes
 from lightning_hessian.curvature.operators.autodiff import random_vectors
 from lightning_hessian.curvature.operators.gauss_newton import GaussNewtonOperator, gauss_newton_factors
 from lightning_hessian.curvature.operators.hessian import CountingOperator, HessianOperator, Operator
-from lightning_hessian.curvature.operators.target_batch import TargetBatch
 from lightning_hessian.curvature.options import Options
 from lightning_hessian.curvature.spectrum import Decomposition, combine, concatenate
+from lightning_hessian.curvature.target_batch import TargetBatch
 
 
 def lanczos_spectrum(given: MethodInput) -> MethodResult:

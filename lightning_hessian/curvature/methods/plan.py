@@ -19,8 +19,8 @@ from lightning_hessian.curvature.cost_model import (
 )
 from lightning_hessian.curvature.memory import readable
 from lightning_hessian.curvature.methods.timing import seconds_per_column, seconds_per_matvec
-from lightning_hessian.curvature.operators.target_batch import TargetBatch
 from lightning_hessian.curvature.options import MethodName, Options
+from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.errors import MeasurementError
 
 # Up to this many inputs all D columns cost no more than the 100 to 200 HVPs of Lanczos and its estimates,
@@ -66,7 +66,7 @@ def make_plan(
     previous_method: MethodName | None = None,
     num_matrices: int = 0,
 ) -> Plan:
-    """The cheapest method that is exact or knows its error, and fits the memory.
+    """The cheapest method that is exact or has an error estimate, and fits the memory.
 
     Args:
         batch: what to differentiate, with its ``costs`` and ``diagnosis``.
@@ -93,8 +93,8 @@ def make_plan(
     if num_matrices == 0 or need <= memory:
         return replace(plan, num_matrices=num_matrices)
     finding = (
-        f"Whole matrices for heatmaps need {readable(need)}, and {readable(memory)} may be used: no heatmap. "
-        f"Set heatmap_samples=0, or max_memory={need} to make them fit."
+        f"Whole matrices for heatmaps need {readable(need)}, and {readable(memory)} may be used, so no heatmap is "
+        f"drawn. Set heatmap_samples=0, or max_memory={need} to make them fit."
     )
     return replace(plan, num_matrices=0, diagnosis=replace(diagnosis, findings=(*diagnosis.findings, finding)))
 
@@ -190,7 +190,7 @@ def _what_fits(plan: Plan, batch: TargetBatch, costs: ModelCosts, options: Optio
 
     found = []
     if num_classes := bisect(range(1, batch.num_classes), memory, key=with_classes):  # the most that fit
-        found.append(f"look at {num_classes} class{'es' if num_classes > 1 else ''} at most")
+        found.append(f"measure {num_classes} class{'es' if num_classes > 1 else ''} at most")
     if num_samples := bisect(range(1, batch.num_samples), memory, key=with_samples):
         found.append(f"measure {num_samples} sample{'s' if num_samples > 1 else ''} at a time")
     exact: MethodName = "low_rank" if plan.diagnosis.network_is_piecewise_linear else "dense"

@@ -19,8 +19,8 @@ from lightning_hessian.curvature.operators.autodiff import (
     ReverseOverReverse,
     random_vectors,
 )
-from lightning_hessian.curvature.operators.target_batch import TargetBatch
 from lightning_hessian.curvature.options import ChunkSize
+from lightning_hessian.curvature.target_batch import TargetBatch
 
 
 def seconds_per_matvec(batch: TargetBatch, costs: ModelCosts, memory: int, generator: torch.Generator) -> float:

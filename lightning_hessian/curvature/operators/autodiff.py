@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-from lightning_hessian.curvature.operators.target_batch import TargetBatch
+from lightning_hessian.curvature.target_batch import TargetBatch
 
 AutodiffMode = Literal["forward_over_reverse", "reverse_over_reverse"]
 

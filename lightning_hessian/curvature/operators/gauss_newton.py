@@ -11,7 +11,7 @@ from torch.func import vjp, vmap
 from lightning_hessian.curvature.batching import out_of_memory
 from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, relative_difference
 from lightning_hessian.curvature.operators.hessian import BatchOperator
-from lightning_hessian.curvature.operators.target_batch import TargetBatch
+from lightning_hessian.curvature.target_batch import TargetBatch
 
 VMAPPED_OUTPUTS = 16  # backward passes batched at once: most of the speed, and no C-fold activations at C = 1000
 NUM_DRAWS = 3  # random vectors that A must all take to exactly 0.0 before it is called zero

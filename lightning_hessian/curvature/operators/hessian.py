@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse
-from lightning_hessian.curvature.operators.target_batch import TargetBatch
+from lightning_hessian.curvature.target_batch import TargetBatch
 
 
 class Operator(Protocol):

@@ -19,9 +19,11 @@ def check_file(file: ArrayFile, summary: Summary) -> None:
     """
     if file.meta.get("measured_at") != summary.meta.get("measured_at"):
         step = summary.meta["step"]
-        raise MissingError(f"The file of step {step} is of another measurement than the event. Try again later.")
+        raise MissingError(
+            f"The file of step {step} belongs to a different measurement than the event. Try again later."
+        )
     if file.shape("gradient") != (*summary.shape, summary.meta["num_inputs"]):
-        raise DamagedDataError("its gradient is of another measurement than the event")
+        raise DamagedDataError("its gradient belongs to a different measurement than the event")
 
 
 def input_of(file: ArrayFile, sample: int) -> Answer:

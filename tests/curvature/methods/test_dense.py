@@ -12,8 +12,8 @@ from lightning_hessian.curvature.methods import dense
 from lightning_hessian.curvature.methods.columns import BlockSearch, hessians
 from lightning_hessian.curvature.methods.dense import symmetrize_
 from lightning_hessian.curvature.operators.autodiff import ForwardOverReverse, ReverseOverReverse
-from lightning_hessian.curvature.operators.target_batch import TargetBatch
 from lightning_hessian.curvature.options import Options
+from lightning_hessian.curvature.target_batch import TargetBatch
 
 F64 = torch.float64
 FORWARD, REVERSE = AUTODIFF_MODES = ("forward_over_reverse", "reverse_over_reverse")

@@ -11,8 +11,8 @@ from lightning_hessian.curvature.meter import Meter
 from lightning_hessian.curvature.methods.execute import Measurement
 from lightning_hessian.curvature.methods.merge import merged, on_cpu
 from lightning_hessian.curvature.methods.plan import Plan
-from lightning_hessian.curvature.operators.target_batch import TargetBatch
 from lightning_hessian.curvature.options import Options
+from lightning_hessian.curvature.target_batch import TargetBatch
 
 
 def test_the_largest_eigenvectors_that_all_groups_have_are_returned():

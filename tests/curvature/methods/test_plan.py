@@ -14,8 +14,8 @@ from lightning_hessian.curvature.cost_model import LANCZOS_OVERHEAD, ModelCosts
 from lightning_hessian.curvature.methods import plan as planning
 from lightning_hessian.curvature.methods import timing
 from lightning_hessian.curvature.methods.plan import cheaper, make_plan
-from lightning_hessian.curvature.operators.target_batch import TargetBatch
 from lightning_hessian.curvature.options import Options
+from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.training.samples import Samples
 
 F64 = torch.float64
