@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import vjp, vmap
 
 from lightning_hessian.curvature.batching import out_of_memory
-from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, relative_difference
+from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, pull_back, relative_difference
 from lightning_hessian.curvature.operators.hessian import BatchOperator
 from lightning_hessian.curvature.operators.target_batch import TargetBatch
 
@@ -44,21 +44,13 @@ class GaussNewtonOperator(BatchOperator):
 
     def matvec(self, v: Tensor) -> Tensor:
         """Jᵀ A J v."""
-        jv = _derivative(self._pulled_back, self._weights, v.reshape(self._x.shape))
-        ajv = _derivative(self._slope, self._z, jv)
-        return _derivative(self._outputs, self._x, ajv).flatten(1)
+        jv = pull_back(self._pulled_back, self._weights, v)
+        ajv = pull_back(self._slope, self._z, jv)
+        return pull_back(self._outputs, self._x, ajv).flatten(1)
 
     def select(self, index: Tensor) -> GaussNewtonOperator:
         """The problems at ``index``, with graphs of their own."""
         return GaussNewtonOperator(self.batch.select(index))
-
-
-def _derivative(of: Tensor, by: Tensor, weights: Tensor) -> Tensor:
-    """Gradient of Σ weights·of with respect to ``by``, the graph retained; zero where there is no dependence."""
-    if not of.requires_grad:
-        return torch.zeros_like(by)
-    (result,) = torch.autograd.grad(of, by, weights, retain_graph=True, materialize_grads=True)
-    return result
 
 
 def jacobian(batch: TargetBatch) -> Tensor:
@@ -73,29 +65,25 @@ def jacobian(batch: TargetBatch) -> Tensor:
     if not outputs.requires_grad:
         return x.new_zeros(len(x), num_outputs, batch.num_inputs)
 
-    def row(weights: Tensor) -> Tensor:
-        (gradient,) = torch.autograd.grad(outputs, x, weights, retain_graph=True, materialize_grads=True)
-        return gradient.flatten(1)
-
     numbers = torch.arange(num_outputs, device=x.device)
 
     def one_hot(c: Tensor) -> Tensor:  # one at a time: all of them are C² numbers
         return (numbers == c).to(x.dtype).expand(len(x), -1)
 
     try:
-        pull_back = vjp(batch.outputs, x.detach())[1]
-        rows = vmap(lambda c: pull_back(one_hot(c))[0], chunk_size=VMAPPED_OUTPUTS)(numbers)
+        back = vjp(batch.outputs, x.detach())[1]
+        rows = vmap(lambda c: back(one_hot(c))[0], chunk_size=VMAPPED_OUTPUTS)(numbers)
         batched = rows.flatten(2).transpose(0, 1)
     except Exception as error:  # every kind of module that lacks a vmap rule
         if out_of_memory(error):
             raise
         batched = None
     weights = torch.linspace(1, 2, num_outputs, dtype=x.dtype, device=x.device)
-    expected = row(weights.expand(len(x), -1))
+    expected = pull_back(outputs, x, weights.expand(len(x), -1)).flatten(1)
     tolerance = torch.finfo(x.dtype).eps ** 0.5
     if batched is not None and relative_difference(weights @ batched, expected) <= tolerance:
         return batched
-    return torch.stack([row(one_hot(c)) for c in numbers], dim=1)
+    return torch.stack([pull_back(outputs, x, one_hot(c)).flatten(1) for c in numbers], dim=1)
 
 
 def output_hessian(batch: TargetBatch) -> Tensor:
