@@ -202,7 +202,7 @@ class InputHessianMonitor(_Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Completes the saved state, and waits for the files of what was measured."""
         if self._current_run is not None:
-            self._run.complete_checkpoint(trainer, checkpoint["callbacks"][self.state_key])
+            self._run.complete_checkpoint(trainer, checkpoint["callbacks"].get(self.state_key, {}))
 
     def on_validation_batch_start(
         self,
@@ -221,8 +221,7 @@ class InputHessianMonitor(_Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures once at the end of a standalone ``trainer.validate()`` or ``trainer.test()``."""
         if trainer.state.fn != "fit":
-            with self._misconfiguration():
-                self._run.measure(trainer, pl_module)
+            self._measure(trainer, pl_module)
 
     on_test_end = on_validation_end
 
@@ -238,20 +237,17 @@ class InputHessianMonitor(_Callback):
     ) -> None:
         """Measures after every n-th optimizer step."""
         if self._run.is_due_after_batch(trainer):
-            with self._misconfiguration():
-                self._run.measure(trainer, pl_module)
+            self._measure(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures at the end of chosen epochs, before Lightning's own monitoring callbacks look."""
         if self._run.is_due_after_epoch(trainer):
-            with self._misconfiguration():
-                self._run.measure(trainer, pl_module, last_logged_step(trainer))
+            self._measure(trainer, pl_module, last_logged_step(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures the final weights, if that was not done yet."""
         if self._run.is_new(trainer):
-            with self._misconfiguration():
-                self._run.measure(trainer, pl_module, last_logged_step(trainer))
+            self._measure(trainer, pl_module, last_logged_step(trainer))
         self._run.finish()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -263,6 +259,10 @@ class InputHessianMonitor(_Callback):
         """Writes what is left, before the loggers are closed."""
         if self._current_run is not None:
             self._run.close()
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule, at_logged_step: int | None = None) -> None:
+        with self._misconfiguration():
+            self._run.measure(trainer, pl_module, at_logged_step)
 
     def _misconfiguration(self) -> AbstractContextManager[None]:
         return _misconfiguration(self._settings.measurement.title)

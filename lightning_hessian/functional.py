@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -170,6 +171,7 @@ def input_hessian(
         shape = (*batch.shape, batch.num_inputs)
         result_bytes = torch.Size(shape).numel() * batch.x.element_size()
         memory = options.memory(batch.x.device)
+        options = replace(options, max_memory=memory)
         if result_bytes > memory:
             fewer = "Ask for fewer samples or classes" if len(batch.x) * batch.num_classes > 1 else "Use input_hvp"
             raise ConfigurationError(
@@ -253,6 +255,7 @@ def input_spectrum(
     network = ModelFunction(model, forward_fn, output_fn, wrt)
     with _prepared(network, x, classes, target, dtype, max_memory) as prepared:
         batch = prepared.batch
+        options = replace(options, max_memory=options.memory(batch.x.device))  # read once: the plan counts on it
         analysis = analyze(batch, options)
         plan = make_plan(batch, analysis.costs, analysis.diagnosis, options)
         measurement = execute(

@@ -126,7 +126,7 @@ def usable_dtype(network: ModelFunction, inputs: Inputs, dtype: torch.dtype | No
         raise
     except Exception as error:  # x.float() in a forward, a device without float64
         reason = str(error).splitlines()[0]
-    warnings.warn(f"The model cannot be evaluated in float64 ({reason}): measured in float32.", stacklevel=3)
+    warnings.warn(f"The model cannot be evaluated in float64 ({reason}): measured in float32.", stacklevel=5)
     return torch.float32
 
 

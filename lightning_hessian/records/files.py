@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from lightning_hessian.records.event_format import FOLDER, file_name
 from lightning_hessian.records.matrices import from_triangle, to_triangle
-from lightning_hessian.records.payload import META
+from lightning_hessian.records.payload import DamagedDataError, open_arrays, pack
 from lightning_hessian.records.record import Record
 
 FORMAT_VERSION = 2
@@ -32,6 +27,11 @@ def record_folder(log_dir: str | os.PathLike[str], name: str | None) -> Path:
     return Path(log_dir) / FOLDER / (name or "")
 
 
+def record_path(record: Record, log_dir: str | os.PathLike[str]) -> Path:
+    """Where ``save_record`` writes."""
+    return record_folder(log_dir, record.name) / file_name(record.step, record.stage)
+
+
 def save_record(record: Record, log_dir: str | os.PathLike[str]) -> Path:
     """Writes ``<log_dir>/input_hessian/[<name>/]step_<step, 9 digits>.safetensors``, whole or not at all.
 
@@ -39,13 +39,18 @@ def save_record(record: Record, log_dir: str | os.PathLike[str]) -> Path:
     its name, whole matrices as their upper triangles, ``hessian_triangle`` ``[S, K, D(D+1)/2]``, and everything else
     as JSON.
     """
-    folder = record_folder(log_dir, record.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / file_name(record.step, record.stage)
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
+    path = record_path(record, log_dir)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(_serialized(record), path)
+    return path
+
+
+def write_whole(content: bytes, path: Path) -> None:
+    """Writes a file completely or not at all: what was there before stays where writing fails."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(_serialized(record))
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
@@ -53,23 +58,23 @@ def save_record(record: Record, log_dir: str | os.PathLike[str]) -> Path:
     except BaseException:
         os.unlink(temporary)
         raise
-    return path
 
 
-def set_superseded_aside(log_dir: str | os.PathLike[str] | None, name: str | None, step: int) -> None:
+def set_superseded_aside(log_dir: str | os.PathLike[str], name: str | None, step: int) -> str | None:
     """Clears the way for a fit that continues after ``step`` optimizer steps, in the directory of an earlier one.
 
     Records of the fit at later steps, or all of them where ``step`` is 0, move to a new folder
-    ``superseded_<UTC time>`` beside them. Temporary files of an interrupted write are removed. Where the file system
-    does not allow it, a warning says so.
+    ``superseded_<UTC time>`` beside them. Temporary files of an interrupted write are removed. Only one run at a time
+    may write to a directory.
 
     Args:
-        log_dir: the logger's directory of the run, or None where there is none.
+        log_dir: the logger's directory of the run.
         name: of the monitor, or None.
         step: optimizer steps already made.
+
+    Returns:
+        None, or a warning where the file system does not allow it.
     """
-    if log_dir is None:
-        return
     folder = record_folder(log_dir, name)
     try:
         for temporary in folder.glob(".step_*.safetensors.*"):
@@ -82,11 +87,11 @@ def set_superseded_aside(log_dir: str | os.PathLike[str] | None, name: str | Non
             for path in later:
                 os.replace(path, aside / path.name)
     except OSError as error:
-        warnings.warn(
-            f"Records of an earlier run in {folder} could not be moved aside ({error}): load_records and the Input "
-            f"Hessian tab will show them among those of this run.",
-            stacklevel=2,
+        return (
+            f"records of an earlier run in {folder} could not be moved aside ({error}): load_records and the Input "
+            f"Hessian tab will show them among those of this run."
         )
+    return None
 
 
 def load_records(log_dir: str | os.PathLike[str], name: str | None = None) -> list[Record]:
@@ -127,11 +132,14 @@ def monitors(log_dir: str | os.PathLike[str]) -> list[str | None]:
     return [*unnamed, *sorted(name for name in others if "." not in name)]  # superseded_… has dots, no monitor has
 
 
-def load_record(path: Path) -> Record:
-    """The record in one file."""
-    with _opened(path) as (file, meta):
-        arrays: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        del meta["format"]
+def load_record(path: Path, *, matrices: bool = True) -> Record:
+    """The record in one file, or all of it but its whole matrices."""
+    try:
+        with open_arrays(path) as file:
+            meta = file.meta
+            arrays: dict[str, Any] = {name: file.read(name) for name in file if matrices or name != "hessian_triangle"}
+        if meta.pop("format") != FORMAT_VERSION:
+            raise ValueError(f"{path} was written by another version of lightning-hessian: update the package.")
         for name in ("class_ids", "class_names"):
             meta[name] = None if meta[name] is None else tuple(meta[name])
         if "hessian_triangle" in arrays:
@@ -139,6 +147,8 @@ def load_record(path: Path) -> Record:
         known = {field.name for field in fields(Record)}
         metrics = {name: arrays.pop(name) for name in set(arrays) - known}
         return Record(**meta, **arrays, metrics=metrics)
+    except (DamagedDataError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a record of lightning-hessian, or damaged: {error}") from error
 
 
 def _listed(folder: Path) -> list[tuple[tuple[int, str], Path]]:
@@ -152,9 +162,8 @@ def _serialized(record: Record) -> bytes:
     arrays = {**values.pop("metrics"), **{k: v for k, v in values.items() if isinstance(v, np.ndarray)}}
     if record.hessian is not None:
         arrays["hessian_triangle"] = to_triangle(arrays.pop("hessian"))
-    arrays = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
     meta = {k: v for k, v in values.items() if not isinstance(v, np.ndarray)}
-    return save(arrays, {META: json.dumps({"format": FORMAT_VERSION, **meta})})
+    return pack(arrays, {"format": FORMAT_VERSION, **meta})
 
 
 def _where_else(log_dir: Path, folder: Path) -> str:
@@ -164,16 +173,3 @@ def _where_else(log_dir: Path, folder: Path) -> str:
         f"No records in {folder}: give the directory of one run, the one that holds the event file, for example "
         f"lightning_logs/version_0."
     )
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """A record's file and its metadata."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            meta = json.loads(file.metadata()[META])
-            if meta["format"] != FORMAT_VERSION:
-                raise ValueError(f"{path} was written by another version of lightning-hessian: update the package.")
-            yield file, meta
-    except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a record of lightning-hessian, or damaged: {error}") from error

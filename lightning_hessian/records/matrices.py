@@ -20,13 +20,15 @@ def to_triangle(matrices: Array) -> Array:
     return packed
 
 
-def from_triangle(packed: Array, size: int) -> Array:
-    """The symmetric matrices ``[..., D, D]`` that ``to_triangle`` packed."""
-    matrices = np.empty((*packed.shape[:-1], size, size), packed.dtype)
-    begin = 0
-    for i in range(size):
-        matrices[..., i, i:] = matrices[..., i:, i] = packed[..., begin : begin + size - i]
-        begin += size - i
+def from_triangle(packed: Array, size: int, rows: slice = slice(None)) -> Array:
+    """The symmetric matrices ``[..., D, D]`` that ``to_triangle`` packed, or some of their rows."""
+    index = np.arange(size)
+    diagonal = index * size - index * (index - 1) // 2  # the position of H[i, i]
+    wanted = range(size)[rows]
+    matrices = np.empty((*packed.shape[:-1], len(wanted), size), packed.dtype)
+    for row, i in enumerate(wanted):
+        matrices[..., row, i:] = packed[..., diagonal[i] : diagonal[i] + size - i]
+        matrices[..., row, :i] = packed[..., diagonal[:i] + i - index[:i]]
     return matrices
 
 

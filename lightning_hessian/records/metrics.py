@@ -209,7 +209,7 @@ def to_markdown() -> str:
     names = {True: "`hessian_{0}/…`, `record.{0}`", False: "`record.{0}`"}
     rows = [[m.title, names[m.is_logged].format(m.name), m.formula, m.unit or "none", f"{m.meaning}."] for m in _ROWS]
     head = [["metric", "name", "formula", "unit", "meaning"], ["---"] * 5]
-    table = "\n".join(f"| {' | '.join(_escaped(cell) for cell in row)} |" for row in [*head, *rows])
+    table = "\n".join(f"| {' | '.join(escaped(cell) for cell in row)} |" for row in [*head, *rows])
     defined_in = "\n".join(
         f"- `lightning_hessian.{where}`: {', '.join(f'`{m.name}`' for m in _ROWS if m.defined_in == where)}"
         for where in (SPECTRUM, COMPARISON)
@@ -237,7 +237,7 @@ This page is generated: `python -m lightning_hessian.records.metrics > docs/metr
 """
 
 
-def _escaped(cell: str) -> str:
+def escaped(cell: str) -> str:
     """Text for a cell of a markdown table."""
     return cell.replace("|", "\\|")
 

@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 Array = np.ndarray[Any, np.dtype[Any]]
 
 META = "lightning_hessian"  # the key of our JSON in the metadata
-DTYPES = frozenset({"F64", "F32", "F16", "I64", "I32", "U8", "BOOL"})
+DTYPES = frozenset({"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U8", "BOOL"})
 MAX_DIMENSIONS = 16
 
 

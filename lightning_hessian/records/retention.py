@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lightning_hessian.errors import ConfigurationError
+from lightning_hessian.errors import ConfigurationError, check_at_least
 from lightning_hessian.records.record import Record
 
 
@@ -30,10 +30,8 @@ class KeepMatrices:
     max_total_bytes: int = 2**30
 
     def __post_init__(self) -> None:
-        for name, least in (("every_n", 1), ("max_total_bytes", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ConfigurationError(f"keep_matrices: {name}={value!r} must be a whole number of at least {least}.")
+        check_at_least("keep_matrices: every_n", self.every_n, 1)
+        check_at_least("keep_matrices: max_total_bytes", self.max_total_bytes, 0)
 
 
 def keep_policy(given: bool | int | Mapping[str, Any] | KeepMatrices | None) -> KeepMatrices | None:

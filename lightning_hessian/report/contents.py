@@ -11,10 +11,11 @@ import base64
 import gzip
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,14 +23,17 @@ from lightning_hessian.records.answers import history, matrix, sample
 from lightning_hessian.records.answers.history import Answer, History, count
 from lightning_hessian.records.event_format import FOLDER, Summary, pack_summary, read_summary, tag
 from lightning_hessian.records.files import load_record, monitors, record_paths
-from lightning_hessian.records.payload import Array, open_arrays, pack
+from lightning_hessian.records.payload import Array, ArrayFile, open_arrays, pack
 from lightning_hessian.records.record import Stage
+
+Contents = dict[str, Callable[[], Answer]]
+"""Answers of one file about one sample and class, by kind."""
 
 SHARE = 0.5  # of the page for spectra, of the rest for maps, of what remains for matrices
 VISIBLE = 1e-6  # relative: far below the last digit of any number that a page shows
 
 
-@dataclass
+@dataclass(eq=False)  # one is equal to itself only
 class Tag:
     """One monitor's measurements in one run and stage.
 
@@ -120,14 +124,17 @@ def gather(runs: dict[str, Path], max_bytes: int) -> tuple[list[Tag], Store]:
     reserved = sum(len(make_block(history.series(each.measured))[1]) for each in tags)  # added when steps are known
     store.size += reserved
     _add_spectra(tags, store)
-    _add_maps(tags, store, store.size + SHARE * (store.room - store.size))
-    num_matrices = _add_matrices(tags, store)
-    _add_maps(tags, store, store.room)
+    _add_from_files(tags, store, store.size + SHARE * (store.room - store.size), _maps)
+    num_matrices = _add_from_files(tags, store, store.room, _matrices)
+    num_maps = _add_from_files(tags, store, store.room, _maps)
     store.size -= reserved
     for each in tags:
-        _note_left_out(each, num_matrices[id(each)])
+        for kind, title, total in (("maps", "Maps of input space", num_maps), ("matrix", "Matrices", num_matrices)):
+            here = sum(key.startswith(f"{kind}/") for key in each.blocks)
+            if here < total[each]:
+                each.notes.append(f"{title}: {here} of {total[each]} are on this page.")
         each.measured = replace(each.measured, left_out=" ".join(each.notes) or None)
-        _add(store, each, "series", None, history.series, each.measured)
+        _add(store, each, "series", None, partial(history.series, each.measured))
     return tags, store
 
 
@@ -183,9 +190,9 @@ def _by_importance(tags: Sequence[Tag]) -> Iterator[tuple[Tag, Summary]]:
                 yield each, each.measured.summaries[order[rank]]
 
 
-def _add(store: Store, to: Tag, key: str, room: float | None, answer: Callable[..., Answer], *arguments: Any) -> bool:
+def _add(store: Store, to: Tag, key: str, room: float | None, answer: Callable[[], Answer]) -> bool:
     """Adds the block of an answer where it fits, and says whether it is there."""
-    if key not in to.blocks and (name := store.add(answer(*arguments), room=room)):
+    if key not in to.blocks and (name := store.add(answer(), room=room)):
         to.blocks[key] = name
     return key in to.blocks
 
@@ -197,7 +204,10 @@ def _add_spectra(tags: Sequence[Tag], store: Store) -> None:
     while True:
         parts = [[summary for other, summary in order if other is each] for each in tags]
         parts = [sorted(part, key=lambda summary: summary.logged_step) for part in parts]
-        found = [dict(_spectra(each, History(part))) for each, part in zip(tags, parts, strict=True)]
+        found = [
+            {f"spectra/{end}": history.spectra(History(part), n, k) for n, k, end in each.samples_and_classes()}
+            for each, part in zip(tags, parts, strict=True)
+        ]
         size = sum(len(make_block(answer)[1]) for answers in found for answer in answers.values())
         if size <= room or len(order) == len(tags):
             break
@@ -209,59 +219,41 @@ def _add_spectra(tags: Sequence[Tag], store: Store) -> None:
         each.blocks = {key: str(store.add(answer)) for key, answer in answers.items()}
 
 
-def _spectra(of: Tag, measured: History) -> Iterator[tuple[str, Answer]]:
-    for n, k, end in of.samples_and_classes():
-        yield f"spectra/{end}", history.spectra(measured, n, k)
-
-
-def _add_maps(tags: Sequence[Tag], store: Store, room: float) -> None:
-    """Inputs, gradients, diagonals and eigenvectors; of a run for which one does not fit, no more are tried."""
-    full: set[int] = set()
-    for each, summary in _by_importance(tags):
-        if id(each) in full:
-            continue
-        step = summary.logged_step
-        with open_arrays(each.paths[step]) as file:
-            for n, k, end in each.samples_and_classes():
-                if not (
-                    _add(store, each, f"input/{step}/{n}", room, sample.input_of, file, n)
-                    and _add(store, each, f"maps/{step}/{end}", room, sample.maps, file, summary, n, k)
-                ):
-                    full.add(id(each))
-                    break
-
-
-def _add_matrices(tags: Sequence[Tag], store: Store) -> dict[int, int]:
-    """Whole matrices; of a run for which one does not fit, no more are tried.
+def _add_from_files(
+    tags: Sequence[Tag], store: Store, room: float, contents: Callable[[ArrayFile, Summary, int, int], Contents]
+) -> Counter[Tag]:
+    """Adds the ``contents`` of every file; of a run for which one does not fit, no more are tried.
 
     Returns:
-        How many matrices there are, by the id of the tag.
+        Of how many samples and classes there are any.
     """
-    full: set[int] = set()
-    total = dict.fromkeys(map(id, tags), 0)
+    total: Counter[Tag] = Counter()
+    full: set[Tag] = set()
     for each, summary in _by_importance(tags):
-        step, size = summary.logged_step, summary.meta["num_inputs"]
-        if size > matrix.MAX_DRAWN_INPUTS:
-            continue
-        with open_arrays(each.paths[step]) as file:
+        with open_arrays(each.paths[summary.logged_step]) as file:
             for n, k, end in each.samples_and_classes():
-                if matrix.matrix_source(file, summary, n, k)[0] == "none":
-                    continue
-                total[id(each)] += 1
-                if id(each) in full:
-                    continue
-                found = matrix.read_matrix(file, summary, n, k)
-                fits = _add(store, each, f"matrix/{step}/{end}", store.room, matrix.matrix, found, matrix.MAX_CELLS)
-                if fits and size > matrix.MAX_CELLS:  # single rows are read off the whole matrix
-                    fits = _add(store, each, f"whole/{step}/{end}", store.room, matrix.matrix, found, size)
-                if not fits:
-                    full.add(id(each))
+                found = contents(file, summary, n, k)
+                total[each] += bool(found)
+                for kind, answer in found.items():
+                    key = f"{kind}/{summary.logged_step}/{n if kind == 'input' else end}"
+                    if each not in full and not _add(store, each, key, room, answer):
+                        full.add(each)
     return total
 
 
-def _note_left_out(of: Tag, num_matrices: int) -> None:
-    num_maps = len(list(of.samples_and_classes())) * len(of.measured.summaries)
-    for kind, title, total in (("maps", "Maps of input space", num_maps), ("matrix", "Matrices", num_matrices)):
-        here = sum(key.startswith(f"{kind}/") for key in of.blocks)
-        if here < total:
-            of.notes.append(f"{title}: {here} of {total} are on this page.")
+def _maps(file: ArrayFile, summary: Summary, n: int, k: int) -> Contents:
+    """Input, gradient, diagonal and eigenvectors."""
+    return {"input": partial(sample.input_of, file, n), "maps": partial(sample.maps, file, summary, n, k)}
+
+
+def _matrices(file: ArrayFile, summary: Summary, n: int, k: int) -> Contents:
+    """The matrix as it is drawn; where that is smaller, also the whole one, off which single rows are read."""
+    size = summary.meta["num_inputs"]
+    if size > matrix.MAX_DRAWN_INPUTS or matrix.matrix_source(file, summary, n, k)[0] == "none":
+        return {}
+
+    def drawn(max_cells: int) -> Answer:
+        return matrix.matrix(matrix.read_matrix(file, summary, n, k), max_cells)
+
+    whole = {"whole": partial(drawn, size)} if size > matrix.MAX_CELLS else {}
+    return {"matrix": partial(drawn, matrix.MAX_CELLS), **whole}

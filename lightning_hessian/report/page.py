@@ -12,7 +12,6 @@ import json
 import os
 import posixpath
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from plotly.offline import get_plotlyjs
 from lightning_hessian._version import __version__
 from lightning_hessian.records.answers.history import describe, metric_table
 from lightning_hessian.records.event_format import EVENT_FORMAT_VERSION
+from lightning_hessian.records.files import write_whole
 from lightning_hessian.report.contents import Store, Tag, find_runs, gather
 
 STATIC = Path(__file__).parent.parent / "tensorboard_plugin" / "static"
@@ -29,14 +29,7 @@ ENTRY = "report.js"
 MAX_SIZE = 50.0  # MB: the limit of many journals for a supplement
 
 # Nothing may be fetched, and only what is in the page may run.
-POLICY = "; ".join(
-    [
-        "default-src 'none'",
-        "script-src 'unsafe-inline' data:",
-        "style-src 'unsafe-inline'",
-        "img-src data: blob:",
-    ]
-)
+POLICY = "default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; img-src data: blob:"
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -113,7 +106,11 @@ def write_report(
             f"max_size is {max_size:g} MB, but the page without any data takes {len(frame) / 1e6:.1f} MB: allow more."
         )
     tags, store = gather(runs, room)
-    return _write_whole(_page(_title(list(runs)), tags, store), Path(output))
+    path = Path(output)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no directory {path.parent} to write {path.name} into: make it first.")
+    write_whole(_page(_title(list(runs)), tags, store).encode(), path)
+    return path
 
 
 def _page(title: str, tags: Sequence[Tag], store: Store) -> str:
@@ -123,7 +120,7 @@ def _page(title: str, tags: Sequence[Tag], store: Store) -> str:
         title=html.escape(title),
         style=(STATIC / "style.css").read_text("utf-8"),
         imports=json.dumps({"imports": import_map()}),
-        catalog=_json(_catalog(title, tags)),
+        catalog=json.dumps(_catalog(title, tags), ensure_ascii=False).replace("<", "\\u003c"),
         blocks="\n".join(
             f'<script type="text/plain" id="block-{name}">{block}</script>' for name, block in store.blocks.items()
         ),
@@ -138,8 +135,12 @@ def _title(runs: Sequence[str]) -> str:
 
 def import_map() -> dict[str, str]:
     """Every module of the frontend as a ``data:`` URL, by a name that does not depend on where the page is."""
-    modules = {path.relative_to(STATIC).as_posix(): path.read_text("utf-8") for path in sorted(STATIC.rglob("*.js"))}
-    return {_bare(name): _data_url(_with_bare_imports(name, text)) for name, text in modules.items()}
+    found = {}
+    for path in sorted(STATIC.rglob("*.js")):
+        name = path.relative_to(STATIC).as_posix()
+        text = _with_bare_imports(name, path.read_text("utf-8"))
+        found[_bare(name)] = f"data:text/javascript;base64,{base64.b64encode(text.encode()).decode()}"
+    return found
 
 
 def _bare(module: str) -> str:
@@ -156,17 +157,9 @@ def _with_bare_imports(module: str, text: str) -> str:
     return re.sub(r'(?P<before>\b(?:from|import)\s*\(?\s*)"(?P<path>\.{1,2}/[^"]+)"', bare, text)
 
 
-def _data_url(text: str) -> str:
-    return f"data:text/javascript;base64,{base64.b64encode(text.encode()).decode()}"
-
-
 def _script(text: str) -> str:
     """A script that may stand between ``<script>`` and ``</script>``."""
     return re.sub(r"</(?=[sS][cC][rR][iI][pP][tT])", r"<\\/", text).replace("<!--", r"<\!--")
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")
 
 
 def _catalog(title: str, tags: Sequence[Tag]) -> dict[str, Any]:
@@ -185,18 +178,3 @@ def _catalog(title: str, tags: Sequence[Tag]) -> dict[str, Any]:
         },
         "blocks": [{"run": tag.run, "tag": tag.name, "answers": tag.blocks} for tag in tags],
     }
-
-
-def _write_whole(text: str, path: Path) -> Path:
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"There is no directory {path.parent} to write {path.name} into: make it first.")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return path

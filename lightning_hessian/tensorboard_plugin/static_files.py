@@ -10,12 +10,7 @@ from pathlib import Path
 from lightning_hessian.tensorboard_plugin.request import RequestError
 
 FOLDER = Path(__file__).parent / "static"
-CONTENT_TYPES = {
-    ".js": "text/javascript",
-    ".css": "text/css",
-    ".svg": "image/svg+xml",
-    ".png": "image/png",
-}
+CONTENT_TYPES = {".js": "text/javascript", ".css": "text/css"}
 
 
 def static_files() -> dict[str, tuple[Path, str]]:

@@ -45,10 +45,11 @@ class ProcessGroup:
         return slice(start, start + each + (self.rank < left))
 
     def options(self, options: Options, device: torch.device) -> Options:
-        """The options of this process: on the CPU, the processes of a machine share its free memory."""
-        if options.max_memory is not None or device.type != "cpu":
+        """The options with the memory that is free now; on the CPU, the processes of a machine share it."""
+        if options.max_memory is not None:
             return options
-        return replace(options, max_memory=max(1, options.memory(device) // self.processes_per_node))
+        sharers = self.processes_per_node if device.type == "cpu" else 1
+        return replace(options, max_memory=max(1, options.memory(device) // sharers))
 
     def on_first(self, work: Callable[[], T]) -> T:
         """Runs ``work`` on rank 0, and returns its result on every rank; the result must be picklable.

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from lightning_hessian.curvature.meter import Progress, silent
 from lightning_hessian.curvature.methods.execute import Measurement, execute
 from lightning_hessian.curvature.methods.merge import merged, on_cpu
 from lightning_hessian.curvature.methods.plan import Plan, make_plan
-from lightning_hessian.curvature.options import MethodName
+from lightning_hessian.curvature.options import MethodName, Options
 from lightning_hessian.errors import ConfigurationError, MeasurementError
 from lightning_hessian.model.arguments import Model, Target
 from lightning_hessian.model.function import ModelFunction
@@ -32,17 +33,25 @@ from lightning_hessian.training.settings import MeasurementSettings
 
 @dataclass
 class RunState:
-    """What one measurement of a run passes on to the next, so that their numbers are comparable.
+    """What one measurement of a run passes on to the next, so that their numbers are comparable; checkpoints hold it.
 
     Attributes:
+        samples: at which the run measures, once they are known.
         target: what ``"auto"`` chose.
         method: what ``"auto"`` chose by time or memory, where the choice might otherwise change during the run.
         previous: the last record, without its whole matrices; on rank 0.
+        record_path: where it was saved; on rank 0.
+        measured_step: optimizer steps before the last measurement.
+        position: where training was.
     """
 
+    samples: Samples | None = None
     target: Target | None = None
     method: MethodName | None = None
     previous: Record | None = None
+    record_path: Path | None = None
+    measured_step: int | None = None
+    position: TrainingPosition = START
 
 
 @dataclass(frozen=True)
@@ -86,8 +95,9 @@ def measure(
     3. ``on_all``: every rank prepares the model;
     4. ``on_first``: rank 0 analyzes all samples, chooses the target and plans;
     5. ``on_all``: every rank measures its share of the samples;
-    6. ``gather``: rank 0 receives the shares;
-    7. ``on_all``: rank 0 makes the record.
+    6. ``on_all``: every rank puts the model back as it was;
+    7. ``gather``: rank 0 receives the shares;
+    8. ``on_all``: rank 0 makes the record.
 
     Args:
         model: what is measured; in a group of several ranks a module.
@@ -111,23 +121,32 @@ def measure(
         tensors = group.tensors(model) if isinstance(model, nn.Module) else {}
         network = ModelFunction(model, settings.forward_fn, settings.output_fn, settings.wrt, tensors)
         dtype = group.on_first(lambda: usable_dtype(network, samples.inputs, getattr(torch, settings.dtype)))
-        prepared = group.on_all(lambda: stack.enter_context(_prepared(network, samples, settings, state, dtype)))
-        decision = group.on_first(lambda: _decide(prepared, samples, settings, state, group))
-        agreed = _follow(decision, prepared, settings, state)
-        own = group.on_all(lambda: _measure_share(agreed, decision, settings, group, progress))
-        shares = group.gather(own)
 
-        def record() -> Record | None:
-            if shares is None:
-                return None
-            measurement = merged([s for s in shares if s is not None], decision.plan.diagnosis, agreed.meter)
-            when = {"step": position.step, "logged_step": position.logged_step, "epoch": position.epoch, "stage": stage}
-            _check_trusted(measurement.spectrum.diagnosis)
-            made = make_record(agreed, measurement, samples, settings, state.previous, **when)
-            state.previous = replace(made, hessian=None)
-            return made
+        def start() -> tuple[PreparedModel, Options]:
+            prepared = stack.enter_context(_prepared(network, samples, settings, state, dtype))
+            return prepared, group.options(settings.options, prepared.batch.x.device)
 
-        return group.on_all(record)
+        prepared, options = group.on_all(start)
+        decision = group.on_first(lambda: _decide(prepared, samples, settings, state, options))
+        agreed, own = group.on_all(
+            lambda: _measure_share(prepared, decision, settings, state, options, group, progress)
+        )
+        group.on_all(stack.close)
+    shares = group.gather(own)
+
+    def record() -> Record | None:
+        if shares is None:
+            return None
+        measurement = merged([s for s in shares if s is not None], decision.plan.diagnosis, agreed.meter)
+        when = {"step": position.step, "logged_step": position.logged_step, "epoch": position.epoch, "stage": stage}
+        _check_trusted(measurement.spectrum.diagnosis)
+        made = make_record(agreed, measurement, samples, settings, state.previous, **when)
+        state.previous = replace(made, hessian=None)
+        if decision.plan.reuse_for_run:
+            state.method = decision.plan.method
+        return made
+
+    return group.on_all(record)
 
 
 @contextmanager
@@ -152,10 +171,9 @@ def _first_target(settings: MeasurementSettings, state: RunState) -> Any:
 
 
 def _decide(
-    prepared: PreparedModel, samples: Samples, settings: MeasurementSettings, state: RunState, group: ProcessGroup
+    prepared: PreparedModel, samples: Samples, settings: MeasurementSettings, state: RunState, options: Options
 ) -> Decision:
     """Target and plan, from all samples."""
-    options = group.options(settings.options, prepared.batch.x.device)
     analysis = analyze(prepared.batch, options)
     _check_trusted(analysis.diagnosis)
     target = state.target or _choose_target(prepared, settings, analysis.diagnosis)
@@ -192,38 +210,42 @@ def _choose_target(prepared: PreparedModel, settings: MeasurementSettings, diagn
 def _follow(
     decision: Decision, prepared: PreparedModel, settings: MeasurementSettings, state: RunState
 ) -> PreparedModel:
-    """The model as rank 0 decided; the run remembers the choices."""
+    """The model as rank 0 decided; the run remembers the target."""
     first = _first_target(settings, state)
     target: Any = first if decision.target is None else decision.target
     state.target = target
-    if decision.plan.reuse_for_run:
-        state.method = decision.plan.method
     if target != first:
         prepared = prepared.with_target(target)
     return replace(prepared, batch=replace(prepared.batch, classes=decision.classes.to(prepared.batch.x.device)))
 
 
 def _measure_share(
-    prepared: PreparedModel, decision: Decision, settings: MeasurementSettings, group: ProcessGroup, progress: Progress
-) -> Measurement | None:
-    """This rank's samples; None where there are fewer samples than ranks."""
+    prepared: PreparedModel,
+    decision: Decision,
+    settings: MeasurementSettings,
+    state: RunState,
+    options: Options,
+    group: ProcessGroup,
+    progress: Progress,
+) -> tuple[PreparedModel, Measurement | None]:
+    """The model as rank 0 decided, and this rank's samples; None where there are fewer samples than ranks."""
+    prepared = _follow(decision, prepared, settings, state)
     share = group.share(prepared.batch.num_samples)
     if share.start == share.stop:
-        return None
+        return prepared, None
     plan, analysis = decision.plan, decision.analysis
     if plan.num_matrices:
         plan = replace(plan, num_matrices=max(0, min(settings.heatmap_samples, share.stop) - share.start))
-    return on_cpu(
-        execute(
-            prepared.batch.select(share),
-            plan,
-            group.options(settings.options, prepared.batch.x.device),
-            target=prepared.target_name,
-            analysis=None if analysis is None else replace(analysis, gradient=analysis.gradient[share]),
-            meter=prepared.meter,
-            progress=progress,
-        )
+    measurement = execute(
+        prepared.batch.select(share),
+        plan,
+        options,
+        target=prepared.target_name,
+        analysis=None if analysis is None else replace(analysis, gradient=analysis.gradient[share]),
+        meter=prepared.meter,
+        progress=progress,
     )
+    return prepared, on_cpu(measurement)
 
 
 @contextmanager

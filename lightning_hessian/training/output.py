@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from lightning_hessian.errors import ConfigurationError, WritingError
-from lightning_hessian.records.event_format import file_name
-from lightning_hessian.records.files import record_folder
 from lightning_hessian.records.record import Record
 from lightning_hessian.training.schedule import TrainingPosition
 from lightning_hessian.training.settings import MonitorSettings
@@ -28,35 +26,28 @@ class RunOutput:
     def __init__(
         self, settings: MonitorSettings, warn: Callable[[str], object], inform: Callable[[str], object]
     ) -> None:
-        self.record_path: Path | None = None
         self._on_error = settings.on_error
-        self._keep_matrices = settings.keep_matrices
-        self._name = settings.measurement.name
         self._title = settings.measurement.title
         self._show_warning, self._show_message = warn, inform
         self._warned: set[str] = set()
-        self._publisher: Publisher | None = None
-        self._folder: str | None = None
+        self._is_open = False
+        self._make = partial(Publisher, keep_matrices=settings.keep_matrices, name=settings.measurement.name)
+        self._publisher = self._make((), None)
 
     def open(self, loggers: Sequence[Any], folder: str | None) -> None:
         """Publishes to these loggers and this folder from now on."""
-        if self._publisher is None:
-            self._publisher = Publisher(loggers, folder, keep_matrices=self._keep_matrices, name=self._name)
-            self._folder = folder
+        if not self._is_open:
+            self._publisher, self._is_open = self._make(loggers, folder), True
 
     def publish(self, record: Record) -> tuple[dict[str, float], list[WritingError]]:
         """Publishes a record; returns its scalars, and what could not be written so far."""
-        assert self._publisher is not None
         metrics = self._publisher.publish(record)
-        if self._folder is not None:
-            self.record_path = record_folder(self._folder, record.name) / file_name(record.step, record.stage)
         return metrics, self.flush() if self._on_error == "raise" else self._publisher.faults()
 
     def skip(self, reason: str, num_skipped: int, at: TrainingPosition) -> None:
         """Says that a measurement is missing because of its cost."""
         self.warn(f"no measurement at step {at.step}: {reason}", cause=reason)
-        if self._publisher is not None:
-            self._publisher.publish_skip(num_skipped, at.logged_step)
+        self._publisher.publish_skip(num_skipped, at.logged_step)
 
     def fail(self, error: Exception, at: TrainingPosition, *, before_training: bool) -> None:
         """Raises a failed measurement where ``on_error`` says so or the settings are at fault; else warns."""
@@ -66,8 +57,7 @@ class RunOutput:
             f"no measurement at step {at.step}, and the run continues. {type(error).__name__}: {error}",
             cause=str(error),
         )
-        if self._publisher is not None:
-            self._publisher.publish_failure(str(error), at.logged_step)
+        self._publisher.publish_failure(str(error), at.logged_step)
 
     def report(self, unwritten: Sequence[WritingError]) -> None:
         """Raises what could not be saved or shown where ``on_error`` says so; else warns."""
@@ -78,13 +68,10 @@ class RunOutput:
 
     def wait_for_files(self) -> None:
         """Waits until the files of all records are written."""
-        if self._publisher is not None:
-            self._publisher.wait_for_files()
+        self._publisher.wait_for_files()
 
     def flush(self) -> list[WritingError]:
         """Waits until everything is written; returns what could not be."""
-        if self._publisher is None:
-            return []
         self._publisher.flush()
         return self._publisher.faults()
 
@@ -92,7 +79,7 @@ class RunOutput:
         """Ends writing without raising: training has ended, or is ending for a reason of its own."""
         for error in self.flush():
             self.warn(str(error), cause=error.cause)
-        self._publisher = None
+        self._publisher, self._is_open = self._make((), None), False
 
     def inform(self, message: str) -> None:
         """Shows a message on the first process."""

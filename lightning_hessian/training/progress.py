@@ -6,20 +6,10 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 DELAY = 1.0  # seconds before anything is shown, so that short measurements do not flicker
 OWN = "input_hessian"  # field that marks our tasks in Rich's display
-
-
-class _Line(Protocol):
-    """One line of a display."""
-
-    def update(self, done: int) -> None:
-        """Shows how many are done."""
-
-    def close(self) -> None:
-        """Removes the line."""
 
 
 class MeasurementBar:
@@ -35,7 +25,7 @@ class MeasurementBar:
         self._trainers_bar = trainers_bar
         self._clock = clock
         self._begin = clock()
-        self._line: _Line | None = None
+        self._line: _TqdmLine | _RichLine | None = None
         self._counted = ""
 
     def __enter__(self) -> MeasurementBar:
@@ -68,7 +58,7 @@ class MeasurementBar:
             line.close()
 
 
-def line_beside(trainers_bar: Any, text: str, total: int | None) -> _Line | None:
+def line_beside(trainers_bar: Any, text: str, total: int | None) -> _TqdmLine | _RichLine | None:
     """A new line in the Trainer's display, or None where there is no display."""
     for kind in type(trainers_bar).__mro__:
         if kind.__name__ == "TQDMProgressBar" and trainers_bar.is_enabled:

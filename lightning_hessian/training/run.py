@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -9,12 +10,12 @@ from typing import Any
 import torch
 
 from lightning_hessian.errors import ConfigurationError, WritingError
-from lightning_hessian.records.files import set_superseded_aside
+from lightning_hessian.records.files import record_path, set_superseded_aside
 from lightning_hessian.records.record import Record
 from lightning_hessian.training.measurement import RunState, measure
 from lightning_hessian.training.output import RunOutput
 from lightning_hessian.training.progress import MeasurementBar
-from lightning_hessian.training.resume import Checkpointed, explain_restored, from_state, to_state
+from lightning_hessian.training.resume import explain_restored, from_state, to_state
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.training.schedule import Budget, TrainingPosition
 from lightning_hessian.training.settings import MonitorSettings
@@ -63,16 +64,15 @@ class MonitoringRun:
         self._output = RunOutput(settings, warn, inform)
         self._group = process_group(trainer)
         self._budget = Budget(settings.max_overhead)
-        self._state = RunState()
-        # Of a model that has been trained; in a fit, each batch notes its own position.
-        self._position = TrainingPosition(logged_step=logged_step(trainer), epoch=max(0, trainer.current_epoch - 1))
-        self._measured_step: int | None = None
+        # The position of a model that has been trained; in a fit, each batch notes its own.
+        trained = TrainingPosition(logged_step=logged_step(trainer), epoch=max(0, trainer.current_epoch - 1))
+        self._state = RunState(position=trained)
         self._num_records = 0
-        self._samples: Samples | None = None
+        self._started_at: int | None = None  # optimizer steps, of a fit
         self._samples_failure: Exception | None = None
         self._samples_restored = False
         if settings.samples.given is not None:
-            self._samples = self._group.on_first(lambda: self._select(settings.samples.given))
+            self._state.samples = self._group.on_first(lambda: self._select(settings.samples.given))
         elif trainer.state.fn == "fit" and not trainer.enable_validation:
             raise ConfigurationError(
                 "There are no samples to measure at: there is no validation loader with a validation_step (or "
@@ -89,24 +89,20 @@ class MonitoringRun:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of the run."""
-        path = self._output.record_path
-        run = Checkpointed(self._samples, self._state, self._position, self._measured_step, path)
-        return to_state(run, self._settings)
+        return to_state(self._state, self._settings)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Continues the run whose checkpoint ``saved`` comes from."""
-        given = None if self._settings.samples.given is None else self._samples
-        resumed, warning = from_state(saved, self._settings, given)
-        self._samples, self._state, self._position = resumed.samples, resumed.state, resumed.position
-        self._measured_step, self._output.record_path = resumed.measured_step, resumed.record_path
-        self._samples_restored = given is None and resumed.samples is not None
+        given = None if self._settings.samples.given is None else self._state.samples
+        self._state, warning = from_state(saved, self._settings, given)
+        self._samples_restored = given is None and self._state.samples is not None
         if warning is not None:
             self._output.warn(warning)
 
     def complete_checkpoint(self, trainer: Any, saved: dict[str, Any]) -> None:
         """Corrects the position where a callback saves before this batch was noted; waits for the records' files."""
         self._output.wait_for_files()
-        if self._position.step != optimizer_steps(trainer):
+        if self._state.position.step != optimizer_steps(trainer):
             saved["position"] = asdict(training_position(trainer))
 
     def take_batch(self, trainer: Any, batch: Any, dataloader_idx: int) -> None:
@@ -115,34 +111,32 @@ class MonitoringRun:
         Raises:
             Exception: the batch cannot be used, and no training step was made yet.
         """
-        if self._samples is not None:
+        if self._state.samples is not None:
             return
         try:
             chosen = chosen_batch(trainer, batch, dataloader_idx, self._settings.samples.val_dataloader_idx)
             if chosen is not None:
-                self._samples, self._samples_failure = self._select(chosen), None
+                self._state.samples, self._samples_failure = self._select(chosen), None
         except Exception as error:
             if self._group.size == 1 and optimizer_steps(trainer) == 0:
                 raise
             self._samples_failure = error  # raised at the next measurement, where all processes meet
 
     def start_fit(self, trainer: Any, module: Any) -> bool:
-        """Finds samples where no sanity check brought them, and sets superseded records aside.
+        """Finds samples where no sanity check brought them.
 
         Returns:
             Whether a measurement is due: the one before training, or one that was due when a resumed run was killed.
         """
-        step, folder = optimizer_steps(trainer), log_folder(trainer)
-        self._samples = self._group.on_first(lambda: self._samples_before_training(trainer, module))
-        if self._group.rank == 0:
-            set_superseded_aside(folder, self._settings.measurement.name, step)
-        if self._samples is None:
+        step = self._started_at = optimizer_steps(trainer)
+        self._state.samples = self._group.on_first(lambda: self._samples_before_training(trainer, module))
+        if self._state.samples is None:
             self._output.warn(
                 "No measurement before training: no validation batch has come yet, and the first one cannot be read "
                 "without disturbing its loader. Give samples=... to measure before training too."
             )
             return False
-        return self._settings.schedule.missed(step, self._position, self._measured_step)
+        return self._settings.schedule.missed(step, self._state.position, self._state.measured_step)
 
     def start_clock(self) -> None:
         """The time of training counts from now on."""
@@ -150,8 +144,8 @@ class MonitoringRun:
 
     def is_due_after_batch(self, trainer: Any) -> bool:
         """Notes the end of a batch, and says whether to measure."""
-        self._position = training_position(trainer)
-        return self._settings.schedule.after_step(self._position.step) and self.is_new(trainer)
+        self._state.position = training_position(trainer)
+        return self._settings.schedule.after_step(self._state.position.step) and self.is_new(trainer)
 
     def is_due_after_epoch(self, trainer: Any) -> bool:
         """Whether to measure at the end of the current epoch."""
@@ -159,7 +153,7 @@ class MonitoringRun:
 
     def is_new(self, trainer: Any) -> bool:
         """Whether the current weights have not been measured yet."""
-        return self._measured_step != optimizer_steps(trainer)
+        return self._state.measured_step != optimizer_steps(trainer)
 
     def measure(self, trainer: Any, module: Any, at_logged_step: int | None = None) -> None:
         """Measures and publishes, unless the time budget forbids it; a failure warns or raises, as ``on_error`` says.
@@ -175,7 +169,7 @@ class MonitoringRun:
         at = self._position_of(trainer, at_logged_step)
         before_training = at.step == 0 or trainer.state.fn != "fit"
         try:
-            samples = self._samples = self._group.agreed(self._known_samples, NO_SAMPLES)
+            samples = self._state.samples = self._group.agreed(self._known_samples, NO_SAMPLES)
         except Exception as error:  # of a batch that came after training had begun, or of another process
             self._output.fail(error, at, before_training=before_training)
             return
@@ -186,9 +180,10 @@ class MonitoringRun:
         folder = log_folder(trainer)
         if not self._group.on_first(self._budget.allows):
             self._output.skip(self._budget.skip(), self._budget.num_skipped, at)
-            self._measured_step = at.step
+            self._state.measured_step = at.step
             return
-        first = self._num_records == 0
+        if self._num_records == 0:
+            self._output.inform(f"measuring {len(samples)} samples, now and at later steps of the run.")
         try:
             with self._budget.measuring():
                 self._group.on_first(lambda: self._output.open(trainer.loggers, folder))
@@ -204,14 +199,14 @@ class MonitoringRun:
                         progress=progress,
                     )
                 self._num_records += 1
-                metrics, unwritten = self._group.on_first(lambda: self._publish(record, first))
+                metrics, unwritten = self._group.on_first(lambda: self._publish(record, folder))
         except Exception as error:  # a user's model may fail in any way; training goes on
             untried = self._samples_restored and self._num_records == 0
             self._output.fail(explain_restored(error) if untried else error, at, before_training=before_training)
         else:
             _show(metrics, trainer)
             self._output.report(unwritten)
-        self._measured_step = at.step  # only now: a checkpoint saved meanwhile must not call it measured
+        self._state.measured_step = at.step  # only now: a checkpoint saved meanwhile must not call it measured
 
     def finish(self) -> None:
         """Waits until everything is written; a failure warns or raises, as ``on_error`` says. Collective."""
@@ -222,18 +217,25 @@ class MonitoringRun:
         self._output.close()
 
     def _position_of(self, trainer: Any, at_logged_step: int | None) -> TrainingPosition:
-        step = self._position.logged_step if at_logged_step is None else at_logged_step
-        return replace(self._position, step=optimizer_steps(trainer), logged_step=step)
+        step = self._state.position.logged_step if at_logged_step is None else at_logged_step
+        return replace(self._state.position, step=optimizer_steps(trainer), logged_step=step)
 
-    def _publish(self, record: Record | None, first: bool) -> tuple[dict[str, float], list[WritingError]]:
+    def _publish(self, record: Record | None, folder: str | None) -> tuple[dict[str, float], list[WritingError]]:
         """Runs on the first process, which has the record."""
         assert record is not None
-        if first:
+        if self._num_records == 1:
             self._output.inform(
-                f"measuring {len(record.x)} samples during the run, by method {record.method} ({record.reason}); the "
-                f"first measurement took {record.seconds:.2g} s."
+                f"method {record.method} ({record.reason}); the first measurement took {record.seconds:.2g} s."
             )
-        return self._output.publish(replace(record, overhead=self._budget.overhead, skipped=self._budget.skipped))
+            if folder is not None and self._started_at is not None:
+                # Only now: an earlier run's records are superseded by a record, not by an attempt.
+                warning = set_superseded_aside(folder, self._settings.measurement.name, self._started_at)
+                if warning is not None:
+                    self._output.warn(warning)
+        record = replace(record, overhead=self._budget.overhead, skipped=self._budget.skipped)
+        published = self._output.publish(record)
+        self._state.record_path = None if folder is None else record_path(record, os.path.abspath(folder))
+        return published
 
     def _samples_before_training(self, trainer: Any, module: Any) -> Samples | None:
         samples = self._known_samples()
@@ -245,7 +247,7 @@ class MonitoringRun:
     def _known_samples(self) -> Samples | None:
         if self._samples_failure is not None:
             raise self._samples_failure
-        return self._samples
+        return self._state.samples
 
     def _select(self, source: Any) -> Samples:
         wanted = self._settings.samples

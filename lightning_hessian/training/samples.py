@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.model.arguments import check_lengths
@@ -48,16 +48,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class SampleSource:
-    """Where the samples of a run come from.
-
-    Attributes:
-        given: a batch or a map-style dataset; None: the first batch of a validation (or test) loader.
-        num_samples: how many of it, from the first.
-        sample_indices: which of it, instead of the first ones.
-        val_dataloader_idx: which loader, where there are several.
-        input_fn: ``batch -> x`` or ``batch -> (x, labels)``.
-        wrt: what is differentiated; see ``samples_from_batch``.
-    """
+    """Where the samples of a run come from: arguments of ``InputHessianMonitor``, its ``samples`` as ``given``."""
 
     given: Any = None
     num_samples: int = 8
@@ -67,71 +58,52 @@ class SampleSource:
     wrt: str | int | None = None
 
     def select(self, source: Any) -> Samples:
-        """The samples of a batch or a map-style dataset.
+        """The samples of a batch or a map-style dataset, copied to the CPU; leaves all random streams as they are.
 
         Raises:
             ConfigurationError: the input is not found in it, or an index is out of range.
         """
-        is_batch = isinstance(source, (Tensor, list, tuple, Mapping)) or not hasattr(source, "__getitem__")
-        take = samples_from_batch if is_batch else samples_from_dataset
-        return take(source, self.num_samples, self.sample_indices, self.input_fn, self.wrt)
+        if isinstance(source, (Tensor, list, tuple, Mapping)) or not hasattr(source, "__getitem__"):
+            inputs, labels = self._found(source)
+            chosen = self._chosen(len(tree_leaves(inputs)[0]), "there are {} samples to choose from")
+            with torch.inference_mode(False):  # an inference tensor could not be differentiated
+                taken = tree_map_only(Tensor, lambda t: t.detach()[chosen].to("cpu", copy=True), (inputs, labels))
+                return Samples(*taken)
+        if not hasattr(source, "__len__"):
+            raise ConfigurationError(
+                "The samples must be a map-style dataset with a length; give a tensor or (x, labels)."
+            )
+        chosen = self._chosen(len(source), "the dataset has {} samples")
+        with frozen_random_streams():
+            batch = default_collate([source[i] for i in chosen])
+        return replace(self, num_samples=len(chosen), sample_indices=None).select(batch)
 
+    def _chosen(self, size: int, available: str) -> list[int]:
+        if self.sample_indices is None:
+            return list(range(min(self.num_samples, size)))
+        chosen = list(self.sample_indices)
+        if not all(0 <= i < size for i in chosen):
+            raise ConfigurationError(f"sample_indices={chosen} is out of range: {available.format(size)}.")
+        if not chosen:
+            raise ConfigurationError(
+                "sample_indices=[] selects no sample: give at least one index, or None for the first samples."
+            )
+        return chosen
 
-def samples_from_batch(
-    batch: Any,
-    num_samples: int,
-    sample_indices: Sequence[int] | None = None,
-    input_fn: InputFunction | None = None,
-    wrt: str | int | None = None,
-) -> Samples:
-    """The first ``num_samples`` of a batch, or those at ``sample_indices``, copied to the CPU.
-
-    Args:
-        batch: a tensor, ``(x, labels, ...)``, a dict in which x is unambiguous, or anything that ``input_fn``
-            understands.
-        num_samples: how many samples to take; all of them if the batch has fewer.
-        sample_indices: positions in the batch, instead of the first ones.
-        input_fn: ``batch -> x`` or ``batch -> (x, labels)``; x may be a dict or tuple of tensors.
-        wrt: the name of one of several inputs: then all tensors of a dict but its labels are inputs.
-
-    Raises:
-        ConfigurationError: x cannot be found in the batch, or an index is out of range.
-    """
-    inputs, labels = _found(batch, wrt) if input_fn is None else _split(input_fn(batch), "(from input_fn)")
-    size = len(tree_leaves(inputs)[0])
-    if sample_indices is not None and not all(0 <= i < size for i in sample_indices):
-        raise ConfigurationError(
-            f"sample_indices={list(sample_indices)} is out of range: there are {size} samples to choose from."
-        )
-    if sample_indices is not None and len(sample_indices) == 0:
-        raise ConfigurationError(
-            "sample_indices=[] selects no sample: give at least one index, or None for the first samples."
-        )
-    chosen = list(range(min(num_samples, size))) if sample_indices is None else list(sample_indices)
-    with torch.inference_mode(False):  # an inference tensor could not be differentiated
-        return Samples(*tree_map_only(Tensor, lambda t: t.detach()[chosen].to("cpu", copy=True), (inputs, labels)))
-
-
-def samples_from_dataset(
-    dataset: Dataset[Any],
-    num_samples: int,
-    sample_indices: Sequence[int] | None = None,
-    input_fn: InputFunction | None = None,
-    wrt: str | int | None = None,
-) -> Samples:
-    """The first samples of a map-style dataset, or those at ``sample_indices``; leaves all random streams as they are.
-
-    The other arguments are those of ``samples_from_batch``.
-    """
-    if not hasattr(dataset, "__len__"):
-        raise ConfigurationError("The samples must be a map-style dataset with a length; give a tensor or (x, labels).")
-    size = len(dataset)
-    chosen = list(range(min(num_samples, size))) if sample_indices is None else list(sample_indices)
-    if not all(0 <= i < size for i in chosen):
-        raise ConfigurationError(f"sample_indices={chosen} is out of range: the dataset has {size} samples.")
-    with frozen_random_streams():
-        batch = default_collate([dataset[i] for i in chosen])
-    return samples_from_batch(batch, len(chosen), None, input_fn, wrt)
+    def _found(self, batch: Any) -> tuple[Inputs, Tensor | None]:
+        """Inputs and labels of a batch; in a dict, only what is unambiguous."""
+        if self.input_fn is not None:
+            return _split(self.input_fn(batch), "(from input_fn)")
+        if not isinstance(batch, Mapping):
+            return _split(batch)
+        tensors = {name: t for name, t in batch.items() if isinstance(t, Tensor) and name not in LABEL_NAMES}
+        labels = next((batch[name] for name in LABEL_NAMES if name in batch), None)
+        if self.wrt in tensors:
+            return _split((tensors, labels))
+        large = [t for t in tensors.values() if t.dim() >= 2]
+        if len(large) != 1 or (self.wrt is None and not large[0].is_floating_point()):
+            raise _not_found(batch)
+        return _split((large[0], labels))
 
 
 def first_batch(loader: Any) -> Any | None:
@@ -163,20 +135,6 @@ def _arrays(value: object, depth: int = 4) -> Iterable[Tensor | np.ndarray[Any, 
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
         for item in (*inner, *getattr(value, "__dict__", {}).values()):
             yield from _arrays(item, depth - 1)
-
-
-def _found(batch: Any, wrt: str | int | None) -> tuple[Inputs, Tensor | None]:
-    """Inputs and labels of a batch; in a dict, only what is unambiguous."""
-    if not isinstance(batch, Mapping):
-        return _split(batch)
-    tensors = {name: t for name, t in batch.items() if isinstance(t, Tensor) and name not in LABEL_NAMES}
-    labels = next((batch[name] for name in LABEL_NAMES if name in batch), None)
-    if wrt in tensors:
-        return _split((tensors, labels))
-    large = [t for t in tensors.values() if t.dim() >= 2]
-    if len(large) != 1 or (wrt is None and not large[0].is_floating_point()):
-        raise _not_found(batch)
-    return _split((large[0], labels))
 
 
 def _split(batch: Any, source: str = "") -> tuple[Inputs, Tensor | None]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from lightning_hessian.errors import ConfigurationError
+from lightning_hessian.errors import ConfigurationError, check_at_least
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,7 @@ START = TrainingPosition()
 
 @dataclass(frozen=True)
 class Schedule:
-    """After which epochs and steps to measure.
-
-    Args:
-        every_n_epochs: at the end of every n-th epoch; None: of none.
-        epochs: at the end of exactly these epochs, counted from 0, instead of ``every_n_epochs``.
-        every_n_train_steps: in addition, after every n-th optimizer step.
+    """After which epochs and steps to measure: arguments of ``InputHessianMonitor``.
 
     Raises:
         ConfigurationError: an argument is not a whole number in its range.
@@ -51,9 +46,8 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for name in ("every_n_epochs", "every_n_train_steps"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ConfigurationError(f"{name}={value!r} must be a whole number of at least 1, or None.")
+            if (value := getattr(self, name)) is not None:
+                check_at_least(name, value, 1)
         if self.epochs is not None and any(not isinstance(e, int) or e < 0 for e in self.epochs):
             raise ConfigurationError(f"epochs={self.epochs!r} must be whole numbers, counted from 0.")
 

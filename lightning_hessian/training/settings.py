@@ -22,19 +22,7 @@ CLASS_CHOICES = ("label", "predicted", "all")
 
 @dataclass(frozen=True)
 class MeasurementSettings:
-    """What is measured at every measurement of a run, and how.
-
-    Args:
-        classes: ``"label"``, ``"predicted"``, ``"all"``, an int or ints.
-        target: a target, or ``"auto"``: chosen at the first measurement of a run.
-        dtype: ``"float32"`` or ``"float64"``.
-        options: of the numerical methods.
-        heatmap_samples: for how many samples the record holds whole matrices.
-        class_names: names of all classes.
-        forward_fn: ``(model, x) -> output``.
-        output_fn: ``output -> [N, C]``.
-        wrt: one of several inputs, or the name of the submodule whose output is the variable.
-        name: distinguishes the records and warnings of this monitor from those of others.
+    """What is measured at every measurement of a run, and how: arguments of ``InputHessianMonitor``.
 
     Raises:
         ConfigurationError: an argument is not allowed; the message says what is.
@@ -87,15 +75,7 @@ class MeasurementSettings:
 
 @dataclass(frozen=True)
 class MonitorSettings:
-    """Everything a monitor was asked to do.
-
-    Args:
-        measurement: what is measured.
-        samples: where the samples come from.
-        schedule: when to measure.
-        max_overhead: share of the training time that measuring may take; None: no limit.
-        keep_matrices: which whole matrices saved records hold; None: none.
-        on_error: whether a failed measurement warns or raises.
+    """Everything a monitor was asked to do: arguments of ``InputHessianMonitor``.
 
     Raises:
         ConfigurationError: an argument is not allowed; the message says what is.

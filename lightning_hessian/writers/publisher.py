@@ -27,7 +27,7 @@ from lightning_hessian.writers.tensorboard import (
     histograms,
     pictures,
 )
-from lightning_hessian.writers.text import diagnosis_tag, diagnosis_text, failure_text, skip_text
+from lightning_hessian.writers.text import about_skipped, diagnosis_tag, diagnosis_text
 
 MAX_UNFINISHED = 3  # jobs, one running and two waiting, each holding a record: matrices of all its samples and classes
 THREAD_NAME = "lightning-hessian-writer"
@@ -56,7 +56,7 @@ class Publisher:
         self._folder = folder
         self._retention = MatrixRetention(keep_matrices, None if folder is None else record_folder(folder, name))
         self._name = name
-        self._executor: ThreadPoolExecutor | None = None  # while there is something to write
+        self._executor: ThreadPoolExecutor | None = None  # from the first job to the next flush
         self._unfinished = threading.BoundedSemaphore(MAX_UNFINISHED)
         self._drawn: deque[tuple[int, dict[str, Array]]] = deque()
         self._saved = threading.Event()
@@ -85,19 +85,27 @@ class Publisher:
         saved = threading.Event()
         needs_layout = record.stage == "fit" and not self._has_layout
         self._has_layout |= needs_layout
-        self._submit(partial(self._write, record, stored, by_tag, payload, saved, needs_layout))
+
+        def write() -> None:
+            try:
+                self._save(stored)
+            finally:
+                saved.set()
+            self._show(record, by_tag, payload, needs_layout)
+
+        self._submit(write)
         self._saved = saved  # not before: an interrupted submit would leave it unset for ever
         return values
 
     def publish_failure(self, message: str, logged_step: int) -> None:
         """Explains in TensorBoard why there is no measurement at this step."""
-        self._publish_text(failure_text(message), logged_step)
+        self._publish_text(f"**No measurement here.** {message}", logged_step)
 
     def publish_skip(self, num_skipped: int, logged_step: int) -> None:
         """Logs how many measurements were skipped so far; TensorBoard gets an explanation at the first one."""
         self._log({cost_tag("skipped", self._name): float(num_skipped)}, logged_step)
         if num_skipped == 1:
-            self._publish_text(skip_text(num_skipped), logged_step)
+            self._publish_text(f"**Skipped here.** {about_skipped(num_skipped)}", logged_step)
 
     def wait_for_files(self) -> None:
         """Waits until the files of all records are written, or have failed."""
@@ -145,23 +153,12 @@ class Publisher:
                 logger.log_metrics(dict(values), step=logged_step)
 
     def _publish_text(self, markdown: str, logged_step: int) -> None:
-        tag = diagnosis_tag(self._name)
-        self._submit(partial(self._add, "the text", add_text, tag, markdown, logged_step))
+        if self._writers:
+            tag = diagnosis_tag(self._name)
+            self._submit(partial(self._add, "the text", add_text, tag, markdown, logged_step))
 
-    def _write(
-        self,
-        record: Record,
-        stored: Record,
-        by_tag: Mapping[str, Histogram],
-        payload: bytes,
-        saved: threading.Event,
-        needs_layout: bool,
-    ) -> None:
-        """What is done in the background for one record; ``stored`` is what its file holds."""
-        try:
-            self._save(stored)
-        finally:
-            saved.set()
+    def _show(self, record: Record, by_tag: Mapping[str, Histogram], payload: bytes, needs_layout: bool) -> None:
+        """Everything but scalars and the file, in the background."""
         drawn: dict[str, Array] = {}
         if self._writers or self._picture_loggers:
             with self._reported("drawing the pictures", "heatmap_samples=0 draws none."):

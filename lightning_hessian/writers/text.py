@@ -6,7 +6,7 @@ import numpy as np
 
 from lightning_hessian.records.color_scale import MAX_CLASSES
 from lightning_hessian.records.histogram import largest_bin_error
-from lightning_hessian.records.metrics import LOGGED, Metric
+from lightning_hessian.records.metrics import LOGGED, Metric, escaped
 from lightning_hessian.records.record import Record
 from lightning_hessian.records.statistics import over_samples
 from lightning_hessian.writers.scalars import mean_errors, num_not_converged
@@ -20,7 +20,7 @@ def diagnosis_tag(name: str | None) -> str:
 def diagnosis_text(record: Record) -> str:
     """The diagnosis in words and a table of the measurement."""
     num_samples, _, num_inputs = record.gradient.shape
-    titles = [_escaped(metric.title) for metric in LOGGED]
+    titles = [escaped(metric.title) for metric in LOGGED]
     cells = [_cells(record, metric) for metric in LOGGED]
     rows = [titles, ["---"] * len(titles), *zip(*cells, strict=True)]
     table = zip(["class", "---", *record.class_ids], rows, strict=True)
@@ -37,16 +37,6 @@ def diagnosis_text(record: Record) -> str:
             f"{_about_accuracy(record)}",
         ]
     )
-
-
-def failure_text(message: str) -> str:
-    """Why there is no measurement at a step."""
-    return f"**No measurement here.** {message}"
-
-
-def skip_text(num_skipped: int) -> str:
-    """That measurements were left out because of their cost."""
-    return f"**Skipped here.** {_about_skipped(num_skipped)}"
 
 
 def _cells(record: Record, metric: Metric) -> list[str]:
@@ -66,10 +56,6 @@ def _cells(record: Record, metric: Metric) -> list[str]:
         mark = f" **{num_open} of {num_samples} not converged**" if num_open else ""
         cells.append(f"{found.mean[k]:.3g}{plus_minus} ({found.p10[k]:.3g} to {found.p90[k]:.3g}{missing}){mark}")
     return cells
-
-
-def _escaped(title: str) -> str:
-    return title.replace("|", "\\|")
 
 
 def _about_classes(record: Record) -> str:
@@ -109,11 +95,11 @@ def _about_cost(record: Record) -> str:
     if record.overhead is not None:
         sentences.append(f"So far, measuring has taken {100 * record.overhead:.2g} % of the training time.")
     if record.skipped:
-        sentences.append(_about_skipped(record.skipped))
+        sentences.append(about_skipped(record.skipped))
     return " ".join(sentences)
 
 
-def _about_skipped(num_skipped: int) -> str:
+def about_skipped(num_skipped: int) -> str:
     """How many measurements are missing because of their cost."""
     counted = "1 measurement has" if num_skipped == 1 else f"{num_skipped} measurements have"
     return f"{counted} been skipped so far: the time would have exceeded max_overhead."

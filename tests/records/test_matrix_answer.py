@@ -87,7 +87,7 @@ def test_rows_from_an_upper_triangle():
     values = symmetric(9)
     triangle = values[np.triu_indices(9)]
     for first, end in ((0, 9), (4, 5), (7, 9)):
-        np.testing.assert_array_equal(matrix._triangle_rows(triangle, 9, first, end), values[first:end])
+        np.testing.assert_array_equal(from_triangle(triangle, 9, slice(first, end)), values[first:end])
 
 
 def test_more_inputs_than_can_be_drawn(monkeypatch):

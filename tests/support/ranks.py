@@ -219,7 +219,7 @@ def scenario(name: str) -> dict[str, Any]:
         "faulty": lambda: {"monitor": small_monitor(**many, on_error="warn"), "model": Faulty(1), **two},
         "raising": lambda: {"monitor": small_monitor(**many), "model": Faulty(1), **two},
         "all_raising": lambda: {"monitor": small_monitor(num_samples=1), "model": Faulty(0, 1), **two},
-        "unwritable": lambda: {"monitor": small_monitor(on_error="warn"), "logger": Unwritable("nowhere"), **two},
+        "unwritable": lambda: {"monitor": small_monitor(on_error="warn"), "logger": Unwritable(sys.argv[1]), **two},
         "no_samples_on_1": lambda: {"monitor": without_batches(small_monitor(**many), 1), "held_out": Stream(), **two},
         "no_samples_on_0": lambda: {
             "monitor": without_batches(small_monitor(on_error="warn"), 0),

@@ -166,7 +166,7 @@ def test_every_plain_argument_from_a_yaml_file(tmp_path):
     assert (record.target, record.method, record.class_ids) == ("log_prob", "dense", (2, 3))
     assert (record.x.shape, record.x.dtype) == ((2, 64), np.float64)
     assert record.eigenvectors.shape == (2, 2, 4, 64)
-    assert record.why_no_matrix == "Whole matrices are kept at every 2nd measurement only."
+    assert record.why_no_matrix == "Whole matrices are stored at every 2nd measurement only."
     assert record.class_names == tuple("abcdefghij")
     wanted = {"chunk_size": 8, "max_memory": 10**9, "seed": 3, "density_vectors": 2, "dtype": "float64"}
     assert {name: record.made_with[name] for name in wanted} == wanted

@@ -10,7 +10,12 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.training import samples
-from lightning_hessian.training.samples import first_batch, samples_from_batch, samples_from_dataset
+from lightning_hessian.training.samples import SampleSource, first_batch
+
+
+def samples_from(source, num_samples, sample_indices=None, **options):
+    return SampleSource(num_samples=num_samples, sample_indices=sample_indices, **options).select(source)
+
 
 X, Y = torch.rand(10, 1, 4, 4), torch.arange(10)
 
@@ -84,8 +89,8 @@ def test_a_dataset_that_cannot_be_copied_is_left_alone():
 
 def test_a_given_dataset_draws_from_no_global_stream():
     before = global_streams()
-    found = samples_from_dataset(TensorDataset(X, Y), 3)
-    samples_from_dataset(Stateful(), 3)
+    found = samples_from(TensorDataset(X, Y), 3)
+    samples_from(Stateful(), 3)
     assert global_streams() == before
     assert torch.equal(found.inputs, X[:3])
     assert found.labels.tolist() == [0, 1, 2]
@@ -93,16 +98,16 @@ def test_a_given_dataset_draws_from_no_global_stream():
 
 def test_the_samples_are_a_copy():
     x = X.clone()
-    found = samples_from_batch((x, Y), 4)
+    found = samples_from((x, Y), 4)
     x.zero_()
     assert torch.equal(found.inputs, X[:4])
 
 
 def test_labels_are_integers_one_per_sample():
-    assert samples_from_batch((X, Y), 2).labels.tolist() == [0, 1]
-    assert samples_from_batch((X, Y.float()), 2).labels is None
-    assert samples_from_batch((X, X), 2).labels is None
-    assert samples_from_batch(X, 2).labels is None
+    assert samples_from((X, Y), 2).labels.tolist() == [0, 1]
+    assert samples_from((X, Y.float()), 2).labels is None
+    assert samples_from((X, X), 2).labels is None
+    assert samples_from(X, 2).labels is None
 
 
 @pytest.mark.parametrize(
@@ -122,12 +127,12 @@ def test_labels_are_integers_one_per_sample():
 )
 def test_a_batch_that_nobody_can_guess(batch):
     with pytest.raises(ConfigurationError, match=r"input was not found in .* Give input_fn"):
-        samples_from_batch(batch, 2)
+        samples_from(batch, 2)
 
 
 def test_input_fn_must_give_a_batch():
     with pytest.raises(ConfigurationError, match=r"\(from input_fn\)"):
-        samples_from_batch({"x": X}, 2, input_fn=lambda batch: "x")
+        samples_from({"x": X}, 2, input_fn=lambda batch: "x")
 
 
 MASK, TOKENS = torch.ones(10, 4, dtype=torch.long), torch.arange(40).reshape(10, 4)
@@ -135,14 +140,14 @@ MASK, TOKENS = torch.ones(10, 4, dtype=torch.long), torch.arange(40).reshape(10,
 
 @pytest.mark.parametrize("name", ["labels", "label"])
 def test_the_only_image_of_a_dict_is_found_with_its_labels(name):
-    found = samples_from_batch({"index": Y, "pixel_values": X, name: Y + 1, "path": ["a"] * 10}, 2)
+    found = samples_from({"index": Y, "pixel_values": X, name: Y + 1, "path": ["a"] * 10}, 2)
     assert torch.equal(found.inputs, X[:2])
     assert found.labels.tolist() == [1, 2]
-    assert samples_from_batch(UserDict(image=X), 2).labels is None  # transformers' BatchEncoding is a UserDict
+    assert samples_from(UserDict(image=X), 2).labels is None  # transformers' BatchEncoding is a UserDict
 
 
 def test_all_inputs_of_a_dict_are_found_where_wrt_names_one():
-    found = samples_from_batch({"image": X, "mask": MASK, "labels": Y}, 3, [4, 1], wrt="image")
+    found = samples_from({"image": X, "mask": MASK, "labels": Y}, 3, [4, 1], wrt="image")
     assert list(found.inputs) == ["image", "mask"]
     assert torch.equal(found.inputs["image"], X[[4, 1]])
     assert torch.equal(found.inputs["mask"], MASK[[4, 1]])
@@ -152,7 +157,7 @@ def test_all_inputs_of_a_dict_are_found_where_wrt_names_one():
 
 
 def test_the_only_tokens_of_a_dict_are_found_where_wrt_names_a_layer():
-    found = samples_from_batch({"input_ids": TOKENS, "labels": Y}, 2, wrt="embedding")
+    found = samples_from({"input_ids": TOKENS, "labels": Y}, 2, wrt="embedding")
     assert torch.equal(found.inputs, TOKENS[:2])
 
 
@@ -166,7 +171,7 @@ def test_the_only_tokens_of_a_dict_are_found_where_wrt_names_a_layer():
     ],
 )
 def test_an_input_fn_may_give_several_inputs(returned, inputs, labels):
-    found = samples_from_batch("anything", 2, input_fn=lambda batch: returned)
+    found = samples_from("anything", 2, input_fn=lambda batch: returned)
     assert type(found.inputs) is type(inputs)
     torch.testing.assert_close(found.inputs, inputs, rtol=0, atol=0)
     assert (None if found.labels is None else found.labels.tolist()) == labels
@@ -175,11 +180,11 @@ def test_an_input_fn_may_give_several_inputs(returned, inputs, labels):
 
 def test_several_inputs_have_one_row_per_sample():
     with pytest.raises(ConfigurationError, match=r"first dimensions are \[3, 10\].*forward_fn"):
-        samples_from_batch(((X, X[:3]), Y), 2)
+        samples_from(((X, X[:3]), Y), 2)
 
 
 def test_samples_taken_in_inference_mode_can_be_differentiated():
     with torch.inference_mode():
-        found = samples_from_batch((X * 1, Y * 1), 2)
+        found = samples_from((X * 1, Y * 1), 2)
     assert not found.inputs.is_inference()
     assert not found.labels.is_inference()

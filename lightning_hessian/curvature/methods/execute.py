@@ -57,7 +57,7 @@ def execute(
         plan: from ``make_plan``; ``num_matrices`` counts samples of this batch.
         options: those the plan was made with.
         target: name of the target, for the result.
-        analysis: of exactly this batch where it was made; otherwise gradients and costs are determined here.
+        analysis: of this batch, with the costs of one that contains it; otherwise both are determined here.
         meter: started when the measurement began.
         progress: called with the number of finished columns (``dense``), samples (``low_rank``) or matrix-vector
             products (``lanczos``).

@@ -1,4 +1,7 @@
-"""Curves and spectra over training: what the events of one tag answer, without any file."""
+"""Curves and spectra over training: what the events of one tag answer, without any file.
+
+tensorboard_plugin/http_api.md describes the arrays and the metadata of every answer.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import numpy as np
 
 from lightning_hessian.records.event_format import SPECTRA, Summary
 from lightning_hessian.records.histogram import BIN_EDGES, NUM_BINS
-from lightning_hessian.records.metrics import METRICS
+from lightning_hessian.records.metrics import BY_NAME, METRICS
 from lightning_hessian.records.payload import Array
 from lightning_hessian.records.statistics import over_samples
 
@@ -100,13 +103,7 @@ def metric_table() -> list[dict[str, Any]]:
 
 
 def series(measured: History) -> Answer:
-    """Every metric over S steps, N samples and K classes, its statistics over samples, and metadata by step.
-
-    Arrays: ``steps``, ``epochs``, ``num_matvecs``, ``seconds`` ``[S]``; each metric, its ``_error`` (of an estimate or
-    of an eigenvalue) and whether the eigenvalues it depends on have ``_converged`` ``[S, N, K]``; its ``_mean``,
-    ``_p10``, ``_p90``, ``_num_finite``, ``_error_mean`` and ``_all_converged`` over samples ``[S, K]``; ``labels``,
-    ``predicted`` ``[S, N]`` and ``classes`` ``[S, N, K]``. NaN and -1 where a step has no value.
-    """
+    """Every metric over S steps, N samples and K classes, its statistics over samples, and metadata by step."""
     summaries = measured.summaries
     arrays: dict[str, Array] = {
         "steps": np.array([s.logged_step for s in summaries], np.int64),
@@ -115,12 +112,18 @@ def series(measured: History) -> Answer:
         "seconds": np.array([_number(s.meta.get("seconds")) for s in summaries], np.float32),
     }
     found = [{**s.arrays, **uncertainty(s.arrays)} for s in summaries]
-    for name in dict.fromkeys(name for each in found for name in each if name not in SPECTRA):
+    for name in dict.fromkeys(name for each in found for name in each if _is_known(name)):
         arrays[name] = _stack(found, name)
     for metric in METRICS:
         arrays |= _statistics(arrays, metric.name)
     meta = {name: [s.meta.get(name) for s in summaries] for name in PER_STEP}
     return arrays, {**meta, "total_seconds": float(np.nansum(arrays["seconds"])), "left_out": measured.left_out}
+
+
+def _is_known(name: str) -> bool:
+    """Whether an array of an event is one of ours over samples, with a fixed shape; another version may add others."""
+    metric = name.removesuffix("_error").removesuffix("_converged")
+    return metric in BY_NAME or name in ("labels", "predicted", "classes")
 
 
 def uncertainty(arrays: Mapping[str, Array]) -> dict[str, Array]:
@@ -160,12 +163,7 @@ def _listed(arrays: Mapping[str, Array], name: str, position: int) -> tuple[Arra
 
 
 def spectra(measured: History, sample: int, class_index: int) -> Answer:
-    """The spectra of one sample and class over S steps; shorter ones are filled with NaN.
-
-    Arrays: ``steps`` ``[S]``; ``eigenvalues``, ``residuals`` and ``converged`` ``[S, M']``; ``histogram`` ``[S, 64]``
-    with ``bin_edges`` ``[65]``; of the listed eigenvalues ``num_listed``, ``num_converged``, ``largest_residual`` and
-    ``negative_share`` ``[S]``.
-    """
+    """The spectra of one sample and class over S steps, and statistics of their listed eigenvalues."""
     summaries = measured.summaries
     width = max((s.arrays["eigenvalues"].shape[-1] for s in summaries if "eigenvalues" in s.arrays), default=0)
     arrays: dict[str, Array] = {"steps": np.array([s.logged_step for s in summaries], np.int64)}

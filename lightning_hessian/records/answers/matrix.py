@@ -11,7 +11,7 @@ import numpy as np
 
 from lightning_hessian.records.answers.history import Answer, MissingError
 from lightning_hessian.records.event_format import Summary
-from lightning_hessian.records.matrices import from_eigenvectors, spans, to_triangle
+from lightning_hessian.records.matrices import from_eigenvectors, from_triangle, spans, to_triangle
 from lightning_hessian.records.payload import Array, ArrayFile, DamagedDataError
 
 Source = Literal["stored", "from eigenvectors", "none"]
@@ -77,7 +77,7 @@ def read_matrix(file: ArrayFile, summary: Summary, sample: int, class_index: int
     num_inputs = file.shape("gradient")[-1]
     if source == "stored":
         triangle = file.read("hessian_triangle", _stored_samples(file, summary).index(sample), class_index)
-        return Matrix(num_inputs, source, lambda first, end: _triangle_rows(triangle, num_inputs, first, end))
+        return Matrix(num_inputs, source, lambda first, end: from_triangle(triangle, num_inputs, slice(first, end)))
     found = [file.read(name, sample, class_index) for name in ("eigenvalues", "eigenvectors", "vector_index")]
 
     def rows(first: int, end: int) -> Array:
@@ -99,10 +99,7 @@ def matrix(found: Matrix, max_cells: int) -> Answer:
         MissingError: there are too many inputs.
 
     Returns:
-        ``triangle [n(n+1)/2]``, float32, the upper triangle row by row: of each block of entries the one of largest
-        magnitude, so that nothing vanishes. Metadata: ``source``; ``size``, D; ``block``, the side of a block;
-        ``num_cells``, n; ``limit``, the 99th percentile of |H| (of every k-th row, where there are more than 4096), or
-        the largest where that is zero; ``largest``, of |H|; ``start``, the row with the largest diagonal entry.
+        The upper triangle row by row, of each block of entries the one of largest magnitude, so that nothing vanishes.
     """
     size = found.num_inputs
     if size > MAX_DRAWN_INPUTS:
@@ -162,17 +159,6 @@ def _stored_samples(file: ArrayFile, summary: Summary) -> list[int]:
     if isinstance(listed, list) and len(listed) == shape[0] and all(type(i) is int for i in listed):
         return listed
     return list(range(shape[0]))
-
-
-def _triangle_rows(triangle: Array, size: int, first: int, end: int) -> Array:
-    """Rows of a symmetric matrix from its upper triangle."""
-    index = np.arange(size)
-    diagonal = index * size - index * (index - 1) // 2  # the position of H[i, i]
-    found = np.empty((end - first, size), triangle.dtype)
-    for one, i in zip(found, range(first, end), strict=True):
-        one[i:] = triangle[diagonal[i] : diagonal[i] + size - i]
-        one[:i] = triangle[diagonal[:i] + i - index[:i]]
-    return found
 
 
 def _largest_of_blocks(rows: Array, block: int, num_cells: int) -> Array:

@@ -33,11 +33,6 @@ def input_of(file: ArrayFile, sample: int) -> Answer:
 def maps(file: ArrayFile, summary: Summary, sample: int, class_index: int) -> Answer:
     """What has the shape of the input, for one sample and class.
 
-    Arrays: ``gradient``, ``diagonal``, ``diagonal_error`` ``[D]``; where there are V eigenvectors, ``eigenvectors``
-    ``[V, D]`` with ``eigenvector_values``, ``eigenvector_residuals`` and ``eigenvector_converged`` ``[V]``. Metadata:
-    ``largest_diagonal_error``; ``matrix``, where the whole matrix comes from (``"stored"``, ``"from eigenvectors"`` or
-    ``"none"``), and ``why_no_matrix``.
-
     Raises:
         DamagedDataError: the arrays of the file do not fit each other.
     """

@@ -34,16 +34,10 @@ export function parseSafetensors(buffer) {
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, length)));
   const { __metadata__: metadata = {}, ...entries } = header;
   const arrays = {};
-  for (const [
-    name,
-    {
-      dtype,
-      shape,
-      data_offsets: [start, end],
-    },
-  ] of Object.entries(entries)) {
+  for (const [name, { dtype, shape, data_offsets: offsets }] of Object.entries(entries)) {
+    const [start, end] = offsets.map((offset) => 8 + length + offset);
     if (!READERS[dtype]) throw new Error(`The array ${name} has the type ${dtype}, which this page cannot read.`);
-    arrays[name] = { shape, data: READERS[dtype](buffer.slice(8 + length + start, 8 + length + end)) };
+    arrays[name] = { shape, data: READERS[dtype](buffer.slice(start, end)) };
   }
   const meta = metadata.lightning_hessian ? JSON.parse(metadata.lightning_hessian) : {};
   return { arrays, meta };
@@ -97,45 +91,27 @@ async function errorMessage(response) {
   }
 }
 
-const MAX_CACHED_BYTES = 2 ** 28;
+const MAX_CACHED = 100; // answers; a drawn matrix takes 2 MB
 const GROWING = new Set(["series", "spectra"]); // these change when a run goes on
 
 // The same source with a cache of answers, the least recently used dropped first. `renew` takes the answer to runs() and
 // drops what may have grown, and answers about steps that were written again.
 export function cached(source) {
   const entries = new Map();
-  let bytes = 0;
   let written = new Map();
 
   const writtenAt = ([run, tag, step]) => written.get(JSON.stringify([run, tag, step]));
 
-  function drop(key) {
-    bytes -= entries.get(key).bytes;
-    entries.delete(key);
-  }
-
   function answer(method, values) {
     const key = JSON.stringify([method, ...values]);
-    const known = entries.get(key);
-    if (known) {
-      entries.delete(key);
-      entries.set(key, known);
-      return known.promise;
+    let entry = entries.get(key);
+    if (!entry) {
+      entry = { method, values, written: writtenAt(values), promise: source[method](...values) };
+      entry.promise.catch(() => entries.get(key) === entry && entries.delete(key));
     }
-    const entry = { method, values, written: writtenAt(values), bytes: 0, promise: source[method](...values) };
-    entries.set(key, entry);
-    entry.promise.then(
-      ({ arrays }) => {
-        if (entries.get(key) !== entry) return;
-        entry.bytes = Object.values(arrays).reduce((sum, { data }) => sum + data.byteLength, 0);
-        bytes += entry.bytes;
-        for (const oldest of [...entries.keys()]) {
-          if (bytes <= MAX_CACHED_BYTES || oldest === key) break;
-          drop(oldest);
-        }
-      },
-      () => entries.get(key) === entry && entries.delete(key),
-    );
+    entries.delete(key);
+    entries.set(key, entry); // the last is the one used last
+    if (entries.size > MAX_CACHED) entries.delete(entries.keys().next().value);
     return entry.promise;
   }
 
@@ -144,7 +120,7 @@ export function cached(source) {
   wrapped.renew = (catalog) => {
     written = timesOf(catalog);
     for (const [key, entry] of [...entries]) {
-      if (GROWING.has(entry.method) || entry.written !== writtenAt(entry.values)) drop(key);
+      if (GROWING.has(entry.method) || entry.written !== writtenAt(entry.values)) entries.delete(key);
     }
   };
   return wrapped;

@@ -17,31 +17,23 @@ export function prepare(canvas, width, height) {
   return context;
 }
 
-// A canvas of one pixel per value; `kind` is "signed" or "grey".
+// A canvas of one pixel per value; `kind` is "signed", "grey", or "colour": three channels [3, H, W] as one image.
 export function imageOf(values, width, height, low, high, kind) {
   const canvas = new OffscreenCanvas(width, height);
   const context = canvas.getContext("2d");
   const pixels = context.createImageData(width, height);
-  paint(values, pixels, low, high, TABLES[kind]);
+  if (kind === "colour") mix(values, pixels.data, low, high);
+  else paint(values, pixels, low, high, TABLES[kind]);
   context.putImageData(pixels, 0, 0);
   return canvas;
 }
 
-// Three channels [3, H, W] as one colour image, low to high shown as 0 to 1.
-export function colourImageOf(values, width, height, low, high) {
-  const canvas = new OffscreenCanvas(width, height);
-  const context = canvas.getContext("2d");
-  const pixels = context.createImageData(width, height);
-  const size = width * height;
+// Low to high of every channel as 0 to 1.
+function mix(values, data, low, high) {
+  const size = values.length / 3;
   const factor = 255 / Math.max(high - low, 1e-12);
-  for (let i = 0; i < size; i++) {
-    for (let channel = 0; channel < 3; channel++) {
-      pixels.data[4 * i + channel] = (values[channel * size + i] - low) * factor;
-    }
-    pixels.data[4 * i + 3] = 255;
-  }
-  context.putImageData(pixels, 0, 0);
-  return canvas;
+  data.fill(255);
+  values.forEach((value, i) => (data[4 * (i % size) + Math.floor(i / size)] = (value - low) * factor));
 }
 
 // A colour bar below a picture, labelled at its ends and middle.

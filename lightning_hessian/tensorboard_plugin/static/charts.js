@@ -42,10 +42,16 @@ export class Charts {
     );
   }
 
-  // Calls `listener` with Plotly's click, once however often the chart is drawn.
-  onClick(element, listener) {
-    element.removeAllListeners("plotly_click");
-    element.on("plotly_click", listener);
+  // A chart over steps: a dotted line marks the step shown, and a click goes to another.
+  async drawOverSteps(element, traces, state, layout) {
+    const line = { color: this.colour("accent"), width: 1.5, dash: "dot" };
+    const marker = { type: "line", x0: state.step, x1: state.step, y0: 0, y1: 1, yref: "paper", line };
+    await this.draw(element, traces, { xaxis: { title: { text: "step" } }, shapes: [marker], ...layout });
+    element.removeAllListeners("plotly_click"); // those of earlier drawings
+    element.on("plotly_click", ({ points }) => {
+      const index = state.steps.indexOf(points[0].x);
+      if (index >= 0) state.setStepIndex(index);
+    });
   }
 }
 

@@ -1,19 +1,25 @@
 // Colours: red is positive, blue is negative, white is zero.
 
-// ColorBrewer's RdBu reversed, the scale of the package's other pictures.
-const DIVERGING = [
-  [5, 48, 97],
-  [33, 102, 172],
-  [67, 147, 195],
-  [146, 197, 222],
-  [209, 229, 240],
-  [247, 247, 247],
-  [253, 219, 199],
-  [244, 165, 130],
-  [214, 96, 77],
-  [178, 24, 43],
-  [103, 0, 31],
-];
+const STOPS = {
+  // ColorBrewer's RdBu reversed, the scale of the package's other pictures.
+  signed: [
+    [5, 48, 97],
+    [33, 102, 172],
+    [67, 147, 195],
+    [146, 197, 222],
+    [209, 229, 240],
+    [247, 247, 247],
+    [253, 219, 199],
+    [244, 165, 130],
+    [214, 96, 77],
+    [178, 24, 43],
+    [103, 0, 31],
+  ],
+  grey: [
+    [0, 0, 0],
+    [255, 255, 255],
+  ],
+};
 const MISSING = [150, 150, 150]; // not a number
 
 const LEVELS = 256;
@@ -31,13 +37,7 @@ function table(stops) {
 const pack = ([red, green, blue]) =>
   ((255 << 24) | (Math.round(blue) << 16) | (Math.round(green) << 8) | Math.round(red)) >>> 0;
 
-export const TABLES = {
-  signed: table(DIVERGING),
-  grey: table([
-    [0, 0, 0],
-    [255, 255, 255],
-  ]),
-};
+export const TABLES = { signed: table(STOPS.signed), grey: table(STOPS.grey) };
 const MISSING_PACKED = pack(MISSING);
 
 // Colours of `values` between low and high, as packed RGBA of an ImageData.
@@ -55,13 +55,7 @@ export function paint(values, pixels, low, high, colours) {
 // A horizontal or vertical gradient for a colour bar.
 export function barGradient(context, x0, y0, x1, y1, kind) {
   const gradient = context.createLinearGradient(x0, y0, x1, y1);
-  const stops =
-    kind === "signed"
-      ? DIVERGING
-      : [
-          [0, 0, 0],
-          [255, 255, 255],
-        ];
+  const stops = STOPS[kind];
   stops.forEach((stop, i) => gradient.addColorStop(i / (stops.length - 1), `rgb(${stop.join(",")})`));
   return gradient;
 }

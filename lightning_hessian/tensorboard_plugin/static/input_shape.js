@@ -1,6 +1,6 @@
 // The input's shape: how the D entries of one sample are arranged in a picture, and pictures of one value per entry.
 
-import { colourImageOf, imageOf, largestMagnitude, horizontalBar, prepare, range } from "./canvas.js";
+import { imageOf, largestMagnitude, horizontalBar, prepare, range } from "./canvas.js";
 import { short } from "./numbers.js";
 
 const BAR = 26;
@@ -80,9 +80,7 @@ function drawImage(canvas, values, shape, { kind, size, marks, channel, textColo
   const limit = largestMagnitude(values) || 1;
   const [low, high] = kind === "signed" ? [-limit, limit] : range(values);
   const context = prepare(canvas, Math.max(width, 110), height + BAR);
-  const image = overlaid
-    ? colourImageOf(values, columns, rows, low, high)
-    : imageOf(shape.spreadOut(values), columns, rows, low, high, kind);
+  const image = imageOf(overlaid ? values : shape.spreadOut(values), columns, rows, low, high, kind);
   context.drawImage(image, 0, 0, width, height);
   const isZero = kind === "signed" && largestMagnitude(values) === 0;
   if (overlaid || isZero) {

@@ -12,6 +12,9 @@ export function short(value, digits = 3) {
   return text.replaceAll("-", "−");
 }
 
+// Those parts of a text that there are.
+export const joined = (parts, separator = " ") => parts.filter(Boolean).join(separator);
+
 export const percent = (share) => (Number.isFinite(share) ? `${Math.round(100 * share)} %` : "undefined");
 
 const superscript = (number) => [...String(number)].map((sign) => SUPERSCRIPTS[sign]).join("");

@@ -4,6 +4,7 @@
 import { parseSafetensors, rowOf } from "./api.js";
 import { el } from "./dom.js";
 import { start } from "./index.js";
+import { joined } from "./numbers.js";
 
 // Draws the page around its catalog and blocks.
 export async function render() {
@@ -14,7 +15,7 @@ export async function render() {
     tags
       .filter(({ left_out: leftOut }) => leftOut)
       .map(({ name, target, left_out: leftOut }) =>
-        el("li", {}, `${[run, name, target].filter(Boolean).join(" · ")}: ${leftOut}`),
+        el("li", {}, `${joined([run, name, target], " · ")}: ${leftOut}`),
       ),
   );
   if (incomplete.length) {

@@ -1,5 +1,7 @@
 // What is selected. Views read and set it, and nothing else stores a selection.
 
+import { joined } from "./numbers.js";
+
 const DEFAULTS = { runs: [], run: null, classId: null, sample: 0, step: null, metric: "lambda_max", lines: "spread" };
 
 export class State {
@@ -130,7 +132,7 @@ function nearest(steps, step) {
 }
 
 function label({ run, name, target }) {
-  return [run === "." ? "this directory" : run, name, target].filter(Boolean).join(" · ");
+  return joined([run === "." ? "this directory" : run, name, target], " · ");
 }
 
 // A class in words: "class 2", "class 2: frog", "label" or "predicted".

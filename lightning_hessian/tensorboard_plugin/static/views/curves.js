@@ -2,7 +2,7 @@
 
 import { faded, lineColour } from "../colours.js";
 import { choice, el, panel } from "../dom.js";
-import { short } from "../numbers.js";
+import { joined, short } from "../numbers.js";
 import { classTitle } from "../state.js";
 
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
@@ -33,7 +33,7 @@ export function curves({ state, source, charts }) {
       state.lines,
     );
     const unit = metric.unit.replace("target", state.entry.target);
-    const formula = [metric.formula, unit && `in ${unit}`].filter(Boolean).join(", ");
+    const formula = joined([metric.formula, unit && `in ${unit}`], ", ");
     meaning.textContent = `${metric.title}${formula && ` (${formula})`}: ${metric.meaning}.`;
     const several = entries.length > 1;
     const series = await Promise.all(entries.map((entry) => source.series(entry.run, entry.tag)));
@@ -45,27 +45,19 @@ export function curves({ state, source, charts }) {
     }
     frame.clear();
     frame.describe(notes(drawn));
-    await charts.draw(frame.body, drawn.flatMap(traces), {
+    await charts.drawOverSteps(frame.body, drawn.flatMap(traces), state, {
       height: 340,
-      xaxis: { title: { text: "step" } },
       yaxis: { title: { text: metric.title }, exponentformat: "power", rangemode: "normal" },
       showlegend: drawn.length > 1,
       legend: { orientation: "h", y: -0.22 },
-      shapes: [marker(state.step, charts.colour("accent"))],
       hovermode: "closest",
     });
-    charts.onClick(frame.body, ({ points }) => goTo(points[0].x));
-  }
-
-  function goTo(step) {
-    const index = state.steps.indexOf(step);
-    if (index >= 0) state.setStepIndex(index);
   }
 
   function curvesOf(entry, { arrays }, several) {
     if (state.lines === "classes") {
       return entry.class_ids.map((classId, index) => ({
-        title: [classTitle(entry, classId), several && entry.label].filter(Boolean).join(", "),
+        title: joined([classTitle(entry, classId), several && entry.label], ", "),
         colour: lineColour(index),
         dash: DASHES[entry.index % DASHES.length],
         points: means(arrays, index),
@@ -115,15 +107,11 @@ const get = (array, ...indices) => array?.data[indices.reduce((offset, index, ax
 function traces({ title, colour, dash, points, band }) {
   const x = points.map(({ step }) => step);
   const y = points.map(({ value }) => (Number.isFinite(value) ? value : null));
-  const text = points.map(({ value, low, high, error, isOpen }) =>
-    [
-      short(value) + (error > 0 ? ` ± ${short(error, 2)}` : ""),
-      band && `10 to 90 %: ${short(low)} to ${short(high)}`,
-      isOpen && "not converged",
-    ]
-      .filter(Boolean)
-      .join("<br>"),
-  );
+  const text = points.map(({ value, low, high, error, isOpen }) => {
+    const mean = short(value) + (error > 0 ? ` ± ${short(error, 2)}` : "");
+    const spread = band && `10 to 90 %: ${short(low)} to ${short(high)}`;
+    return joined([mean, spread, isOpen && "not converged"], "<br>");
+  });
   const line = {
     x,
     y,
@@ -158,22 +146,9 @@ function notes(drawn) {
   const all = drawn.flatMap(({ points }) => points);
   const missing = all.filter((point) => point.missing).length;
   const open = all.filter(({ isOpen }) => isOpen).length;
-  return [
+  return joined([
     all.some(({ error }) => error > 0) && "Bars: residuals of eigenvalues or standard errors of estimates.",
     open && `Crosses: ${open} points depend on eigenvalues that have not converged.`,
     missing && `At ${missing} points, samples with an infinite or undefined value are left out.`,
-  ]
-    .filter(Boolean)
-    .join(" ");
+  ]);
 }
-
-// The vertical line at the step that is shown.
-export const marker = (step, colour) => ({
-  type: "line",
-  x0: step,
-  x1: step,
-  y0: 0,
-  y1: 1,
-  yref: "paper",
-  line: { color: colour, width: 1.5, dash: "dot" },
-});

@@ -3,7 +3,6 @@
 import { panel } from "../dom.js";
 import { short } from "../numbers.js";
 import { axisFor, counted, countTicks, exactnessAt, histogramAt, listed } from "../spectra.js";
-import { marker } from "./curves.js";
 
 export function evolution({ state, source, charts }) {
   const frame = panel(
@@ -30,9 +29,8 @@ export function evolution({ state, source, charts }) {
     const traces = known.length
       ? [image(steps, bars, exactness, known[0], charts), ...ends(spectra, steps, axis, charts)]
       : ranks(spectra, steps, axis, charts);
-    await charts.draw(frame.body, traces, {
+    await charts.drawOverSteps(frame.body, traces, state, {
       height: 380,
-      xaxis: { title: { text: "step" } },
       yaxis: {
         title: { text: "λ", standoff: 14 },
         tickvals: axis.ticks.values,
@@ -40,11 +38,6 @@ export function evolution({ state, source, charts }) {
         range: [-axis.reach, axis.reach],
       },
       showlegend: false,
-      shapes: [marker(state.step, charts.colour("accent"))],
-    });
-    charts.onClick(frame.body, ({ points }) => {
-      const index = state.steps.indexOf(points[0].x);
-      if (index >= 0) state.setStepIndex(index);
     });
   }
 
@@ -77,34 +70,21 @@ function image(steps, bars, exactness, some, charts) {
 }
 
 // The outermost listed eigenvalues as points, which a histogram's bins blur.
-function ends(spectra, steps, axis, charts) {
+const ends = (spectra, steps, axis, charts) => {
   const all = steps.map((_, index) => listed(spectra, index));
+  const at = (position) => all.map((pairs) => pairs.at(position));
   return [
-    [0, "largest", "positive"],
-    [-1, "smallest", "negative"],
-  ].map(([position, name, colour]) =>
-    line(
-      steps,
-      all.map((pairs) => pairs.at(position)),
-      name,
-      axis,
-      charts.colour(colour),
-    ),
-  );
-}
+    line(steps, at(0), "largest", axis, charts.colour("positive")),
+    line(steps, at(-1), "smallest", axis, charts.colour("negative")),
+  ];
+};
 
 function ranks(spectra, steps, axis, charts) {
   const all = steps.map((_, index) => listed(spectra, index));
-  const most = Math.max(...all.map((pairs) => pairs.length));
-  return Array.from({ length: most }, (_, position) => {
+  return Array.from({ length: Math.max(...all.map(({ length }) => length)) }, (_, position) => {
     const pairs = all.map((each) => each[position]);
-    return line(
-      steps,
-      pairs,
-      `eigenvalue ${position + 1}`,
-      axis,
-      charts.colour(pairs.find(Boolean).value < 0 ? "negative" : "positive"),
-    );
+    const colour = charts.colour(pairs.find(Boolean).value < 0 ? "negative" : "positive");
+    return line(steps, pairs, `eigenvalue ${position + 1}`, axis, colour);
   });
 }
 

@@ -4,7 +4,7 @@ import { el, named, panel } from "../dom.js";
 import { symmetric } from "../api.js";
 import { InputShape, drawMap } from "../input_shape.js";
 import { MatrixView } from "../matrix_view.js";
-import { short } from "../numbers.js";
+import { joined, short } from "../numbers.js";
 import { classTitle } from "../state.js";
 
 const SIDE = 500;
@@ -161,13 +161,11 @@ class RowReader {
 }
 
 function inWords(entry, { sample, classId }, { source, size, block, limit, largest }) {
-  return [
+  return joined([
     `${entry.target} of ${classTitle(entry, classId)}, sample ${sample}: ${size}×${size} entries in ${entry.target} per input unit².`,
     largest > limit && `Colours end at ±${short(limit)}, the 99th percentile of |H|; the largest |entry| is ${short(largest)}.`,
     block > 1 && `Each cell shows the largest of ${block}×${block} entries; the value under the pointer is exact.`,
     source === "from eigenvectors" && "Reconstructed from its eigenvectors, which are complete.",
     largest === 0 && "It is exactly zero.",
-  ]
-    .filter(Boolean)
-    .join(" ");
+  ]);
 }

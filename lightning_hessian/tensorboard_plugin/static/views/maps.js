@@ -32,14 +32,9 @@ export function maps({ state, source, charts }) {
     const inputKind = shape.isColour ? "colour" : "grey";
     const { shape: [, samples, classes], data: norms } = series.arrays.gradient_norm;
     const norm = norms[(stepIndex * samples + sample) * classes + classIndex];
+    const outputs = known.map(([word, k]) => `${word} ${outputName(entry, k)}`).join(", ");
     const figures = [
-      figure(
-        input.arrays.x.data,
-        shape,
-        inputKind,
-        ["input", known.map(([word, k]) => `${word} ${outputName(entry, k)}`).join(", ")],
-        "x",
-      ),
+      figure(input.arrays.x.data, shape, inputKind, ["input", outputs], "x"),
       figure(arrays.gradient.data, shape, "signed", ["gradient", `‖g‖ = ${short(norm)}`], "gradient"),
       figure(arrays.diagonal.data, shape, "signed", ["diagonal of the Hessian", diagonalError(meta)], "diagonal"),
       ...eigenvectors(arrays, shape),
@@ -49,15 +44,9 @@ export function maps({ state, source, charts }) {
     frame.body.replaceChildren(...figures);
   }
 
-  function eigenvectors(
-    {
-      eigenvectors: vectors,
-      eigenvector_values: values,
-      eigenvector_residuals: residuals,
-      eigenvector_converged: converged,
-    },
-    shape,
-  ) {
+  function eigenvectors(arrays, shape) {
+    const vectors = arrays.eigenvectors;
+    const [values, residuals, converged] = ["values", "residuals", "converged"].map((name) => arrays[`eigenvector_${name}`]);
     if (!vectors) return [el("p", { className: "words" }, "No eigenvectors were stored.")];
     const [count, size] = vectors.shape;
     return Array.from({ length: count }, (_, rank) => {

@@ -1,7 +1,7 @@
 // The spectrum of one sample and class at one step: listed eigenvalues with residuals, and the histogram of all.
 
 import { panel } from "../dom.js";
-import { percent, short } from "../numbers.js";
+import { joined, percent, short } from "../numbers.js";
 import { axisFor, counted, countTicks, exactnessAt, histogramAt, listed } from "../spectra.js";
 import { classTitle } from "../state.js";
 
@@ -27,14 +27,8 @@ export function spectrum({ state, source, charts }) {
     const exactness = exactnessAt(spectra, index);
     frame.clear();
     frame.describe(inWords(entry, state, spectra.arrays, index, pairs, bars, exactness));
-    const traces = [
-      points(
-        pairs.filter(({ converged }) => converged),
-        "converged",
-        axis,
-        charts,
-      ),
-    ];
+    const settled = pairs.filter(({ converged }) => converged);
+    const traces = [points(settled, "converged", axis, charts)];
     const open = pairs.filter(({ converged }) => !converged);
     if (open.length) traces.push(points(open, "not converged", axis, charts));
     if (bars) traces.push(histogram(bars, exactness, charts));
@@ -122,7 +116,7 @@ function inWords(entry, { sample, classId }, arrays, index, pairs, bars, { words
     (name) => arrays[name].data[index],
   );
   const values = pairs.map(({ value }) => value);
-  return [
+  return joined([
     `${of}: ${listed} of ${entry.num_inputs} eigenvalues are listed, from ${short(Math.min(...values))} to ${short(Math.max(...values))}.`,
     Number.isFinite(negative) && `${percent(negative)} of their Σ|λ| is negative.`,
     converged < listed
@@ -130,7 +124,5 @@ function inWords(entry, { sample, classId }, arrays, index, pairs, bars, { words
       : `All have converged, with residuals of at most ${short(residual, 1)}.`,
     bars && words && `Counts of the histogram are ${words}.`,
     !bars && "There is no histogram: the eigenvalues between the ends were not estimated (density_vectors=0).",
-  ]
-    .filter(Boolean)
-    .join(" ");
+  ]);
 }
