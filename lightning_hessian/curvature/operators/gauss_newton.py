@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -47,10 +48,6 @@ class GaussNewtonOperator(BatchOperator):
         jv = pull_back(self._pulled_back, self._weights, v)
         ajv = pull_back(self._slope, self._z, jv)
         return pull_back(self._outputs, self._x, ajv).flatten(1)
-
-    def select(self, index: Tensor) -> GaussNewtonOperator:
-        """The problems at ``index``, with graphs of their own."""
-        return GaussNewtonOperator(self.batch.select(index))
 
 
 def jacobian(batch: TargetBatch) -> Tensor:
@@ -98,31 +95,13 @@ def gauss_newton_hessians(batch: TargetBatch) -> Tensor:
     return j.mT.unsqueeze(1) @ a @ j.unsqueeze(1)
 
 
-@dataclass(frozen=True)
-class GaussNewtonFactors:
-    """The factors of JᵀAJ, one for each of P problems.
-
-    Attributes:
-        jacobian: J, ``[P, C, D]``.
-        output_hessian: A, ``[P, C, C]``.
-        norm: ‖JᵀAJ‖ (Frobenius), ``[P]``, exact.
-    """
-
-    jacobian: Tensor
-    output_hessian: Tensor
-    norm: Tensor
-
-    def matvec(self, v: Tensor) -> Tensor:
-        """Jᵀ A J v, ``[P, D]`` to ``[P, D]``."""
-        return (self.jacobian.mT @ (self.output_hessian @ (self.jacobian @ v.unsqueeze(-1)))).squeeze(-1)
-
-
-def gauss_newton_factors(batch: TargetBatch) -> GaussNewtonFactors:
-    """J, A and ‖JᵀAJ‖ of every problem. Cost: C gradients."""
+def factored_gauss_newton(batch: TargetBatch) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """V ↦ JᵀAJ v, ``[P, D]`` to ``[P, D]``, from J and A formed once, and ‖JᵀAJ‖ ``[P]``. Cost: C gradients."""
     j, a = jacobian(batch), output_hessian(batch)
     r = torch.linalg.qr(j.mT, mode="r").R.unsqueeze(1)
     norm = torch.linalg.matrix_norm(r @ a @ r.mT)
-    return GaussNewtonFactors(j.repeat_interleave(batch.num_classes, dim=0), a.flatten(0, 1), norm.flatten())
+    j, a = j.repeat_interleave(batch.num_classes, dim=0), a.flatten(0, 1)
+    return lambda v: (j.mT @ (a @ (j @ v.unsqueeze(-1)))).squeeze(-1), norm.flatten()
 
 
 @dataclass(frozen=True)
