@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import get_args
 
 import torch
 
@@ -13,7 +14,7 @@ from lightning_hessian.curvature.algorithms.quadrature import NUM_STEPS
 from lightning_hessian.curvature.batching import on_few
 from lightning_hessian.curvature.checks.mode_agreement import modes_agree
 from lightning_hessian.curvature.memory import allocated_per_sample, readable
-from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, gradients
+from lightning_hessian.curvature.operators.autodiff import AutodiffMode, ReverseOverReverse, gradients
 from lightning_hessian.curvature.operators.gauss_newton import (
     OUTPUT_HVP_TENSORS,
     VMAPPED_OUTPUTS,
@@ -56,9 +57,10 @@ class ModelCosts:
             return on_few(self.batch, 2, lambda few: few.outputs(few.x).shape[1])
 
     @cached_property
-    def modes_agree(self) -> bool:
-        """Whether both autodiff modes give the same derivatives of this model."""
-        return modes_agree(self.batch, torch.Generator().manual_seed(self.seed))[0]
+    def modes(self) -> tuple[AutodiffMode, ...]:
+        """The autodiff modes that may be used: both where they give the same derivatives of this model."""
+        agree, _ = modes_agree(self.batch, torch.Generator().manual_seed(self.seed))
+        return get_args(AutodiffMode) if agree else ("reverse_over_reverse",)
 
     @cached_property
     def matvec_bytes(self) -> int:

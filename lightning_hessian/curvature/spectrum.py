@@ -70,6 +70,18 @@ class Decomposition:
     asymmetry: Tensor
 
 
+def eigenpairs(matrices: Tensor, num_vectors: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Eigenvalues, residuals and positions of symmetric matrices as in ``Decomposition``; eigenvectors as columns."""
+    size = matrices.shape[-1]
+    eigenvalues, vectors = torch.linalg.eigh(matrices)
+    residuals = (matrices @ vectors - vectors * eigenvalues.unsqueeze(-2)).norm(dim=-2)
+    eigenvalues, residuals, vectors = eigenvalues.flip(-1), residuals.flip(-1), vectors.flip(-1)
+    rounding = torch.finfo(matrices.dtype).eps * (10 + size) * eigenvalues.abs().amax(-1, keepdim=True)
+    index = eigenvalues.abs().topk(min(num_vectors, size), dim=-1).indices
+    pairs = {"eigenvalues": eigenvalues, "residuals": residuals, "converged": residuals <= rounding}
+    return {**pairs, "vector_index": index}, vectors
+
+
 def exact_decomposition(**quantities: Tensor) -> Decomposition:
     """The decomposition of a complete spectrum: nothing is estimated, every error is zero."""
     errors = {f"{name}_error": torch.zeros_like(quantities[name]) for name in ESTIMATED}

@@ -183,7 +183,8 @@ def preserved(model: nn.Module) -> Iterator[list[nn.Module]]:
     for module in snapshot.modules:
         _without_collectives(module)  # restored with the snapshot
         if hasattr(type(module), "trainer"):  # a LightningModule, which may also be a part of another
-            module.__dict__.update({name: _silent for name in ("log", "log_dict") if hasattr(module, name)})
+            logging = [name for name in ("log", "log_dict") if hasattr(module, name)]
+            module.__dict__.update(dict.fromkeys(logging, lambda *args, **kwargs: None))
     try:
         for parameter, _, _ in flags:
             parameter.requires_grad_(False)  # no graph may reach the parameters
@@ -207,10 +208,6 @@ def _without_collectives(module: nn.Module) -> None:
         home = getattr(getattr(value, "__func__", None), "__globals__", {}).get("__name__", "")
         if home.startswith("torch.distributed."):
             del vars(module)[name]
-
-
-def _silent(*args: object, **kwargs: object) -> None:
-    """Replaces ``self.log`` while a LightningModule is measured."""
 
 
 @contextmanager

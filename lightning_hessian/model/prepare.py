@@ -143,15 +143,14 @@ def _outputs(network: ModelFunction, x: Tensor, fixed: Any, memory_budget: int) 
     """The outputs ``[N, C]``, of as many samples at a time as fit ``memory_budget``."""
     batch = TargetBatch(network, lambda z, classes: z, x, torch.zeros(len(x), 1, dtype=torch.long), fixed)
 
-    def work(samples: slice) -> Tensor:
-        few = batch.select(samples)
+    def outputs(few: TargetBatch) -> Tensor:
         return few.outputs(few.x)
 
     with torch.no_grad():
-        on_few(batch, 2, lambda few: few.outputs(few.x))  # copies the parameters, which belong to no sample
-        per_sample = allocated_per_sample(batch, lambda few: few.outputs(few.x))
-        size = fitting_samples(memory_budget, per_sample)
-        return torch.cat([outputs for _, outputs in in_groups(len(x), size, work)])
+        on_few(batch, 2, outputs)  # copies the parameters, which belong to no sample
+        size = fitting_samples(memory_budget, allocated_per_sample(batch, outputs))
+        groups = in_groups(len(x), size, lambda samples: outputs(batch.select(samples)))
+        return torch.cat([found for _, found in groups])
 
 
 def _moved(inputs: Any, device: torch.device, dtype: torch.dtype) -> Any:

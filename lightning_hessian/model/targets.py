@@ -52,13 +52,7 @@ def margin(outputs: Tensor, classes: Tensor) -> Tensor:
     return logit(outputs, classes) - _others(outputs, classes).max(dim=-1).values
 
 
-TARGETS: dict[str, TargetFunction] = {
-    "logit": logit,
-    "log_prob": log_prob,
-    "prob": prob,
-    "loss": loss,
-    "margin": margin,
-}
+TARGETS: dict[str, TargetFunction] = {f.__name__: f for f in (logit, log_prob, prob, loss, margin)}
 
 
 def _others(outputs: Tensor, classes: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from torch.utils.data import IterableDataset
 
 from lightning_hessian import InputHessianMonitor
 from lightning_hessian.curvature.options import Options
+from lightning_hessian.model.state_snapshot import StateSnapshot
 from lightning_hessian.training.distributed import ProcessGroup
 from lightning_hessian.training.measurement import measure
 from lightning_hessian.training.samples import Samples
@@ -132,7 +133,7 @@ def no_input_on_rank_0(batch):
     return batch
 
 
-SEQUENCES = ("sequence", "sequence_prepare", "sequence_decide", "sequence_share")
+SEQUENCES = ("sequence", "sequence_prepare", "sequence_decide", "sequence_share", "sequence_close")
 
 
 @dataclass(frozen=True)
@@ -165,9 +166,13 @@ class FailsIn(nn.Module):
         self.step, self.net = step, nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.GELU(), nn.Linear(5, 3))
 
     def forward(self, x):
-        if self.step is not None and torch.is_grad_enabled() == (self.step != "prepare"):
+        if self.step not in (None, "close") and torch.is_grad_enabled() == (self.step != "prepare"):
             raise ArithmeticError(BROKEN)
         return self.net(x)
+
+
+def _cannot_restore(snapshot: StateSnapshot) -> None:
+    raise ArithmeticError(BROKEN)
 
 
 def sequence(name: str, rank: int, size: int) -> dict[str, Any]:
@@ -178,10 +183,15 @@ def sequence(name: str, rank: int, size: int) -> dict[str, Any]:
     torch.manual_seed(1)
     model, settings = FailsIn(step if fails else None), MeasurementSettings([0, 2], "prob", "float32", Options())
     left: dict[str, Any] = {"error": None, "record": False}
+    restore = StateSnapshot.restore
     try:
+        if fails and step == "close":
+            StateSnapshot.restore = _cannot_restore
         left["record"] = measure(model, Samples(*SAMPLES), settings, group=group) is not None
     except Exception as error:
         left["error"] = (type(error).__name__, str(error))
+    finally:
+        StateSnapshot.restore = restore
     return {**left, "calls": group.calls}
 
 

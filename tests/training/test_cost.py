@@ -273,7 +273,7 @@ def test_a_monitor_holds_no_tensors_but_its_samples(tmp_path, method):
     monitor = small_monitor(method=method)
     fit(tmp_path, monitor)
     found = list(tensors_in(monitor))
-    samples = monitor._current_run._samples
+    samples = monitor._current_run._state.samples
     assert any(t is samples.inputs for t in found)  # the walk finds what there is
     assert all(t.device.type == "cpu" and not t.requires_grad for t in found)
     assert sum(t.nbytes for t in found) == samples.inputs.nbytes + samples.labels.nbytes

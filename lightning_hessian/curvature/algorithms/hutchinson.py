@@ -78,16 +78,13 @@ def estimate(
         squares.append(product.square().sum(dim=1))
         diagonals.append(signs * product)
     trace, trace_error = _mean(torch.stack(traces))
-    square, square_error = _mean(torch.stack(squares))
     diagonal, diagonal_error = _mean(torch.stack(diagonals))
-    known_square = (known.eigenvalues.square() + known.residuals.square()).sum(dim=1)
-    norm = (square + known_square).sqrt()
-    rounding = torch.finfo(norm.dtype).eps * q.shape[-1] ** 0.5 * norm  # Σ|λ| is at most √D ‖A‖
+    norm, rounding = _norm(squares, (known.eigenvalues.square() + known.residuals.square()).sum(dim=1), q.shape[-1])
     return Estimates(
         trace=trace + known.eigenvalues.sum(dim=1),
         trace_error=torch.hypot(trace_error, rounding),
-        frobenius_norm=norm,
-        frobenius_norm_error=torch.hypot(square_error / (2 * norm.where(norm > 0, 1)), rounding),
+        frobenius_norm=norm.value,
+        frobenius_norm_error=norm.error,
         diagonal=diagonal + (known.eigenvalues.unsqueeze(-1) * q.square()).sum(dim=1),
         diagonal_error=diagonal_error + (known.residuals.unsqueeze(-1) * q.abs()).sum(dim=1),
     )
@@ -108,10 +105,7 @@ def estimate_norm(
     """
     inside = sum((matvec(q[:, i]).square().sum(dim=1) for i in range(q.shape[1])), q.new_zeros(len(q)))
     squares = [matvec(_random_outside(q, generator)[1]).square().sum(dim=1) for _ in range(num_vectors)]
-    square, error = _mean(torch.stack(squares))
-    norm = (inside + square).sqrt()
-    rounding = torch.finfo(norm.dtype).eps * q.shape[-1] ** 0.5 * norm
-    return Estimate(norm, torch.hypot(error / (2 * norm.where(norm > 0, 1)), rounding))
+    return _norm(squares, inside, q.shape[-1])[0]
 
 
 def estimate_asymmetry(operator: Operator, *, generator: torch.Generator) -> Tensor:
@@ -132,6 +126,14 @@ def _random_outside(q: Tensor, generator: torch.Generator) -> tuple[Tensor, Tens
     signs = torch.randint(2, (q.shape[-1],), generator=generator).to(q) * 2 - 1
     outside = signs - ((q @ signs).unsqueeze(1) @ q).squeeze(1)
     return signs, outside - ((q @ outside.unsqueeze(-1)).mT @ q).squeeze(1)
+
+
+def _norm(outside: list[Tensor], inside: Tensor, num_inputs: int) -> tuple[Estimate, Tensor]:
+    """√(inside + mean of outside) with its standard error to first order, and what rounding may leave of Σ|λ|."""
+    square, error = _mean(torch.stack(outside))
+    norm = (inside + square).sqrt()
+    rounding = torch.finfo(norm.dtype).eps * num_inputs**0.5 * norm  # Σ|λ| is at most √D ‖A‖
+    return Estimate(norm, torch.hypot(error / (2 * norm.where(norm > 0, 1)), rounding)), rounding
 
 
 def _mean(values: Tensor) -> tuple[Tensor, Tensor]:

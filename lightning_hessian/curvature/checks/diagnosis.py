@@ -115,32 +115,32 @@ def diagnose(
     if same_network is not None:
         if not same_network.trusted:
             return same_network
-        unchecked = tuple(f for f in same_network.findings if f == COUPLING_UNCHECKED)
-        result = _diagnosed_alone(batch, generator, group_size, same_network.network)
-        return replace(result, findings=(*unchecked, *result.findings))
-    if finding := _random_forward(batch, group_size):
-        return Diagnosis("curved", "curved", (finding,), trusted=False)
-    coupled = _coupled_samples(batch, generator)
-    if coupled:
-        return Diagnosis("curved", "curved", (COUPLED,), trusted=False)
-    result = _diagnosed_alone(batch, generator, group_size)
-    unchecked = (COUPLING_UNCHECKED,) if coupled is None else ()
-    return replace(result, findings=(*unchecked, *result.findings))
+        network, unchecked = same_network.network, COUPLING_UNCHECKED in same_network.findings
+    else:
+        if finding := _random_forward(batch, group_size):
+            return Diagnosis("curved", "curved", (finding,), trusted=False)
+        coupled = _coupled_samples(batch, generator)
+        if coupled:
+            return Diagnosis("curved", "curved", (COUPLED,), trusted=False)
+        network, unchecked = None, coupled is None
+    result = _diagnosed_alone(batch, generator, group_size, network)
+    return replace(result, findings=(COUPLING_UNCHECKED, *result.findings)) if unchecked else result
 
 
 def _diagnosed_alone(
-    batch: TargetBatch, generator: torch.Generator, group_size: int, network: Kind | None = None
+    batch: TargetBatch, generator: torch.Generator, group_size: int, network: Kind | None
 ) -> Diagnosis:
     """The diagnosis of a deterministic function of each sample alone; ``network``: the known kind of its outputs."""
     exact = in_float64(batch)
     if network is None:
-        network = _kind(_weighted_sum(_outputs(exact or batch), generator), generator, group_size)
+        outputs = replace(exact or batch, target=lambda z, classes: z)
+        network = _kind(_weighted_sum(outputs, generator), generator, group_size)
     result = Diagnosis(_kind(_weighted_sum(exact or batch, generator), generator, group_size), network)
     if exact is None:
         finding = "The model cannot be evaluated in float64, so finite differences could not confirm the numbers."
         return replace(result, findings=(finding,))
     if result.kind == "curved" and _underflows(batch, exact, generator, group_size):
-        finding = f"Its curvature underflows in {str(batch.x.dtype).removeprefix('torch.')}: Use float64."
+        finding = f"Its curvature underflows in {str(batch.x.dtype).removeprefix('torch.')}: use float64."
         return replace(result, findings=(finding,), trusted=False)
     return _compared_with_finite_differences(result, exact, generator, group_size)
 
@@ -170,11 +170,6 @@ def _weighted_sum(batch: TargetBatch, generator: torch.Generator) -> TargetBatch
     with torch.no_grad():
         num_terms = on_few(batch, 2, lambda few: few.values(few.x).shape[1])
     return replace(batch, class_weights=torch.randn(num_terms, generator=generator, dtype=torch.float64))
-
-
-def _outputs(batch: TargetBatch) -> TargetBatch:
-    """The outputs themselves as targets."""
-    return replace(batch, target=lambda z, classes: z)
 
 
 def _kind(batch: TargetBatch, generator: torch.Generator, group_size: int) -> Kind:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from typing import get_args
 
 import torch
 from torch import Tensor
@@ -22,7 +21,13 @@ from lightning_hessian.curvature.methods.columns import hessians
 from lightning_hessian.curvature.methods.interface import MethodInput, MethodResult
 from lightning_hessian.curvature.operators.autodiff import AutodiffMode
 from lightning_hessian.curvature.operators.gauss_newton import TermNorms, gauss_newton_hessians, term_norms
-from lightning_hessian.curvature.spectrum import Decomposition, concatenate, exact_decomposition, zero_decomposition
+from lightning_hessian.curvature.spectrum import (
+    Decomposition,
+    concatenate,
+    eigenpairs,
+    exact_decomposition,
+    zero_decomposition,
+)
 from lightning_hessian.errors import MeasurementError
 
 
@@ -86,7 +91,7 @@ def _hessians(given: MethodInput, samples: slice) -> tuple[Tensor, Counter[Autod
         first = largest = options.chunk_size
     return hessians(
         batch,
-        get_args(AutodiffMode) if costs.modes_agree else ("reverse_over_reverse",),
+        costs.modes,
         first_block=first,
         largest_block=largest,
         generator=options.generator(),
@@ -147,19 +152,13 @@ def decompose(
         return replace(
             zero, gauss_newton_norm=terms.gauss_newton, functional_norm=terms.functional, asymmetry=asymmetry
         )
-    eigenvalues, vectors = torch.linalg.eigh(matrices)
-    residuals = (matrices @ vectors - vectors * eigenvalues.unsqueeze(-2)).norm(dim=-2)
-    eigenvalues, residuals, vectors = eigenvalues.flip(-1), residuals.flip(-1), vectors.flip(-1).mT
-    index = eigenvalues.abs().topk(min(num_vectors, num_inputs), dim=-1).indices
-    rounding = torch.finfo(matrices.dtype).eps * (10 + num_inputs) * eigenvalues.abs().amax(-1, keepdim=True)
+    pairs, vectors = eigenpairs(matrices, num_vectors)
+    index = pairs["vector_index"]
     diagonal = matrices.diagonal(dim1=-2, dim2=-1)
     along = (matrices @ gradient.unsqueeze(-1)).squeeze(-1)
     return exact_decomposition(
-        eigenvalues=eigenvalues,
-        eigenvectors=vectors.gather(-2, index.unsqueeze(-1).expand(*index.shape, num_inputs)),
-        vector_index=index,
-        residuals=residuals,
-        converged=residuals <= rounding,
+        **pairs,
+        eigenvectors=vectors.mT.gather(-2, index.unsqueeze(-1).expand(*index.shape, num_inputs)),
         trace=diagonal.sum(-1),
         frobenius_norm=torch.linalg.matrix_norm(matrices),
         gauss_newton_norm=terms.gauss_newton,

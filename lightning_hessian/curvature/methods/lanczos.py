@@ -20,7 +20,7 @@ from lightning_hessian.curvature.batching import in_groups
 from lightning_hessian.curvature.cost_model import group_size, lanczos_bytes
 from lightning_hessian.curvature.methods.interface import MethodInput, MethodResult
 from lightning_hessian.curvature.operators.autodiff import random_vectors
-from lightning_hessian.curvature.operators.gauss_newton import GaussNewtonOperator, gauss_newton_factors
+from lightning_hessian.curvature.operators.gauss_newton import GaussNewtonOperator, factored_gauss_newton
 from lightning_hessian.curvature.operators.hessian import CountingOperator, HessianOperator, Operator
 from lightning_hessian.curvature.options import Options
 from lightning_hessian.curvature.spectrum import Decomposition, combine, concatenate
@@ -91,16 +91,11 @@ def lanczos_decomposition(
         converged=pairs.converged,
         complete=pairs.eigenvalues.shape[1] == batch.num_inputs,
         density=_density(operator, pairs.eigenvalues, options),
-        trace=rest.trace,
-        trace_error=rest.trace_error,
-        frobenius_norm=norm,
-        frobenius_norm_error=rest.frobenius_norm_error,
         gauss_newton_norm=gauss_newton.value,
         gauss_newton_norm_error=gauss_newton.error,
         functional_norm=functional.value,
         functional_norm_error=functional.error,
-        diagonal=rest.diagonal,
-        diagonal_error=rest.diagonal_error,
+        **vars(rest),
         gradient_curvature=gradient_curvature,
         asymmetry=asymmetry / norm.where(norm > 0, 1),
     )
@@ -135,13 +130,12 @@ def _term_norms(
     if isinstance(operator.operator, GaussNewtonOperator):
         return norm, zero
     term = GaussNewtonOperator(batch)
-    matvec = term.matvec
+    matvec: Callable[[Tensor], Tensor] = term.matvec
     if not matvec(random_vectors(batch, generator).flatten(0, 1)).any():
         return zero, norm
     if term.num_outputs <= basis_size(options.num_eigenvalues, options.block_size):
-        factors = gauss_newton_factors(batch)
-        matvec = factors.matvec
-        gauss_newton = Estimate(factors.norm, torch.zeros_like(factors.norm))
+        matvec, exact = factored_gauss_newton(batch)
+        gauss_newton = Estimate(exact, torch.zeros_like(exact))
     else:
         gauss_newton = estimate_norm(matvec, known, generator=generator)
     return gauss_newton, estimate_norm(lambda v: operator.matvec(v) - matvec(v), known, generator=generator)

@@ -9,7 +9,7 @@ from lightning_hessian.curvature.batching import in_groups
 from lightning_hessian.curvature.cost_model import group_size, low_rank_bytes, vector_bytes
 from lightning_hessian.curvature.methods.interface import MethodInput, MethodResult
 from lightning_hessian.curvature.operators.gauss_newton import jacobian, output_hessian
-from lightning_hessian.curvature.spectrum import Decomposition, concatenate, exact_decomposition
+from lightning_hessian.curvature.spectrum import Decomposition, concatenate, eigenpairs, exact_decomposition
 from lightning_hessian.curvature.target_batch import TargetBatch
 
 ALL_VECTORS = 64  # outputs up to which all eigenvectors are returned: with them the spectrum is the matrix
@@ -49,20 +49,14 @@ def low_rank_decomposition(batch: TargetBatch, gradient: Tensor, num_vectors: in
     q, r = torch.linalg.qr(j.mT)
     small = r.unsqueeze(1) @ a @ r.mT.unsqueeze(1)
     small = (small + small.mT) / 2
-    eigenvalues, vectors = torch.linalg.eigh(small)
-    residuals = (small @ vectors - vectors * eigenvalues.unsqueeze(-2)).norm(dim=-2)
-    eigenvalues, residuals, vectors = eigenvalues.flip(-1), residuals.flip(-1), vectors.flip(-1)
-    index = eigenvalues.abs().topk(min(num_vectors, eigenvalues.shape[-1]), dim=-1).indices
+    pairs, vectors = eigenpairs(small, num_vectors)
+    eigenvalues, index = pairs["eigenvalues"], pairs["vector_index"]
     chosen = vectors.gather(-1, index.unsqueeze(-2).expand(*vectors.shape[:-1], -1))
     along = ((gradient @ q).unsqueeze(-2) @ vectors).squeeze(-2)  # the gradient's component along each eigenvector
-    rounding = torch.finfo(q.dtype).eps * (10 + small.shape[-1]) * eigenvalues.abs().amax(-1, keepdim=True)
     norm = eigenvalues.square().sum(-1).sqrt()
     return exact_decomposition(
-        eigenvalues=eigenvalues,
+        **pairs,
         eigenvectors=(q.unsqueeze(1) @ chosen).mT,
-        vector_index=index,
-        residuals=residuals,
-        converged=residuals <= rounding,
         trace=eigenvalues.sum(-1),
         frobenius_norm=norm,
         gauss_newton_norm=norm.clone(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import get_args
 
 import torch
 from torch import Tensor
@@ -15,7 +14,6 @@ from lightning_hessian.curvature.meter import synchronize
 from lightning_hessian.curvature.operators.autodiff import (
     AUTODIFF_MODES,
     Autodiff,
-    AutodiffMode,
     ReverseOverReverse,
     random_vectors,
 )
@@ -42,14 +40,13 @@ def seconds_per_column(batch: TargetBatch, costs: ModelCosts, memory: int, chunk
 
     What a column in a block costs depends on block size and mode: it can only be measured.
     """
-    modes: tuple[AutodiffMode, ...] = get_args(AutodiffMode) if costs.modes_agree else ("reverse_over_reverse",)
 
     def time_of(samples: slice) -> float:
         few = batch.select(samples)
         wanted = first_block(costs, few.num_samples) if chunk_size == "auto" else chunk_size
         num_columns = min(wanted, fitting_samples(memory, few.num_samples * costs.matvec_bytes))
         basis = torch.eye(batch.num_inputs)[:num_columns].to(few.x)
-        return min(_seconds_of_block(AUTODIFF_MODES[mode](few), basis) for mode in modes) / len(basis)
+        return min(_seconds_of_block(AUTODIFF_MODES[mode](few), basis) for mode in costs.modes) / len(basis)
 
     size = fitting_samples(memory, hessian_bytes(costs))  # as many as the work takes at a time
     samples, measured = next(in_groups(batch.num_samples, size, time_of))

@@ -46,8 +46,8 @@ class ReverseOverReverse:
 
     def hvp(self, v: Tensor) -> Tensor:
         """Each problem's Hessian times its own vector, ``[N, K, D]`` to ``[N, K, D]``."""
-        rows = [self._pull_back(g, v[:, k]) for k, g in enumerate(self._gradients)]
-        return torch.stack(rows, dim=1)
+        rows = [pull_back(g, self._x, v[:, k]) for k, g in enumerate(self._gradients)]
+        return torch.stack(rows, dim=1).flatten(2)
 
     def prepare(self, num_columns: int) -> None:
         """Builds the graph of that many copies of the batch."""
@@ -65,13 +65,12 @@ class ReverseOverReverse:
         products = self._copies.hvp(vectors.reshape(times * num_samples, num_classes, num_inputs))
         return products.reshape(times, num_samples, num_classes, num_inputs).permute(1, 2, 3, 0)
 
-    def _pull_back(self, gradient: Tensor, v: Tensor) -> Tensor:
-        if not gradient.requires_grad:
-            return torch.zeros_like(v)
-        (row,) = torch.autograd.grad(
-            gradient, self._x, v.reshape(gradient.shape), retain_graph=True, materialize_grads=True
-        )
-        return row.flatten(1)
+
+def pull_back(of: Tensor, by: Tensor, weights: Tensor) -> Tensor:
+    """Gradient of Σ weights·of with respect to ``by``, the graph retained; zero where there is no dependence."""
+    if not of.requires_grad:
+        return torch.zeros_like(by)
+    return torch.autograd.grad(of, by, weights.reshape(of.shape), retain_graph=True, materialize_grads=True)[0]
 
 
 def _gradients(batch: TargetBatch, x: Tensor, create_graph: bool) -> list[Tensor]:
@@ -124,10 +123,10 @@ class ForwardOverReverse:
 
     def _gradients(self, x: Tensor) -> Tensor:
         """All classes' gradients ``[K, N, *shape]`` from one forward pass."""
-        pull_back = vjp(self.batch.values, x)[1]
+        back = vjp(self.batch.values, x)[1]
         if self.batch.num_classes == 1:
-            return pull_back(self._cotangents[0])[0].unsqueeze(0)
-        return vmap(lambda cotangent: pull_back(cotangent)[0])(self._cotangents)
+            return back(self._cotangents[0])[0].unsqueeze(0)
+        return vmap(lambda cotangent: back(cotangent)[0])(self._cotangents)
 
 
 def gradients(batch: TargetBatch) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.func import vjp, vmap
 
 from lightning_hessian.curvature.batching import out_of_memory
-from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, relative_difference
+from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, pull_back, relative_difference
 from lightning_hessian.curvature.operators.hessian import BatchOperator
 from lightning_hessian.curvature.target_batch import TargetBatch
 
@@ -44,21 +45,9 @@ class GaussNewtonOperator(BatchOperator):
 
     def matvec(self, v: Tensor) -> Tensor:
         """Jᵀ A J v."""
-        jv = _derivative(self._pulled_back, self._weights, v.reshape(self._x.shape))
-        ajv = _derivative(self._slope, self._z, jv)
-        return _derivative(self._outputs, self._x, ajv).flatten(1)
-
-    def select(self, index: Tensor) -> GaussNewtonOperator:
-        """The problems at ``index``, with graphs of their own."""
-        return GaussNewtonOperator(self.batch.select(index))
-
-
-def _derivative(of: Tensor, by: Tensor, weights: Tensor) -> Tensor:
-    """Gradient of Σ weights·of with respect to ``by``, the graph retained; zero where there is no dependence."""
-    if not of.requires_grad:
-        return torch.zeros_like(by)
-    (result,) = torch.autograd.grad(of, by, weights, retain_graph=True, materialize_grads=True)
-    return result
+        jv = pull_back(self._pulled_back, self._weights, v)
+        ajv = pull_back(self._slope, self._z, jv)
+        return pull_back(self._outputs, self._x, ajv).flatten(1)
 
 
 def jacobian(batch: TargetBatch) -> Tensor:
@@ -73,29 +62,25 @@ def jacobian(batch: TargetBatch) -> Tensor:
     if not outputs.requires_grad:
         return x.new_zeros(len(x), num_outputs, batch.num_inputs)
 
-    def row(weights: Tensor) -> Tensor:
-        (gradient,) = torch.autograd.grad(outputs, x, weights, retain_graph=True, materialize_grads=True)
-        return gradient.flatten(1)
-
     numbers = torch.arange(num_outputs, device=x.device)
 
     def one_hot(c: Tensor) -> Tensor:  # one at a time: all of them are C² numbers
         return (numbers == c).to(x.dtype).expand(len(x), -1)
 
     try:
-        pull_back = vjp(batch.outputs, x.detach())[1]
-        rows = vmap(lambda c: pull_back(one_hot(c))[0], chunk_size=VMAPPED_OUTPUTS)(numbers)
+        back = vjp(batch.outputs, x.detach())[1]
+        rows = vmap(lambda c: back(one_hot(c))[0], chunk_size=VMAPPED_OUTPUTS)(numbers)
         batched = rows.flatten(2).transpose(0, 1)
     except Exception as error:  # every kind of module that lacks a vmap rule
         if out_of_memory(error):
             raise
         batched = None
     weights = torch.linspace(1, 2, num_outputs, dtype=x.dtype, device=x.device)
-    expected = row(weights.expand(len(x), -1))
+    expected = pull_back(outputs, x, weights.expand(len(x), -1)).flatten(1)
     tolerance = torch.finfo(x.dtype).eps ** 0.5
     if batched is not None and relative_difference(weights @ batched, expected) <= tolerance:
         return batched
-    return torch.stack([row(one_hot(c)) for c in numbers], dim=1)
+    return torch.stack([pull_back(outputs, x, one_hot(c)).flatten(1) for c in numbers], dim=1)
 
 
 def output_hessian(batch: TargetBatch) -> Tensor:
@@ -110,31 +95,13 @@ def gauss_newton_hessians(batch: TargetBatch) -> Tensor:
     return j.mT.unsqueeze(1) @ a @ j.unsqueeze(1)
 
 
-@dataclass(frozen=True)
-class GaussNewtonFactors:
-    """The factors of JᵀAJ, one for each of P problems.
-
-    Attributes:
-        jacobian: J, ``[P, C, D]``.
-        output_hessian: A, ``[P, C, C]``.
-        norm: ‖JᵀAJ‖ (Frobenius), ``[P]``, exact.
-    """
-
-    jacobian: Tensor
-    output_hessian: Tensor
-    norm: Tensor
-
-    def matvec(self, v: Tensor) -> Tensor:
-        """Jᵀ A J v, ``[P, D]`` to ``[P, D]``."""
-        return (self.jacobian.mT @ (self.output_hessian @ (self.jacobian @ v.unsqueeze(-1)))).squeeze(-1)
-
-
-def gauss_newton_factors(batch: TargetBatch) -> GaussNewtonFactors:
-    """J, A and ‖JᵀAJ‖ of every problem. Cost: C gradients."""
+def factored_gauss_newton(batch: TargetBatch) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """V ↦ JᵀAJ v, ``[P, D]`` to ``[P, D]``, from J and A formed once, and ‖JᵀAJ‖ ``[P]``. Cost: C gradients."""
     j, a = jacobian(batch), output_hessian(batch)
     r = torch.linalg.qr(j.mT, mode="r").R.unsqueeze(1)
     norm = torch.linalg.matrix_norm(r @ a @ r.mT)
-    return GaussNewtonFactors(j.repeat_interleave(batch.num_classes, dim=0), a.flatten(0, 1), norm.flatten())
+    j, a = j.repeat_interleave(batch.num_classes, dim=0), a.flatten(0, 1)
+    return lambda v: (j.mT @ (a @ (j @ v.unsqueeze(-1)))).squeeze(-1), norm.flatten()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
@@ -52,7 +53,7 @@ class MatrixOperator:
         return MatrixOperator(self.matrices[index])
 
 
-class BatchOperator:
+class BatchOperator(ABC):
     """What operators on a batch of targets have in common: one matrix for each of P samples with one class each."""
 
     def __init__(self, batch: TargetBatch) -> None:
@@ -60,6 +61,14 @@ class BatchOperator:
         self.shape = (self.batch.num_samples, self.batch.num_inputs)
         self.dtype = self.batch.x.dtype
         self.device = self.batch.x.device
+
+    @abstractmethod
+    def matvec(self, v: Tensor) -> Tensor:
+        """Each matrix times its own vector."""
+
+    def select(self, index: Tensor) -> Operator:
+        """The problems at ``index``, with graphs of their own."""
+        return type(self)(self.batch.select(index))
 
 
 class HessianOperator(BatchOperator):
@@ -75,10 +84,6 @@ class HessianOperator(BatchOperator):
     def matvec(self, v: Tensor) -> Tensor:
         """H v."""
         return self._autodiff.hvp(v.unsqueeze(1)).squeeze(1)
-
-    def select(self, index: Tensor) -> HessianOperator:
-        """The problems at ``index``, with a graph of their own."""
-        return HessianOperator(self.batch.select(index))
 
 
 class CountingOperator:
