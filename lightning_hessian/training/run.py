@@ -29,7 +29,7 @@ from lightning_hessian.training.trainer_access import (
     training_position,
 )
 from lightning_hessian.writers.loggers import picture_loggers, tensorboard_loggers
-from lightning_hessian.writers.scalars import SPREAD
+from lightning_hessian.writers.tags import SPREAD
 
 NO_SAMPLES = (
     "its samples are the ones that are measured, and it has received no validation batch. Give samples=..., or every "

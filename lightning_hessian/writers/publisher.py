@@ -17,7 +17,8 @@ from lightning_hessian.records.histogram import Histogram
 from lightning_hessian.records.record import Array, Record
 from lightning_hessian.records.retention import KeepMatrices, MatrixRetention
 from lightning_hessian.writers.loggers import log_picture, picture_loggers, tensorboard_loggers
-from lightning_hessian.writers.scalars import cost_tag, scalars
+from lightning_hessian.writers.scalars import scalars
+from lightning_hessian.writers.tags import cost_tag, diagnosis_tag
 from lightning_hessian.writers.tensorboard import (
     add_histograms,
     add_layout,
@@ -27,7 +28,7 @@ from lightning_hessian.writers.tensorboard import (
     histograms,
     pictures,
 )
-from lightning_hessian.writers.text import about_skipped, diagnosis_tag, diagnosis_text
+from lightning_hessian.writers.text import about_skipped, diagnosis_text
 
 MAX_UNFINISHED = 3  # jobs, one running and two waiting, each holding a record: matrices of all its samples and classes
 THREAD_NAME = "lightning-hessian-writer"

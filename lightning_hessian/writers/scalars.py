@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from lightning_hessian.records.metrics import LOGGED, Metric
-from lightning_hessian.records.record import Record, with_name
+from lightning_hessian.records.record import Record
 from lightning_hessian.records.statistics import PERCENTILES, over_samples
+from lightning_hessian.writers.tags import cost_tag, error_tag, metric_tag, spread_tag
 
-SPREAD = "hessian_spread/"
 ENDS = {"largest": 0, "smallest": -1}  # positions among the eigenvalues
 
 
@@ -29,9 +29,9 @@ def scalars(record: Record) -> dict[str, float]:
                 values[metric_tag(name, suffix)] = float(found.mean[k])
                 for percent, percentile in zip(PERCENTILES, (found.p10, found.p90), strict=True):
                     values[spread_tag(name, suffix, percent)] = float(percentile[k])
-        values |= {f"hessian_error/{name}_{suffix}": error for name, error in mean_errors(record, k).items()}
+        values |= {error_tag(name, suffix): error for name, error in mean_errors(record, k).items()}
         if record.method == "lanczos":
-            values[f"hessian_error/not_converged_{suffix}"] = float((~record.converged[:, k]).sum())
+            values[error_tag("not_converged", suffix)] = float((~record.converged[:, k]).sum())
     return values | costs(record)
 
 
@@ -70,18 +70,3 @@ def num_not_converged(record: Record, metric: Metric, class_index: int) -> int:
     else:
         index = np.abs(eigenvalues).argmax(axis=-1)
     return int((~record.converged[np.arange(len(index)), class_index, index]).sum())
-
-
-def metric_tag(name: str, suffix: str) -> str:
-    """The tag of a metric's mean over samples; ``suffix`` as ``Record.tag_suffix`` gives it."""
-    return f"hessian_{name}/{suffix}"
-
-
-def spread_tag(name: str, suffix: str, percent: int) -> str:
-    """The tag of a metric's percentile over samples."""
-    return f"{SPREAD}{name}_{suffix}_p{percent}"
-
-
-def cost_tag(name: str, monitor: str | None) -> str:
-    """The tag of what a measurement of ``monitor`` cost."""
-    return f"hessian_cost/{with_name(monitor, name)}"

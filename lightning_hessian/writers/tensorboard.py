@@ -15,7 +15,7 @@ from lightning_hessian.records.record import Array, ClassId, Record
 from lightning_hessian.records.statistics import PERCENTILES
 from lightning_hessian.render.canvas import to_image
 from lightning_hessian.render.composite import composite
-from lightning_hessian.writers.scalars import metric_tag, spread_tag
+from lightning_hessian.writers.tags import histogram_tag, metric_tag, picture_tag, spread_tag
 
 _layouts: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()  # what each writer was given so far
 
@@ -25,7 +25,7 @@ def histograms(record: Record) -> dict[str, Histogram]:
     if not has_spectra(record):
         return {}
     return {
-        f"hessian_spectrum_signed_log10/{record.tag_suffix(class_id)}": mean_histogram(record, k)
+        histogram_tag(record.tag_suffix(class_id)): mean_histogram(record, k)
         for k, class_id in enumerate(_shown(record))
     }
 
@@ -34,7 +34,7 @@ def pictures(record: Record) -> dict[str, Array]:
     """The composite picture of each class ``[H, W, 3]``, by tag; none where the record holds no matrices."""
     if record.hessian is None or not len(record.hessian):
         return {}
-    return {f"hessian/{record.tag_suffix(c)}": to_image(composite(record, c)) for c in _shown(record)}
+    return {picture_tag(record.tag_suffix(c)): to_image(composite(record, c)) for c in _shown(record)}
 
 
 def _shown(record: Record) -> tuple[ClassId, ...]:

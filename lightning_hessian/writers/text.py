@@ -12,11 +12,6 @@ from lightning_hessian.records.statistics import over_samples
 from lightning_hessian.writers.scalars import mean_errors, num_not_converged
 
 
-def diagnosis_tag(name: str | None) -> str:
-    """The tag of the text about a measurement, by the monitor's name."""
-    return "hessian_diagnosis" if name is None else f"hessian_diagnosis/{name}"
-
-
 def diagnosis_text(record: Record) -> str:
     """The diagnosis in words and a table of the measurement."""
     num_samples, _, num_inputs = record.gradient.shape
