@@ -118,13 +118,14 @@ def test_relu_measures_prob_and_says_why_once(tmp_path):
 
 
 def test_a_network_is_classified_once_where_the_target_is_chosen(tmp_path, monkeypatch):
-    classified, outputs = [], diagnosis._outputs
+    classified, diagnosed_alone = [], diagnosis._diagnosed_alone
 
-    def counted(batch):
-        classified.append(batch)
-        return outputs(batch)
+    def counted(batch, generator, group_size, network):
+        if network is None:
+            classified.append(batch)
+        return diagnosed_alone(batch, generator, group_size, network)
 
-    monkeypatch.setattr(diagnosis, "_outputs", counted)
+    monkeypatch.setattr(diagnosis, "_diagnosed_alone", counted)
     with pytest.warns(UserWarning, match="measures 'prob'"):
         fit(tmp_path, small_monitor(), model=Classifier(nn.ReLU), max_epochs=1)
     assert len(classified) == len(load_records(tmp_path)) == 2

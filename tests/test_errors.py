@@ -17,7 +17,7 @@ X = torch.zeros(2, 6, dtype=torch.float64)
         ({"classes": 3}, r"classes=3 is out of range: the model has 3 outputs .* from 0 to 2"),
         ({"classes": -1}, "out of range"),
         ({"classes": "some"}, "classes='some' is not known"),
-        ({"classes": 0.5}, "must be integers"),
+        ({"classes": 0.5}, "must contain at least one integer, and only integers"),
         ({"classes": []}, "at least one"),
         ({"classes": torch.tensor([0, 1, 2])}, r"with N = 2; got \(3,\).*list of ints"),
         ({"target": "logits"}, "target='logits' is not known.*'logit'"),

@@ -258,7 +258,7 @@ def test_heatmaps_that_do_not_fit_are_left_out_with_a_message(method):
     assert found.hessian is None
     assert found.plan.num_matrices == 0
     message = found.spectrum.diagnosis.message
-    assert "no heatmap. Set heatmap_samples=0" in message
+    assert "no heatmap is drawn. Set heatmap_samples=0" in message
     assert found.spectrum.diagnosis.trusted
     need = int(re.search(r"max_memory=(\d+)", message).group(1))
     assert measure(given, "prob", Options(method=method, max_memory=need), num_matrices=1).hessian is not None

@@ -210,7 +210,7 @@ def test_arrays_that_do_not_fit_each_other(logdir, name, array):
 
 def test_a_file_of_other_samples(logdir):
     rewrite(logdir / "run", 10, arrays={"gradient": np.zeros((3, 2, 9))})
-    assert "of another measurement than the event" in Tab(logdir).error(404, "/maps", **WHICH)
+    assert "belongs to a different measurement than the event" in Tab(logdir).error(404, "/maps", **WHICH)
 
 
 def test_a_file_of_another_measurement(records, tmp_path):

@@ -129,7 +129,7 @@ def test_what_is_suggested_where_nothing_fits_does_fit(method):
     whole = input_spectrum(net, x, "all", "prob", method=method, num_eigenvalues=10)
     found = input_spectrum(net, x, "all", "prob", method=method, num_eigenvalues=10, max_memory=enough)
     torch.testing.assert_close(found.lambda_max, whole.lambda_max, rtol=1e-4, atol=1e-9)
-    with pytest.raises(MeasurementError, match="Look at 7 classes at most, or measure 2 samples"):
+    with pytest.raises(MeasurementError, match="Measure 7 classes at most, or measure 2 samples"):
         input_spectrum(net, x, "all", "prob", method=method, max_memory=enough - 1)
     input_spectrum(net, x, list(range(7)), "prob", method=method, max_memory=enough - 1)
     input_spectrum(net, x[:2], "all", "prob", method=method, max_memory=enough - 1)
