@@ -122,8 +122,8 @@ def _term_norms(
 ) -> tuple[Estimate, Estimate]:
     """Frobenius norms ``[P]`` of the Gauss-Newton and the functional term.
 
-    With no more outputs than the Lanczos basis had vectors (so that their gradients fit where it was) the first is
-    exact.
+    If there are no more outputs than Lanczos vectors, their gradients fit in the memory that the basis has freed, and
+    the first norm is exact.
     """
     norm = Estimate(whole.frobenius_norm, whole.frobenius_norm_error)
     zero = Estimate(torch.zeros_like(norm.value), torch.zeros_like(norm.error))
