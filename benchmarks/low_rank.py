@@ -29,7 +29,7 @@ def main() -> None:
         return torch.linalg.eigvalsh(matrices)
 
     works = {
-        "low_rank_decomposition": lambda: low_rank_decomposition(batch, gradients(batch), 10),
+        "low_rank_decomposition": lambda: low_rank_decomposition(batch, gradients(batch), 10, torch.Generator()),
         "input_spectrum, end to end": lambda: input_spectrum(model, x, CLASSES, "prob"),
     }
     found: list[Tensor] = []

@@ -104,7 +104,7 @@ def of_network(num_outputs: int) -> dict[str, Any]:
     batch = problems_of(net, x, classes, "prob")
     coverage = Coverage(NUM_VECTORS - 1)
     for seed in range(SEEDS // 4):
-        found = lanczos_decomposition(batch, gradients(batch), Options(seed=seed))
+        found = lanczos_decomposition(batch, gradients(batch), Options(seed=seed)).decomposition
         for name in ESTIMATED:
             value, error, truth = getattr(found, name), getattr(found, f"{name}_error"), getattr(whole, name)
             coverage.add(name, *(t.flatten(0, 1) for t in (value, error + 1e-12 * truth.abs(), truth)))

@@ -183,9 +183,8 @@ def input_hessian(
         if analysis.diagnosis.zero:
             return batch.x.new_zeros(shape)
         budget = memory - result_bytes
-        return whole_hessians(
-            MethodInput(batch, analysis.costs, analysis.gradient, analysis.diagnosis, options, budget)
-        )
+        piecewise_linear = analysis.diagnosis.network_is_piecewise_linear
+        return whole_hessians(MethodInput(batch, analysis.costs, analysis.gradient, piecewise_linear, options, budget))
 
 
 def input_spectrum(

@@ -146,6 +146,9 @@ class Spectrum(Decomposition):
         reason: why that method was chosen.
         autodiff_mode: how the derivatives were taken.
         target: name of the differentiated scalar.
+        finite_difference_error: ``[N, K]``, |wᵀHw − Δ²t/h²| / max |λ|: how far H is from a central difference of
+            values in float64 along one direction w, at the sample itself; NaN where it was not checked.
+        valid: ``[N, K]``, False where H is wrong or not finite; the diagnosis says why.
         diagnosis: why the Hessian is what it is.
         cost: what it took.
 
@@ -165,6 +168,8 @@ class Spectrum(Decomposition):
     reason: str
     autodiff_mode: AutodiffMode
     target: str
+    finite_difference_error: Tensor
+    valid: Tensor
     diagnosis: Diagnosis
     cost: Cost
 

@@ -66,8 +66,11 @@ class TargetBatch:
 
     def split_classes(self) -> TargetBatch:
         """The same problems as P = N·K samples with one class each, in the order (sample, class)."""
-        copies = self._with(lambda t: t.repeat_interleave(self.num_classes, dim=0))
-        return replace(copies, classes=self.classes.reshape(-1, 1))
+        return replace(self.repeat_interleave(self.num_classes), classes=self.classes.reshape(-1, 1))
+
+    def repeat_interleave(self, times: int) -> TargetBatch:
+        """Every sample ``times`` times, its copies one after another: ``[times·N, ...]``."""
+        return self._with(lambda t: t.repeat_interleave(times, dim=0))
 
     def repeat(self, times: int) -> TargetBatch:
         """The same problems ``times`` times over, the copies one after another: ``[times·N, ...]``."""

@@ -39,6 +39,10 @@ class Record:
         density_nodes: ``[N, K, S, m]``, the nodes of ``Spectrum.density``, or None. S = 1: the eigenvalues themselves,
             zeros included; S ≥ 2: an estimate from S random starting vectors.
         density_weights: ``[N, K, S, m]``, their weights, which sum to 1 over m, or None.
+        finite_difference_error: ``[N, K]``, relative to max |λ|: how far the Hessian is from a central difference of
+            values, at the sample itself; NaN where it was not checked at this measurement. See ``Spectrum``.
+        valid: ``[N, K]``, False where there is no Hessian that may be shown: all numbers are NaN there, and the message
+            says why.
         metrics: ``[N, K]`` each, by name. Comparisons with the previous measurement are NaN where they are not
             defined, as at the first one; see ``subspace.SubspaceOverlap``.
         hessian: ``[S, K, D, D]``, whole matrices of the first S samples, or None where there are none.
@@ -82,6 +86,8 @@ class Record:
     diagonal_error: Array
     density_nodes: Array | None
     density_weights: Array | None
+    finite_difference_error: Array
+    valid: Array
     metrics: Mapping[str, Array]
     hessian: Array | None
     target: str

@@ -22,6 +22,7 @@ from lightning_hessian.training.settings import MeasurementSettings
 OF_SPECTRUM = (
     *("eigenvalues", "eigenvectors", "vector_index", "residuals", "converged", "complete"),
     *("gradient", "diagonal", "diagonal_error", "target", "method", "reason", "autodiff_mode"),
+    *("finite_difference_error", "valid"),
 )
 
 

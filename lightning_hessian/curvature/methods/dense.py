@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_hessian.curvature.batching import in_groups
+from lightning_hessian.curvature.checks.certificate import Prediction, predict
 from lightning_hessian.curvature.cost_model import (
     dense_bytes,
     first_block,
@@ -37,21 +38,32 @@ def dense_spectrum(given: MethodInput) -> MethodResult:
     Cost: D columns per problem, each (1 + K)/2 to K gradients of the batch, and D³ for the eigenvalues.
     """
 
-    def work(samples: slice) -> tuple[Decomposition, Tensor, Counter[AutodiffMode]]:
+    def work(samples: slice) -> tuple[Decomposition, Prediction, Tensor, Counter[AutodiffMode]]:
         whole, by_mode = _hessians(given, samples)
         asymmetry = symmetrize_(whole)
         terms = term_norms(given.batch.select(samples), whole)
-        found = decompose(whole, given.gradient[samples], given.options.num_eigenvalues, terms, asymmetry)
-        return found, whole[: max(0, given.num_matrices - samples.start)].clone(), by_mode
+        gradient = given.gradient[samples]
+        found = decompose(whole, gradient, given.options.num_eigenvalues, terms, asymmetry)
 
-    groups, matrices, num_columns = [], [], Counter[AutodiffMode]()
-    for samples, (found, first_matrices, by_mode) in in_groups(given.batch.num_samples, _group_size(given), work):
+        def curvature(w: Tensor) -> Tensor:
+            return ((whole @ w[:, None, :, None]).squeeze(-1) @ w.unsqueeze(-1)).squeeze(-1)
+
+        top, norm = found.eigenvectors[:, :, 0], found.eigenvalues.abs().amax(-1)
+        prediction = predict(gradient, top, norm, curvature, given.options.generator())
+        return found, prediction, whole[: max(0, given.num_matrices - samples.start)].clone(), by_mode
+
+    groups, predictions, matrices, num_columns = [], [], [], Counter[AutodiffMode]()
+    for samples, (found, prediction, first_matrices, by_mode) in in_groups(
+        given.batch.num_samples, _group_size(given), work
+    ):
         groups.append(found)
+        predictions.append(prediction)
         matrices.append(first_matrices)
         for mode, count in by_mode.items():
             num_columns[mode] += count * (samples.stop - samples.start)
     return MethodResult(
         concatenate(groups),
+        concatenate(predictions),
         num_matvecs=given.batch.num_inputs,
         autodiff_mode=num_columns.most_common(1)[0][0],
         matrices=torch.cat(matrices) if len(matrices) > 1 else matrices[0],
@@ -101,7 +113,7 @@ def _hessians(given: MethodInput, samples: slice) -> tuple[Tensor, Counter[Autod
 
 def _as_gauss_newton(given: MethodInput) -> bool:
     """Whether whole Hessians are computed as JᵀAJ: where it is exact and fits, and ``dense`` was not asked for."""
-    exact = given.diagnosis.network_is_piecewise_linear and given.options.method != "dense"
+    exact = given.piecewise_linear and given.options.method != "dense"
     return exact and gauss_newton_hessian_bytes(given.costs) <= given.memory_budget
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_hessian.curvature.analysis import Analysis, finite_gradients
+from lightning_hessian.curvature.checks.certificate import predict
 from lightning_hessian.curvature.checks.diagnosis import Diagnosis
 from lightning_hessian.curvature.cost_model import ModelCosts
 from lightning_hessian.curvature.meter import Meter, Progress, silent
@@ -74,7 +75,16 @@ def execute(
         result = _zero_spectrum(gradient, options, plan.num_matrices)
     else:
         budget = remaining_memory(plan, batch, costs, options, memory)
-        given = MethodInput(batch, costs, gradient, diagnosis, options, budget, plan.num_matrices, progress)
+        given = MethodInput(
+            batch,
+            costs,
+            gradient,
+            diagnosis.network_is_piecewise_linear,
+            options,
+            budget,
+            num_matrices=plan.num_matrices,
+            progress=progress,
+        )
         result = METHODS[plan.method](given)
         if plan.num_matrices and result.matrices is None:
             first = replace(given, batch=batch.select(slice(0, plan.num_matrices)))
@@ -86,6 +96,8 @@ def execute(
         reason=plan.reason,
         autodiff_mode=result.autodiff_mode,
         target=target,
+        finite_difference_error=torch.full_like(gradient[..., 0], torch.nan),
+        valid=torch.ones_like(gradient[..., 0], dtype=torch.bool),
         diagnosis=with_asymmetry(diagnosis, result.decomposition.asymmetry, batch.x.dtype),
         cost=meter.cost(result.num_matvecs),
     )
@@ -97,7 +109,10 @@ def _zero_spectrum(gradient: Tensor, options: Options, num_matrices: int) -> Met
     num_inputs = gradient.shape[-1]
     num_listed = min(options.num_eigenvalues, num_inputs)
     matrices = gradient.new_zeros(num_matrices, *gradient.shape[1:], num_inputs)
-    return MethodResult(zero_decomposition(gradient, num_listed, num_listed), matrices=matrices)
+    found = zero_decomposition(gradient, num_listed, num_listed)
+    zero = torch.zeros_like(found.trace)
+    prediction = predict(gradient, found.eigenvectors[:, :, 0], zero, lambda w: zero, options.generator())
+    return MethodResult(found, prediction, matrices=matrices)
 
 
 def with_asymmetry(diagnosis: Diagnosis, asymmetry: Tensor, dtype: torch.dtype) -> Diagnosis:

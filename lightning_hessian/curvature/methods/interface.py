@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_hessian.curvature.checks.diagnosis import Diagnosis
+from lightning_hessian.curvature.checks.certificate import Prediction
 from lightning_hessian.curvature.cost_model import ModelCosts
 from lightning_hessian.curvature.meter import Progress, silent
 from lightning_hessian.curvature.operators.autodiff import AutodiffMode
@@ -23,9 +23,10 @@ class MethodInput:
         batch: what to differentiate.
         costs: of this model.
         gradient: of the batch, ``[N, K, D]``.
-        diagnosis: of the batch.
+        piecewise_linear: the network is, at these samples: JᵀAJ is the whole Hessian.
         options: how to measure; their ``max_memory`` includes the results.
         memory_budget: bytes that may be used besides the results.
+        previous: eigenvectors ``[N, K, V, D]`` of the last measurement at the same samples, or None.
         num_matrices: for how many samples, counted from the first, the whole matrices are wanted too.
         progress: called with the number of finished columns, samples or matrix-vector products.
     """
@@ -33,9 +34,10 @@ class MethodInput:
     batch: TargetBatch
     costs: ModelCosts
     gradient: Tensor
-    diagnosis: Diagnosis
+    piecewise_linear: bool
     options: Options
     memory_budget: int
+    previous: Tensor | None = None
     num_matrices: int = 0
     progress: Progress = silent
 
@@ -46,6 +48,7 @@ class MethodResult:
 
     Attributes:
         decomposition: of every problem.
+        prediction: what it says along one direction of every sample, to be checked against values.
         num_matvecs: HVPs per problem.
         autodiff_mode: how most derivatives were taken.
         matrices: the whole matrices ``[S, K, D, D]`` of the first S = ``num_matrices`` samples from a method that
@@ -53,6 +56,7 @@ class MethodResult:
     """
 
     decomposition: Decomposition
+    prediction: Prediction
     num_matvecs: int = 0
     autodiff_mode: AutodiffMode = "reverse_over_reverse"
     matrices: Tensor | None = None

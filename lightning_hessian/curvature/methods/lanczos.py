@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from lightning_hessian.curvature.algorithms.hutchinson import (
 from lightning_hessian.curvature.algorithms.lanczos import basis_size, lanczos
 from lightning_hessian.curvature.algorithms.quadrature import NUM_STEPS, Density, density, exact_density
 from lightning_hessian.curvature.batching import in_groups
+from lightning_hessian.curvature.checks.certificate import predict
 from lightning_hessian.curvature.cost_model import group_size, lanczos_bytes
 from lightning_hessian.curvature.methods.interface import MethodInput, MethodResult
 from lightning_hessian.curvature.operators.autodiff import random_vectors
@@ -37,13 +39,13 @@ def lanczos_spectrum(given: MethodInput) -> MethodResult:
         total += 1
         given.progress("products", total, None)
 
-    def work(samples: slice) -> tuple[Decomposition, int]:
+    def work(samples: slice) -> tuple[MethodResult, int]:
         before = total
         found = lanczos_decomposition(
             batch.select(samples),
             given.gradient[samples],
             options,
-            piecewise_linear=given.diagnosis.network_is_piecewise_linear,
+            piecewise_linear=given.piecewise_linear,
             count=count,
         )
         return found, total - before
@@ -51,7 +53,7 @@ def lanczos_spectrum(given: MethodInput) -> MethodResult:
     per_sample = lanczos_bytes(given.costs, options)
     size = group_size(batch.num_samples, per_sample, given.memory_budget, "The Lanczos basis")
     groups, num_matvecs = zip(*(result for _, result in in_groups(batch.num_samples, size, work)), strict=True)
-    return MethodResult(concatenate(groups), max(num_matvecs))
+    return replace(concatenate(groups), num_matvecs=max(num_matvecs))
 
 
 def lanczos_decomposition(
@@ -61,7 +63,7 @@ def lanczos_decomposition(
     *,
     piecewise_linear: bool = False,
     count: Callable[[], object] = lambda: None,
-) -> Decomposition:
+) -> MethodResult:
     """The ends of every problem's spectrum, all problems at once; every call draws the same vectors.
 
     Args:
@@ -99,7 +101,14 @@ def lanczos_decomposition(
         gradient_curvature=gradient_curvature,
         asymmetry=asymmetry / norm.where(norm > 0, 1),
     )
-    return combine([by_problem], lambda tensors: tensors[0].reshape(*batch.shape[:2], *tensors[0].shape[1:]))
+    found = combine([by_problem], lambda tensors: tensors[0].reshape(*batch.shape[:2], *tensors[0].shape[1:]))
+
+    def curvature(w: Tensor) -> Tensor:
+        v = w.repeat_interleave(batch.num_classes, dim=0)
+        return (v * operator.matvec(v)).sum(dim=1).reshape(batch.shape[:2])
+
+    top, norm_of_each = found.eigenvectors[:, :, 0], found.eigenvalues.abs().amax(-1)
+    return MethodResult(found, predict(gradient, top, norm_of_each, curvature, options.generator()))
 
 
 def _density(operator: Operator, eigenvalues: Tensor, options: Options) -> Density | None:

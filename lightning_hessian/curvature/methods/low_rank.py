@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from lightning_hessian.curvature.batching import in_groups
+from lightning_hessian.curvature.checks.certificate import predict
 from lightning_hessian.curvature.cost_model import group_size, low_rank_bytes, vector_bytes
 from lightning_hessian.curvature.methods.interface import MethodInput, MethodResult
 from lightning_hessian.curvature.operators.gauss_newton import jacobian, output_hessian
-from lightning_hessian.curvature.spectrum import Decomposition, concatenate, eigenpairs, exact_decomposition
+from lightning_hessian.curvature.spectrum import concatenate, eigenpairs, exact_decomposition
 from lightning_hessian.curvature.target_batch import TargetBatch
 
 ALL_VECTORS = 64  # outputs up to which all eigenvectors are returned: with them the spectrum is the matrix
@@ -25,19 +26,22 @@ def low_rank_spectrum(given: MethodInput) -> MethodResult:
     if num_vectors < num_listed <= ALL_VECTORS and per_sample + more <= memory_budget:
         num_vectors, memory_budget = num_listed, memory_budget - more
 
-    def work(samples: slice) -> Decomposition:
-        return low_rank_decomposition(batch.select(samples), given.gradient[samples], num_vectors)
+    def work(samples: slice) -> MethodResult:
+        generator = given.options.generator()
+        return low_rank_decomposition(batch.select(samples), given.gradient[samples], num_vectors, generator)
 
     size = group_size(batch.num_samples, per_sample, memory_budget, "The gradients of all outputs")
     groups = []
     for samples, found in in_groups(batch.num_samples, size, work):
         groups.append(found)
         given.progress("samples", samples.stop, batch.num_samples)
-    return MethodResult(concatenate(groups))
+    return concatenate(groups)
 
 
-def low_rank_decomposition(batch: TargetBatch, gradient: Tensor, num_vectors: int) -> Decomposition:
-    """The complete eigendecomposition of JᵀAJ.
+def low_rank_decomposition(
+    batch: TargetBatch, gradient: Tensor, num_vectors: int, generator: torch.Generator
+) -> MethodResult:
+    """The complete eigendecomposition of JᵀAJ, and its prediction along a direction drawn from ``generator``.
 
     With Jᵀ = Q R reduced, H = JᵀAJ = Q (R A Rᵀ) Qᵀ: the eigenvalues are those of the small matrix R A Rᵀ, the
     eigenvectors Q times its own, and the D − min(C, D) eigenvalues not listed are zero. Nothing is
@@ -54,7 +58,13 @@ def low_rank_decomposition(batch: TargetBatch, gradient: Tensor, num_vectors: in
     chosen = vectors.gather(-1, index.unsqueeze(-2).expand(*vectors.shape[:-1], -1))
     along = ((gradient @ q).unsqueeze(-2) @ vectors).squeeze(-2)  # the gradient's component along each eigenvector
     norm = eigenvalues.square().sum(-1).sqrt()
-    return exact_decomposition(
+    top = (q.unsqueeze(1) @ chosen[..., :1]).squeeze(-1)
+
+    def curvature(w: Tensor) -> Tensor:
+        components = ((w.unsqueeze(1) @ q).unsqueeze(1) @ vectors).squeeze(-2)
+        return (eigenvalues * components.square()).sum(-1)
+
+    decomposition = exact_decomposition(
         **pairs,
         eigenvectors=(q.unsqueeze(1) @ chosen).mT,
         trace=eigenvalues.sum(-1),
@@ -65,3 +75,4 @@ def low_rank_decomposition(batch: TargetBatch, gradient: Tensor, num_vectors: in
         gradient_curvature=(eigenvalues * along.square()).sum(-1) / gradient.square().sum(-1),
         asymmetry=torch.zeros_like(norm),
     )
+    return MethodResult(decomposition, predict(gradient, top, eigenvalues.abs().amax(-1), curvature, generator))

@@ -1,0 +1,297 @@
+"""Central differences of values at the reported samples: a check that needs no autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_hessian.curvature.batching import in_groups, out_of_memory
+from lightning_hessian.curvature.target_batch import TargetBatch
+
+Outcome = Literal["certified", "contradicted", "kink", "noise", "unverifiable"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+
+TOLERANCE = 1e-2  # relative: wrong derivatives have been seen off by 5 % and more, rounding leaves less than 1e-3
+FIRST_STEP = 1e-2  # along a unit vector, in root mean squares of the sample's entries
+FACTOR = 10.0  # between two steps
+# Exponents of the factor after the first step: shorter ones down to 1e-6, where values hold no second difference any
+# more; or two longer ones first, where the values are as noisy as float32.
+SHORTER, LONGER = (-1, -2, -3, -4, -5), (1, 2, -1, -2, -3)
+OFFSETS = (-2, -1, 0, 1, 2)
+# Of values with independent errors of standard deviation σ, the fourth difference has √70 σ and the second √6 σ.
+FOURTH, SECOND = 70**0.5, 6**0.5
+ROUNDING = 2  # multiples of eps that a value is taken to be off by, at least
+MARGIN = 4  # standard deviations by which noise may explain a difference
+STEADY = 0.3  # relative change of a difference quotient from one step to the next, of one that has settled
+LOW_PRECISION = 1e-6  # relative to the value: noise up to here may come from a forward that computes in float32
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What autograd says along one direction w of every sample, to be compared with differences of values.
+
+    Attributes:
+        direction: w, ``[N, D]``, unit vectors.
+        slope: gᵀw, ``[N, K]``.
+        curvature: wᵀHw, ``[N, K]``.
+        gradient_norm: ‖g‖, ``[N, K]``, which errors of the slope are relative to.
+        spectral_norm: max |λ|, ``[N, K]``, which errors of the curvature are relative to.
+    """
+
+    direction: Tensor
+    slope: Tensor
+    curvature: Tensor
+    gradient_norm: Tensor
+    spectral_norm: Tensor
+
+    def to(self, like: Tensor) -> Prediction:
+        """The same in the precision and on the device of ``like``."""
+        return Prediction(*(getattr(self, field.name).to(like) for field in fields(self)))
+
+
+def predict(
+    gradient: Tensor,
+    top: Tensor,
+    spectral_norm: Tensor,
+    curvature: Callable[[Tensor], Tensor],
+    generator: torch.Generator,
+) -> Prediction:
+    """What the results of a method say along one direction of every sample.
+
+    The direction is the unit vector of ±v ± g + r, where v and g are the unit top eigenvectors and gradients of all
+    classes, with random signs, and r is a random unit vector: along r alone, wᵀHw ≈ tr H / D drowns in noise; without
+    r, curvature that the results lack may lie across w.
+
+    Args:
+        gradient: g, ``[N, K, D]``.
+        top: the eigenvectors of largest magnitude, ``[N, K, D]``.
+        spectral_norm: max |λ|, ``[N, K]``.
+        curvature: w ``[N, D]`` to wᵀHw ``[N, K]``, from the numbers that are reported.
+        generator: of signs and r, which are the same for every sample.
+    """
+    num_classes, num_inputs = gradient.shape[1:]
+    signs = torch.randint(2, (num_classes, 1), generator=generator).to(gradient) * 2 - 1
+    random = torch.randn(num_inputs, generator=generator, dtype=torch.float64).to(gradient)
+    aligned = torch.where((top * gradient).sum(-1, keepdim=True) < 0, -1, 1)
+    w = _unit((signs * (aligned * _unit(top) + _unit(gradient))).sum(dim=1) + _unit(random))
+    return Prediction(
+        direction=w,
+        slope=(gradient @ w.unsqueeze(-1)).squeeze(-1),
+        curvature=curvature(w),
+        gradient_norm=gradient.norm(dim=-1),
+        spectral_norm=spectral_norm,
+    )
+
+
+def _unit(v: Tensor) -> Tensor:
+    norm = v.norm(dim=-1, keepdim=True)
+    return v / norm.where(norm > 0, 1)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How far derivatives agree with central differences of values at their own samples.
+
+    Attributes:
+        outcome: ``[N, K]``, positions in ``OUTCOMES``.
+        error: ``[N, K]``, |wᵀHw − Δ²t/h²| relative to the spectral norm of H, at the step with the sharpest
+            difference; NaN where nothing could be compared.
+        slope_error: ``[N, K]``, |gᵀw − Δt/2h| relative to ‖g‖, at the same step.
+        noise: ``[N, K]``, standard deviation of the noise in the values that the differences show, at most.
+        step: ``[N]``, h of the last comparison, to begin with next time.
+        num_values: values computed per sample, on average.
+    """
+
+    outcome: Tensor
+    error: Tensor
+    slope_error: Tensor
+    noise: Tensor
+    step: Tensor
+    num_values: float
+
+    def is_outcome(self, outcome: Outcome) -> Tensor:
+        """``[N, K]``, which entries ended so."""
+        return self.outcome == OUTCOMES.index(outcome)
+
+
+@dataclass(frozen=True)
+class _Differences:
+    """What one step gave, ``[N, K]`` each, or ``[S, N, K]`` of all steps; NaN where there are no values.
+
+    Attributes:
+        step: h.
+        size: largest |t|.
+        second: Δ²t/h².
+        noise: standard deviation of the values, from their fourth difference.
+        error: |wᵀHw − Δ²t/h²|.
+        blur: how far noise and the length of the step may move Δ²t/h².
+        slope_error: |gᵀw − Δt/2h|.
+        slope_blur: the same of Δt/2h.
+    """
+
+    step: Tensor
+    size: Tensor
+    second: Tensor
+    noise: Tensor
+    error: Tensor
+    blur: Tensor
+    slope_error: Tensor
+    slope_blur: Tensor
+
+
+def certify(
+    batch: TargetBatch, prediction: Prediction, group_size: int, first_step: Tensor | None = None
+) -> Certificate:
+    """Compares derivatives with central differences of the values, at every sample of a batch.
+
+    With values at x + j h w for j = −2 … 2,
+
+        slope      (t₁ − t₋₁) / 2h                 against  gᵀw
+        curvature  (t₁ − 2 t₀ + t₋₁) / h²          against  wᵀHw
+
+    and the fourth difference t₋₂ − 4 t₋₁ + 6 t₀ − 4 t₁ + t₂ measures the noise of the values, or what the step is too
+    long for: the quotients at h and 2h differ by it. A sample is certified where derivatives and differences agree to
+    ``TOLERANCE`` and the differences are sharp enough to tell. Else the step shrinks tenfold; where noise as small as
+    float32's blurs the first step, a longer one is tried first. What never agrees is told apart by how Δ²t/h²
+    changes with the step: it settles at another value (the derivatives are wrong), grows like 1/h (a kink) or
+    like 1/h² (noise).
+
+    Args:
+        batch: in the precision of the values, float64 where the model can.
+        prediction: of the same samples.
+        group_size: samples whose five values are computed at a time. The five points of a sample make up a batch of
+            another size than that of the derivatives, so that kernels that err at one batch size, and samples that
+            influence each other, show themselves.
+        first_step: ``[N]``, h to begin with.
+
+    Cost: 5 values per sample and step, usually one step; no backward pass.
+
+    Source: Moré and Wild, "Estimating computational noise" (2011), for noise from differences.
+    """
+    p = prediction.to(batch.x)
+    size = batch.x.flatten(1).square().mean(dim=1).sqrt()
+    first = FIRST_STEP * size.where(size > 0, 1) if first_step is None else first_step.to(batch.x)
+    steps = [_at_step(batch, p, torch.arange(batch.num_samples, device=batch.x.device), first, group_size)]
+    agreed = _agrees(steps[0], p)
+    is_low_precision = ((steps[0].noise <= LOW_PRECISION * steps[0].size) | agreed).all(dim=1)
+    last, num_values = first, len(OFFSETS) * batch.num_samples
+    for shorter, longer in zip(SHORTER, LONGER, strict=True):
+        active = (~agreed.all(dim=1)).nonzero().flatten()
+        if len(active) == 0:
+            break
+        step = first[active] * FACTOR ** torch.where(is_low_precision[active], longer, shorter).to(first)
+        last = last.index_copy(0, active, step)
+        steps.append(_at_step(batch, p, active, step, group_size))
+        num_values += len(OFFSETS) * len(active)
+        agreed |= _agrees(steps[-1], p)
+    return _certificate(steps, agreed, p, last, num_values / batch.num_samples)
+
+
+def _at_step(batch: TargetBatch, p: Prediction, active: Tensor, step: Tensor, group_size: int) -> _Differences:
+    def work(samples: slice) -> Tensor:
+        return _five_values(batch.select(active[samples]), p.direction[active[samples]], step[samples])
+
+    t = torch.cat([values for _, values in in_groups(len(active), group_size, work)])
+    h = step.unsqueeze(1)
+    second = (t[:, 3] - 2 * t[:, 2] + t[:, 1]) / h**2
+    slope = (t[:, 3] - t[:, 1]) / (2 * h)
+    third = (t[:, 4] - 2 * t[:, 3] + 2 * t[:, 1] - t[:, 0]).abs()
+    fourth = (t[:, 0] - 4 * t[:, 1] + 6 * t[:, 2] - 4 * t[:, 3] + t[:, 4]).abs()
+    size = t.abs().amax(dim=1)
+    rounding = ROUNDING * torch.finfo(t.dtype).eps * size
+    noise = torch.maximum(fourth / FOURTH, rounding)
+    values = {
+        "step": h.expand_as(second),
+        "size": size,
+        "second": second,
+        "noise": noise,
+        "error": (second - p.curvature[active]).abs(),
+        "blur": SECOND * noise / h**2,
+        "slope_error": (slope - p.slope[active]).abs(),
+        "slope_blur": torch.maximum(third / 4, rounding) / h,
+    }
+    nothing = torch.full_like(p.slope, torch.nan)
+    return _Differences(**{name: nothing.index_copy(0, active, value) for name, value in values.items()})
+
+
+def _five_values(batch: TargetBatch, direction: Tensor, step: Tensor) -> Tensor:
+    """Values at x + j h w for j = −2 … 2, ``[n, 5, K]``; NaN where the forward refuses such an input."""
+    num_points = len(OFFSETS)
+    points = batch.repeat_interleave(num_points)
+    offsets = torch.tensor(OFFSETS).to(step)
+    shift = (offsets * step.unsqueeze(1)).reshape(-1, 1) * direction.repeat_interleave(num_points, dim=0)
+    try:
+        with torch.no_grad():
+            values = points.values(points.x + shift.reshape(points.x.shape))
+    except Exception as error:  # an assertion on the range of the input, for example; a shorter step may pass
+        if out_of_memory(error):
+            raise
+        return step.new_full((batch.num_samples, num_points, batch.num_classes), torch.nan)
+    return values.reshape(batch.num_samples, num_points, -1)
+
+
+def _agrees(found: _Differences, p: Prediction) -> Tensor:
+    """Where derivatives and differences agree, and the differences are sharp enough to tell."""
+    scale = TOLERANCE * p.spectral_norm
+    curvature = (found.error <= scale) & (found.blur <= scale)
+    zero = (p.spectral_norm == 0) & (found.error <= MARGIN * found.blur)
+    slope_scale = TOLERANCE * torch.maximum(p.gradient_norm, p.spectral_norm * found.step)
+    slope = found.slope_error <= slope_scale + MARGIN * found.slope_blur
+    return (curvature | zero) & slope
+
+
+def _certificate(
+    steps: list[_Differences], agreed: Tensor, p: Prediction, last: Tensor, num_values: float
+) -> Certificate:
+    every = _Differences(*(torch.stack([getattr(d, f.name) for d in steps]) for f in fields(_Differences)))
+    every = _by_step(every)
+    sharpest = every.blur.nan_to_num(torch.inf).argmin(dim=0, keepdim=True)
+    at = _Differences(*(getattr(every, f.name).gather(0, sharpest)[0] for f in fields(every)))
+    outcome = torch.full_like(agreed, OUTCOMES.index("unverifiable"), dtype=torch.long)
+    for name, chosen in (
+        ("noise", every.second.isfinite().any(dim=0)),
+        ("kink", _grows_like_kink(every)),
+        ("contradicted", _contradicted(every, p)),
+        ("certified", agreed),
+    ):
+        outcome = outcome.where(~chosen, OUTCOMES.index(name))
+    slope_scale = torch.maximum(p.gradient_norm, p.spectral_norm * at.step)
+    return Certificate(
+        outcome,
+        error=at.error / p.spectral_norm.where(p.spectral_norm > 0, 1),
+        slope_error=at.slope_error / slope_scale.where(slope_scale > 0, 1),
+        noise=every.noise.nan_to_num(torch.inf).amin(dim=0),
+        step=last,
+        num_values=num_values,
+    )
+
+
+def _by_step(every: _Differences) -> _Differences:
+    """Sorted from the longest step to the shortest; samples without values last."""
+    order = every.step.nan_to_num(0).argsort(dim=0, descending=True)
+    return _Differences(*(getattr(every, f.name).gather(0, order) for f in fields(every)))
+
+
+def _grows_like_kink(every: _Differences) -> Tensor:
+    """Whether Δ²t/h² is inversely proportional to h over three steps."""
+    jump = every.second * every.step
+    change = jump[1:] / jump[:-1]
+    steady = (change - 1).abs() <= STEADY
+    return (steady[1:] & steady[:-1]).any(dim=0)
+
+
+def _contradicted(every: _Differences, p: Prediction) -> Tensor:
+    """Whether a quotient has settled, over two steps, where the derivatives say something else."""
+    scale = TOLERANCE * p.spectral_norm
+    wrong = (every.error > scale + MARGIN * every.blur) & (every.blur <= STEADY * every.error)
+    settled = (every.second[1:] - every.second[:-1]).abs() <= STEADY * every.error[1:]
+    slope_scale = TOLERANCE * torch.maximum(p.gradient_norm, p.spectral_norm * every.step)
+    wrong_slope = (every.slope_error > slope_scale + MARGIN * every.slope_blur) & (
+        every.slope_blur <= STEADY * every.slope_error
+    )
+    wrong_twice = (wrong[1:] & wrong[:-1] & settled).any(dim=0)
+    return wrong_twice | (wrong_slope[1:] & wrong_slope[:-1]).any(dim=0)

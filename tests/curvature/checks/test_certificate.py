@@ -1,0 +1,160 @@
+"""Central differences of values certify true derivatives and nothing else; what fails is told apart by its kind."""
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+from lightning_hessian.curvature.checks.certificate import OUTCOMES, Prediction, certify
+from lightning_hessian.curvature.target_batch import TargetBatch
+
+F64, F32 = torch.float64, torch.float32
+DIGITS = torch.tensor(load_digits().images[:4], dtype=F64).unsqueeze(1) / 16
+
+
+def cnn(activation=nn.GELU, pool=False, dtype=F64):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 6, 3), activation(), *([nn.MaxPool2d(2)] if pool else []), nn.Flatten()]
+    head = [nn.Linear(54 if pool else 216, 16), activation(), nn.Linear(16, 10)]
+    return nn.Sequential(*layers, *head).to(dtype).requires_grad_(False)
+
+
+def unit(v):
+    return v / v.norm(dim=1, keepdim=True).clamp_min(1e-300)
+
+
+def predicted(function, x, seed=1):
+    """What autograd says of output 0 at ``x``, column by column, along a mix of top eigenvector, gradient and noise."""
+    x = x.clone().requires_grad_()
+    (g,) = torch.autograd.grad(function(x)[:, 0].sum(), x, create_graph=True)
+    g = g.flatten(1)
+    columns = [torch.zeros_like(g) for _ in range(g.shape[1])]
+    if g.requires_grad:
+        for i in range(g.shape[1]):
+            (row,) = torch.autograd.grad(g[:, i].sum(), x, retain_graph=True, materialize_grads=True)
+            columns[i] = row.flatten(1)
+    hessian = torch.stack(columns, dim=1)
+    hessian, g = ((hessian + hessian.mT) / 2).detach(), g.detach()
+    values, vectors = torch.linalg.eigh(hessian)
+    top = vectors.gather(2, values.abs().argmax(1)[:, None, None].expand(-1, g.shape[1], 1)).squeeze(2)
+    random = torch.randn(g.shape, generator=torch.Generator().manual_seed(seed), dtype=F64).to(g)
+    aligned = torch.where((top * g).sum(1, keepdim=True) < 0, -1.0, 1.0).to(g)
+    w = unit(unit(top) + aligned * unit(g) + unit(random))
+    return Prediction(
+        direction=w,
+        slope=(g * w).sum(1, keepdim=True),
+        curvature=torch.einsum("nd,nde,ne->n", w, hessian, w).unsqueeze(1),
+        gradient_norm=g.norm(dim=1, keepdim=True),
+        spectral_norm=values.abs().amax(1, keepdim=True),
+    )
+
+
+def certificate(function, x, values=None, dtype=F64, group_size=16):
+    """That of output 0 of ``function``, by differences of ``values``, or of its own values."""
+    classes = torch.zeros(len(x), 1, dtype=torch.long)
+    batch = TargetBatch(values or function, lambda z, k: z.gather(1, k), x.to(dtype), classes)
+    return certify(batch, predicted(function, x), group_size)
+
+
+def outcomes(found):
+    return {OUTCOMES[i] for i in found.outcome.flatten().tolist()}
+
+
+class Lie(torch.autograd.Function):
+    """A sine whose derivative is right and whose second derivative is zero."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * x.cos().detach()
+
+
+def quadratic(x):
+    return (x * x).sum(dim=1, keepdim=True)
+
+
+def only_images(x):
+    assert ((x >= 0) & (x <= 1)).all()
+    return cnn()(x)
+
+
+gelu, relu, pooled, gelu32 = cnn(), cnn(nn.ReLU), cnn(pool=True), cnn(dtype=F32)
+inside = 0.3 + 0.4 * DIGITS
+
+TRUE = {
+    "smooth": (gelu, DIGITS, {}, 1e-6, 5),
+    "piecewise linear under softmax": (lambda x: relu(x).softmax(1), DIGITS, {}, 1e-6, 5),
+    "max-pooling of real digits": (pooled, DIGITS, {}, 1e-5, 10),
+    "derivatives in float32": (gelu32, DIGITS.float(), {"values": gelu}, 1e-5, 5),
+    "all in float32": (gelu32, DIGITS.float(), {"dtype": F32}, 5e-3, 10),
+    "float32 inside": (lambda x: gelu32(x.float()).to(x.dtype), DIGITS, {}, 5e-3, 10),
+    "a stationary point": (quadratic, torch.zeros(2, 5, dtype=F64), {}, 1e-12, 5),
+    "a plateau": (lambda x: quadratic(x.relu()), -torch.ones(2, 5, dtype=F64), {}, 1e-12, 5),
+    "linear": (lambda x: x[:, :1] + 2 * x[:, 1:], torch.randn(3, 2, dtype=F64), {}, 1e-9, 5),
+    "inputs up to 255": (lambda x: gelu(x / 255), 255 * DIGITS, {}, 1e-6, 5),
+    "tiny inputs": (lambda x: gelu(1e20 * x), 1e-20 * DIGITS, {}, 1e-6, 5),
+    "large values": (lambda x: 1e8 * gelu(x), DIGITS, {}, 1e-6, 5),
+    "a saturated softmax": (lambda x: (200 * gelu(x)).softmax(1), DIGITS, {}, 1e-3, 5),
+    "a valid range that steps stay in": (only_images, inside, {}, 1e-6, 5),
+}
+
+
+@pytest.mark.parametrize("case", TRUE)
+def test_true_derivatives_are_certified_by_few_values(case):
+    function, x, arguments, error, num_values = TRUE[case]
+    found = certificate(function, x, **arguments)
+    assert outcomes(found) == {"certified"}
+    assert found.error.max() <= error
+    assert found.num_values <= num_values
+
+
+FALSE = {
+    "a kink at the sample": (
+        lambda x: quadratic(x) + x.abs().sum(1, keepdim=True),
+        torch.zeros(2, 5, dtype=F64),
+        "kink",
+    ),
+    "complex abs at zero": (
+        lambda x: torch.complex(x, 0 * x).abs().pow(2).sum(1, keepdim=True),
+        torch.tensor([[0.0, 1.0]], dtype=F64),
+        "contradicted",
+    ),
+    "a second derivative left out": (
+        lambda x: quadratic(Lie.apply(x)),
+        torch.full((2, 5), 0.7, dtype=F64),
+        "contradicted",
+    ),
+    "a detached factor": (lambda x: gelu(x) * gelu(x).detach().softmax(1), DIGITS, "contradicted"),
+    "samples that influence each other": (lambda x: gelu(x - 0.5 * x.mean(0)), DIGITS, "contradicted"),
+    "dropout left on": (lambda x: gelu(nn.functional.dropout(x, 0.3)), DIGITS, "noise"),
+    "noise of 1e-3": (lambda x: gelu(x) + 1e-3 * torch.randn(len(x), 10, dtype=F64), DIGITS, "noise"),
+    "values that refuse every step": (only_images, DIGITS, "unverifiable"),
+}
+
+
+@pytest.mark.parametrize("case", FALSE)
+def test_what_is_wrong_is_never_certified_and_named_by_its_kind(case):
+    function, x, outcome = FALSE[case]
+    assert outcomes(certificate(function, x)) == {outcome}
+
+
+def test_one_sample_does_not_spoil_the_others():
+    x = torch.tensor([[0.0, 0.0], [1.0, 2.0], [0.5, -1.0]], dtype=F64)
+    found = certificate(lambda x: quadratic(x) + x.abs().sum(1, keepdim=True), x)
+    assert [OUTCOMES[i] for i in found.outcome.flatten()] == ["kink", "certified", "certified"]
+
+
+def test_groups_change_nothing_and_the_step_that_did_is_where_the_next_time_begins():
+    whole = certificate(pooled, DIGITS)
+    for size in (1, 3):
+        assert torch.equal(certificate(pooled, DIGITS, group_size=size).outcome, whole.outcome)
+    classes = torch.zeros(4, 1, dtype=torch.long)
+    batch = TargetBatch(pooled, lambda z, k: z.gather(1, k), DIGITS, classes)
+    again = certify(batch, predicted(pooled, DIGITS), 16, first_step=whole.step)
+    assert outcomes(again) == {"certified"}
+    assert again.num_values == 5
