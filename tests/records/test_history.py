@@ -14,6 +14,8 @@ ARRAYS = {
     "eigenvalues": np.float32([[[3.0, 1.0, -2.0]], [[5.0, 4.0, 1.0]]]),
     "residuals": np.float32([[[0.25, 9.0, 0.5]], [[0.125, 9.0, 9.0]]]),
     "converged": np.uint8([[[1, 1, 0]], [[1, 0, 0]]]),
+    "finite_difference_error": np.float32([[3e-7], [np.nan]]),
+    "valid": np.uint8([[1], [1]]),
 }
 DERIVED = {
     "spectral_norm": np.float32([[3.0], [5.0]]),

@@ -15,7 +15,7 @@ from lightning_hessian.render.maps import as_image
 from lightning_hessian.training.samples import Samples
 
 ARRAYS = ("hessian", "x", "labels", "predicted", "classes", "gradient", "eigenvalues", "eigenvectors", "vector_index")
-ARRAYS += ("residuals", "converged")
+ARRAYS += ("residuals", "converged", "valid")
 
 
 def record_of(*shape: int, labels=True):
