@@ -34,16 +34,21 @@ export function maps({ state, source, charts }) {
     const norm = norms[(stepIndex * samples + sample) * classes + classIndex];
     const outputs = known.map(([word, k]) => `${word} ${outputName(entry, k)}`).join(", ");
     const isValid = series.arrays.valid.data[(stepIndex * samples + sample) * classes + classIndex] !== 0;
-    const drawnInput = figure(input.arrays.x.data, shape, inputKind, ["input", outputs], "x");
-    const figures = !isValid ? [drawnInput] : [
-      drawnInput,
-      figure(arrays.gradient.data, shape, "signed", ["gradient", `‖g‖ = ${short(norm)}`], "gradient"),
-      figure(arrays.diagonal.data, shape, "signed", ["diagonal of the Hessian", diagonalError(meta)], "diagonal"),
-      ...eigenvectors(arrays, shape),
-    ];
+    const figures = [figure(input.arrays.x.data, shape, inputKind, ["input", outputs], "x")];
+    if (isValid) {
+      figures.push(
+        figure(arrays.gradient.data, shape, "signed", ["gradient", `‖g‖ = ${short(norm)}`], "gradient"),
+        figure(arrays.diagonal.data, shape, "signed", ["diagonal of the Hessian", diagonalError(meta)], "diagonal"),
+        ...eigenvectors(arrays, shape),
+      );
+    }
     frame.clear();
-    const reason = "The Hessian is not valid at this step, so only the input is shown: the diagnosis below says why.";
-    frame.describe(joined([`${entry.target} of ${classTitle(entry, classId)}, sample ${sample}.`, !isValid && reason]));
+    frame.describe(
+      joined([
+        `${entry.target} of ${classTitle(entry, classId)}, sample ${sample}.`,
+        !isValid && "The Hessian is not valid at this step, so only the input is shown: the diagnosis below says why.",
+      ]),
+    );
     frame.body.replaceChildren(...figures);
   }
 
