@@ -65,7 +65,7 @@ def _draw_row(canvas: Canvas, top: float, record: Record, matrix: Array | None, 
         canvas.blank(x, middle, MAP, "not valid")
         x += MAP + GAP + 0.3
         canvas.text(x + MATRIX / 2, top - TITLE_GAP, "Hessian")
-        canvas.blank(x, top, MATRIX, "not valid:\nsee the diagnosis (Text tab)")
+        canvas.blank(x, top, MATRIX, "not valid:\nsee the diagnosis")
         return
     canvas.map(x, middle, MAP, gradient_map(record, sample, class_id))
     x += MAP + GAP + 0.3
