@@ -45,7 +45,8 @@ def composite(record: Record, class_id: ClassId) -> Figure:
     heading = f"Input-Hessian of {record.target}, {class_title(class_id)}: {record.when}"
     known = [matrix for matrix in matrices if matrix is not None]
     if known and not any(matrix.any() for matrix in known):
-        heading += f" ({record.diagnosis.replace('_', ' ')}: exactly zero)"
+        kind = "" if record.diagnosis == "curved" else f"{record.diagnosis.replace('_', ' ')}: "
+        heading += f" ({kind}exactly zero)"
     if record.hessian is not None and len(record.hessian) > MAX_SAMPLES:
         heading += f" (the first {MAX_SAMPLES} of {len(record.hessian)} samples)"
     canvas.text(width / 2, HEADING - 0.1, heading, 13, fontweight="bold")
