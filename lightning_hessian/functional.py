@@ -19,7 +19,7 @@ from lightning_hessian.curvature.checks.certificate import (
     predict_of_matrices,
     predict_slope,
 )
-from lightning_hessian.curvature.checks.diagnosis import named
+from lightning_hessian.curvature.checks.diagnosis import Finding
 from lightning_hessian.curvature.checks.verdict import CheckSettings, checked, why_not_finite
 from lightning_hessian.curvature.cost_model import ModelCosts, check_group
 from lightning_hessian.curvature.memory import readable
@@ -373,7 +373,7 @@ def _checked(
     *,
     numbers: Sequence[int] | None = None,
     finite: Tensor | None = None,
-    findings: Sequence[str] = (),
+    findings: Sequence[Finding] = (),
 ) -> Tensor:
     """The numbers, compared with values; a warning says which are wrong or not finite.
 
@@ -404,11 +404,13 @@ def _checked(
     lost = (~is_finite.all(dim=1)).nonzero().flatten()
     if len(lost) and not findings:
         why = why_not_finite(batch.select(lost), options.generator())
-        findings.append(f"The {what} at {named(numbers[i] for i in lost.tolist())} is not finite. {why}")
+        samples = tuple(numbers[i] for i in lost.tolist())
+        findings.append(Finding(f"The {what} at {{}} is not finite. {why}", samples))
+    message = " ".join(map(str, findings))
     if not is_finite.any():
-        raise MeasurementError(" ".join(findings))
+        raise MeasurementError(message)
     valid = verdict.explanation.valid & is_finite & verdict.explanation.trusted
-    _warn_unless_valid(what, valid, " ".join(findings))
+    _warn_unless_valid(what, valid, message)
     return found
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_hessian.curvature.analysis import Analysis, differentiate
 from lightning_hessian.curvature.checks.certificate import Prediction, predict
-from lightning_hessian.curvature.checks.diagnosis import Diagnosis, named
+from lightning_hessian.curvature.checks.diagnosis import Diagnosis, Finding
 from lightning_hessian.curvature.checks.verdict import (
     CheckSettings,
     PreviousChecks,
@@ -153,8 +153,7 @@ def execute(
         diagnosis=conclusion.diagnosis,
         cost=meter.cost(result.num_matvecs),
     )
-    turn = 0 if share.checks is None else share.checks.turn + 1
-    checks = PreviousChecks(verdict.steps.cpu(), turn, _circumstances(plan, result))
+    checks = verdict.passed_on(share.checks, _circumstances(plan, result))
     return Measurement(spectrum, result.matrices if plan.num_matrices else None, plan, checks)
 
 
@@ -208,8 +207,8 @@ def _checked(given: MethodInput, plan: Plan, results: _Results, share: Share) ->
         settings=CheckSettings(
             check_group(given.costs, given.memory_budget), given.options.seed, given.piecewise_linear
         ),
+        previous=share.checks,
         due=due,
-        steps=None if share.checks is None else share.checks.steps,
     )
 
 
@@ -231,11 +230,9 @@ def _conclude(given: MethodInput, plan: Plan, found: Decomposition, verdict: Ver
     """
     batch, generator, of_checks = given.batch, given.options.generator(), verdict.explanation
 
-    def samples_with(entries: Tensor) -> list[int]:
-        return entries.any(dim=1).nonzero().flatten().tolist()
-
-    def names(entries: Tensor) -> str:
-        return named(share.numbers[i] for i in samples_with(entries))
+    def where(entries: Tensor, sentence: str) -> list[Finding]:
+        samples = entries.any(dim=1).nonzero().flatten().tolist()
+        return [Finding(sentence, tuple(share.numbers[i] for i in samples))] if samples else []
 
     norm = found.eigenvalues.abs().amax(dim=-1)
     measured = torch.ones_like(norm, dtype=torch.bool)
@@ -243,42 +240,34 @@ def _conclude(given: MethodInput, plan: Plan, found: Decomposition, verdict: Ver
         measured &= share.finite.to(norm.device).unsqueeze(1)
     finite = norm.isfinite()
     valid = of_checks.valid & measured & finite
-    diagnosis = plan.diagnosis.with_findings(*of_checks.findings)
+    diagnosis = plan.diagnosis.with_findings(of_checks.findings)
     lost = measured & ~finite
     if lost.any():
-        why = why_not_finite(batch.select(torch.tensor(samples_with(lost), device=batch.x.device)), generator)
-        diagnosis = diagnosis.with_findings(f"The Hessian at {names(lost)} is not finite. {why}")
+        why = why_not_finite(batch.select(lost.any(dim=1).nonzero().flatten()), generator)
+        diagnosis = diagnosis.with_findings(where(lost, f"The Hessian at {{}} is not finite. {why}"))
         if not finite.any():
-            raise MeasurementError(" ".join(diagnosis.findings))
+            raise MeasurementError(" ".join(map(str, diagnosis.findings)))
     asymmetric = valid & ~of_checks.is_rounding & (found.asymmetry > ASYMMETRY_TOLERANCE[batch.x.dtype])
     if asymmetric.any():
         worst = float(found.asymmetry[asymmetric].max())
         help_ = " It is lost in rounding: measure in float64." if batch.x.dtype == torch.float32 else ""
-        diagnosis = diagnosis.with_findings(
-            f"The Hessian at {names(asymmetric)} is asymmetric by up to {worst:.1e} of its norm.{help_}"
-        )
+        sentence = f"The Hessian at {{}} is asymmetric by up to {worst:.1e} of its norm.{help_}"
+        diagnosis = diagnosis.with_findings(where(asymmetric, sentence))
         valid = valid & ~asymmetric
     if (valid & of_checks.is_rounding).any():
         everywhere = bool((of_checks.is_rounding | (norm == 0) | ~valid).all())
-        finding = f"It is zero up to rounding at {names(valid & of_checks.is_rounding)}."
-        diagnosis = replace(diagnosis, kind="rounding") if everywhere else diagnosis.with_findings(finding)
+        findings = where(valid & of_checks.is_rounding, "It is zero up to rounding at {}.")
+        diagnosis = replace(diagnosis, kind="rounding") if everywhere else diagnosis.with_findings(findings)
     zero = valid & (norm == 0) & ~of_checks.is_rounding
     if zero.any() and not diagnosis.zero:
-        diagnosis, valid = _about_zero(given, diagnosis, valid, zero, names(zero))
+        first = weighted_targets(batch.select(zero.any(dim=1).nonzero()[:1].flatten()), generator)
+        if not zero_in_float64(first, generator):
+            sentence = "The curvature at {} underflows in float32: measure in float64."
+            diagnosis, valid = diagnosis.with_findings(where(zero, sentence)), valid & ~zero
+        elif (zero | ~valid).all():
+            diagnosis = replace(diagnosis, kind=kind_of_zero(first, generator))
+        else:
+            diagnosis = diagnosis.with_findings(where(zero, "It is exactly zero at {}."))
     if not valid.any() and diagnosis.kind != "disconnected" and of_checks.wrong.any():
         diagnosis = replace(diagnosis, kind="inconsistent")
     return _Conclusion(replace(diagnosis, trusted=of_checks.trusted), valid)
-
-
-def _about_zero(
-    given: MethodInput, diagnosis: Diagnosis, valid: Tensor, zero: Tensor, names: str
-) -> tuple[Diagnosis, Tensor]:
-    """Of Hessians that turned out to be zero: in this precision, at these samples, or everywhere."""
-    generator = given.options.generator()
-    first = weighted_targets(given.batch.select(zero.any(dim=1).nonzero()[:1].flatten()), generator)
-    if not zero_in_float64(first, generator):
-        finding = f"The curvature at {names} underflows in float32: measure in float64."
-        return diagnosis.with_findings(finding), valid & ~zero
-    if bool((zero | ~valid).all()):
-        return replace(diagnosis, kind=kind_of_zero(first, generator)), valid
-    return diagnosis.with_findings(f"It is exactly zero at {names}."), valid
