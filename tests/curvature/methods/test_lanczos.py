@@ -109,9 +109,15 @@ def test_a_sample_whose_hessian_is_not_finite_leaves_the_others_alone(classes):
         value = getattr(found.decomposition, name)
         assert value[1].isnan().all(), name
         assert value[[0, 2, 3]].isfinite().all()
-        if name in ("eigenvalues", "trace", "functional_norm"):  # to the tolerance: they may stop one step apart
-            bound = 1e-4 * float(expected.decomposition.frobenius_norm.max())
-            torch.testing.assert_close(value[[0, 2, 3]], getattr(expected.decomposition, name), rtol=0, atol=bound)
+    for name, right in vars(expected.decomposition).items():
+        value = getattr(found.decomposition, name)
+        if name == "eigenvalues":
+            bound = expected.decomposition.residuals
+        elif f"{name}_error" in vars(expected.decomposition):  # they may stop one step apart, and know another space
+            bound = 4 * getattr(expected.decomposition, f"{name}_error") + 1e-9
+        else:
+            continue
+        assert ((value[[0, 2, 3]] - right).abs() <= bound).double().mean() > 0.98, name
     assert not found.decomposition.converged[1].any()
     assert found.decomposition.converged[[0, 2, 3]].all()
     assert found.decomposition.density.nodes[1].isnan().all()
