@@ -74,7 +74,7 @@ def of_estimates(operator: MatrixOperator) -> dict[str, Any]:
         known = lanczos(operator, 10, generator=generator, max_matvecs=MATVECS).known
         found = estimate(known, random_products(operator, known, generator=generator))
         outside = random_products(operator, nothing, generator=generator).products
-        alone = estimate_norm(nothing.products, outside)
+        alone = estimate_norm(nothing, outside)
         coverage.add("trace", found.trace, found.trace_error, diagonal.sum(1))
         coverage.add("frobenius_norm", found.frobenius_norm, found.frobenius_norm_error, norm)
         coverage.add("diagonal", found.diagonal, found.diagonal_error, diagonal)

@@ -83,7 +83,8 @@ def estimate(known: KnownProducts, random: RandomProducts) -> Estimates:
 
     With Q the known vectors, P = I − QQᵀ and random signs z:
 
-        tr A = tr QᵀAQ + E[(Pz)ᵀ A Pz],   ‖A‖² = ‖A Q‖² + E ‖A Pz‖²,   diag A = Σ A q_i ∘ q_i + E[z ∘ A Pz].
+        tr A = tr QᵀAQ + E[(Pz)ᵀ A Pz],   ‖A‖² = ‖A Q‖² + ‖P A Q‖² + E ‖P A Pz‖²,
+        diag A = Σ A q_i ∘ q_i + E[z ∘ A Pz].
 
     Unbiased for any symmetric matrix, converged eigenvectors or not: A Q is known, not QΘ.
     Unlike Hutch++ or Nyström estimators, these need no positive eigenvalues. The truth lies within one, two and
@@ -100,7 +101,7 @@ def estimate(known: KnownProducts, random: RandomProducts) -> Estimates:
         inside.addcmul_(q, product)
     trace, trace_error = _mean((random.outside * random.products).sum(dim=2))
     diagonal, diagonal_error = _mean(random.signs * random.products)
-    norm = estimate_norm(known.products, random.products)
+    norm = estimate_norm(known, random.products)
     size = known.vectors.shape[-1]
     unit = torch.finfo(trace.dtype).eps * norm.value
     return Estimates(
@@ -113,19 +114,20 @@ def estimate(known: KnownProducts, random: RandomProducts) -> Estimates:
     )
 
 
-def estimate_norm(inside: Tensor, outside: Tensor) -> Estimate:
-    """Frobenius norms ``[P]`` of operators A, from products with orthonormal q and with random signs z outside of them.
+def estimate_norm(known: KnownProducts, outside: Tensor) -> Estimate:
+    """Frobenius norms ``[P]`` of symmetric operators A that are known inside of a space.
 
-    ‖A‖² = Σ ‖A q‖² + E ‖A Pz‖² with P = I − QQᵀ: exact inside of Q, estimated outside. The more of A the q carry, the
-    smaller the error, and the closer to normal.
+    ‖A‖² = ‖A Q‖² + ‖P A Q‖² + E ‖P A Pz‖² with P = I − QQᵀ: only what is outside of Q on both sides is estimated. The
+    more of A the Q carry, the smaller the error, and the closer to normal.
 
     Args:
-        inside: A q, ``[P, M, D]``.
-        outside: A P z, ``[P, S, D]``.
+        known: Q and A Q.
+        outside: A P z for random signs z, ``[P, S, D]``.
     """
-    square, error = _mean(outside.square().sum(dim=2))
-    norm = (inside.square().sum(dim=(1, 2)) + square).sqrt()
-    rounding = torch.finfo(norm.dtype).eps * inside.shape[-1] ** 0.5 * norm  # Σ|λ| is at most √D ‖A‖
+    square, error = _mean(known.outside(outside).square().sum(dim=2))
+    coupling = known.outside(known.products)
+    norm = (square + known.products.square().sum(dim=(1, 2)) + coupling.square().sum(dim=(1, 2))).sqrt()
+    rounding = torch.finfo(norm.dtype).eps * outside.shape[-1] ** 0.5 * norm  # Σ|λ| is at most √D ‖A‖
     return Estimate(norm, torch.hypot(error / (2 * norm.where(norm > 0, 1)), rounding))
 
 

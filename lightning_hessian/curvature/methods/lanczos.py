@@ -203,14 +203,15 @@ def _term_norms(
     known = pairs.known
     if outputs.num_inputs <= basis_size(options.num_eigenvalues, options.block_size):
         term = factored_gauss_newton(batch)
-        functional = estimate_norm(
-            known.products - term.apply(known.vectors), random.products - term.apply(random.outside)
-        )
+        rest = KnownProducts(known.vectors, known.products - term.apply(known.vectors))
+        functional = estimate_norm(rest, random.products - term.apply(random.outside))
         return Estimate(term.norm, torch.zeros_like(term.norm)), functional
     # A product with JᵀAJ is as expensive as an HVP: exact inside of the eigenvectors only, not of the whole basis.
-    inside = KnownProducts(pairs.eigenvectors, known.apply(pairs.eigenvectors))
+    q = pairs.eigenvectors
+    inside = KnownProducts(q, known.apply(q))
     outside = inside.outside(random.signs)
     matvec = GaussNewtonOperator(batch).matvec
-    terms = [torch.stack([matvec(v) for v in vectors.unbind(dim=1)], dim=1) for vectors in (inside.vectors, outside)]
-    products = inside.products, random.products + known.apply(outside)
-    return estimate_norm(*terms), estimate_norm(*(h - term for h, term in zip(products, terms, strict=True)))
+    terms = [torch.stack([matvec(v) for v in vectors.unbind(dim=1)], dim=1) for vectors in (q, outside)]
+    rest = KnownProducts(q, inside.products - terms[0])
+    functional = estimate_norm(rest, random.products + known.apply(outside) - terms[1])
+    return estimate_norm(KnownProducts(q, terms[0]), terms[1]), functional

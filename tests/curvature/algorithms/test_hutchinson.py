@@ -81,7 +81,7 @@ def test_a_norm_is_exact_inside_of_what_is_known():
     operator = prescribed([30.0, -20.0] + [0.0] * 40, EVEN[:42])
     q = run(operator, 2, which="largest_magnitude").eigenvectors
     known = KnownProducts(q, q @ operator.matrices)
-    found = estimate_norm(known.products, draw(operator, known, 20, 0).products)
+    found = estimate_norm(known, draw(operator, known, 20, 0).products)
     norm, error = found.value, found.error
     truth = torch.linalg.matrix_norm(operator.matrices)
     assert (norm[0] - truth[0]).abs() < 1e-8
