@@ -89,8 +89,8 @@ def estimate(known: KnownProducts, random: RandomProducts) -> Estimates:
     Unbiased for any symmetric matrix, converged eigenvectors or not: A Q is known, not QΘ.
     Unlike Hutch++ or Nyström estimators, these need no positive eigenvalues. The truth lies within one, two and
     three standard errors as often as Student's t predicts (``benchmarks/statistics.py``); the error of the norm is
-    somewhat too small where a few unknown eigenvalues outweigh all others: 85 to 92 of 100 cases within two of it, where
-    Student's t says 92.
+    somewhat too small where a few unknown eigenvalues outweigh all others: 85 to 92 of 100 cases within two,
+    where Student's t says 92.
 
     Cost: no product.
 

@@ -20,7 +20,7 @@ from lightning_hessian.curvature.algorithms.hutchinson import (
 from lightning_hessian.curvature.algorithms.krylov import KnownProducts
 from lightning_hessian.curvature.algorithms.lanczos import RitzPairs, basis_size, lanczos
 from lightning_hessian.curvature.algorithms.quadrature import NUM_STEPS, Density, density, exact_density
-from lightning_hessian.curvature.batching import in_groups
+from lightning_hessian.curvature.batching import combine, concatenate, in_groups
 from lightning_hessian.curvature.checks.certificate import Prediction, predict
 from lightning_hessian.curvature.cost_model import group_size, lanczos_bytes
 from lightning_hessian.curvature.methods.interface import MethodInput, MethodResult
@@ -33,7 +33,7 @@ from lightning_hessian.curvature.operators.gauss_newton import (
 )
 from lightning_hessian.curvature.operators.hessian import CountingOperator, HessianOperator, Operator
 from lightning_hessian.curvature.options import Options
-from lightning_hessian.curvature.spectrum import Decomposition, combine, concatenate
+from lightning_hessian.curvature.spectrum import Decomposition
 from lightning_hessian.curvature.target_batch import TargetBatch
 
 # A residual of so much of its own |λ| is enough in float32: three digits of λ are certain, and by ‖r‖²/gap about six
@@ -197,7 +197,7 @@ def _term_norms(
     zero = Estimate(torch.zeros_like(norm.value), torch.zeros_like(norm.error))
     if isinstance(hessian, GaussNewtonOperator):
         return norm, zero
-    outputs = targets_of_outputs(batch)
+    outputs = targets_of_outputs(batch, hessian.outputs)
     if has_zero_hessian(outputs):
         return zero, norm
     known = pairs.known

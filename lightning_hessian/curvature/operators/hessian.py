@@ -83,8 +83,14 @@ class HessianOperator(BatchOperator):
 
     def __init__(self, batch: TargetBatch, autodiff: ReverseOverReverse | None = None) -> None:
         super().__init__(batch)
+        self._num_classes = batch.num_classes
         ready = autodiff if batch.num_classes == 1 else None
         self._autodiff = ready or ReverseOverReverse(self.batch)
+
+    @property
+    def outputs(self) -> Tensor:
+        """The network's outputs ``[N, C]``, one row for all classes of a sample."""
+        return self._autodiff.outputs.detach()[:: self._num_classes]
 
     def matvec(self, v: Tensor) -> Tensor:
         """H v."""

@@ -117,7 +117,6 @@ def test_a_monitor_uses_the_method_of_its_first_curved_measurement_again(monkeyp
     assert first.made_with["expected_seconds"].keys() == {"dense", "lanczos"}
     assert "1e-06 s per Hessian-vector product" in first.reason
     assert "as in the first measurement" in second.reason
-    assert monitor.measure(mlp(nn.ReLU, 260), samples, **when).method == "low_rank"
 
 
 @pytest.mark.parametrize("method", ["dense", "lanczos", "low_rank"])
