@@ -147,7 +147,7 @@ def lanczos_bytes(costs: ModelCosts, options: Options) -> int:
     """
     _, num_classes, num_inputs = costs.batch.shape
     max_basis = basis_size(options.num_eigenvalues, options.block_size)
-    num_vectors = 5 * min(max_basis, num_inputs) + 4 * NUM_VECTORS + 4 * max(2, options.num_eigenvalues) + 10
+    num_vectors = 6 * min(max_basis, num_inputs) + 4 * NUM_VECTORS + 4 * max(2, options.num_eigenvalues) + 10
     graphs = 2 * costs.split_matvec_bytes + costs.gauss_newton_matvec_bytes
     formed = low_rank_bytes(costs) if costs.num_outputs <= max_basis else 0
     return formed + num_classes * (graphs + num_vectors * costs.vector_bytes)
