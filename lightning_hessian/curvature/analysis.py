@@ -32,7 +32,7 @@ def analyze(batch: TargetBatch, options: Options, same_network: Diagnosis | None
         MeasurementError: inputs, values or gradients are not finite.
     """
     memory = options.memory(batch.x.device)
-    costs = ModelCosts(batch, options.seed)
+    costs = ModelCosts(batch, memory)
     gradient = finite_gradients(batch, costs, memory)
     # In float64, and in both autodiff modes: four times the memory of one HVP.
     group_size = fitting_samples(memory, 4 * costs.matvec_bytes)

@@ -68,7 +68,7 @@ def execute(
     """
     meter = meter or Meter(batch.x.device)
     memory = options.memory(batch.x.device)
-    costs = analysis.costs if analysis else ModelCosts(batch, options.seed)
+    costs = analysis.costs if analysis else ModelCosts(batch, memory)
     gradient = analysis.gradient if analysis else finite_gradients(batch, costs, memory)
     diagnosis = plan.diagnosis
     if diagnosis.zero:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 from torch import Tensor
 
@@ -28,6 +29,7 @@ class MethodInput:
         memory_budget: bytes that may be used besides the results.
         previous: eigenvectors ``[N, K, V, D]`` of the last measurement at the same samples, or None.
         num_matrices: for how many samples, counted from the first, the whole matrices are wanted too.
+        modes: autodiff modes for whole matrices: the first is used where it works (``columns.hessians``).
         progress: called with the number of finished columns, samples or matrix-vector products.
     """
 
@@ -39,6 +41,7 @@ class MethodInput:
     memory_budget: int
     previous: Tensor | None = None
     num_matrices: int = 0
+    modes: tuple[AutodiffMode, ...] = get_args(AutodiffMode)
     progress: Progress = silent
 
 
