@@ -26,7 +26,7 @@ from lightning_hessian.errors import MeasurementError
 # What derivatives take at their peak, in units of (1 + K) times what one forward pass allocates: 0.3 to 2.9 for MLPs,
 # convolutions, transformers and recurrent networks with K = 1 and 10.
 FORWARDS_PER_PASS = 4
-SURELY = 4  # an estimate of bytes per sample is good enough where that many times as much fits for all samples
+SURELY = 4  # estimates are good enough where that many times as much fits for all samples, their results included
 
 # Seconds per D³ of an eigendecomposition with vectors on one CPU core: 6e-11 to 1.3e-10 in float32, by LAPACK, at
 # D = 256 to 3072. Float64 moves twice the bytes. Accelerators and several cores are faster: an upper figure there.
@@ -96,10 +96,11 @@ class ModelCosts:
 
     def _estimate_or(self, num_classes: int, count: Callable[[], int]) -> int:
         """The estimate where memory is plenty, else what is counted."""
-        if self.memory == 0:
-            return count()
-        at_once = SURELY * self.batch.num_samples * self._estimate(self.batch.num_classes)
-        return self._estimate(num_classes) if at_once <= self.memory else count()
+        matrices = self.eigendecomposition_bytes
+        results = max(self.batch.num_classes * 256 * self.vector_bytes, matrices if matrices <= self.memory else 0)
+        passes = self.batch.num_samples * self._estimate(self.batch.num_classes)
+        plenty = self.memory > 0 and SURELY * (passes + results) <= self.memory
+        return self._estimate(num_classes) if plenty else count()
 
     @property
     def vector_bytes(self) -> int:

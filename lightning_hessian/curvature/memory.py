@@ -125,7 +125,11 @@ UNLIMITED = 2**31 - 1  # the largest int
 # are what it had before.
 MMAP_THRESHOLD, TRIM_THRESHOLD = 32 * 2**20, 64 * 2**20
 
-_are_kept = False  # whether a context is open: the thresholds are the process's, and set by the outermost one
+# Of what is resident over what is in use: before 2.38, glibc does not put an aligned tensor where one of the same size
+# was freed. Seen up to 2.4 for blocks of columns.
+FRAGMENTATION = 3
+
+_resident_before: int | None = None  # while a context is open: the thresholds are the process's, not the caller's
 
 
 def keeps_pages(device: torch.device) -> bool:
@@ -142,22 +146,29 @@ def kept_pages(device: torch.device) -> Iterator[None]:
     afterwards they are set to the highest values that glibc chooses by itself (32 and 64 MiB), and no longer adapt.
     Does nothing for other devices and C libraries, or where the environment sets glibc's thresholds.
     """
-    global _are_kept
+    global _resident_before
     libc = _adjustable_glibc() if device.type == "cpu" else None
-    if libc is None or _are_kept:
+    if libc is None or _resident_before is not None:
         yield
         return
-    before, _are_kept = _resident_bytes(), True
+    _resident_before = _resident_bytes()
     libc.mallopt(M_MMAP_THRESHOLD, UNLIMITED)
     libc.mallopt(M_TRIM_THRESHOLD, UNLIMITED)
     try:
         yield
     finally:
-        _are_kept = False
         libc.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
         libc.mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD)
-        if _resident_bytes() - before > TRIM_THRESHOLD:
-            libc.malloc_trim(0)
+        return_pages(TRIM_THRESHOLD)
+        _resident_before = None
+
+
+def return_pages(limit: int) -> None:
+    """Returns what ``kept_pages`` keeps to the kernel where resident memory has grown by more than ``limit`` bytes."""
+    if _resident_before is not None and _resident_bytes() - _resident_before > limit:
+        libc = _adjustable_glibc()
+        assert libc is not None
+        libc.malloc_trim(0)
 
 
 @cache

@@ -268,7 +268,7 @@ def test_heatmaps_that_do_not_fit_are_left_out_with_a_message(method):
     assert measure(given, "prob", Options(method=method, max_memory=need - 1), num_matrices=1).hessian is None
 
 
-@pytest.mark.parametrize(("memory", "counted"), [(None, []), (4_500_000, ["matvec"])])
+@pytest.mark.parametrize(("memory", "counted"), [(None, []), (3_000_000, ["matvec"])])
 def test_costs_are_counted_where_memory_is_short_and_then_once(monkeypatch, memory, counted):
     measured, matvec = [], cost_model._matvec
     monkeypatch.setattr(cost_model, "_matvec", lambda few: measured.append("matvec") or matvec(few))
@@ -339,7 +339,7 @@ from lightning_hessian.curvature.memory import _resident_bytes, kept_pages
 cpu = torch.device("cpu")
 
 def faults():
-    torch.ones(2**25)
+    torch.ones(2**25 + 2**10)  # glibc's holes fit what is a little smaller
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2**25)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_hessian.curvature.batching import out_of_memory
-from lightning_hessian.curvature.memory import AllocatedBytes, keeps_pages
+from lightning_hessian.curvature.memory import FRAGMENTATION, AllocatedBytes, keeps_pages
 from lightning_hessian.curvature.meter import Progress, silent
 from lightning_hessian.curvature.operators.autodiff import (
     AUTODIFF_MODES,
@@ -70,7 +70,7 @@ class BlockSize:
         """Takes note of the most memory that a block used at once."""
         self._known = max(self._known, num_columns)
         per_column = num_bytes / num_columns
-        limit = float(self._memory)
+        limit = self._memory / (1 if self._pages_kept else FRAGMENTATION)
         if not self._pages_kept:
             total = per_column * self._num_columns
             limit = min(limit, max(SMALL_BLOCK_BYTES, (total * BLOCK_IN_BYTES) ** 0.5))

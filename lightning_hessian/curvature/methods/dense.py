@@ -18,7 +18,7 @@ from lightning_hessian.curvature.cost_model import (
     group_size,
     hessian_bytes,
 )
-from lightning_hessian.curvature.memory import kept_pages
+from lightning_hessian.curvature.memory import kept_pages, return_pages
 from lightning_hessian.curvature.methods.columns import hessians, symmetrize_
 from lightning_hessian.curvature.methods.interface import MethodInput, MethodResult
 from lightning_hessian.curvature.operators.autodiff import AutodiffMode
@@ -66,6 +66,7 @@ def dense_spectrum(given: MethodInput) -> MethodResult:
             matrices.append(first_matrices)
             for mode, count in by_mode.items():
                 num_columns[mode] += count * (samples.stop - samples.start)
+            return_pages(given.memory_budget)
     return MethodResult(
         concatenate(groups),
         concatenate(predictions),
@@ -86,6 +87,7 @@ def whole_hessians(given: MethodInput) -> Tensor:
                 return matrices
             result = matrices.new_empty(*given.batch.shape, given.batch.num_inputs) if result is None else result
             result[samples] = matrices
+            return_pages(given.memory_budget)
     assert result is not None
     return result
 

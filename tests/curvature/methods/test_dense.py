@@ -47,17 +47,17 @@ def test_in_little_memory_blocks_grow_as_far_as_is_known_to_fit():
     """What is shared by the columns of a block counts less and less."""
     memory, shared, per_column = 10**6, 4 * 10**5, 10**4
     found = sizes(BlockSize(400, memory, estimate=10**6, pages_kept=True), 400, per_column, shared)
-    assert found[:3] == [(1, True), (3, True), (7, True)]
+    assert found[:4] == [(1, True), (2, True), (4, True), (9, True)]
     assert all(shared + count * per_column <= memory for count, _ in found)
-    assert max(count for count, _ in found) >= 15
+    assert max(count for count, _ in found) >= 40
 
 
 def test_blocks_stay_smaller_where_touching_memory_costs_time():
-    """With 800 MB in all, sqrt(800 MB · 7 MB) = 77 MB."""
+    """With 800 MB in all, sqrt(800 MB · 7 MiB) = 76 MB: eleven more blocks."""
     kept = sizes(BlockSize(800, memory=10**10, estimate=4 * 10**6, pages_kept=True), 800, 10**6)
     returned = sizes(BlockSize(800, memory=10**10, estimate=4 * 10**6), 800, 10**6)
-    assert kept == [(33, True), (767, True)]
-    assert [count for count, _ in returned] == [33, *(77,) * 9, 74]
+    assert kept == [(32, True), (768, True)]
+    assert [count for count, _ in returned] == [32, *(70,) * 9, 69, 69]
 
 
 def test_a_given_size_stays():
