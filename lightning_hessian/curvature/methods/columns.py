@@ -21,12 +21,11 @@ from lightning_hessian.curvature.operators.autodiff import (
 from lightning_hessian.curvature.target_batch import TargetBatch
 
 # By the generous estimate: all columns are one block, or else the first block.
-ONE_BLOCK_BYTES, FIRST_BLOCK_BYTES = 512 * 2**20, 128 * 2**20
+ONE_BLOCK_BYTES, FIRST_BLOCK_BYTES = 1024 * 2**20, 128 * 2**20
 SHARE_OF_FIRST_BLOCK = 8  # the block whose memory is counted is an eighth of the work at most
 # Where freed pages go back to the kernel, the fixed cost of one more block (some 4 ms of calls) equals that of touching
-# this many bytes for the first time (0.55 s per GB, both on two cores). Blocks are at least as large as what allocators
-# keep of what is freed.
-BLOCK_IN_BYTES, SMALL_BLOCK_BYTES = 7 * 2**20, 64 * 2**20
+# this many bytes for the first time (0.55 s per GB, both on two cores). Below the second figure neither counts.
+BLOCK_IN_BYTES, SMALL_BLOCK_BYTES = 7 * 2**20, 128 * 2**20
 
 # Relative asymmetry, or difference from reverse_over_reverse, above which forward_over_reverse is wrong.
 TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-6}

@@ -53,11 +53,18 @@ def test_in_little_memory_blocks_grow_as_far_as_is_known_to_fit():
 
 
 def test_blocks_stay_smaller_where_touching_memory_costs_time():
-    """With 800 MB in all, sqrt(800 MB · 7 MiB) = 76 MB: eleven more blocks."""
-    kept = sizes(BlockSize(800, memory=10**10, estimate=4 * 10**6, pages_kept=True), 800, 10**6)
-    returned = sizes(BlockSize(800, memory=10**10, estimate=4 * 10**6), 800, 10**6)
-    assert kept == [(32, True), (768, True)]
-    assert [count for count, _ in returned] == [32, *(70,) * 9, 69, 69]
+    """With 8 GB in all, sqrt(8 GB · 7 MiB) = 242 MB."""
+    kept = sizes(BlockSize(800, memory=10**11, estimate=4 * 10**7, pages_kept=True), 800, 10**7)
+    returned = sizes(BlockSize(800, memory=10**11, estimate=4 * 10**7), 800, 10**7)
+    assert kept == [(3, True), (797, True)]
+    assert returned[:3] == [(3, True), (24, True), (24, False)]
+    assert {count for count, _ in returned[3:]} == {23, 24}
+
+
+def test_where_pages_are_returned_a_part_of_memory_is_lost_to_holes():
+    block = BlockSize(800, memory=3 * 10**8, estimate=10**7)
+    block.report(1, 10**7)
+    assert block.next(800) == 10
 
 
 def test_a_given_size_stays():
