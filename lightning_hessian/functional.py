@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.analysis import analyze
-from lightning_hessian.curvature.checks.diagnosis import Diagnosis
+from lightning_hessian.curvature.analysis import Analysis, analyze, differentiate, finite_samples
+from lightning_hessian.curvature.checks.certificate import (
+    Prediction,
+    predict_along,
+    predict_of_matrices,
+    predict_slope,
+)
+from lightning_hessian.curvature.checks.diagnosis import named
+from lightning_hessian.curvature.checks.verdict import CheckSettings, checked, why_not_finite
+from lightning_hessian.curvature.cost_model import ModelCosts, check_group
 from lightning_hessian.curvature.memory import readable
 from lightning_hessian.curvature.methods.dense import whole_hessians
-from lightning_hessian.curvature.methods.execute import execute
+from lightning_hessian.curvature.methods.execute import Share, execute
 from lightning_hessian.curvature.methods.interface import MethodInput
 from lightning_hessian.curvature.methods.plan import make_plan
-from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, gradients
+from lightning_hessian.curvature.operators.autodiff import AutodiffMode, ReverseOverReverse, gradients
 from lightning_hessian.curvature.options import ChunkSize, MethodChoice, Options
 from lightning_hessian.curvature.spectrum import Spectrum
 from lightning_hessian.curvature.target_batch import TargetBatch
-from lightning_hessian.errors import ConfigurationError
+from lightning_hessian.errors import ConfigurationError, MeasurementError
 from lightning_hessian.model.arguments import Classes, Model, Target
 from lightning_hessian.model.function import ForwardFunction, Inputs, ModelFunction, OutputFunction
 from lightning_hessian.model.prepare import PreparedModel, prepare, usable_dtype
@@ -35,6 +45,7 @@ def input_gradient(
     *,
     dtype: torch.dtype | None = None,
     wrt: str | int | None = None,
+    check: bool = True,
     forward_fn: ForwardFunction | None = None,
     output_fn: OutputFunction | None = None,
 ) -> Tensor:
@@ -54,16 +65,23 @@ def input_gradient(
         dtype: float32 or float64; by default that of x. Parameters are cast to it, not the model's own.
         wrt: what is differentiated: a key or position of ``x``, or the name of a submodule, whose output then
             is the variable (``wrt="embedding"`` for tokens); all other inputs stay fixed.
+        check: whether the result is compared with differences of values, in float64 where the model can be evaluated in
+            it: five values per sample, more where a kink or rounding is near.
         forward_fn: ``(model, x) -> output``, in place of ``model(x)``.
         output_fn: ``output -> [N, C]``, for models that return something else.
 
     Returns:
         ``[N, K, D]``, in target units per input unit.
 
+    Warns:
+        UserWarning: the gradients of some samples are not finite, or contradicted by values; the message says which
+            and why.
+
     Raises:
         ConfigurationError: an argument does not fit the model; the message says what does.
+        MeasurementError: not one gradient is finite.
 
-    Cost: one forward and K backward passes. Memory: their activations.
+    Cost: one forward and K backward passes, and the check. Memory: their activations.
 
     Example:
         >>> import torch
@@ -74,7 +92,23 @@ def input_gradient(
     """
     network = ModelFunction(model, forward_fn, output_fn, wrt)
     with _prepared(network, x, classes, target, dtype, None) as prepared:
-        return gradients(prepared.batch)
+        batch, options = prepared.batch, Options(check=check)
+        if not check:
+            return gradients(batch)
+        memory = options.memory(batch.x.device)
+        first = differentiate(batch, ModelCosts(batch, memory), memory)
+
+        def checkable(gradient: Tensor) -> _Checkable:
+            return _Checkable(gradient, predict_slope(gradient, options.generator()))
+
+        return _checked(
+            "gradient",
+            batch,
+            checkable(first.gradient),
+            lambda few, _: checkable(gradients(few)),
+            options,
+            findings=finite_samples(batch, first)[1],
+        )
 
 
 def input_hvp(
@@ -86,23 +120,28 @@ def input_hvp(
     *,
     dtype: torch.dtype | None = None,
     wrt: str | int | None = None,
+    check: bool = True,
     forward_fn: ForwardFunction | None = None,
     output_fn: OutputFunction | None = None,
 ) -> Tensor:
     """Hessian-vector product (HVP) of each sample's target: ∇²ₓ t(x[n], k) · v.
 
     Args:
-        model, x, classes, target, dtype, wrt, forward_fn, output_fn: as for ``input_gradient``.
+        model, x, classes, target, dtype, wrt, check, forward_fn, output_fn: as for ``input_gradient``.
         v: one vector for all samples and classes ``[D]``, one per sample (``[N, D]`` or the shape of x), or one per
             sample and class ``[N, K, D]``.
 
     Returns:
         ``[N, K, D]``.
 
+    Warns:
+        UserWarning: some products are not finite, or contradicted by values; the message says which and why.
+
     Raises:
         ConfigurationError: an argument does not fit the model, or v does not fit x.
+        MeasurementError: not one product is finite, or an operation has no second derivative.
 
-    Cost: two forward-and-backward passes per class (Pearlmutter 1994, by double backward).
+    Cost: two forward-and-backward passes per class (Pearlmutter 1994, by double backward), and the check along v.
 
     Example:
         >>> import torch
@@ -113,7 +152,21 @@ def input_hvp(
     """
     network = ModelFunction(model, forward_fn, output_fn, wrt)
     with _prepared(network, x, classes, target, dtype, None) as prepared:
-        return ReverseOverReverse(prepared.batch).hvp(_per_problem(v, prepared.batch))
+        batch, v = prepared.batch, _per_problem(v, prepared.batch)
+        if not check:
+            return ReverseOverReverse(batch).hvp(v)
+        vectors = v.reshape(-1, 1, batch.num_inputs)
+
+        def checkable(problems: TargetBatch, which: Tensor) -> _Checkable:
+            autodiff = ReverseOverReverse(problems)
+            gradient, product = autodiff.gradient(), autodiff.hvp(vectors[which])
+            return _Checkable(product, predict_along(vectors[which, 0], gradient, product))
+
+        problems = batch.split_classes()  # each has its own direction
+        numbers = torch.arange(batch.num_samples, device=v.device).repeat_interleave(batch.num_classes)
+        result = checkable(problems, torch.arange(len(vectors), device=v.device))
+        products = _checked("HVP", problems, result, checkable, Options(), numbers=numbers.tolist())
+        return products.reshape(v.shape)
 
 
 def input_hessian(
@@ -127,19 +180,20 @@ def input_hessian(
     chunk_size: ChunkSize = "auto",
     max_memory: int | None = None,
     seed: int = 0,
+    check: bool = True,
     forward_fn: ForwardFunction | None = None,
     output_fn: OutputFunction | None = None,
 ) -> Tensor:
     """Whole Hessian of each sample's target with respect to that sample: H[n, k] = ∇²ₓ t(x[n], k).
 
-    Computed in blocks of columns: forward over reverse, ``vmap``-batched and shared by all classes, where that agrees
-    with reverse over reverse on this model, or reverse over reverse, whichever is faster here. For a network that is
-    piecewise linear in its input, as JᵀAJ from the gradients of its C outputs. A target that does not depend on x, or
-    only linearly, gives exact zeros.
+    Computed in few large blocks of columns: forward over reverse, ``vmap``-batched and shared by all classes; or reverse
+    over reverse, where the model has no forward mode or a wrong one. For a network that is piecewise linear in its
+    input, as JᵀAJ from the gradients of its C outputs. A target that does not depend on x, or only linearly, gives
+    exact zeros.
 
     Args:
-        model, x, classes, target, dtype, wrt, forward_fn, output_fn: as for ``input_gradient``.
-        chunk_size: columns computed at once; by default the fastest number, found while working.
+        model, x, classes, target, dtype, wrt, check, forward_fn, output_fn: as for ``input_gradient``.
+        chunk_size: columns computed at once; by default as many as memory allows and as pays.
         max_memory: bytes that may be used; by default half of what is free on the device.
         seed: of the random directions along which the autodiff modes are compared.
 
@@ -178,13 +232,24 @@ def input_hessian(
                 f"The Hessians {list(shape)} take {readable(result_bytes)}, more than the {readable(memory)} that "
                 f"may be used. {fewer}, or raise max_memory (in bytes)."
             )
+        whole = partial(_whole_hessians, options=options, memory_budget=memory - result_bytes)
+        if not check:
+            return whole(batch)
         analysis = analyze(batch, options)
-        _warn_if_untrusted(analysis.diagnosis)
-        if analysis.diagnosis.zero:
-            return batch.x.new_zeros(shape)
-        budget = memory - result_bytes
-        piecewise_linear = analysis.diagnosis.network_is_piecewise_linear
-        return whole_hessians(MethodInput(batch, analysis.costs, analysis.gradient, piecewise_linear, options, budget))
+        batch, stand_ins = batch.select(analysis.stand_ins), analysis.stand_ins
+
+        def checkable(gradient: Tensor, hessians: Tensor) -> _Checkable:
+            return _Checkable(hessians, predict_of_matrices(gradient, hessians, options.generator()))
+
+        return _checked(
+            "Hessian",
+            batch,
+            checkable(analysis.gradient[stand_ins], whole(batch, analysis)),
+            lambda few, _: checkable(gradients(few), whole(few, analysis, ("reverse_over_reverse",))),
+            options,
+            finite=analysis.finite,
+            findings=analysis.diagnosis.findings,
+        )
 
 
 def input_spectrum(
@@ -202,13 +267,14 @@ def input_spectrum(
     max_memory: int | None = None,
     seed: int = 0,
     density_vectors: int = 0,
+    check: bool = True,
     forward_fn: ForwardFunction | None = None,
     output_fn: OutputFunction | None = None,
 ) -> Spectrum:
     """Eigenvalues of each sample's input-Hessian, with residuals and everything derived from them.
 
     Args:
-        model, x, classes, target, dtype, wrt, forward_fn, output_fn: as for ``input_gradient``.
+        model, x, classes, target, dtype, wrt, check, forward_fn, output_fn: as for ``input_gradient``.
         chunk_size, max_memory, seed: as for ``input_hessian``.
         method: ``"dense"``: all D eigenvalues, from the whole matrix. ``"low_rank"``: the complete spectrum of a
             piecewise linear network, from C gradients. ``"lanczos"``: the ends of the spectrum, with residuals.
@@ -250,6 +316,7 @@ def input_spectrum(
         seed=seed,
         block_size=block_size,
         density_vectors=density_vectors,
+        check=check,
     )
     network = ModelFunction(model, forward_fn, output_fn, wrt)
     with _prepared(network, x, classes, target, dtype, max_memory) as prepared:
@@ -258,11 +325,104 @@ def input_spectrum(
         analysis = analyze(batch, options)
         plan = make_plan(batch, analysis.costs, analysis.diagnosis, options)
         measurement = execute(
-            batch, plan, options, target=prepared.target_name, analysis=analysis, meter=prepared.meter
+            batch.select(analysis.stand_ins),
+            plan,
+            options,
+            target=prepared.target_name,
+            analysis=analysis.select(analysis.stand_ins),
+            share=Share(range(len(batch.x)), len(batch.x), finite=analysis.finite),
+            meter=prepared.meter,
         )
     spectrum = measurement.spectrum
-    _warn_if_untrusted(spectrum.diagnosis)
+    if not spectrum.diagnosis.trusted:
+        spectrum = replace(spectrum, valid=torch.zeros_like(spectrum.valid))
+    _warn_unless_valid("spectrum", spectrum.valid, spectrum.diagnosis.message)
     return spectrum
+
+
+def _whole_hessians(
+    batch: TargetBatch,
+    analysis: Analysis | None = None,
+    modes: tuple[AutodiffMode, ...] = get_args(AutodiffMode),
+    *,
+    options: Options,
+    memory_budget: int,
+) -> Tensor:
+    """Those of a batch: zeros, JᵀAJ or column by column, as its analysis allows."""
+    if analysis is not None and analysis.diagnosis.zero:
+        return batch.x.new_zeros(*batch.shape, batch.num_inputs)
+    costs = ModelCosts(batch, memory_budget) if analysis is None else analysis.costs
+    linear = analysis is not None and analysis.diagnosis.network_is_piecewise_linear
+    unused = batch.x.new_empty(0)  # whole matrices need no gradient
+    return whole_hessians(MethodInput(batch, costs, unused, linear, options, memory_budget, modes=modes))
+
+
+@dataclass(frozen=True)
+class _Checkable:
+    """Numbers with a row per sample, and what they say along one direction."""
+
+    numbers: Tensor
+    prediction: Prediction
+
+
+def _checked(
+    what: str,
+    batch: TargetBatch,
+    result: _Checkable,
+    again: Callable[[TargetBatch, Tensor], _Checkable],
+    options: Options,
+    *,
+    numbers: Sequence[int] | None = None,
+    finite: Tensor | None = None,
+    findings: Sequence[str] = (),
+) -> Tensor:
+    """The numbers, compared with values; a warning says which are wrong or not finite.
+
+    Args:
+        what: the numbers are.
+        batch: as it was differentiated.
+        result: its numbers.
+        again: the same for a few samples in company; see ``verdict.checked``.
+        options: how to measure.
+        numbers: of the samples, for the warning; None: 0 to N − 1.
+        finite: ``[N]``, the samples that have finite derivatives; None: all that have finite numbers.
+        findings: what is known already.
+
+    Raises:
+        MeasurementError: no number is finite.
+    """
+    numbers = range(batch.num_samples) if numbers is None else numbers
+    memory = options.memory(batch.x.device)
+    group_size = check_group(ModelCosts(batch, memory), memory)
+    settings = CheckSettings(group_size, options.seed)
+    result, verdict = checked(
+        batch, result, again, numbers=numbers, computed_by="reverse_over_reverse", settings=settings
+    )
+    found = result.numbers
+    if finite is not None:
+        found = found.where(finite.reshape(-1, *[1] * (found.dim() - 1)), torch.nan)
+    is_finite = found.isfinite().flatten(2).all(dim=2)
+    findings = [*findings, *verdict.explanation.findings]
+    lost = (~is_finite.all(dim=1)).nonzero().flatten()
+    if len(lost) and not findings:
+        why = why_not_finite(batch.select(lost), options.generator())
+        findings.append(f"The {what} at {named(numbers[i] for i in lost.tolist())} is not finite. {why}")
+    if not is_finite.any():
+        raise MeasurementError(" ".join(findings))
+    valid = verdict.explanation.valid & is_finite & verdict.explanation.trusted
+    _warn_unless_valid(what, valid, " ".join(findings))
+    return found
+
+
+def _warn_unless_valid(what: str, valid: Tensor, message: str) -> None:
+    """Warns where some ``valid [N, K]`` are not."""
+    if not valid.all():
+        num_invalid = int((~valid).any(dim=1).sum())
+        warnings.warn(
+            f"The {what} of {num_invalid} of {len(valid)} samples cannot be trusted. {message}",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 @contextmanager
@@ -288,8 +448,3 @@ def _per_problem(v: Tensor, batch: TargetBatch) -> Tensor:
             f"{batch.shape}."
         )
     return v
-
-
-def _warn_if_untrusted(diagnosis: Diagnosis) -> None:
-    if not diagnosis.trusted:
-        warnings.warn(f"This input-Hessian cannot be trusted. {diagnosis.message}", UserWarning, stacklevel=3)

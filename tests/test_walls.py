@@ -68,7 +68,9 @@ WALLS = {
     "training.progress": Wall(),
     "training.schedule": Wall(),
     "training.trainer_access": Wall("torch", "model training training.distributed training.schedule writers"),
-    "training.resume": Wall("safetensors torch", "model records records.files training training.schedule"),
+    "training.resume": Wall(
+        "safetensors torch", "curvature.checks model records records.files training training.schedule"
+    ),
     "training.output": Wall(
         "matplotlib safetensors torch",
         "records records.event_format records.files training training.schedule writers writers.publisher",

@@ -2,68 +2,164 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.batching import in_groups
-from lightning_hessian.curvature.checks.diagnosis import Diagnosis, diagnose
+from lightning_hessian.curvature.batching import concatenate, in_groups
+from lightning_hessian.curvature.checks.diagnosis import CURVED, Diagnosis, Kind, advice, named
+from lightning_hessian.curvature.checks.zero import kind_in_outputs, kind_of_zero, weighted_outputs, zero_in_float64
 from lightning_hessian.curvature.cost_model import ModelCosts, fitting_samples
-from lightning_hessian.curvature.operators.autodiff import gradients
+from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse
 from lightning_hessian.curvature.options import Options
 from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.errors import MeasurementError
 
 
 @dataclass(frozen=True)
+class Derivatives:
+    """First derivatives of a batch, and one second derivative of its outputs.
+
+    Attributes:
+        outputs: ``[N, C]``.
+        gradient: of the targets, ``[N, K, D]``.
+        outputs_hvp: ``[N, D]``, the HVP of one random weighted sum of each sample's outputs, or None.
+        values: of the targets, ``[N, K]``.
+    """
+
+    outputs: Tensor
+    values: Tensor
+    gradient: Tensor
+    outputs_hvp: Tensor | None
+
+
+@dataclass(frozen=True)
 class Analysis:
-    """What is known about a batch before its Hessians are: its gradient is ``[N, K, D]`` and finite."""
+    """What is known about a batch before its Hessians are.
+
+    Attributes:
+        costs: of its derivatives.
+        gradient: ``[N, K, D]``.
+        finite: ``[N]``, whether inputs, values and gradients of a sample are.
+        diagnosis: the kinds of target and network, and what is not finite.
+    """
 
     costs: ModelCosts
     gradient: Tensor
+    finite: Tensor
     diagnosis: Diagnosis
 
+    def select(self, samples: slice | Tensor) -> Analysis:
+        """That of some samples."""
+        return replace(self, gradient=self.gradient[samples], finite=self.finite[samples])
 
-def analyze(batch: TargetBatch, options: Options, same_network: Diagnosis | None = None) -> Analysis:
-    """Gradients, costs and diagnosis of a batch; ``same_network`` as in ``diagnose``.
+    @property
+    def stand_ins(self) -> Tensor:
+        """``[N]``, which sample is computed in place of each: itself, or one with finite derivatives."""
+        numbers = torch.arange(len(self.finite), device=self.finite.device)
+        return numbers.where(self.finite, self.finite.nonzero()[0])
+
+
+def analyze(batch: TargetBatch, options: Options, network: Kind | None = None) -> Analysis:
+    """Gradients, costs and kinds of a batch.
+
+    The outputs count as linear around the samples if one HVP of a random weighted sum of them is exactly 0.0 at every
+    sample, and in float64 at one of them.
+
+    Args:
+        batch: what is differentiated.
+        options: how to measure.
+        network: what the outputs are as functions of the input, where an earlier measurement found it. A curved network
+            is not examined again; any other is, at these samples.
 
     Raises:
-        MeasurementError: inputs, values or gradients are not finite.
+        MeasurementError: not one sample has finite derivatives.
+
+    Cost: a gradient; where the network is examined, one HVP; where it is not curved, three HVPs at one sample.
     """
     memory = options.memory(batch.x.device)
     costs = ModelCosts(batch, memory)
-    gradient = finite_gradients(batch, costs, memory)
-    # In float64, and in both autodiff modes: four times the memory of one HVP.
-    group_size = fitting_samples(memory, 4 * costs.matvec_bytes)
-    return Analysis(costs, gradient, diagnose(batch, options.generator(), group_size, same_network))
+    found = differentiate(batch, costs, memory, options.generator() if network != "curved" else None)
+    finite, findings = finite_samples(batch, found)
+    hvp, generator = found.outputs_hvp, options.generator()
+    first = batch.select(finite.nonzero()[:1].flatten())
+    if hvp is None or hvp[finite].any():
+        network = "curved"
+    elif network is None or network == "curved":
+        network = _kind_of_outputs(first, found.outputs.shape[1], generator)
+    kind: Kind = "curved"
+    if network not in CURVED:
+        of_target = kind_in_outputs(batch, found.outputs, generator)
+        kind = of_target if of_target == "curved" or network == "linear" else network
+    diagnosis = Diagnosis(kind, network, tuple(findings), advice=advice(found.outputs.shape[1]))
+    return Analysis(costs, found.gradient, finite, diagnosis)
 
 
-def finite_gradients(batch: TargetBatch, costs: ModelCosts, memory_budget: int) -> Tensor:
-    """The gradients ``[N, K, D]``, of as many samples at a time as fit ``memory_budget``.
+def differentiate(
+    batch: TargetBatch, costs: ModelCosts, memory_budget: int, generator: torch.Generator | None = None
+) -> Derivatives:
+    """First derivatives, of as many samples at a time as fit ``memory_budget``.
+
+    Args:
+        batch: what is differentiated.
+        costs: of its derivatives.
+        memory_budget: bytes that may be used.
+        generator: of the weights and the direction of ``outputs_hvp``, the same for every sample; None: without it.
+    """
+    state = None if generator is None else generator.get_state()
+
+    def work(samples: slice) -> Derivatives:
+        autodiff = ReverseOverReverse(batch.select(samples))
+        outputs, hvp = autodiff.outputs, None
+        if generator is not None and state is not None:
+            generator.set_state(state)
+            weights, v = (
+                torch.randn(size, generator=generator, dtype=torch.float64).to(outputs)
+                for size in (outputs.shape[1], batch.num_inputs)
+            )
+            hvp = autodiff.hvp_of_outputs(weights, v.expand(len(outputs), -1))
+        return Derivatives(outputs.detach(), autodiff.values.detach(), autodiff.gradient(), hvp)
+
+    # With the graph of a second gradient, that of the sum of outputs.
+    size = fitting_samples(memory_budget, (1 if generator is None else 2) * costs.matvec_bytes)
+    groups = in_groups(batch.num_samples, size, work)
+    return concatenate([found for _, found in groups])
+
+
+def _kind_of_outputs(first: TargetBatch, num_outputs: int, generator: torch.Generator) -> Kind:
+    """Of a network whose second derivatives are zero: confirmed in float64, and looked at elsewhere."""
+    outputs = weighted_outputs(first, num_outputs, generator)
+    return kind_of_zero(outputs, generator) if zero_in_float64(outputs, generator) else "curved"
+
+
+def finite_samples(batch: TargetBatch, found: Derivatives) -> tuple[Tensor, list[str]]:
+    """Which samples ``[N]`` have finite derivatives, and what is not finite at the others, in words.
 
     Raises:
-        MeasurementError: inputs, values or gradients are not finite.
+        MeasurementError: none has.
     """
+    causes = {
+        "Inputs are": batch.x,
+        "Values of the target are": found.values,
+        "The values are finite but gradients are": found.gradient,
+    }
+    finite = torch.ones(batch.num_samples, dtype=torch.bool, device=batch.x.device)
+    findings = []
+    for what, numbers in causes.items():
+        bad = finite & ~numbers.isfinite().flatten(1).all(dim=1)
+        if bad.any():
+            findings.append(f"{what} not finite at {named(bad.nonzero().flatten().tolist())}.{_HELP.get(what, '')}")
+        finite &= ~bad
+    if not finite.any():
+        raise MeasurementError(f"There is no Hessian to measure. {' '.join(findings)}")
+    return finite, findings
 
-    def work(samples: slice) -> tuple[Tensor, Tensor]:
-        group = batch.select(samples)
-        with torch.no_grad():
-            values = group.values(group.x)
-        return values, gradients(group)
 
-    _check_finite("inputs", batch.x)
-    groups = in_groups(batch.num_samples, fitting_samples(memory_budget, costs.matvec_bytes), work)
-    values, gradient = (torch.cat(group) for group in zip(*(result for _, result in groups), strict=True))
-    _check_finite("values of the target", values)
-    _check_finite("gradients", gradient)
-    return gradient
-
-
-def _check_finite(name: str, numbers: Tensor) -> None:
-    bad = (~numbers.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
-    if bad:
-        raise MeasurementError(
-            f"The {name} are not finite (NaN or infinite) for samples {bad[:10]} of {len(numbers)}, "
-            f"so there is no Hessian to measure. Look for NaN in the weights or in the inputs."
-        )
+_HELP = {
+    "Values of the target are": " Look for NaN in the weights, and for overflow.",
+    "The values are finite but gradients are": (
+        " Look for torch.where over a branch that is infinite or NaN where it is not taken, and for 0/0 in the "
+        "derivative of a norm or a square root at zero."
+    ),
+}

@@ -1,16 +1,22 @@
-"""Work on a few samples at a time, and on fewer where the device runs out of memory."""
+"""Work on a few samples at a time, and on fewer where the device runs out of memory; one result from those of all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.errors import MeasurementError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Result = TypeVar("Result")
+T = TypeVar("T", bound="DataclassInstance")
 
 # What PyTorch's CPU allocator, cuBLAS, cuDNN and Metal say where they raise a plain RuntimeError.
 OUT_OF_MEMORY = (
@@ -57,3 +63,24 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+def concatenate(groups: Sequence[T]) -> T:
+    """One result of all samples from those of groups of samples: every tensor is concatenated along its first axis.
+
+    What is not a tensor is taken from the first group; a single group is returned as it is, without a copy.
+    """
+    return groups[0] if len(groups) == 1 else combine(groups, torch.cat)
+
+
+def combine(results: Sequence[T], change: Callable[[list[Tensor]], Tensor]) -> T:
+    """The first of some dataclasses of one kind, with ``change`` of all their tensors in place of each of its own."""
+
+    def combined(values: list[Any]) -> Any:
+        values = [value for value in values if value is not None]
+        if values and isinstance(values[0], Tensor):
+            return change(values)
+        return combine(values, change) if values and is_dataclass(values[0]) else next(iter(values), None)
+
+    names = [f.name for f in fields(results[0])]
+    return replace(results[0], **{name: combined([getattr(result, name) for result in results]) for name in names})

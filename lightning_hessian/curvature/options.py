@@ -20,6 +20,7 @@ class Options:
     """How to measure.
 
     Attributes:
+        check: whether results are compared with differences of values.
         method: ``"auto"`` or a method.
         num_eigenvalues: eigenvectors per problem; for ``lanczos`` the number of eigenvalues. ``low_rank`` gives the
             eigenvectors of all its eigenvalues where there are no more than 64 and memory allows.
@@ -41,6 +42,7 @@ class Options:
     seed: int = 0
     block_size: int = 1
     density_vectors: int = 0
+    check: bool = True
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, get_args(MethodChoice))

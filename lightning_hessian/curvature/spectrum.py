@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,11 +12,6 @@ from lightning_hessian.curvature.checks.diagnosis import Diagnosis
 from lightning_hessian.curvature.meter import Cost
 from lightning_hessian.curvature.operators.autodiff import AutodiffMode
 from lightning_hessian.curvature.options import MethodName
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-T = TypeVar("T", bound="DataclassInstance")
 
 ESTIMATED = ("trace", "frobenius_norm", "gauss_newton_norm", "functional_norm", "diagonal")  # each has an error
 
@@ -110,27 +103,6 @@ def zero_decomposition(gradient: Tensor, num_eigenvalues: int, num_vectors: int)
         gradient_curvature=zeros.where(gradient.norm(dim=-1) > 0, torch.nan),
         asymmetry=zeros.clone(),
     )
-
-
-def concatenate(groups: Sequence[T]) -> T:
-    """One result of all samples from those of groups of samples: every tensor is concatenated along its first axis.
-
-    What is not a tensor is taken from the first group; a single group is returned as it is, without a copy.
-    """
-    return groups[0] if len(groups) == 1 else combine(groups, torch.cat)
-
-
-def combine(results: Sequence[T], change: Callable[[list[Tensor]], Tensor]) -> T:
-    """The first of some dataclasses of one kind, with ``change`` of all their tensors in place of each of its own."""
-
-    def combined(values: list[Any]) -> Any:
-        values = [value for value in values if value is not None]
-        if values and isinstance(values[0], Tensor):
-            return change(values)
-        return combine(values, change) if values and is_dataclass(values[0]) else next(iter(values), None)
-
-    names = [f.name for f in fields(results[0])]
-    return replace(results[0], **{name: combined([getattr(result, name) for result in results]) for name in names})
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,11 @@ class TargetBatch:
 
     def values(self, x: Tensor) -> Tensor:
         """The targets ``[N, K]`` at an ``x`` of the same shape as ``self.x``."""
-        values = self.target(self.outputs(x), self.classes)
+        return self.targets(self.outputs(x))
+
+    def targets(self, outputs: Tensor) -> Tensor:
+        """The targets ``[N, K]`` made of the network's outputs ``[N, C]``."""
+        values = self.target(outputs, self.classes)
         return values if self.class_weights is None else (values @ self.class_weights.to(values)).unsqueeze(1)
 
     def select(self, samples: slice | Tensor) -> TargetBatch:

@@ -100,6 +100,11 @@ class ModelFunction:
         with _apparent_dtype(self._caller, dtype):
             return functional_call(self._caller, self._cast_tensors(dtype), (inputs,))
 
+    def copy_parameters(self, dtype: torch.dtype) -> None:
+        """Makes the copy of the parameters in ``dtype`` that calls in it use."""
+        if self._caller is not None:
+            self._cast_tensors(dtype)
+
     def _cast_tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
         assert self._caller is not None
         if dtype not in self._cast:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_hessian.curvature.batching import in_groups, on_few
 from lightning_hessian.curvature.cost_model import fitting_samples
-from lightning_hessian.curvature.memory import allocated_per_sample, available_memory
+from lightning_hessian.curvature.memory import AllocatedBytes, available_memory
 from lightning_hessian.curvature.meter import Meter
 from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.errors import ConfigurationError, MeasurementError
@@ -82,7 +83,7 @@ def prepare(
     device = network.device or leaves[0].device
     meter = Meter(device)
     dtype = resolve_dtype(dtype, leaves)
-    with isolated(network.model, device, dtype):
+    with isolated(network.model, device, dtype), _explained_derivatives():
         x, fixed = network.split(_moved(inputs, device, dtype), dtype)
         check_input(x)
         outputs = _outputs(network, x, fixed, max_memory or available_memory(device))
@@ -93,6 +94,22 @@ def prepare(
             function(outputs, resolved)  # a callable target that returns another shape raises here
         batch = TargetBatch(network, function, x, resolved, fixed)
         yield PreparedModel(batch, target_name(target), predicted, outputs.shape[1], meter)
+
+
+@contextmanager
+def _explained_derivatives() -> Iterator[None]:
+    """Names the operation that PyTorch cannot differentiate twice."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(r"derivative for '?(?:aten::)?(\w+)'? is not implemented", str(error))
+        if found is None:
+            raise
+        name = found[1].strip("_").removesuffix("_backward")
+        raise MeasurementError(
+            f"PyTorch has no second derivative of {name}, which the model or the target uses. Replace it by an "
+            f"operation that can be differentiated twice, or name a layer behind it with wrt."
+        ) from error
 
 
 def usable_dtype(network: ModelFunction, inputs: Inputs, dtype: torch.dtype | None = None) -> torch.dtype:
@@ -146,11 +163,18 @@ def _outputs(network: ModelFunction, x: Tensor, fixed: Any, memory_budget: int) 
     def outputs(few: TargetBatch) -> Tensor:
         return few.outputs(few.x)
 
+    def counted(few: TargetBatch) -> tuple[Tensor, int]:
+        with AllocatedBytes() as allocated:
+            found = outputs(few)
+        return found, max(1, allocated.total // len(found))
+
+    network.copy_parameters(x.dtype)  # before memory is counted: they belong to no sample
     with torch.no_grad():
-        on_few(batch, 2, outputs)  # copies the parameters, which belong to no sample
-        size = fitting_samples(memory_budget, allocated_per_sample(batch, outputs))
-        groups = in_groups(len(x), size, lambda samples: outputs(batch.select(samples)))
-        return torch.cat([found for _, found in groups])
+        first, bytes_per_sample = on_few(batch, 3 if len(x) == 3 else 2, counted)  # no group of one if avoidable
+        rest = batch.select(slice(len(first), None))
+        size = fitting_samples(memory_budget, bytes_per_sample)
+        groups = in_groups(rest.num_samples, size, lambda samples: outputs(rest.select(samples)))
+        return torch.cat([first, *(found for _, found in groups)])
 
 
 def _moved(inputs: Any, device: torch.device, dtype: torch.dtype) -> Any:

@@ -28,7 +28,7 @@ def run_scale(previous: Array | None, hessian: Array | None) -> Array | None:
 
     Args:
         previous: the ``color_scale`` of the previous measurement, or None.
-        hessian: ``[S, K, D, D]``, or None where there are no pictures.
+        hessian: ``[S, K, D, D]``, NaN where not valid, or None where there are no pictures.
     """
     if hessian is None:
         return previous
@@ -36,6 +36,6 @@ def run_scale(previous: Array | None, hessian: Array | None) -> Array | None:
     scale = np.zeros(shape) if previous is None or previous.shape != shape else previous.copy()
     for index in np.ndindex(*shape):
         limit = color_limit(hessian[index])
-        if scale[index] == 0 or limit > FAR_BEYOND * scale[index]:
+        if limit > FAR_BEYOND * scale[index]:  # never where it is NaN
             scale[index] = limit
     return scale

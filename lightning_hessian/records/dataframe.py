@@ -22,8 +22,9 @@ def to_dataframe(records: Record | Iterable[Record]) -> pandas.DataFrame:
 
     The columns are the step, sample and class (``sample``, ``class_id``, ``class``, ``class_name``, ``label``,
     ``predicted``), how they were computed (``method``, ``autodiff_mode``, ``diagnosis``, …), every metric with its
-    standard error, ``max_residual`` and ``converged`` of the listed eigenvalues, and the cost of the measurement.
-    Undefined values are NaN, unknown labels ``<NA>``. Needs pandas.
+    standard error, ``max_residual`` and ``converged`` of the listed eigenvalues, ``finite_difference_error`` and
+    ``valid``, and the cost of the measurement. Undefined values, and those of Hessians that are not valid, are NaN,
+    unknown labels ``<NA>``. Needs pandas.
 
     Args:
         records: one record, or those of ``load_records``.
@@ -64,5 +65,7 @@ def _columns(record: Record) -> dict[str, Any]:
         **{metric.name: record.metrics[metric.name].ravel() for metric in METRICS},
         "max_residual": record.residuals.max(axis=-1, initial=0).ravel(),
         "converged": record.converged.all(axis=-1).ravel(),
+        "finite_difference_error": record.finite_difference_error.ravel(),
+        "valid": record.valid.ravel(),
         **{name: getattr(record, name) for name in COSTS},
     }

@@ -26,6 +26,7 @@ EVENT_FORMAT_VERSION = 2
 CONTENT = json.dumps({"format": EVENT_FORMAT_VERSION}).encode()  # only a tag's first metadata counts: the same for all
 FOLDER = "input_hessian"  # of the records, beside the event file
 MAX_EIGENVALUES = 64  # per sample and class
+CHECKS = ("finite_difference_error", "valid")  # not in events of older versions
 SPECTRA = ("eigenvalues", "residuals", "converged", "histogram")
 
 ERRORS = tuple(metric.name for metric in METRICS if metric.is_error)
@@ -89,17 +90,20 @@ def pack_summary(record: Record, in_file: Record | None = None) -> bytes:
     ``eigenvalues`` and ``residuals`` ``[N, K, M']`` with ``converged`` (uint8), M' ≤ 64, descending: both ends and
     those of largest magnitude; ``histogram`` ``[N, K, 64]``, see ``histogram.histogram_counts``, absent where only the
     ends are known (``histogram`` in the metadata says whether its counts are exact or estimated); ``labels`` ``[N]``,
-    absent where unknown, ``predicted`` ``[N]`` and ``classes`` ``[N, K]`` (int32).
+    absent where unknown, ``predicted`` ``[N]`` and ``classes`` ``[N, K]`` (int32); ``finite_difference_error``
+    ``[N, K]``, NaN where not checked, and ``valid`` ``[N, K]`` (uint8).
 
     Args:
         record: the measurement.
         in_file: the record as its file holds it, where that is less.
 
-    Cost: at most 4·N·K·(23 + 2·64 + 64) + N·K·64 bytes, and a few kB.
+    Cost: at most 4·N·K·(24 + 2·64 + 64) + N·K·65 bytes, and a few kB.
     """
     arrays = {metric.name: record.metrics[metric.name].astype(np.float32) for metric in METRICS}
-    arrays = {name: values for name, values in arrays.items() if name not in ERRORS or values.any()}
+    arrays = {name: values for name, values in arrays.items() if name not in ERRORS or np.nan_to_num(values).any()}
     arrays |= _largest_eigenvalues(record)
+    arrays["finite_difference_error"] = record.finite_difference_error.astype(np.float32)
+    arrays["valid"] = record.valid.astype(np.uint8)
     numbers = {"labels": record.labels, "predicted": record.predicted, "classes": record.classes}
     arrays |= {name: values.astype(np.int32) for name, values in numbers.items() if values is not None}
     histogram = histogram_counts(record)
@@ -161,11 +165,12 @@ def read_summary(payload: bytes, logged_step: int, written: float = 0.0) -> Summ
             raise DamagedDataError(f"{name} has the shape {list(array.shape)}")
     if len({arrays[name].shape for name in SPECTRA[:3] if name in arrays}) > 1:
         raise DamagedDataError("eigenvalues and their residuals have different shapes")
-    zeros = np.zeros(table, np.float32)
-    return Summary(logged_step, dict.fromkeys(ERRORS, zeros) | arrays, meta, written)
+    absent = dict.fromkeys(ERRORS, np.zeros(table, np.float32))
+    absent |= {"finite_difference_error": np.full(table, np.nan, np.float32), "valid": np.ones(table, np.uint8)}
+    return Summary(logged_step, absent | arrays, meta, written)
 
 
-_TABLES = {*(metric.name for metric in METRICS), "classes"}
+_TABLES = {*(metric.name for metric in METRICS), *CHECKS, "classes"}
 
 
 def _fits(name: str, shape: tuple[int, ...], table: tuple[int, ...]) -> bool:

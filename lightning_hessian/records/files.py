@@ -146,6 +146,9 @@ def load_record(path: Path, *, matrices: bool = True) -> Record:
             arrays["hessian"] = from_triangle(arrays.pop("hessian_triangle"), arrays["gradient"].shape[-1])
         elif not matrices:
             meta["hessian"] = None
+        entries = arrays["lambda_max"].shape
+        arrays.setdefault("finite_difference_error", np.full(entries, np.nan))  # absent from older files
+        arrays.setdefault("valid", np.ones(entries, bool))
         known = {field.name for field in fields(Record)}
         metrics = {name: arrays.pop(name) for name in set(arrays) - known}
         return Record(**meta, **arrays, metrics=metrics)

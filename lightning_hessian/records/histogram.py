@@ -48,7 +48,7 @@ def bin_counts(eigenvalues: Array, counts: Array) -> Array:
 
 
 def has_spectra(record: Record) -> bool:
-    """Whether more than the ends of a spectrum is known, at least for some samples."""
+    """Whether more than the ends of a spectrum is known, at least for some samples, valid or not."""
     return record.density_nodes is not None or record.hessian is not None
 
 
@@ -60,34 +60,39 @@ def histogram_accuracy(record: Record) -> str | None:
     return "exact" if num_starts == 1 else f"estimated from {num_starts} random starting vectors"
 
 
-def whole_spectra(record: Record, class_index: int) -> tuple[Array, Array]:
-    """Nodes, and how many of the D eigenvalues of a sample each stands for, of one class: both ``[n, S, m]``.
+def whole_spectra(record: Record, class_index: int) -> tuple[Array, Array, Array]:
+    """Samples ``[n]``; nodes, and how many of the D eigenvalues of a sample each stands for, ``[n, S, m]``; one class.
 
-    Of the n samples of which more than the ends is known: all where there is a density, else the first ones, whose
-    matrices the record holds. One row for each of S starting vectors of an estimated density; a single row of exact
-    ones.
+    The n samples are those of which more than the ends is known: all where there is a density, else the first ones,
+    whose matrices the record holds; without those that are not valid. One row for each of S starting vectors of an
+    estimated density; a single row of exact ones.
     """
     num_inputs = record.gradient.shape[-1]
+    valid = np.flatnonzero(record.valid[:, class_index])
     if record.density_nodes is not None and record.density_weights is not None:
-        nodes, shares = (a[:, class_index].astype(np.float64) for a in (record.density_nodes, record.density_weights))
-        return nodes, shares * num_inputs
+        density = record.density_nodes, record.density_weights
+        nodes, shares = (a[valid, class_index].astype(np.float64) for a in density)
+        return valid, nodes, shares * num_inputs
     assert record.hessian is not None
-    values = np.linalg.eigvalsh(record.hessian[:, class_index])
+    valid = valid[valid < len(record.hessian)]
+    values = np.linalg.eigvalsh(record.hessian[valid, class_index])
     rounding = 10 * np.finfo(values.dtype).eps * num_inputs**0.5 * np.abs(values).max(axis=-1, keepdims=True)
     nodes = np.where(np.abs(values) > rounding, values, 0.0)[:, None]
-    return nodes, np.ones(nodes.shape)
+    return valid, nodes, np.ones(nodes.shape)
 
 
 def histogram_counts(record: Record) -> Array | None:
-    """The expected number of eigenvalues per bin ``[N, K, 64]``; NaN where only the ends are known, None if for all."""
+    """The expected number of eigenvalues per bin ``[N, K, 64]``; None where only the ends are known for all.
+
+    NaN for a sample and class of which only the ends are known, or whose Hessian is not valid.
+    """
     if not has_spectra(record):
         return None
     num_samples, num_classes = record.classes.shape
     counts = np.full((num_samples, num_classes, NUM_BINS), np.nan)
     for k in range(num_classes):
-        nodes, numbers = whole_spectra(record, k)
-        for sample in range(len(nodes)):
-            counts[sample, k] = bin_counts(nodes[sample], numbers[sample] / nodes.shape[1])
+        for sample, nodes, numbers in zip(*whole_spectra(record, k), strict=True):
+            counts[sample, k] = bin_counts(nodes, numbers / len(nodes))
     return counts
 
 
@@ -95,17 +100,23 @@ def mean_spectrum(record: Record, class_index: int) -> tuple[Array, Array]:
     """Eigenvalues of one class, and how many of the D of an average sample each stands for.
 
     Both ``[S, n]``, one row for each starting vector of an estimated density; a single row of exact ones. Without a
-    density, they are those of the samples whose whole matrices the record holds.
+    density, they are those of the samples whose whole matrices the record holds. Hessians that are not valid are left
+    out; n = 0 where none is.
     """
-    nodes, counts = whole_spectra(record, class_index)
+    _, nodes, counts = whole_spectra(record, class_index)
     num_samples, num_vectors, _ = nodes.shape
-    by_vector = [a.swapaxes(0, 1).reshape(num_vectors, -1) for a in (nodes, counts / num_samples)]
+    shares = counts / max(num_samples, 1)
+    by_vector = [a.swapaxes(0, 1).reshape(num_vectors, -1) for a in (nodes, shares)]
     return by_vector[0], by_vector[1]
 
 
-def mean_histogram(record: Record, class_index: int) -> Histogram:
-    """The histogram of ``mean_spectrum``."""
+def mean_histogram(record: Record, class_index: int) -> Histogram | None:
+    """The histogram of ``mean_spectrum``; None where only the ends are known, or no Hessian of the class is valid."""
+    if not has_spectra(record):
+        return None
     nodes, counts = mean_spectrum(record, class_index)
+    if not nodes.size:
+        return None
     eigenvalues, counts = nodes.ravel(), counts.ravel() / len(nodes)
     values, numbers = axis_position(eigenvalues[counts > 0]), counts[counts > 0]
     return Histogram(
@@ -120,8 +131,8 @@ def mean_histogram(record: Record, class_index: int) -> Histogram:
 
 
 def largest_bin_error(record: Record, class_index: int) -> float | None:
-    """The largest standard error of a bar of ``mean_histogram``; None where it is exact."""
-    if record.complete or record.density_nodes is None:
+    """The largest standard error of a bar of ``mean_histogram``; None where it is exact, or there is none."""
+    if record.complete or record.density_nodes is None or not record.valid[:, class_index].any():
         return None
     by_vector = np.stack([bin_counts(*row) for row in zip(*mean_spectrum(record, class_index), strict=True)])
     return float(by_vector.std(axis=0, ddof=1).max() / len(by_vector) ** 0.5)

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from lightning_hessian.records.validity import AGREEMENT
+
 SPECTRUM = "curvature.spectrum.Spectrum"
 COMPARISON = "records.subspace.SubspaceOverlap"
 CURVATURE = "target per input unit²"
@@ -232,6 +234,18 @@ Standard errors, 0 where the value is exact: {with_errors}.
 Where they are defined:
 
 {defined_in}
+
+## Checks
+
+`record.finite_difference_error` `[samples, classes]` is the relative error of a Hessian: how far its curvature along
+one direction is from a central difference of values at the sample itself, divided by max |λ| (for a zero Hessian, not
+divided). It is NaN where it was not checked at this measurement: later measurements take turns through the samples. Up
+to {AGREEMENT:g} is called agreement; where rounding is all that is wrong, it is far smaller.
+
+`record.valid` `[samples, classes]` is False where the Hessian is wrong or not finite, and `record.message` says at
+which samples and why. All numbers of such a sample and class are NaN, nothing of it counts as converged, and means,
+percentiles and histograms are of the others: for your own, `numpy.nanmean`. Tab, report and texts call it "not valid".
+Both are columns of `to_dataframe`.
 
 This page is generated: `python -m lightning_hessian.records.metrics > docs/metrics.md`.
 """

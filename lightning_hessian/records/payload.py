@@ -1,6 +1,6 @@
-"""Arrays with JSON metadata in the safetensors format: packed, unpacked, or read in parts from a file.
+"""Arrays with JSON metadata in the safetensors format: packed, unpacked, or read from a file, whole or in slices.
 
-Nothing in a payload or file is trusted: the library checks the header against the size, and executes nothing.
+Nothing in a payload or file is trusted: headers are checked against the size, and nothing is executed.
 """
 
 from __future__ import annotations
@@ -10,17 +10,30 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 META = "lightning_hessian"  # the key of our JSON in the metadata
-DTYPES = frozenset({"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U8", "BOOL"})
+DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U8": "u1",
+    "BOOL": "?",
+}
 MAX_DIMENSIONS = 16
+MAX_ENTRIES = 2**59  # more, numpy does not allow even where there are none: [0, 2**60]
+MAX_HEADER_SIZE = 100_000_000  # as in the safetensors library
 
 
 class DamagedDataError(ValueError):
@@ -51,21 +64,30 @@ def unpack(payload: bytes) -> tuple[dict[str, Array], dict[str, Any]]:
 
 
 class ArrayFile:
-    """An open safetensors file of this package, of which only the parts asked for are read."""
+    """An open safetensors file of this package, of which only what is asked for is read.
 
-    def __init__(self, opened: Any) -> None:
-        self._opened = opened
-        self.meta = _meta(opened.metadata())
-        self._slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
-        for name, array in self._slices.items():
-            if array.get_dtype() not in DTYPES or len(array.get_shape()) > MAX_DIMENSIONS:
-                raise DamagedDataError(f"{name} has the type {array.get_dtype()} and the shape {array.get_shape()}")
+    Through ordinary reads, not a memory map: a file that is truncated meanwhile would end the process.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        size = os.fstat(file.fileno()).st_size
+        header, self._data_start = _read_header(file, size)
+        self.meta = _meta(header.pop("__metadata__", None))
+        self._stored = {name: _stored(name, entry) for name, entry in header.items()}
+        end = 0
+        for first, last in sorted((each.start, each.end) for each in self._stored.values()):
+            if first != end:
+                raise DamagedDataError("its arrays overlap, or there are gaps between them")
+            end = last
+        if self._data_start + end != size:
+            raise DamagedDataError(f"its arrays take {end} bytes, but it holds {size - self._data_start}")
 
     def __contains__(self, name: str) -> bool:
-        return name in self._slices
+        return name in self._stored
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._slices)
+        return iter(self._stored)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of an array.
@@ -73,36 +95,86 @@ class ArrayFile:
         Raises:
             DamagedDataError: there is no such array.
         """
-        if name not in self._slices:
+        if name not in self._stored:
             raise DamagedDataError(f"it holds no {name}")
-        return tuple(self._slices[name].get_shape())
+        return self._stored[name].shape
 
     def read(self, name: str, *indices: int) -> Array:
-        """An array, or its part at leading ``indices``.
+        """An array, or what is in it at leading ``indices``.
 
         Raises:
-            DamagedDataError: there is no such array, or nothing at these indices.
+            DamagedDataError: there is no such array, nothing at these indices, or the file has become shorter.
         """
-        shape = self.shape(name)
+        shape, stored = self.shape(name), self._stored[name]
         if len(indices) > len(shape) or any(not 0 <= i < n for i, n in zip(indices, shape, strict=False)):
             raise DamagedDataError(f"{name} has the shape {list(shape)} and nothing at {list(indices)}")
-        part: Array = self._slices[name][indices] if indices else self._opened.get_tensor(name)
-        return part
+        shape, position = shape[len(indices) :], 0
+        for index, length in zip(indices, stored.shape, strict=False):
+            position = position * length + index
+        count = math.prod(shape)
+        self._file.seek(self._data_start + stored.start + position * count * stored.dtype.itemsize)
+        values = np.fromfile(self._file, stored.dtype, count)
+        if len(values) < count:
+            raise DamagedDataError(f"{name} is incomplete: the file has become shorter")
+        return values.reshape(shape)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Where an array is: its bytes from ``start`` to ``end`` of the data, that is, of what follows the header."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    start: int
+    end: int
 
 
 @contextmanager
 def open_arrays(path: str | os.PathLike[str]) -> Iterator[ArrayFile]:
-    """A file for reading parts of it.
+    """A file for reading arrays, or slices of them.
 
     Raises:
         DamagedDataError: it is not a safetensors file of this package.
         OSError: it cannot be read.
     """
+    with open(path, "rb") as file:
+        yield ArrayFile(file)
+
+
+def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
+    """The header of a file of ``size`` bytes, and where the data after it starts."""
+    length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= min(size - 8, MAX_HEADER_SIZE):
+        raise DamagedDataError("it is not in the safetensors format: header too large, or none")
     try:
-        with safe_open(path, framework="numpy") as opened:
-            yield ArrayFile(opened)
-    except SafetensorError as error:
-        raise DamagedDataError(f"it is not in the safetensors format: {error}") from error
+        header = json.loads(file.read(length))
+    except (ValueError, RecursionError) as error:
+        raise DamagedDataError("it is not in the safetensors format: its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise DamagedDataError("it is not in the safetensors format: its header is not a JSON object")
+    return header, 8 + length
+
+
+def _stored(name: str, entry: Any) -> _Stored:
+    """What an entry of a header says about an array, where that is possible."""
+    found = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = found.get("dtype"), _sizes(found.get("shape")), _sizes(found.get("data_offsets"))
+    if not isinstance(dtype, str) or dtype not in DTYPES or shape is None or not _is_possible(shape):
+        raise DamagedDataError(f"{name} has the type {dtype!s:.20} and the shape {found.get('shape')!s:.200}")
+    known = np.dtype(DTYPES[dtype])
+    if offsets is None or len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * known.itemsize:
+        raise DamagedDataError(f"{name} has the shape {list(shape)} and the offsets {found.get('data_offsets')!s:.200}")
+    return _Stored(known, shape, *offsets)
+
+
+def _sizes(values: Any) -> tuple[int, ...] | None:
+    """A list of whole numbers that are not negative, or None."""
+    is_list = isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+    return tuple(values) if is_list else None
+
+
+def _is_possible(shape: tuple[int, ...]) -> bool:
+    return len(shape) <= MAX_DIMENSIONS and math.prod(max(length, 1) for length in shape) <= MAX_ENTRIES
 
 
 def finite_json(text: str | bytes) -> Any:
@@ -121,8 +193,9 @@ def finite_json(text: str | bytes) -> Any:
         raise DamagedDataError("its metadata is not JSON") from error
 
 
-def _meta(metadata: Mapping[str, str] | None) -> dict[str, Any]:
-    meta = finite_json((metadata or {}).get(META, "null"))
+def _meta(metadata: Any) -> dict[str, Any]:
+    text = metadata.get(META) if isinstance(metadata, dict) else None
+    meta = finite_json(text) if isinstance(text, str) else None
     if not isinstance(meta, dict):
         raise DamagedDataError("it has no metadata of lightning-hessian")
     return meta

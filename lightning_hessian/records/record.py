@@ -161,11 +161,31 @@ class Record:
         return with_name(self.name, suffix if self.stage == "fit" else f"{self.stage}_{suffix}")
 
     @property
+    def not_converged(self) -> Array:
+        """``[N, K, M]``, the eigenvalues of valid Hessians that have not converged."""
+        is_open: Array = ~self.converged & self.valid[..., None]
+        return is_open
+
+    @property
     def is_spanned(self) -> bool:
-        """Whether eigenvalues and eigenvectors give the whole matrix of every sample and class, to rounding."""
+        """Whether eigenvalues and eigenvectors give the whole matrix of every valid sample and class, to rounding."""
         if not self.complete or self.eigenvectors is None or self.vector_index is None:
             return False
-        return spans(self.eigenvalues, self.vector_index, self.gradient.shape[-1])
+        return spans(self.eigenvalues[self.valid], self.vector_index[self.valid], self.gradient.shape[-1])
+
+    def check_valid(self, sample: int, class_id: ClassId | None = None) -> None:
+        """Raises a ValueError, with the message, where the Hessian of one sample and class is not valid.
+
+        Args:
+            sample: which of the N, from 0.
+            class_id: one of ``class_ids``; by default the first.
+        """
+        index = self.indices(sample, class_id)
+        if not self.valid[index]:
+            raise ValueError(
+                f"The Hessian of sample {sample}, {class_title(self.class_ids[index[1]])}, is not valid at step "
+                f"{self.step}: there are no numbers. {self.message}"
+            )
 
     def matrix(self, sample: int, class_id: ClassId | None = None) -> Array:
         """The whole Hessian ``[D, D]`` of one sample and class.
@@ -178,9 +198,11 @@ class Record:
 
         Raises:
             IndexError: there is no such sample.
-            ValueError: the record has no such class, or does not hold that matrix; the message says why.
+            ValueError: the record has no such class, or does not hold that matrix, or it is not valid; the message
+                says why.
         """
         index = self.indices(sample, class_id)
+        self.check_valid(sample, class_id)
         if self.hessian is not None and sample < len(self.hessian):
             return self.hessian[index]
         if self.complete and self.eigenvectors is not None and self.vector_index is not None:

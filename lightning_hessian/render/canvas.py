@@ -31,6 +31,11 @@ class Canvas:
         """Text, by default centered above ``(x, y)``."""
         self._axes.text(x, y, text, fontsize=size, **{"ha": "center", "va": "bottom", **style})
 
+    def blank(self, x: float, y: float, size: float, text: str) -> None:
+        """A gray panel that says why nothing is shown."""
+        self._axes.add_patch(Rectangle((x, y), size, size, facecolor="0.9", edgecolor="black", linewidth=0.6))
+        self.text(x + size / 2, y + size / 2, text, va="center")
+
     def map(self, x: float, y: float, size: float, shown: InputMap) -> None:
         """A map with its title above and its scale below."""
         center, below = x + size / 2, y + size + 0.08

@@ -24,7 +24,8 @@ def composite(record: Record, class_id: ClassId) -> Figure:
 
     Signed maps are red where positive and blue where negative, on symmetric scales. The Hessian's scale is that of
     the run (``Record.color_scale``): a picture of a later step shows growth by its colors, and says below how much
-    lies beyond the scale. Without one, it ends at this record's own 99th percentile of |H|.
+    lies beyond the scale. Without one, it ends at this record's own 99th percentile of |H|. Where a Hessian is not
+    valid, gray panels say so.
 
     Args:
         record: a measurement with ``hessian``, of which at most 8 samples are drawn, or with all eigenvectors, from
@@ -35,14 +36,17 @@ def composite(record: Record, class_id: ClassId) -> Figure:
         ValueError: the record holds no matrices.
     """
     num_rows = 1 if record.hessian is None else min(MAX_SAMPLES, len(record.hessian))
-    matrices = [record.matrix(n, class_id) for n in range(num_rows)]
+    is_valid = [record.valid[record.indices(n, class_id)] for n in range(num_rows)]
+    matrices = [record.matrix(n, class_id) if valid else None for n, valid in enumerate(is_valid)]
     num_vectors = min(NUM_EIGENVECTORS, 0 if record.vector_index is None else record.vector_index.shape[-1])
     width = 2 * MARGIN + (2 + num_vectors) * (MAP + GAP) + 0.3 + MATRIX
     row_height = TITLE + MATRIX + FOOT
     canvas = Canvas(width, HEADING + len(matrices) * row_height)
     heading = f"Input-Hessian of {record.target}, {class_title(class_id)}: {record.when}"
-    if record.diagnosis != "curved":
-        heading += f" ({record.diagnosis.replace('_', ' ')}: exactly zero)"
+    known = [matrix for matrix in matrices if matrix is not None]
+    if known and not any(matrix.any() for matrix in known):
+        kind = "" if record.diagnosis == "curved" else f"{record.diagnosis.replace('_', ' ')}: "
+        heading += f" ({kind}exactly zero)"
     if record.hessian is not None and len(record.hessian) > MAX_SAMPLES:
         heading += f" (the first {MAX_SAMPLES} of {len(record.hessian)} samples)"
     canvas.text(width / 2, HEADING - 0.1, heading, 13, fontweight="bold")
@@ -51,12 +55,19 @@ def composite(record: Record, class_id: ClassId) -> Figure:
     return canvas.figure
 
 
-def _draw_row(canvas: Canvas, top: float, record: Record, matrix: Array, sample: int, class_id: ClassId) -> None:
+def _draw_row(canvas: Canvas, top: float, record: Record, matrix: Array | None, sample: int, class_id: ClassId) -> None:
     x, middle = MARGIN, top + (MATRIX - MAP) / 2
     shown = input_map(record, sample)
     title = f"sample {sample}, class {record.class_name(sample, class_id)}\n{shown.title}"
     canvas.map(x, middle, MAP, replace(shown, title=title))
     x += MAP + GAP
+    if matrix is None:
+        canvas.text(x + MAP / 2, middle - TITLE_GAP, "gradient")
+        canvas.blank(x, middle, MAP, "not valid")
+        x += MAP + GAP + 0.3
+        canvas.text(x + MATRIX / 2, top - TITLE_GAP, "Hessian")
+        canvas.blank(x, top, MATRIX, "not valid:\nsee the diagnosis")
+        return
     canvas.map(x, middle, MAP, gradient_map(record, sample, class_id))
     x += MAP + GAP + 0.3
     _draw_hessian(canvas, x, top, record, matrix, sample, class_id)

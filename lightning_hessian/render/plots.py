@@ -44,7 +44,7 @@ class Picture(Figure):
 def plot_spectrum(record: Record, sample: int = 0, class_id: ClassId | None = None) -> Figure:
     """The eigenvalues of one sample and class in descending order, on a signed logarithmic axis.
 
-    Red is positive, blue is negative, grey is zero within its residual; error bars are residuals ‖Hv − λv‖, within
+    Red is positive, blue is negative, gray is zero within its residual; error bars are residuals ‖Hv − λv‖, within
     which an eigenvalue lies; open triangles have not converged. Below 10⁻⁴ of the largest |λ| the axis is linear.
 
     Args:
@@ -57,7 +57,7 @@ def plot_spectrum(record: Record, sample: int = 0, class_id: ClassId | None = No
 
     Raises:
         IndexError: there is no such sample.
-        ValueError: there is no such class.
+        ValueError: there is no such class, or the Hessian is not valid.
 
     Example:
         >>> from lightning_hessian import plot_spectrum
@@ -68,6 +68,7 @@ def plot_spectrum(record: Record, sample: int = 0, class_id: ClassId | None = No
         array([3., 1.])
     """
     index = record.indices(sample, class_id)
+    record.check_valid(sample, class_id)
     values, residuals, converged = record.eigenvalues[index], record.residuals[index], record.converged[index]
     figure = Picture(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
@@ -108,7 +109,7 @@ def plot_hessian(record: Record, sample: int = 0, class_id: ClassId | None = Non
 
     Raises:
         IndexError: there is no such sample.
-        ValueError: there is no such class, or the record does not hold that matrix.
+        ValueError: there is no such class, or the record does not hold that matrix, or it is not valid.
 
     Example:
         >>> from lightning_hessian import plot_hessian
@@ -146,12 +147,12 @@ def plot_input(record: Record, sample: int = 0, class_id: ClassId | None = None,
         num_eigenvectors: how many at most.
 
     Returns:
-        A matplotlib figure; its axes are labelled ``input``, ``gradient``, ``diagonal``, ``eigenvector 1``, … and the
+        A matplotlib figure; its axes are labeled ``input``, ``gradient``, ``diagonal``, ``eigenvector 1``, … and the
         color bars.
 
     Raises:
         IndexError: there is no such sample.
-        ValueError: there is no such class.
+        ValueError: there is no such class, or the Hessian is not valid.
 
     Example:
         >>> from lightning_hessian import plot_input
@@ -162,6 +163,7 @@ def plot_input(record: Record, sample: int = 0, class_id: ClassId | None = None,
         array([ 3.,  1., -2.])
     """
     index = record.indices(sample, class_id)
+    record.check_valid(sample, class_id)
     shown = input_map(record, sample)
     maps = [
         replace(shown, title=f"input: {shown.title}"),

@@ -62,18 +62,18 @@ class Tag:
 
 
 class Store:
-    """Blocks by name, together at most ``room`` characters, except those that a page cannot do without."""
+    """Blocks by name, together at most ``max_size`` characters, except those that a page cannot do without."""
 
-    def __init__(self, room: int) -> None:
-        self.room = room
+    def __init__(self, max_size: int) -> None:
+        self.max_size = max_size
         self.size = 0
         self.blocks: dict[str, str] = {}
 
-    def add(self, answer: Answer, *, room: float | None = None) -> str | None:
-        """The name of a block with ``answer``, or None where all would exceed ``room`` (None: it must fit)."""
+    def add(self, answer: Answer, *, max_size: float | None = None) -> str | None:
+        """The name of a block with ``answer``, or None where all would exceed ``max_size`` (None: it must fit)."""
         name, block = make_block(answer)
         if name not in self.blocks:
-            if room is not None and self.size + len(block) > room:
+            if max_size is not None and self.size + len(block) > max_size:
                 return None
             self.blocks[name] = block
             self.size += len(block)
@@ -124,9 +124,9 @@ def gather(runs: dict[str, Path], max_bytes: int) -> tuple[list[Tag], Store]:
     reserved = sum(len(make_block(history.series(each.measured))[1]) for each in tags)  # added when steps are known
     store.size += reserved
     _add_spectra(tags, store)
-    _add_from_files(tags, store, store.size + SHARE * (store.room - store.size), _maps)
-    num_matrices = _add_from_files(tags, store, store.room, _matrices)
-    num_maps = _add_from_files(tags, store, store.room, _maps)
+    _add_from_files(tags, store, store.size + SHARE * (store.max_size - store.size), _maps)
+    num_matrices = _add_from_files(tags, store, store.max_size, _matrices)
+    num_maps = _add_from_files(tags, store, store.max_size, _maps)
     store.size -= reserved
     for each in tags:
         for kind, title, total in (("maps", "Maps of input space", num_maps), ("matrix", "Matrices", num_matrices)):
@@ -190,9 +190,9 @@ def _by_importance(tags: Sequence[Tag]) -> Iterator[tuple[Tag, Summary]]:
                 yield each, each.measured.summaries[order[rank]]
 
 
-def _add(store: Store, to: Tag, key: str, room: float | None, answer: Callable[[], Answer]) -> bool:
+def _add(store: Store, to: Tag, key: str, max_size: float | None, answer: Callable[[], Answer]) -> bool:
     """Adds the block of an answer where it fits, and says whether it is there."""
-    if key not in to.blocks and (name := store.add(answer(), room=room)):
+    if key not in to.blocks and (name := store.add(answer(), max_size=max_size)):
         to.blocks[key] = name
     return key in to.blocks
 
@@ -200,27 +200,29 @@ def _add(store: Store, to: Tag, key: str, room: float | None, answer: Callable[[
 def _add_spectra(tags: Sequence[Tag], store: Store) -> None:
     """Spectra of as many measurements as fit; the others go altogether: no number is shown without its residual."""
     order = list(_by_importance(tags))
-    room = SHARE * store.room - store.size
+    max_size = SHARE * store.max_size - store.size
     while True:
-        parts = [[summary for other, summary in order if other is each] for each in tags]
-        parts = [sorted(part, key=lambda summary: summary.logged_step) for part in parts]
+        by_tag = [[summary for other, summary in order if other is each] for each in tags]
+        by_tag = [sorted(chosen, key=lambda summary: summary.logged_step) for chosen in by_tag]
         found = [
-            {f"spectra/{end}": history.spectra(History(part), n, k) for n, k, end in each.samples_and_classes()}
-            for each, part in zip(tags, parts, strict=True)
+            {f"spectra/{end}": history.spectra(History(chosen), n, k) for n, k, end in each.samples_and_classes()}
+            for each, chosen in zip(tags, by_tag, strict=True)
         ]
         size = sum(len(make_block(answer)[1]) for answers in found for answer in answers.values())
-        if size <= room or len(order) == len(tags):
+        if size <= max_size or len(order) == len(tags):
             break
-        order = order[: max(len(tags), min(len(order) - 1, int(len(order) * room / size)))]
-    for each, part, answers in zip(tags, parts, found, strict=True):
-        if len(part) < len(each.measured.summaries):
-            each.notes.append(f"{len(part)} of {count(len(each.measured.summaries), 'measurement')} are on this page.")
-        each.measured = History(part)
+        order = order[: max(len(tags), min(len(order) - 1, int(len(order) * max_size / size)))]
+    for each, chosen, answers in zip(tags, by_tag, found, strict=True):
+        if len(chosen) < len(each.measured.summaries):
+            each.notes.append(
+                f"{len(chosen)} of {count(len(each.measured.summaries), 'measurement')} are on this page."
+            )
+        each.measured = History(chosen)
         each.blocks = {key: str(store.add(answer)) for key, answer in answers.items()}
 
 
 def _add_from_files(
-    tags: Sequence[Tag], store: Store, room: float, contents: Callable[[ArrayFile, Summary, int, int], Contents]
+    tags: Sequence[Tag], store: Store, max_size: float, contents: Callable[[ArrayFile, Summary, int, int], Contents]
 ) -> Counter[Tag]:
     """Adds the ``contents`` of every file; of a run for which one does not fit, no more are tried.
 
@@ -236,7 +238,7 @@ def _add_from_files(
                 total[each] += bool(found)
                 for kind, answer in found.items():
                     key = f"{kind}/{summary.logged_step}/{n if kind == 'input' else end}"
-                    if each not in full and not _add(store, each, key, room, answer):
+                    if each not in full and not _add(store, each, key, max_size, answer):
                         full.add(each)
     return total
 

@@ -100,12 +100,12 @@ def write_report(
     given = [log_dirs] if isinstance(log_dirs, (str, os.PathLike)) else list(log_dirs)
     runs = find_runs(given)
     frame = _page(_title(list(runs)), [], Store(0))
-    room = int(max_size * 1e6) - len(frame.encode())
-    if room <= 0:
+    max_data = int(max_size * 1e6) - len(frame.encode())
+    if max_data <= 0:
         raise ValueError(
             f"max_size is {max_size:g} MB, but the page without any data takes {len(frame) / 1e6:.1f} MB: allow more."
         )
-    tags, store = gather(runs, room)
+    tags, store = gather(runs, max_data)
     path = Path(output)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"There is no directory {path.parent} to write {path.name} into: make it first.")

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_hessian.curvature.analysis import Analysis, analyze
-from lightning_hessian.curvature.checks.diagnosis import Diagnosis
+from lightning_hessian.curvature.checks.diagnosis import Kind
+from lightning_hessian.curvature.checks.verdict import PreviousChecks
 from lightning_hessian.curvature.meter import Progress, silent
-from lightning_hessian.curvature.methods.execute import Measurement, execute
+from lightning_hessian.curvature.methods.execute import Measurement, Share, execute
 from lightning_hessian.curvature.methods.merge import merged, on_cpu
 from lightning_hessian.curvature.methods.plan import Plan, make_plan
 from lightning_hessian.curvature.options import MethodName, Options
@@ -39,6 +40,7 @@ class RunState:
         samples: at which the run measures, once they are known.
         target: what ``"auto"`` chose.
         method: what ``"auto"`` chose by time or memory, where the choice might otherwise change during the run.
+        checks: of the last measurement.
         previous: the last record, without its whole matrices; on rank 0.
         record_path: where it was saved; on rank 0.
         measured_step: optimizer steps before the last measurement.
@@ -48,6 +50,7 @@ class RunState:
     samples: Samples | None = None
     target: Target | None = None
     method: MethodName | None = None
+    checks: PreviousChecks | None = None
     previous: Record | None = None
     record_path: Path | None = None
     measured_step: int | None = None
@@ -62,12 +65,18 @@ class Decision:
         target: its name; None where the user gave a callable, which every rank has.
         classes: ``[N, K]``, on the CPU.
         plan: the method.
+        stand_ins: ``[N]``, on the CPU; see ``Analysis.stand_ins``.
+        checks: of the last measurement, or None.
+        eigenvectors: of the last measurement, where the method starts from them, or None.
         analysis: of all samples; it stays on rank 0.
     """
 
     target: str | None
     classes: Tensor
     plan: Plan
+    stand_ins: Tensor
+    checks: PreviousChecks | None
+    eigenvectors: Tensor | None
     analysis: Analysis | None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -137,11 +146,11 @@ def measure(
     def record() -> Record | None:
         if shares is None:
             return None
-        measurement = merged([s for s in shares if s is not None], decision.plan.diagnosis, agreed.meter)
+        measurement = merged([s for s in shares if s is not None], agreed.meter)
         when = {"step": position.step, "logged_step": position.logged_step, "epoch": position.epoch, "stage": stage}
-        _check_trusted(measurement.spectrum.diagnosis)
+        _check_valid(measurement, settings)
         made = make_record(agreed, measurement, samples, settings, state.previous, **when)
-        state.previous = replace(made, hessian=None)
+        state.previous, state.checks = replace(made, hessian=None), measurement.checks
         if decision.plan.reuse_for_run:
             state.method = decision.plan.method
         return made
@@ -174,12 +183,13 @@ def _decide(
     prepared: PreparedModel, samples: Samples, settings: MeasurementSettings, state: RunState, options: Options
 ) -> Decision:
     """Target and plan, from all samples."""
-    analysis = analyze(prepared.batch, options)
-    _check_trusted(analysis.diagnosis)
-    target = state.target or _choose_target(prepared, settings, analysis.diagnosis)
+    known: Any = None if state.checks is None or state.previous is None else state.previous.network
+    analysis = analyze(prepared.batch, options, known)
+    network = analysis.diagnosis.network
+    target = state.target or _choose_target(prepared, settings, network)
     if target != _first_target(settings, state):
         prepared = prepared.with_target(target)
-        analysis = analyze(prepared.batch, options, same_network=analysis.diagnosis)
+        analysis = analyze(prepared.batch, options, network)
     plan = make_plan(
         prepared.batch,
         analysis.costs,
@@ -188,20 +198,37 @@ def _decide(
         previous_method=state.method,
         num_matrices=min(settings.heatmap_samples, len(samples)),
     )
-    return Decision(None if callable(target) else target, prepared.batch.classes.cpu(), plan, analysis)
+    return Decision(
+        target=None if callable(target) else target,
+        classes=prepared.batch.classes.cpu(),
+        plan=plan,
+        stand_ins=analysis.stand_ins.cpu(),
+        checks=state.checks,
+        eigenvectors=_eigenvectors(state.previous, prepared) if plan.method == "lanczos" else None,
+        analysis=analysis,
+    )
 
 
-def _choose_target(prepared: PreparedModel, settings: MeasurementSettings, diagnosis: Diagnosis) -> Target:
+def _eigenvectors(previous: Record | None, prepared: PreparedModel) -> Tensor | None:
+    """Those of the last record at the same samples, classes and target."""
+    if previous is None or previous.eigenvectors is None or previous.target != prepared.target_name:
+        return None
+    vectors = torch.from_numpy(previous.eigenvectors)
+    num_samples, num_classes, num_inputs = prepared.batch.shape
+    same = vectors.shape[:2] == (num_samples, num_classes) and vectors.shape[-1] == num_inputs
+    return vectors if same and bool(vectors.isfinite().all()) else None
+
+
+def _choose_target(prepared: PreparedModel, settings: MeasurementSettings, network: Kind) -> Target:
     """For ``"auto"``: ``"logit"``, or ``"prob"`` if the network is piecewise linear and has several outputs."""
     if settings.target != "auto":
         return settings.target
-    network = diagnosis.network
     if network not in ("linear", "piecewise_linear") or prepared.num_outputs == 1:
         return "logit"
     warnings.warn(
-        f"{settings.title}: the network is {network.replace('_', ' ')} in its input (as ReLU networks are), so the "
-        f"Hessian of its outputs is zero everywhere. target='auto' measures 'prob' instead; give target=... to "
-        f"choose.",
+        f"{settings.title}: the network is {network.replace('_', ' ')} in its input"
+        f"{' (as ReLU networks are)' if network == 'piecewise_linear' else ''}, so the Hessian of its outputs is zero. "
+        f"target='auto' measures 'prob' instead; give target=... to choose.",
         stacklevel=2,
     )
     return "prob"
@@ -236,12 +263,21 @@ def _measure_share(
     plan, analysis = decision.plan, decision.analysis
     if plan.num_matrices:
         plan = replace(plan, num_matrices=max(0, min(settings.heatmap_samples, share.stop) - share.start))
+    stand_ins = decision.stand_ins[share]
+    numbers = range(share.start, share.stop)
     measurement = execute(
-        prepared.batch.select(share),
+        prepared.batch.select(stand_ins.to(prepared.batch.x.device)),
         plan,
         options,
         target=prepared.target_name,
-        analysis=None if analysis is None else replace(analysis, gradient=analysis.gradient[share]),
+        analysis=None if analysis is None else analysis.select(stand_ins.to(analysis.finite.device)),
+        share=Share(
+            numbers,
+            prepared.batch.num_samples,
+            finite=stand_ins == torch.tensor(numbers),
+            checks=None if decision.checks is None else decision.checks.select(share),
+            eigenvectors=None if decision.eigenvectors is None else decision.eigenvectors[share].to(prepared.batch.x),
+        ),
         meter=prepared.meter,
         progress=progress,
     )
@@ -263,6 +299,15 @@ def _explained(samples: Samples) -> Iterator[None]:
         ) from error
 
 
-def _check_trusted(diagnosis: Diagnosis) -> None:
-    if not diagnosis.trusted:
-        raise MeasurementError(f"The input-Hessian cannot be trusted. {diagnosis.message}")
+def _check_valid(measurement: Measurement, settings: MeasurementSettings) -> None:
+    """Raises unless there is a number to show; warns where some are not valid."""
+    spectrum = measurement.spectrum
+    if not spectrum.valid.any():
+        raise MeasurementError(f"No input-Hessian can be trusted. {spectrum.diagnosis.message}")
+    num_invalid = int((~spectrum.valid).any(dim=1).sum())
+    if num_invalid:
+        warnings.warn(
+            f"{settings.title}: {num_invalid} of {len(spectrum.valid)} samples are not valid and are left out. "
+            f"{' '.join(spectrum.diagnosis.findings)}",
+            stacklevel=2,
+        )

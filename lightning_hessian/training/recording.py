@@ -16,6 +16,7 @@ from lightning_hessian.records.color_scale import run_scale
 from lightning_hessian.records.metrics import METRICS
 from lightning_hessian.records.record import ClassId, Record
 from lightning_hessian.records.subspace import subspace_overlap
+from lightning_hessian.records.validity import without_invalid
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.training.settings import MeasurementSettings
 
@@ -35,6 +36,8 @@ def make_record(
     **when: Any,
 ) -> Record:
     """The record of ``measurement``, with its color scale and how directions turned since ``previous``.
+
+    Where a Hessian is not valid, all its numbers are NaN.
 
     Args:
         prepared: what was measured.
@@ -56,6 +59,7 @@ def make_record(
         class_names=settings.class_names,
         made_with=_made_with(prepared, measurement, settings),
     )
+    record = without_invalid(record)
     shared = subspace_overlap(previous, record)
     record = record.with_metrics(top_eigenvector_cosine=shared.cosine, top_subspace_overlap=shared.overlap)
     return replace(record, color_scale=run_scale(None if previous is None else previous.color_scale, record.hessian))

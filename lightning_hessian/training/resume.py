@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
+from lightning_hessian.curvature.checks.verdict import PreviousChecks
 from lightning_hessian.errors import ConfigurationError, MeasurementError
 from lightning_hessian.model.targets import target_name
 from lightning_hessian.records.files import load_record
@@ -21,7 +22,7 @@ from lightning_hessian.training.samples import Samples
 from lightning_hessian.training.schedule import TrainingPosition
 from lightning_hessian.training.settings import MonitorSettings
 
-VERSION = 2
+VERSION = 3
 OF_SAMPLES = ("samples", "num_samples", "sample_indices", "val_dataloader_idx")
 
 
@@ -33,6 +34,7 @@ def to_state(run: RunState, settings: MonitorSettings) -> dict[str, Any]:
         "samples": None if run.samples is None else dict(vars(run.samples)),
         "target": run.target if isinstance(run.target, str) else None,
         "method": run.method,
+        "checks": None if run.checks is None else asdict(run.checks),
         "last_record": None if run.record_path is None else str(run.record_path),
         "last_record_measured_at": None if run.previous is None else run.previous.measured_at,
         "measured_step": run.measured_step,
@@ -79,6 +81,7 @@ def from_state(
         )
     run.target = saved["target"] if settings.measurement.target == "auto" else None  # a callable comes from the new run
     run.method = saved["method"]
+    run.checks = None if saved["checks"] is None else PreviousChecks(**saved["checks"])
     path = saved["last_record"] and Path(saved["last_record"])
     run.previous = _previous(path, saved["last_record_measured_at"])
     run.record_path = path if run.previous else None

@@ -17,8 +17,9 @@ def scalars(record: Record) -> dict[str, float]:
 
     ``hessian_<metric>/<target>_<class>`` is the mean and ``hessian_spread/<metric>_<target>_<class>_p10`` a
     percentile; a monitor's name goes before the target. Samples where a metric is not finite (the linear radius of a
-    zero Hessian) are left out, and a metric that is finite for none is not logged. For the method ``lanczos``,
-    ``hessian_error/not_converged_<target>_<class>`` counts the eigenvalues that have not converged, over all samples.
+    zero Hessian, anything of a Hessian that is not valid) are left out, and a metric that is finite for none is not
+    logged. For the method ``lanczos``, ``hessian_error/not_converged_<target>_<class>`` counts the eigenvalues that
+    have not converged, over all samples.
     """
     statistics = {metric.name: over_samples(record.metrics[metric.name]) for metric in LOGGED}
     values: dict[str, float] = {}
@@ -30,8 +31,8 @@ def scalars(record: Record) -> dict[str, float]:
                 for percent, percentile in zip(PERCENTILES, (found.p10, found.p90), strict=True):
                     values[spread_tag(name, suffix, percent)] = float(percentile[k])
         values |= {error_tag(name, suffix): error for name, error in mean_errors(record, k).items()}
-        if record.method == "lanczos":
-            values[error_tag("not_converged", suffix)] = float((~record.converged[:, k]).sum())
+        if record.method == "lanczos" and record.valid[:, k].any():
+            values[error_tag("not_converged", suffix)] = float(record.not_converged[:, k].sum())
     return values | costs(record)
 
 
@@ -57,7 +58,8 @@ def mean_errors(record: Record, class_index: int) -> dict[str, float]:
         return {}
     residuals = {m.name: record.residuals[:, class_index, ENDS[m.depends_on]] for m in LOGGED if m.depends_on in ENDS}
     errors = {m.name: record.metrics[f"{m.name}_error"][:, class_index] for m in LOGGED if m.has_error}
-    return {name: float(values.mean()) for name, values in {**residuals, **errors}.items()}
+    means = {name: over_samples(values).mean for name, values in {**residuals, **errors}.items()}
+    return {name: float(mean) for name, mean in means.items() if not np.isnan(mean)}
 
 
 def num_not_converged(record: Record, metric: Metric, class_index: int) -> int:
@@ -69,4 +71,4 @@ def num_not_converged(record: Record, metric: Metric, class_index: int) -> int:
         index = np.full(len(eigenvalues), ENDS[metric.depends_on])
     else:
         index = np.abs(eigenvalues).argmax(axis=-1)
-    return int((~record.converged[np.arange(len(index)), class_index, index]).sum())
+    return int(record.not_converged[np.arange(len(index)), class_index, index].sum())

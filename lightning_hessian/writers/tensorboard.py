@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from lightning_hessian.records.color_scale import MAX_CLASSES
 from lightning_hessian.records.event_format import CONTENT, PLUGIN_NAME
-from lightning_hessian.records.histogram import Histogram, has_spectra, mean_histogram
+from lightning_hessian.records.histogram import Histogram, mean_histogram
 from lightning_hessian.records.metrics import LOGGED
 from lightning_hessian.records.record import Array, ClassId, Record
 from lightning_hessian.records.statistics import PERCENTILES
@@ -22,12 +22,8 @@ _layouts: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()  # what e
 
 def histograms(record: Record) -> dict[str, Histogram]:
     """The spectrum of each class on a signed logarithmic axis, by tag; none where only the ends are known."""
-    if not has_spectra(record):
-        return {}
-    return {
-        histogram_tag(record.tag_suffix(class_id)): mean_histogram(record, k)
-        for k, class_id in enumerate(_shown(record))
-    }
+    found = {histogram_tag(record.tag_suffix(c)): mean_histogram(record, k) for k, c in enumerate(_shown(record))}
+    return {tag: histogram for tag, histogram in found.items() if histogram is not None}
 
 
 def pictures(record: Record) -> dict[str, Array]:

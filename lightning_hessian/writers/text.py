@@ -9,6 +9,7 @@ from lightning_hessian.records.histogram import largest_bin_error
 from lightning_hessian.records.metrics import LOGGED, Metric, escaped
 from lightning_hessian.records.record import Record
 from lightning_hessian.records.statistics import over_samples
+from lightning_hessian.records.validity import about_validity
 from lightning_hessian.writers.scalars import mean_errors, num_not_converged
 
 
@@ -22,6 +23,7 @@ def diagnosis_text(record: Record) -> str:
     return "\n\n".join(
         [
             f"**Input-Hessian of `{record.target}`, {record.when}: {record.diagnosis}.** {record.message}",
+            about_validity(record.finite_difference_error, record.valid),
             f"{num_samples} samples of {num_inputs} inputs; mean over samples (10th to 90th percentile).",
             "\n".join(f"| {first} | {' | '.join(others)} |" for first, others in table),
             "\n".join(f"- **{m.title}** = {m.formula}: {m.meaning}." for m in LOGGED),
@@ -41,15 +43,18 @@ def _cells(record: Record, metric: Metric) -> list[str]:
     num_samples = len(values)
     cells = []
     for k, num_finite in enumerate(found.num_finite):
+        num_invalid = int((~record.valid[:, k]).sum())
         if not num_finite:
-            cells.append("∞" if np.isinf(values[:, k]).any() else "undefined")
+            others = "∞" if np.isinf(values[:, k]).any() else "undefined"
+            cells.append("not valid" if num_invalid == num_samples else others)
             continue
         error = mean_errors(record, k).get(metric.name)
         plus_minus = "" if error is None else f" ± {error:.1g}"
-        missing = "" if num_finite == num_samples else f", {num_samples - num_finite} of {num_samples} not finite"
+        missing = {"not valid": num_invalid, "not finite": num_samples - num_finite - num_invalid}
+        left_out = "".join(f", {n} of {num_samples} {why}" for why, n in missing.items() if n)
         num_open = num_not_converged(record, metric, k)
         mark = f" **{num_open} of {num_samples} not converged**" if num_open else ""
-        cells.append(f"{found.mean[k]:.3g}{plus_minus} ({found.p10[k]:.3g} to {found.p90[k]:.3g}{missing}){mark}")
+        cells.append(f"{found.mean[k]:.3g}{plus_minus} ({found.p10[k]:.3g} to {found.p90[k]:.3g}{left_out}){mark}")
     return cells
 
 
@@ -102,12 +107,15 @@ def about_skipped(num_skipped: int) -> str:
 
 def _about_accuracy(record: Record) -> str:
     """How exact the numbers are."""
+    if not record.valid.any():
+        return ""
     if record.method != "lanczos":
         return "All eigenvalues are exact to rounding."
-    num_open = int((~record.converged).sum())
+    num_open = int(record.not_converged.sum())
     converged = f"{num_open} of them have **not converged**" if num_open else "all of them have converged"
+    largest = float(record.residuals[record.valid].max())
     return (
         f"{record.eigenvalues.shape[-1]} eigenvalues at the ends of each spectrum, residual at most "
-        f"{float(record.residuals.max()):.1g}; {converged}. After ±: for λ the mean residual; for trace, Frobenius "
+        f"{largest:.1g}; {converged}. After ±: for λ the mean residual; for trace, Frobenius "
         f"norm and Gauss–Newton share, which are estimates, the standard error."
     )

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from browser.test_tab import CLASS_ID, CLASS_INDEX, SAMPLE, STEP, colours, drawn, point_at, whole_matrix
+from browser.test_tab import CLASS_ID, CLASS_INDEX, SAMPLE, STEP, colors, drawn, point_at, whole_matrix
 from playwright.sync_api import expect
 from support.browsing import VIEWS, number
 from support.training import fit, small_monitor
@@ -50,7 +50,7 @@ def test_every_view_shows_the_records_numbers(shown, logdir, run):
     cells = shown.get("table").locator(f"tr[data-sample='{SAMPLE}'][data-class-id='{CLASS_ID}'] [data-key=lambda_max]")
     assert number(cells.inner_text()) == pytest.approx(record.lambda_max[SAMPLE, CLASS_INDEX], rel=5e-3)
     gradient = drawn(shown.get("map-gradient"))
-    assert np.abs(gradient - colours(record.gradient[SAMPLE, CLASS_INDEX]).astype(int)).max() <= 2
+    assert np.abs(gradient - colors(record.gradient[SAMPLE, CLASS_INDEX]).astype(int)).max() <= 2
     shown.screenshot(f"report_{run}")
 
 
@@ -61,7 +61,7 @@ def test_pointing_at_an_input_pixel_shows_its_row_of_the_hessian(shown, logdir, 
     shown.choose(class_id=CLASS_ID, sample=SAMPLE, step=STEP)
     matrix = whole_matrix(record)
     point_at(shown, 4, 3)
-    assert np.abs(drawn(shown.get("row-map")) - colours(matrix[35]).astype(int)).max() <= 2
+    assert np.abs(drawn(shown.get("row-map")) - colors(matrix[35]).astype(int)).max() <= 2
 
 
 def test_what_is_estimated_or_not_converged_says_so(watched, tmp_path):

@@ -26,15 +26,15 @@ def record(records, tab):
     return records[STEP]
 
 
-def colours(values: np.ndarray) -> np.ndarray:
-    """Diverging colours of values between plus and minus the largest magnitude, by matplotlib."""
+def colors(values: np.ndarray) -> np.ndarray:
+    """Diverging colors of values between plus and minus the largest magnitude, by matplotlib."""
     limit = np.abs(values).max()
     levels = np.floor((values + limit) * (255 / (2 * limit)) + 0.5).astype(int)
     return matplotlib.colormaps["RdBu_r"](levels.clip(0, 255), bytes=True)[..., :3]
 
 
 def drawn(canvas) -> np.ndarray:
-    """The colours in the middle of the 8×8 cells of a map, which is as wide as its canvas."""
+    """The colors in the middle of the 8×8 cells of a map, which is as wide as its canvas."""
     script = """canvas => Array.from({length: 64}, (_, i) => Array.from(canvas.getContext("2d").getImageData(
         (i % 8 + 0.5) * canvas.width / 8, (Math.floor(i / 8) + 0.5) * canvas.width / 8, 1, 1).data).slice(0, 3))"""
     return np.array(canvas.evaluate(script))
@@ -127,7 +127,7 @@ def test_pointing_at_an_input_pixel_shows_its_row_of_the_hessian(tab, logdir, ru
     for row, column in ((2, 5), (4, 3)):
         index = 8 * row + column
         point_at(tab, row, column)
-        assert np.abs(drawn(tab.get("row-map")) - colours(matrix[index]).astype(int)).max() <= 2
+        assert np.abs(drawn(tab.get("row-map")) - colors(matrix[index]).astype(int)).max() <= 2
         assert f"row {row}, column {column}" in tab.get("row-title").inner_text()
         assert float(tab.get("heatmap-readout").get_attribute("data-value")) == pytest.approx(
             matrix[index, index], rel=1e-4, abs=1e-7
@@ -190,7 +190,7 @@ def test_maps_are_the_records_arrays(tab, record):
         ("eigenvector-3", record.eigenvectors[:, :, 3]),
     ):
         shown = drawn(tab.get(f"map-{name}"))
-        assert np.abs(shown - colours(values[SAMPLE, CLASS_INDEX]).astype(int)).max() <= 2
+        assert np.abs(shown - colors(values[SAMPLE, CLASS_INDEX]).astype(int)).max() <= 2
 
 
 def test_the_table_has_every_sample_and_class_is_sorted_and_selects(tab, record):

@@ -187,6 +187,7 @@ def test_the_event_of_a_large_run_is_small():
     grown = {"metrics": {metric.name: np.zeros(shape) for metric in METRICS}}
     grown |= {n: np.zeros((*shape, listed)) for n in ("eigenvalues", "residuals")}
     grown |= {"converged": np.ones((*shape, listed), bool), "classes": np.zeros(shape, int)}
+    grown |= {"finite_difference_error": np.zeros(shape), "valid": np.ones(shape, bool)}
     grown |= {"density_nodes": np.zeros((*shape, 1, listed)), "density_weights": np.full((*shape, 1, listed), 1 / 784)}
     grown |= {"x": np.zeros((32, 784)), "gradient": np.zeros((*shape, 784)), "hessian": None}
     payload = event_format.pack_summary(replace(record, labels=None, predicted=np.zeros(32, int), **grown))

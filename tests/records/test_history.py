@@ -14,6 +14,8 @@ ARRAYS = {
     "eigenvalues": np.float32([[[3.0, 1.0, -2.0]], [[5.0, 4.0, 1.0]]]),
     "residuals": np.float32([[[0.25, 9.0, 0.5]], [[0.125, 9.0, 9.0]]]),
     "converged": np.uint8([[[1, 1, 0]], [[1, 0, 0]]]),
+    "finite_difference_error": np.float32([[3e-7], [np.nan]]),
+    "valid": np.uint8([[1], [1]]),
 }
 DERIVED = {
     "spectral_norm": np.float32([[3.0], [5.0]]),
@@ -116,3 +118,30 @@ def test_a_step_that_was_not_measured():
 def test_every_metric_but_standard_errors_can_be_chosen():
     assert [row["name"] for row in metric_table()] == [metric.name for metric in METRICS if not metric.is_error]
     assert all(row["title"] and row["meaning"] for row in metric_table())
+
+
+def test_what_is_not_valid_is_left_out():
+    """The second sample at step 1: statistics and errors are those of the first."""
+    names = ("lambda_max", "lambda_min", "eigenvalues", "residuals", *DERIVED)
+    nan = {
+        name: np.stack([a[0], np.full_like(a[0], np.nan)]) for name, a in {**ARRAYS, **DERIVED}.items() if name in names
+    }
+    invalid = {**nan, "valid": np.uint8([[1], [0]]), "converged": np.uint8([[[1, 1, 1]], [[0, 0, 0]]])}
+    measured = history([summary(0), summary(1, invalid)])
+    arrays, meta = series(measured)
+    np.testing.assert_array_equal(arrays["valid"], [[[1], [1]], [[1], [0]]])
+    np.testing.assert_array_equal(arrays["lambda_max_mean"], [[4.0], [3.0]])
+    np.testing.assert_array_equal(arrays["lambda_max_error_mean"], [[0.1875], [0.25]])
+    np.testing.assert_array_equal(arrays["lambda_max_all_converged"], [[1], [1]])
+    np.testing.assert_array_equal(arrays["lambda_max_num_finite"], [[2], [1]])
+    assert meta["validity"] == [
+        "Agrees with finite differences to 3e-7 (1 of 2 samples checked).",
+        "Agrees with finite differences to 3e-7 (1 of 2 samples checked). 1 of 2 samples has no valid Hessian and is "
+        "excluded from means: see above.",
+    ]
+    assert meta["agreement"] == 0.01
+    arrays, _ = spectra(measured, 1, 0)
+    np.testing.assert_array_equal(arrays["valid"], [1, 0])
+    np.testing.assert_array_equal(arrays["num_listed"], [3, 0])
+    assert np.isnan(arrays["eigenvalues"][1]).all()
+    assert np.isnan(arrays["negative_share"][1])

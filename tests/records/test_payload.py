@@ -66,14 +66,14 @@ def test_what_is_packed_is_unpacked():
         assert (arrays[name].dtype, arrays[name].shape) == (array.dtype, array.shape)
 
 
-def test_parts_are_read(opened):
+def test_slices_are_read(opened):
     with opened(save(ARRAYS, META)) as file:
         np.testing.assert_array_equal(file.read("a", 1), ARRAYS["a"][1])
         np.testing.assert_array_equal(file.read("a", 1, 2), ARRAYS["a"][1, 2])
         assert file.read("a", 1, 2, 3) == 23
 
 
-def test_a_part_of_a_large_file_takes_little_memory(tmp_path):
+def test_a_slice_of_a_large_file_takes_little_memory(tmp_path):
     """A row of an array of 200 MB: the peak of a process that reads it."""
     path = tmp_path / "large.safetensors"
     path.write_bytes(pack({"a": np.zeros((50, 1_000_000), np.float32)}, {}))
@@ -143,6 +143,28 @@ def test_a_file_that_is_replaced_while_it_is_read(opened, tmp_path):
         np.testing.assert_array_equal(file.read("a"), ARRAYS["a"])
 
 
+@pytest.mark.parametrize("content", [b"", b"12345678" * 600])
+def test_a_file_that_is_truncated_while_it_is_read(tmp_path, content):
+    """It may also be overwritten in place. In a process of its own, which a memory map would end with SIGBUS."""
+    path = tmp_path / "large.safetensors"
+    path.write_bytes(pack({"a": np.zeros((50, 10_000), np.float32)}, {}))
+    code = f"""
+import pathlib
+from lightning_hessian.records.payload import DamagedDataError, open_arrays
+with open_arrays({str(path)!r}) as file:
+    assert not file.read("a", 0).any()
+    pathlib.Path({str(path)!r}).write_bytes({content!r})
+    for indices in [(), (49,), (49, 9_999)]:
+        try:
+            file.read("a", *indices)
+        except DamagedDataError as error:
+            print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    assert done.stdout == "a is incomplete: the file has become shorter\n" * 3
+
+
 @pytest.mark.parametrize("length", [2**60, 2**63, 2**64 - 1, 1 << 24, 50])
 def test_a_header_longer_than_the_file(opened, length):
     check_damaged(opened, length.to_bytes(8, "little") + b"{}", "header")
@@ -171,6 +193,8 @@ def test_a_header_of_gigabytes_is_not_read(tmp_path):
         (ours(a=entry(8, 0)), b"12345678"),
         (ours(a=entry(-8, 0)), b"12345678"),
         (ours(a=entry(0, 8, [-1, -2])), b"12345678"),
+        (ours(a=entry(0, 0, [0, 2**62, 8])), b""),
+        (ours(a=entry(0, 0, [0, 2**70])), b""),
         (ours(a=entry(0, 8, [3])), b"12345678"),
         (ours(a=entry(0, 4)), b"12345678"),
         (ours(a=entry(0, 8, [2.0])), b"12345678"),

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from support.invalid import FOUR_SAMPLES, invalidated
 from support.measuring import Measurer
 from torch import nn
 
@@ -15,13 +16,13 @@ from lightning_hessian.render.maps import as_image
 from lightning_hessian.training.samples import Samples
 
 ARRAYS = ("hessian", "x", "labels", "predicted", "classes", "gradient", "eigenvalues", "eigenvectors", "vector_index")
-ARRAYS += ("residuals", "converged")
+ARRAYS += ("residuals", "converged", "valid")
 
 
-def record_of(*shape: int, labels=True):
+def record_of(*shape: int, labels=True, num_samples=2):
     net = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 5), nn.Tanh(), nn.Linear(5, 3))
-    samples = Samples(torch.rand(2, *shape), torch.tensor([0, 2]) if labels else None)
-    monitor = Measurer([1, 2], "logit", "float32", Options(), heatmap_samples=2)
+    samples = Samples(torch.rand(num_samples, *shape), torch.arange(num_samples) % 2 * 2 if labels else None)
+    monitor = Measurer([1, 2], "logit", "float32", Options(), heatmap_samples=num_samples)
     return monitor.measure(net, samples, step=12, logged_step=11, epoch=3)
 
 
@@ -104,3 +105,23 @@ def test_of_many_samples_the_first_are_drawn():
 def test_channels_stand_side_by_side():
     values = np.arange(2 * 3 * 4).reshape(2, 3, 4)
     assert np.array_equal(as_image(values), np.concatenate([values[0], values[1]], axis=1))
+
+
+@pytest.mark.parametrize("case", FOUR_SAMPLES)
+def test_a_hessian_that_is_not_valid_is_a_gray_panel(case):
+    whole = record_of(1, 6, 6, num_samples=4)
+    valid = np.array(FOUR_SAMPLES[case], bool)
+    record = invalidated(whole, valid)
+    for k, class_id in enumerate(record.class_ids):
+        figure = composite(record, class_id)
+        num_valid = int(valid[:, k].sum())
+        (axes,) = figure.axes
+        matrices = [image.get_array() for image in axes.images if image.get_array().shape == (36, 36)]
+        np.testing.assert_array_equal(np.array(matrices).reshape(-1, 36, 36), whole.hessian[valid[:, k], k])
+        assert words(figure).count("not valid") == 2 * (4 - num_valid)
+        assert all(f"sample {n}, class {class_id}" in words(figure) for n in range(4))
+        assert "exactly zero" not in words(figure)
+        assert all(
+            np.isfinite(image.get_array()).all() and np.isfinite(image.get_clim()).all() for image in axes.images
+        )
+        assert to_image(figure).std() > 0

@@ -9,8 +9,10 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from support.make_run import Tab, unpack, write_run
+from support.invalid import MESSAGE, invalidated
+from support.make_run import Tab, train, unpack, write_run
 from support.quadratic import quadratic_record
+from torch import nn
 
 from lightning_hessian import load_records, write_report
 from lightning_hessian.cli import main
@@ -135,6 +137,25 @@ def test_the_page_answers_as_the_tab(tmp_path):
     (here,) = page.catalog["runs"]["runs"]
     assert {**here["tags"][0], "written": None} == {**run["tags"][0], "written": None}
     assert page.catalog["runs"]["metrics"] == tab.get("/runs").json["metrics"]
+
+
+@pytest.mark.parametrize("activation", [nn.GELU, nn.ReLU])
+def test_what_is_not_valid_has_no_matrix_in_the_page(activation, tmp_path):
+    """The first sample, at the last of two steps; everything else is there."""
+    records = train(activation, steps=2)
+    for record in (records[0], invalidated(records[1], [[0, 0], [1, 1]])):
+        save_record(record, tmp_path / "run")
+    page = Page(write_report(tmp_path / "run", tmp_path / "r.html"))
+    (blocks,) = page.answers.values()
+    samples = (0, 1) if activation is nn.ReLU else (0,)  # whose matrices are stored, or given by eigenvectors
+    expected = {f"matrix/{step}/{n}/{k}" for step in (0, 9) for n in samples for k in (1, 3)}
+    assert {key for key in blocks if key.startswith("matrix/")} == expected - {"matrix/9/0/1", "matrix/9/0/3"}
+    series, meta = page.arrays(blocks["series"]), page.meta(blocks["series"])
+    np.testing.assert_array_equal(series["valid"], [[[1, 1], [1, 1]], [[0, 0], [1, 1]]])
+    np.testing.assert_allclose(series["trace_mean"][1], records[1].trace[1], rtol=1e-6)
+    assert meta["message"][1] == MESSAGE
+    assert "1 of 2 samples has no valid Hessian" in meta["validity"][1]
+    assert MESSAGE in page.meta(blocks["maps/9/0/1"])["why_no_matrix"]
 
 
 def test_what_is_the_same_is_there_once(page):

@@ -32,7 +32,9 @@ from support.measuring import Measurer
 START = 1_700_000_000.0  # wall time of the first event
 
 
-def train(activation: type[nn.Module] = nn.GELU, target: str = "prob", steps: int = 3, size: int = 3) -> list[Record]:
+def train(
+    activation: type[nn.Module] = nn.GELU, target: str = "prob", steps: int = 3, size: int = 3, num_samples: int = 2
+) -> list[Record]:
     """Measurements of samples of ``size × size`` pixels before, during and after a training of a few steps."""
     torch.manual_seed(3)
     net = nn.Sequential(nn.Flatten(), nn.Linear(size * size, 8), activation(), nn.Linear(8, 4))
@@ -41,7 +43,7 @@ def train(activation: type[nn.Module] = nn.GELU, target: str = "prob", steps: in
     optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
     records = []
     for step in range(steps):
-        samples = Samples(x[:2], labels[:2])
+        samples = Samples(x[:num_samples], labels[:num_samples])
         records.append(
             monitor.measure(net.eval(), samples, step=10 * step, logged_step=max(10 * step - 1, 0), epoch=step)
         )

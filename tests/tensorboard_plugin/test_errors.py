@@ -143,11 +143,19 @@ def test_a_folder_in_place_of_the_file(logdir, path):
     assert "not beside the events" in Tab(logdir).error(404, "/maps", **WHICH)
 
 
+def test_a_file_that_is_truncated_while_it_is_read(logdir, path, monkeypatch):
+    def check_file(*_):
+        os.truncate(path, 100)
+
+    monkeypatch.setattr("lightning_hessian.tensorboard_plugin.files.check_file", check_file)
+    assert "is incomplete: the file has become shorter" in Tab(logdir).error(404, "/maps", **WHICH)
+
+
 def test_a_file_that_may_not_be_read(logdir, path, monkeypatch):
     def forbidden(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("lightning_hessian.records.payload.safe_open", forbidden)
+    monkeypatch.setattr("lightning_hessian.records.payload.open", forbidden, raising=False)
     assert "cannot be read: Permission denied" in Tab(logdir).error(404, "/maps", **WHICH)
 
 

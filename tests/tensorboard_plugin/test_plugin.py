@@ -5,6 +5,7 @@ import dataclasses
 import grpc
 import numpy as np
 import pytest
+from support.invalid import FOUR_SAMPLES, MESSAGE, invalidated
 from support.make_run import START, Tab, later, train, unpack, write_run
 from support.training import fit, small_monitor
 from torch import nn
@@ -338,3 +339,39 @@ def test_plotly_is_the_packages_own(tmp_path):
     answer = Tab(tmp_path).get("/plotly.min.js")
     assert answer.text == plotly.offline.get_plotlyjs()
     assert answer.mimetype == "text/javascript"
+
+
+@pytest.mark.parametrize("case", FOUR_SAMPLES)
+@pytest.mark.parametrize("activation", [nn.GELU, nn.ReLU])
+def test_what_is_not_valid_has_no_numbers_and_no_matrix_and_says_why(case, activation, tmp_path):
+    """At the last of three steps; the ReLU network's eigenvectors would give every matrix."""
+    records = train(activation, num_samples=4)
+    valid = np.array(FOUR_SAMPLES[case], bool)
+    write_run(tmp_path / "run", [*records[:2], invalidated(records[2], valid)])
+    tab, which = Tab(tmp_path), {"run": "run", "tag": "input_hessian"}
+    arrays, meta = tab.arrays("/series", **which)
+    np.testing.assert_array_equal(arrays["valid"], [np.ones((4, 2)), np.ones((4, 2)), valid])
+    np.testing.assert_array_equal(np.isnan(arrays["trace"][2]), ~valid)
+    for k in range(2):
+        kept = valid[:, k]
+        mean = records[2].trace[kept, k].mean() if kept.any() else np.nan
+        np.testing.assert_allclose(arrays["trace_mean"][2, k], mean, rtol=1e-5)
+    assert meta["message"][2] == MESSAGE
+    assert meta["validity"][0] == "Not compared with finite differences at this step."
+    assert meta["validity"][2].endswith(": see above.")
+    for n, k in np.ndindex(4, 2):
+        at = {**which, "step": 19, "sample": n, "class_id": (1, 3)[k]}
+        assert tab.arrays("/input", **which, step=19, sample=n)[0]["x"].shape == (1, 3, 3)
+        arrays, meta = tab.arrays("/maps", **at)
+        spectra = tab.arrays("/spectra", **which, sample=n, class_id=at["class_id"])[0]
+        assert spectra["valid"].tolist() == [1, 1, valid[n, k]]
+        assert np.isfinite(spectra["eigenvalues"][2]).any() == valid[n, k]
+        assert np.isfinite(arrays["gradient"]).all() == valid[n, k]
+        if not valid[n, k]:
+            assert meta["matrix"] == "none"
+            for route, more in (("/matrix", {}), ("/row", {"index": 0})):
+                sentence = tab.error(404, route, **at, **more)
+                assert sentence == f"Its Hessian is not valid at this step, so nothing is shown of it. {MESSAGE}"
+                assert sentence == meta["why_no_matrix"]
+        elif n == 0 or activation is nn.ReLU:
+            assert np.isfinite(tab.arrays("/matrix", **at)[0]["triangle"]).all()

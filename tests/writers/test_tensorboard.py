@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.invalid import FOUR_SAMPLES, MESSAGE, invalidated
 from support.measuring import Measurer
 from support.networks import mlp
 
@@ -114,3 +115,42 @@ def test_errors_of_estimates_are_logged_and_in_the_text():
     assert values["hessian_error/lambda_max_prob_class_0"] == (1 + 9) / 2
     assert f"{record.trace[:, 0].mean():.3g} ± {record.trace_error[:, 0].mean():.1g} (" in diagnosis_text(record)
     assert values["hessian_cost/matvecs"] == record.num_matvecs
+
+
+def cells_of(text: str, class_id: int) -> list[str]:
+    """The cells of a class in the table of a text."""
+    (row,) = (line for line in text.splitlines() if line.startswith(f"| {class_id} |"))
+    return [cell.strip() for cell in row.strip("|").split("|")][1:]
+
+
+def test_the_text_says_what_is_not_valid_and_how_far_the_rest_agrees():
+    record = record_of()
+    text = diagnosis_text(invalidated(record, FOUR_SAMPLES["one sample"]))
+    assert MESSAGE in text
+    assert (
+        "Agrees with finite differences to 3e-7 (2 of 4 samples checked). 1 of 4 samples has no valid Hessian and is "
+        "excluded from means: see above."
+    ) in text
+    cell = cells_of(text, 2)[0]
+    known = record.lambda_max[[0, 1, 3], 1]
+    assert cell.startswith(f"{known.mean():.3g} (")
+    assert cell.endswith(", 1 of 4 not valid)")
+    assert "nan" not in text.lower()
+
+
+@pytest.mark.parametrize("case", FOUR_SAMPLES)
+@pytest.mark.parametrize("method", ["dense", "lanczos"])
+def test_no_text_holds_a_number_that_is_none(case, method):
+    valid = np.array(FOUR_SAMPLES[case], bool)
+    record = invalidated(replace(record_of(), method=method), valid)
+    text = diagnosis_text(record)
+    assert "nan" not in text.lower()
+    assert "not converged" not in text
+    for k, class_id in enumerate(record.class_ids):
+        num_invalid = int((~valid[:, k]).sum())
+        cells = cells_of(text, class_id)
+        if num_invalid == 4:
+            assert set(cells) == {"not valid"}
+        elif num_invalid:
+            assert f"{num_invalid} of 4 not valid)" in cells[0]
+        assert not any("not finite" in cell for cell in cells[:-2])  # the last two compare with an earlier measurement

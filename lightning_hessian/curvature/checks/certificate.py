@@ -9,14 +9,17 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.batching import in_groups, out_of_memory
+from lightning_hessian.curvature.batching import in_groups, on_few, out_of_memory
+from lightning_hessian.curvature.checks.zero import root_mean_square
 from lightning_hessian.curvature.target_batch import TargetBatch
 
 Outcome = Literal["certified", "contradicted", "kink", "noise", "unverifiable"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 TOLERANCE = 1e-2  # relative: wrong derivatives have been seen off by 5 % and more, rounding leaves less than 1e-3
+BLUR = 3e-2  # relative, of differences that are sharp enough to tell
 FIRST_STEP = 1e-2  # along a unit vector, in root mean squares of the sample's entries
+POWER_STEPS = 4  # towards the top eigenvector of a whole matrix, which the direction only has to lean to
 FACTOR = 10.0  # between two steps
 # Exponents of the factor after the first step: shorter ones down to 1e-6, where values hold no second difference any
 # more; or two longer ones first, where the values are as noisy as float32.
@@ -37,7 +40,7 @@ class Prediction:
     Attributes:
         direction: w, ``[N, D]``, unit vectors.
         slope: gᵀw, ``[N, K]``.
-        curvature: wᵀHw, ``[N, K]``.
+        curvature: wᵀHw, ``[N, K]``; NaN where only the slope is to be compared.
         gradient_norm: ‖g‖, ``[N, K]``, which errors of the slope are relative to.
         spectral_norm: max |λ|, ``[N, K]``, which errors of the curvature are relative to.
     """
@@ -47,6 +50,10 @@ class Prediction:
     curvature: Tensor
     gradient_norm: Tensor
     spectral_norm: Tensor
+
+    def select(self, samples: Tensor) -> Prediction:
+        """That of some samples."""
+        return Prediction(*(getattr(self, field.name)[samples] for field in fields(self)))
 
     def to(self, like: Tensor) -> Prediction:
         """The same in the precision and on the device of ``like``."""
@@ -76,6 +83,7 @@ def predict(
     num_classes, num_inputs = gradient.shape[1:]
     signs = torch.randint(2, (num_classes, 1), generator=generator).to(gradient) * 2 - 1
     random = torch.randn(num_inputs, generator=generator, dtype=torch.float64).to(gradient)
+    gradient, top = gradient.nan_to_num(0, 0, 0), top.nan_to_num(0, 0, 0)
     aligned = torch.where((top * gradient).sum(-1, keepdim=True) < 0, -1, 1)
     w = _unit((signs * (aligned * _unit(top) + _unit(gradient))).sum(dim=1) + _unit(random))
     return Prediction(
@@ -85,6 +93,41 @@ def predict(
         gradient_norm=gradient.norm(dim=-1),
         spectral_norm=spectral_norm,
     )
+
+
+def predict_slope(gradient: Tensor, generator: torch.Generator) -> Prediction:
+    """What gradients ``[N, K, D]`` say along one direction of every sample, without a second derivative."""
+    nothing = torch.full_like(gradient[..., 0], torch.nan)
+    zero = torch.zeros_like(nothing)
+    return predict(gradient, torch.zeros_like(gradient), zero, lambda w: nothing, generator)
+
+
+def predict_along(v: Tensor, gradient: Tensor, product: Tensor) -> Prediction:
+    """What gradients and HVPs say along ``v [N, D]``; gradients and products H v are ``[N, 1, D]``."""
+    norm = v.norm(dim=-1, keepdim=True)
+    w, product = _unit(v).unsqueeze(1), product / norm.where(norm > 0, 1).unsqueeze(1)
+    return Prediction(
+        direction=w[:, 0],
+        slope=(gradient * w).sum(-1),
+        curvature=(product * w).sum(-1),
+        gradient_norm=gradient.norm(dim=-1),
+        spectral_norm=product.norm(dim=-1),
+    )
+
+
+def predict_of_matrices(gradient: Tensor, matrices: Tensor, generator: torch.Generator) -> Prediction:
+    """What gradients ``[N, K, D]`` and whole Hessians ``[N, K, D, D]`` say; the top eigenvector by power iteration."""
+    top = torch.randn(gradient.shape[-1], generator=generator, dtype=torch.float64).to(gradient)
+    top = _unit(top.expand_as(gradient))
+    norm = torch.zeros_like(gradient[..., 0])
+    for _ in range(POWER_STEPS):
+        product = (matrices @ top.unsqueeze(-1)).squeeze(-1)
+        norm, top = product.norm(dim=-1), _unit(product)
+
+    def curvature(w: Tensor) -> Tensor:
+        return ((matrices @ w[:, None, :, None]).squeeze(-1) @ w.unsqueeze(-1)).squeeze(-1)
+
+    return predict(gradient, top, norm, curvature, generator)
 
 
 def _unit(v: Tensor) -> Tensor:
@@ -101,6 +144,7 @@ class Certificate:
         error: ``[N, K]``, |wᵀHw − Δ²t/h²| relative to the spectral norm of H, at the step with the sharpest
             difference; NaN where nothing could be compared.
         slope_error: ``[N, K]``, |gᵀw − Δt/2h| relative to ‖g‖, at the same step.
+        size: ``[N, K]``, the largest |t| seen.
         noise: ``[N, K]``, standard deviation of the noise in the values that the differences show, at most.
         step: ``[N]``, h of the last comparison, to begin with next time.
         num_values: values computed per sample, on average.
@@ -109,6 +153,7 @@ class Certificate:
     outcome: Tensor
     error: Tensor
     slope_error: Tensor
+    size: Tensor
     noise: Tensor
     step: Tensor
     num_values: float
@@ -146,6 +191,25 @@ class _Differences:
 def certify(
     batch: TargetBatch, prediction: Prediction, group_size: int, first_step: Tensor | None = None
 ) -> Certificate:
+    """Compares derivatives with differences of values in float64, or in the precision of ``batch`` where none exist.
+
+    Args:
+        batch: as it was differentiated.
+        prediction, group_size, first_step: as for ``compare``.
+    """
+    try:
+        exact = batch.to(torch.float64)
+    except TypeError:  # MPS has no float64
+        exact = batch
+    found = compare(exact, prediction, group_size, first_step)
+    if exact.x.dtype != batch.x.dtype and found.is_outcome("unverifiable").all():
+        found = compare(batch, prediction, group_size, first_step)
+    return found
+
+
+def compare(
+    batch: TargetBatch, prediction: Prediction, group_size: int, first_step: Tensor | None = None
+) -> Certificate:
     """Compares derivatives with central differences of the values, at every sample of a batch.
 
     With values at x + j h w for j = −2 … 2,
@@ -161,22 +225,26 @@ def certify(
     like 1/h² (noise).
 
     Args:
-        batch: in the precision of the values, float64 where the model can.
+        batch: in the precision of the values.
         prediction: of the same samples.
         group_size: samples whose five values are computed at a time. The five points of a sample make up a batch of
             another size than that of the derivatives, so that kernels that err at one batch size, and samples that
             influence each other, show themselves.
         first_step: ``[N]``, h to begin with.
 
+    Entries whose prediction is not finite are passed over, as if they were certified.
+
     Cost: 5 values per sample and step, usually one step; no backward pass.
 
     Source: Moré and Wild, "Estimating computational noise" (2011), for noise from differences.
     """
     p = prediction.to(batch.x)
-    size = batch.x.flatten(1).square().mean(dim=1).sqrt()
-    first = FIRST_STEP * size.where(size > 0, 1) if first_step is None else first_step.to(batch.x)
+    first = FIRST_STEP * root_mean_square(batch.x) if first_step is None else first_step.to(batch.x)
     steps = [_at_step(batch, p, torch.arange(batch.num_samples, device=batch.x.device), first, group_size)]
-    agreed = _agrees(steps[0], p)
+    ignored = ~(p.spectral_norm.isfinite() & p.slope.isfinite())
+    agreed = _agrees(steps[0], p, torch.full_like(p.slope, torch.inf)) | ignored
+    if steps[0].size.isnan().all() and not _evaluates(batch):
+        return _certificate(steps, agreed, p, first, len(OFFSETS))
     is_low_precision = ((steps[0].noise <= LOW_PRECISION * steps[0].size) | agreed).all(dim=1)
     last, num_values = first, len(OFFSETS) * batch.num_samples
     for shorter, longer in zip(SHORTER, LONGER, strict=True):
@@ -187,24 +255,45 @@ def certify(
         last = last.index_copy(0, active, step)
         steps.append(_at_step(batch, p, active, step, group_size))
         num_values += len(OFFSETS) * len(active)
-        agreed |= _agrees(steps[-1], p)
+        seen = torch.stack([_beyond_noise(step) for step in steps]).amin(dim=0)
+        agreed |= _agrees(steps[-1], p, seen)
     return _certificate(steps, agreed, p, last, num_values / batch.num_samples)
 
 
-def _at_step(batch: TargetBatch, p: Prediction, active: Tensor, step: Tensor, group_size: int) -> _Differences:
-    def work(samples: slice) -> Tensor:
-        return _five_values(batch.select(active[samples]), p.direction[active[samples]], step[samples])
+def _evaluates(batch: TargetBatch) -> bool:
+    """Whether there is a finite value at the samples themselves."""
+    try:
+        with torch.no_grad():
+            return bool(on_few(batch, 1, lambda few: few.values(few.x)).isfinite().any())
+    except Exception as error:  # a forward that fails in this precision
+        if out_of_memory(error):
+            raise
+        return False
 
-    t = torch.cat([values for _, values in in_groups(len(active), group_size, work)])
+
+def _at_step(batch: TargetBatch, p: Prediction, active: Tensor, step: Tensor, group_size: int) -> _Differences:
+    num_points = len(OFFSETS)
+    which = active.repeat_interleave(num_points)
+    shift = (torch.tensor(OFFSETS).to(step) * step.unsqueeze(1)).reshape(-1, 1)
+
+    def work(rows: slice) -> Tensor:
+        points = batch.select(which[rows])  # copies, so that x may be moved in place
+        points.x.add_(p.direction[which[rows]].mul_(shift[rows]).reshape(points.x.shape))
+        return _values(points)
+
+    values = [found for _, found in in_groups(len(which), num_points * group_size, work)]
+    t = torch.cat(values).reshape(len(active), num_points, -1)
+    rounding_unit = ROUNDING * torch.finfo(t.dtype).eps
+    t = t.to(batch.x.dtype)
     h = step.unsqueeze(1)
     second = (t[:, 3] - 2 * t[:, 2] + t[:, 1]) / h**2
     slope = (t[:, 3] - t[:, 1]) / (2 * h)
     third = (t[:, 4] - 2 * t[:, 3] + 2 * t[:, 1] - t[:, 0]).abs()
     fourth = (t[:, 0] - 4 * t[:, 1] + 6 * t[:, 2] - 4 * t[:, 3] + t[:, 4]).abs()
     size = t.abs().amax(dim=1)
-    rounding = ROUNDING * torch.finfo(t.dtype).eps * size
+    rounding = rounding_unit * size
     noise = torch.maximum(fourth / FOURTH, rounding)
-    values = {
+    found = {
         "step": h.expand_as(second),
         "size": size,
         "second": second,
@@ -215,33 +304,41 @@ def _at_step(batch: TargetBatch, p: Prediction, active: Tensor, step: Tensor, gr
         "slope_blur": torch.maximum(third / 4, rounding) / h,
     }
     nothing = torch.full_like(p.slope, torch.nan)
-    return _Differences(**{name: nothing.index_copy(0, active, value) for name, value in values.items()})
+    return _Differences(**{name: nothing.index_copy(0, active, value) for name, value in found.items()})
 
 
-def _five_values(batch: TargetBatch, direction: Tensor, step: Tensor) -> Tensor:
-    """Values at x + j h w for j = −2 … 2, ``[n, 5, K]``; NaN where the forward refuses such an input."""
-    num_points = len(OFFSETS)
-    points = batch.repeat_interleave(num_points)
-    offsets = torch.tensor(OFFSETS).to(step)
-    shift = (offsets * step.unsqueeze(1)).reshape(-1, 1) * direction.repeat_interleave(num_points, dim=0)
+def _values(batch: TargetBatch) -> Tensor:
+    """Values ``[n, K]`` at ``batch.x``; NaN where the forward does not accept an input."""
     try:
         with torch.no_grad():
-            values = points.values(points.x + shift.reshape(points.x.shape))
+            return batch.values(batch.x)
     except Exception as error:  # an assertion on the range of the input, for example; a shorter step may pass
         if out_of_memory(error):
             raise
-        return step.new_full((batch.num_samples, num_points, batch.num_classes), torch.nan)
-    return values.reshape(batch.num_samples, num_points, -1)
+        if batch.num_samples <= len(OFFSETS):
+            return batch.x.new_full(batch.shape[:2], torch.nan)
+        rows = range(0, batch.num_samples, len(OFFSETS))  # one sample must not spoil the others
+        return torch.cat([_values(batch.select(slice(row, row + len(OFFSETS)))) for row in rows])
 
 
-def _agrees(found: _Differences, p: Prediction) -> Tensor:
-    """Where derivatives and differences agree, and the differences are sharp enough to tell."""
-    scale = TOLERANCE * p.spectral_norm
-    curvature = (found.error <= scale) & (found.blur <= scale)
-    zero = (p.spectral_norm == 0) & (found.error <= MARGIN * found.blur)
+def _beyond_noise(found: _Differences) -> Tensor:
+    """The error where noise does not explain it, else infinity."""
+    return found.error.where(found.error > MARGIN * found.blur, torch.inf)
+
+
+def _agrees(found: _Differences, p: Prediction, seen: Tensor) -> Tensor:
+    """Where derivatives and differences agree, and the differences are sharp enough to tell.
+
+    ``seen [N, K]`` is the smallest error beyond noise of any step: where the Hessian is zero, and there is no norm to
+    compare with, differences must be sharp enough to show it.
+    """
+    curvature = (found.error <= TOLERANCE * p.spectral_norm) & (found.blur <= BLUR * p.spectral_norm)
+    zero = (p.spectral_norm == 0) & (found.error <= MARGIN * found.blur) & (MARGIN * found.blur <= STEADY * seen)
+    slope_only = p.curvature.isnan()
     slope_scale = TOLERANCE * torch.maximum(p.gradient_norm, p.spectral_norm * found.step)
     slope = found.slope_error <= slope_scale + MARGIN * found.slope_blur
-    return (curvature | zero) & slope
+    sharp = (found.slope_blur <= TOLERANCE * p.gradient_norm) | (p.gradient_norm == 0)
+    return (curvature | (zero & ~slope_only) | (slope_only & sharp)) & slope
 
 
 def _certificate(
@@ -249,13 +346,15 @@ def _certificate(
 ) -> Certificate:
     every = _Differences(*(torch.stack([getattr(d, f.name) for d in steps]) for f in fields(_Differences)))
     every = _by_step(every)
-    sharpest = every.blur.nan_to_num(torch.inf).argmin(dim=0, keepdim=True)
+    # The sharpest differences, among those that agree where some do: a long step may cross a kink.
+    blur = every.blur.where((every.error <= TOLERANCE * p.spectral_norm) | ~agreed, torch.inf).nan_to_num(torch.inf)
+    sharpest = blur.argmin(dim=0, keepdim=True)
     at = _Differences(*(getattr(every, f.name).gather(0, sharpest)[0] for f in fields(every)))
     outcome = torch.full_like(agreed, OUTCOMES.index("unverifiable"), dtype=torch.long)
     for name, chosen in (
         ("noise", every.second.isfinite().any(dim=0)),
-        ("kink", _grows_like_kink(every)),
         ("contradicted", _contradicted(every, p)),
+        ("kink", _grows_like_kink(every)),
         ("certified", agreed),
     ):
         outcome = outcome.where(~chosen, OUTCOMES.index(name))
@@ -264,6 +363,7 @@ def _certificate(
         outcome,
         error=at.error / p.spectral_norm.where(p.spectral_norm > 0, 1),
         slope_error=at.slope_error / slope_scale.where(slope_scale > 0, 1),
+        size=every.size.nan_to_num(0).amax(dim=0),
         noise=every.noise.nan_to_num(torch.inf).amin(dim=0),
         step=last,
         num_values=num_values,
@@ -277,21 +377,26 @@ def _by_step(every: _Differences) -> _Differences:
 
 
 def _grows_like_kink(every: _Differences) -> Tensor:
-    """Whether Δ²t/h² is inversely proportional to h over three steps."""
+    """Whether Δ²t/h² is inversely proportional to h over three steps, and more than noise."""
     jump = every.second * every.step
-    change = jump[1:] / jump[:-1]
-    steady = (change - 1).abs() <= STEADY
+    noise = SECOND * every.noise.nan_to_num(torch.inf).amin(dim=0)
+    visible = (jump * every.step).abs() > MARGIN * noise
+    steady = ((jump[1:] / jump[:-1] - 1).abs() <= STEADY) & visible[1:] & visible[:-1]
     return (steady[1:] & steady[:-1]).any(dim=0)
 
 
 def _contradicted(every: _Differences, p: Prediction) -> Tensor:
     """Whether a quotient has settled, over two steps, where the derivatives say something else."""
     scale = TOLERANCE * p.spectral_norm
-    wrong = (every.error > scale + MARGIN * every.blur) & (every.blur <= STEADY * every.error)
-    settled = (every.second[1:] - every.second[:-1]).abs() <= STEADY * every.error[1:]
     slope_scale = TOLERANCE * torch.maximum(p.gradient_norm, p.spectral_norm * every.step)
-    wrong_slope = (every.slope_error > slope_scale + MARGIN * every.slope_blur) & (
-        every.slope_blur <= STEADY * every.slope_error
-    )
-    wrong_twice = (wrong[1:] & wrong[:-1] & settled).any(dim=0)
-    return wrong_twice | (wrong_slope[1:] & wrong_slope[:-1]).any(dim=0)
+    wrong = _is_wrong(every.error, every.blur, scale)
+    wrong_slope = _is_wrong(every.slope_error, every.slope_blur, slope_scale)
+    settled = (every.second[1:] - every.second[:-1]).abs() <= STEADY * every.error[1:]
+    return ((wrong[1:] & wrong[:-1] & settled) | (wrong_slope[1:] & wrong_slope[:-1])).any(dim=0)
+
+
+def _is_wrong(error: Tensor, blur: Tensor, scale: Tensor) -> Tensor:
+    """Where an error is more than noise, and no shorter step shows a smaller one: a long step may cross kinks."""
+    possible = (error + MARGIN * blur).nan_to_num(torch.inf)
+    least = possible.flip(0).cummin(dim=0).values.flip(0)
+    return (error > scale + MARGIN * blur) & (blur <= STEADY * error) & (least >= (1 - STEADY) * error)

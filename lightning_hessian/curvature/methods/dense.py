@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.batching import in_groups
+from lightning_hessian.curvature.batching import concatenate, in_groups
 from lightning_hessian.curvature.checks.certificate import Prediction, predict
 from lightning_hessian.curvature.cost_model import (
     block_memory,
@@ -25,7 +25,6 @@ from lightning_hessian.curvature.operators.autodiff import AutodiffMode
 from lightning_hessian.curvature.operators.gauss_newton import TermNorms, gauss_newton_hessians, term_norms
 from lightning_hessian.curvature.spectrum import (
     Decomposition,
-    concatenate,
     eigenpairs,
     exact_decomposition,
     zero_decomposition,

@@ -1,4 +1,4 @@
-"""Runs a measurement by the method that was planned for it."""
+"""Runs a measurement by the method that was planned for it, and checks what it gave against values."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.analysis import Analysis, finite_gradients
-from lightning_hessian.curvature.checks.certificate import predict
-from lightning_hessian.curvature.checks.diagnosis import Diagnosis
-from lightning_hessian.curvature.cost_model import ModelCosts
+from lightning_hessian.curvature.analysis import Analysis, differentiate
+from lightning_hessian.curvature.checks.certificate import Prediction, predict
+from lightning_hessian.curvature.checks.diagnosis import Diagnosis, named
+from lightning_hessian.curvature.checks.verdict import (
+    CheckSettings,
+    PreviousChecks,
+    Verdict,
+    checked,
+    unchecked,
+    why_not_finite,
+)
+from lightning_hessian.curvature.checks.zero import kind_of_zero, weighted_targets, zero_in_float64
+from lightning_hessian.curvature.cost_model import ModelCosts, check_group
 from lightning_hessian.curvature.meter import Meter, Progress, silent
 from lightning_hessian.curvature.methods.dense import dense_spectrum, whole_hessians
 from lightning_hessian.curvature.methods.interface import MethodInput, MethodResult
@@ -19,8 +28,9 @@ from lightning_hessian.curvature.methods.lanczos import lanczos_spectrum
 from lightning_hessian.curvature.methods.low_rank import low_rank_spectrum
 from lightning_hessian.curvature.methods.plan import Plan, remaining_memory
 from lightning_hessian.curvature.options import MethodName, Options
-from lightning_hessian.curvature.spectrum import Spectrum, zero_decomposition
+from lightning_hessian.curvature.spectrum import Decomposition, Spectrum, zero_decomposition
 from lightning_hessian.curvature.target_batch import TargetBatch
+from lightning_hessian.errors import MeasurementError
 
 METHODS: dict[MethodName, Callable[[MethodInput], MethodResult]] = {
     "dense": dense_spectrum,
@@ -34,11 +44,48 @@ ASYMMETRY_TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-6}
 
 @dataclass(frozen=True)
 class Measurement:
-    """A spectrum, the whole matrices ``[S, K, D, D]`` of the first S samples where asked for, and what was planned."""
+    """What a measurement gave.
+
+    Attributes:
+        spectrum: of all samples.
+        hessian: the whole matrices ``[S, K, D, D]`` of the first S samples where asked for.
+        plan: what was planned.
+        checks: for the next measurement of the same samples.
+    """
 
     spectrum: Spectrum
     hessian: Tensor | None
     plan: Plan
+    checks: PreviousChecks
+
+
+@dataclass(frozen=True)
+class _Results:
+    gradient: Tensor
+    of_method: MethodResult
+
+    @property
+    def prediction(self) -> Prediction:
+        return self.of_method.prediction
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which samples of a measurement a batch holds, and what the last measurement of them passes on.
+
+    Attributes:
+        numbers: of the samples, in the whole measurement.
+        num_samples: of the whole measurement.
+        finite: ``[N]``, False for samples without finite derivatives, for which others stand in; None: all are finite.
+        checks: of the last measurement; None: every sample is checked.
+        eigenvectors: ``[N, K, V, D]`` of the last measurement, from which ``lanczos`` starts, or None.
+    """
+
+    numbers: range
+    num_samples: int
+    finite: Tensor | None = None
+    checks: PreviousChecks | None = None
+    eigenvectors: Tensor | None = None
 
 
 def execute(
@@ -48,60 +95,78 @@ def execute(
     *,
     target: str,
     analysis: Analysis | None = None,
+    share: Share | None = None,
     meter: Meter | None = None,
     progress: Progress = silent,
 ) -> Measurement:
     """The spectra of a batch, and the whole matrices of its first samples, by the method that was planned.
 
+    Results are compared with differences of values; what does not agree is explained, and measured again beside copies
+    of the samples where that is the cure.
+
     Args:
-        batch: what to differentiate: all samples the plan was made for, or some of them.
+        batch: what to differentiate: all samples the plan was made for, or some of them; with
+            ``Analysis.stand_ins`` for those without finite derivatives.
         plan: from ``make_plan``; ``num_matrices`` counts samples of this batch.
         options: those the plan was made with.
         target: name of the target, for the result.
         analysis: of this batch, with the costs of one that contains it; otherwise both are determined here.
+        share: of the measurement; None: this batch is the whole, and the first.
         meter: started when the measurement began.
         progress: called with the number of finished columns (``dense``), samples (``low_rank``) or matrix-vector
             products (``lanczos``).
 
     Raises:
-        MeasurementError: gradients or Hessians are not finite, or one sample does not fit the memory.
+        MeasurementError: no Hessian is finite, or one sample does not fit the memory.
     """
     meter = meter or Meter(batch.x.device)
+    share = share or Share(range(batch.num_samples), batch.num_samples)
     memory = options.memory(batch.x.device)
     costs = analysis.costs if analysis else ModelCosts(batch, memory)
-    gradient = analysis.gradient if analysis else finite_gradients(batch, costs, memory)
+    gradient = analysis.gradient if analysis else differentiate(batch, costs, memory).gradient
     diagnosis = plan.diagnosis
-    if diagnosis.zero:
-        result = _zero_spectrum(gradient, options, plan.num_matrices)
-    else:
-        budget = remaining_memory(plan, batch, costs, options, memory)
-        given = MethodInput(
-            batch,
-            costs,
-            gradient,
-            diagnosis.network_is_piecewise_linear,
-            options,
-            budget,
-            num_matrices=plan.num_matrices,
-            progress=progress,
-        )
-        result = METHODS[plan.method](given)
-        if plan.num_matrices and result.matrices is None:
-            first = replace(given, batch=batch.select(slice(0, plan.num_matrices)))
-            result = replace(result, matrices=whole_hessians(first))
+    given = MethodInput(
+        batch,
+        costs,
+        gradient,
+        diagnosis.network_is_piecewise_linear,
+        options,
+        memory if diagnosis.zero else remaining_memory(plan, batch, costs, options, memory),
+        previous=share.eigenvectors,
+        num_matrices=plan.num_matrices,
+        progress=progress,
+    )
+    results, verdict = _Results(gradient, _run(given, plan)), unchecked(batch)
+    if options.check:
+        results, verdict = _checked(given, plan, results, share)
+    result = results.of_method
+    conclusion = _conclude(given, plan, result.decomposition, verdict, share)
     spectrum = Spectrum(
         **vars(result.decomposition),
-        gradient=gradient,
+        gradient=results.gradient,
         method=plan.method,
         reason=plan.reason,
         autodiff_mode=result.autodiff_mode,
         target=target,
-        finite_difference_error=torch.full_like(gradient[..., 0], torch.nan),
-        valid=torch.ones_like(gradient[..., 0], dtype=torch.bool),
-        diagnosis=with_asymmetry(diagnosis, result.decomposition.asymmetry, batch.x.dtype),
+        finite_difference_error=verdict.error,
+        valid=conclusion.valid,
+        diagnosis=conclusion.diagnosis,
         cost=meter.cost(result.num_matvecs),
     )
-    return Measurement(spectrum, result.matrices if plan.num_matrices else None, plan)
+    turn = 0 if share.checks is None else share.checks.turn + 1
+    checks = PreviousChecks(verdict.steps.cpu(), turn, _circumstances(plan, result))
+    return Measurement(spectrum, result.matrices if plan.num_matrices else None, plan, checks)
+
+
+def _run(given: MethodInput, plan: Plan) -> MethodResult:
+    """What the planned method gives, with the whole matrices that are wanted."""
+    if plan.diagnosis.zero:
+        return _zero_spectrum(given.gradient, given.options, given.num_matrices)
+    result = METHODS[plan.method](given)
+    if given.num_matrices and result.matrices is None:
+        first = replace(given, batch=given.batch.select(slice(0, given.num_matrices)))
+        result = replace(result, matrices=whole_hessians(first))
+    return result
 
 
 def _zero_spectrum(gradient: Tensor, options: Options, num_matrices: int) -> MethodResult:
@@ -115,13 +180,105 @@ def _zero_spectrum(gradient: Tensor, options: Options, num_matrices: int) -> Met
     return MethodResult(found, prediction, matrices=matrices)
 
 
-def with_asymmetry(diagnosis: Diagnosis, asymmetry: Tensor, dtype: torch.dtype) -> Diagnosis:
-    """The diagnosis, not trusted where a Hessian was far from symmetric."""
-    worst = float(asymmetry.max())
-    if not diagnosis.trusted or worst <= ASYMMETRY_TOLERANCE[dtype]:
-        return diagnosis  # where the cause is known, rounding is not it
-    finding = (
-        f"A Hessian is asymmetric by {worst:.1e} of its norm: in {str(dtype).removeprefix('torch.')} it is "
-        f"lost in rounding. Measure in float64."
+def _checked(given: MethodInput, plan: Plan, results: _Results, share: Share) -> tuple[_Results, Verdict]:
+    """Results, some of them computed again, and what the checks say about them."""
+    due = None
+    if share.checks is not None and share.checks.circumstances == _circumstances(plan, results.of_method):
+        due = share.checks.due(share.numbers, share.num_samples)
+
+    def again(few: TargetBatch, which: Tensor) -> _Results:
+        half = given.memory_budget // 2  # every sample is computed twice
+        new = replace(
+            given,
+            batch=few,
+            gradient=differentiate(few, given.costs, half).gradient,
+            memory_budget=half,
+            previous=None,
+            num_matrices=int((which < given.num_matrices).sum()),
+            modes=("reverse_over_reverse",),
+        )
+        return _Results(new.gradient, _run(new, plan))
+
+    return checked(
+        given.batch,
+        results,
+        again,
+        numbers=share.numbers,
+        computed_by=results.of_method.autodiff_mode,
+        settings=CheckSettings(
+            check_group(given.costs, given.memory_budget), given.options.seed, given.piecewise_linear
+        ),
+        due=due,
+        steps=None if share.checks is None else share.checks.steps,
     )
-    return replace(diagnosis, findings=(*diagnosis.findings, finding), trusted=False)
+
+
+def _circumstances(plan: Plan, result: MethodResult) -> tuple[str, ...]:
+    return plan.method, result.autodiff_mode, plan.diagnosis.kind, plan.diagnosis.network
+
+
+@dataclass(frozen=True)
+class _Conclusion:
+    diagnosis: Diagnosis
+    valid: Tensor
+
+
+def _conclude(given: MethodInput, plan: Plan, found: Decomposition, verdict: Verdict, share: Share) -> _Conclusion:
+    """What is said about the results, and which of them are valid.
+
+    Raises:
+        MeasurementError: not one Hessian is finite.
+    """
+    batch, generator, of_checks = given.batch, given.options.generator(), verdict.explanation
+
+    def samples_with(entries: Tensor) -> list[int]:
+        return entries.any(dim=1).nonzero().flatten().tolist()
+
+    def names(entries: Tensor) -> str:
+        return named(share.numbers[i] for i in samples_with(entries))
+
+    norm = found.eigenvalues.abs().amax(dim=-1)
+    measured = torch.ones_like(norm, dtype=torch.bool)
+    if share.finite is not None:
+        measured &= share.finite.to(norm.device).unsqueeze(1)
+    finite = norm.isfinite()
+    valid = of_checks.valid & measured & finite
+    diagnosis = plan.diagnosis.with_findings(*of_checks.findings)
+    lost = measured & ~finite
+    if lost.any():
+        why = why_not_finite(batch.select(torch.tensor(samples_with(lost), device=batch.x.device)), generator)
+        diagnosis = diagnosis.with_findings(f"The Hessian at {names(lost)} is not finite. {why}")
+        if not finite.any():
+            raise MeasurementError(" ".join(diagnosis.findings))
+    asymmetric = valid & ~of_checks.is_rounding & (found.asymmetry > ASYMMETRY_TOLERANCE[batch.x.dtype])
+    if asymmetric.any():
+        worst = float(found.asymmetry[asymmetric].max())
+        help_ = " It is lost in rounding: measure in float64." if batch.x.dtype == torch.float32 else ""
+        diagnosis = diagnosis.with_findings(
+            f"The Hessian at {names(asymmetric)} is asymmetric by up to {worst:.1e} of its norm.{help_}"
+        )
+        valid = valid & ~asymmetric
+    if (valid & of_checks.is_rounding).any():
+        everywhere = bool((of_checks.is_rounding | (norm == 0) | ~valid).all())
+        finding = f"It is zero up to rounding at {names(valid & of_checks.is_rounding)}."
+        diagnosis = replace(diagnosis, kind="rounding") if everywhere else diagnosis.with_findings(finding)
+    zero = valid & (norm == 0) & ~of_checks.is_rounding
+    if zero.any() and not diagnosis.zero:
+        diagnosis, valid = _about_zero(given, diagnosis, valid, zero, names(zero))
+    if not valid.any() and diagnosis.kind != "disconnected" and of_checks.wrong.any():
+        diagnosis = replace(diagnosis, kind="inconsistent")
+    return _Conclusion(replace(diagnosis, trusted=of_checks.trusted), valid)
+
+
+def _about_zero(
+    given: MethodInput, diagnosis: Diagnosis, valid: Tensor, zero: Tensor, names: str
+) -> tuple[Diagnosis, Tensor]:
+    """Of Hessians that turned out to be zero: in this precision, at these samples, or everywhere."""
+    generator = given.options.generator()
+    first = weighted_targets(given.batch.select(zero.any(dim=1).nonzero()[:1].flatten()), generator)
+    if not zero_in_float64(first, generator):
+        finding = f"The curvature at {names} underflows in float32: measure in float64."
+        return diagnosis.with_findings(finding), valid & ~zero
+    if bool((zero | ~valid).all()):
+        return replace(diagnosis, kind=kind_of_zero(first, generator)), valid
+    return diagnosis.with_findings(f"It is exactly zero at {names}."), valid

@@ -17,7 +17,7 @@ from lightning_hessian.curvature.algorithms.hutchinson import (
 )
 from lightning_hessian.curvature.algorithms.lanczos import basis_size, lanczos
 from lightning_hessian.curvature.algorithms.quadrature import NUM_STEPS, Density, density, exact_density
-from lightning_hessian.curvature.batching import in_groups
+from lightning_hessian.curvature.batching import combine, concatenate, in_groups
 from lightning_hessian.curvature.checks.certificate import predict
 from lightning_hessian.curvature.cost_model import group_size, lanczos_bytes
 from lightning_hessian.curvature.methods.interface import MethodInput, MethodResult
@@ -25,7 +25,7 @@ from lightning_hessian.curvature.operators.autodiff import random_vectors
 from lightning_hessian.curvature.operators.gauss_newton import GaussNewtonOperator, factored_gauss_newton
 from lightning_hessian.curvature.operators.hessian import CountingOperator, HessianOperator, Operator
 from lightning_hessian.curvature.options import Options
-from lightning_hessian.curvature.spectrum import Decomposition, combine, concatenate
+from lightning_hessian.curvature.spectrum import Decomposition
 from lightning_hessian.curvature.target_batch import TargetBatch
 
 

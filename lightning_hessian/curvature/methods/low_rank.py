@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.batching import in_groups
+from lightning_hessian.curvature.batching import concatenate, in_groups
 from lightning_hessian.curvature.checks.certificate import predict
 from lightning_hessian.curvature.cost_model import group_size, low_rank_bytes, vector_bytes
 from lightning_hessian.curvature.methods.interface import MethodInput, MethodResult
 from lightning_hessian.curvature.operators.gauss_newton import jacobian, output_hessian
-from lightning_hessian.curvature.spectrum import concatenate, eigenpairs, exact_decomposition
+from lightning_hessian.curvature.spectrum import eigenpairs, exact_decomposition
 from lightning_hessian.curvature.target_batch import TargetBatch
 
 ALL_VECTORS = 64  # outputs up to which all eigenvectors are returned: with them the spectrum is the matrix

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lightning_hessian.curvature.checks.diagnosis import Diagnosis
+from lightning_hessian.curvature.batching import combine, concatenate
+from lightning_hessian.curvature.checks.diagnosis import combined
 from lightning_hessian.curvature.meter import Meter
-from lightning_hessian.curvature.methods.execute import Measurement, with_asymmetry
-from lightning_hessian.curvature.spectrum import combine, concatenate
+from lightning_hessian.curvature.methods.execute import Measurement
 
 
 def on_cpu(measurement: Measurement) -> Measurement:
@@ -16,22 +16,25 @@ def on_cpu(measurement: Measurement) -> Measurement:
     return combine([measurement], lambda tensors: tensors[0].cpu())
 
 
-def merged(measurements: Sequence[Measurement], diagnosis: Diagnosis, meter: Meter) -> Measurement:
+def merged(measurements: Sequence[Measurement], meter: Meter) -> Measurement:
     """One measurement of all samples, in the order of ``measurements``; the tensors of a single one are not copied.
 
     Args:
         measurements: by one method and of one target, each of some of the samples.
-        diagnosis: of all samples.
         meter: of the whole; memory is that of this process.
     """
     # ``low_rank`` gives more eigenvectors where memory allows; the largest come first.
     num_vectors = min(m.spectrum.eigenvectors.shape[2] for m in measurements)
     whole = concatenate([_with_vectors(m, num_vectors) for m in measurements])
-    asymmetry, num_matvecs = whole.spectrum.asymmetry, max(m.spectrum.cost.num_matvecs for m in measurements)
+    diagnosis, num_matvecs = (
+        combined([m.spectrum.diagnosis for m in measurements]),
+        max(m.spectrum.cost.num_matvecs for m in measurements),
+    )
     spectrum = replace(
         whole.spectrum,
         complete=all(m.spectrum.complete for m in measurements),
-        diagnosis=with_asymmetry(diagnosis, asymmetry, asymmetry.dtype),
+        valid=whole.spectrum.valid & diagnosis.trusted,
+        diagnosis=diagnosis,
         cost=meter.cost(num_matvecs),
     )
     return replace(whole, spectrum=spectrum)

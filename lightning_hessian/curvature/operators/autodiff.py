@@ -37,8 +37,18 @@ class ReverseOverReverse:
         self._copies: ReverseOverReverse | None = None
 
     @cached_property
+    def outputs(self) -> Tensor:
+        """The network's outputs ``[N, C]``, with their graph."""
+        return self.batch.outputs(self._x)
+
+    @cached_property
+    def values(self) -> Tensor:
+        """The targets ``[N, K]``, with their graph."""
+        return self.batch.targets(self.outputs)
+
+    @cached_property
     def _gradients(self) -> list[Tensor]:
-        return _gradients(self.batch, self._x, create_graph=True)
+        return _gradients(self.values, self._x, create_graph=True)
 
     def gradient(self) -> Tensor:
         """The gradients ``[N, K, D]``."""
@@ -48,6 +58,11 @@ class ReverseOverReverse:
         """Each problem's Hessian times its own vector, ``[N, K, D]`` to ``[N, K, D]``."""
         rows = [pull_back(g, self._x, v[:, k]) for k, g in enumerate(self._gradients)]
         return torch.stack(rows, dim=1).flatten(2)
+
+    def hvp_of_outputs(self, weights: Tensor, v: Tensor) -> Tensor:
+        """The HVP along ``v [N, D]`` of one sum of each sample's outputs with ``weights [C]``, ``[N, D]``."""
+        (gradient,) = _gradients((self.outputs @ weights).unsqueeze(1), self._x, create_graph=True)
+        return pull_back(gradient, self._x, v).flatten(1)
 
     def prepare(self, num_columns: int) -> None:
         """Builds the graph of that many copies of the batch."""
@@ -73,13 +88,13 @@ def pull_back(of: Tensor, by: Tensor, weights: Tensor) -> Tensor:
     return torch.autograd.grad(of, by, weights.reshape(of.shape), retain_graph=True, materialize_grads=True)[0]
 
 
-def _gradients(batch: TargetBatch, x: Tensor, create_graph: bool) -> list[Tensor]:
-    """One gradient ``[N, *shape]`` per class; with their graph, each is differentiable where it depends on x."""
-    values = batch.values(x)
+def _gradients(values: Tensor, x: Tensor, create_graph: bool) -> list[Tensor]:
+    """One gradient ``[N, *shape]`` per class of ``values [N, K]``, with its graph if asked for."""
+    num_classes = values.shape[1]
     if not values.requires_grad:
-        return [torch.zeros_like(x) for _ in range(batch.num_classes)]
+        return [torch.zeros_like(x) for _ in range(num_classes)]
     grad = partial(torch.autograd.grad, retain_graph=True, create_graph=create_graph, materialize_grads=True)
-    return [grad(values[:, k].sum(), x)[0] for k in range(batch.num_classes)]
+    return [grad(values[:, k].sum(), x)[0] for k in range(num_classes)]
 
 
 class ForwardOverReverse:
@@ -132,7 +147,7 @@ class ForwardOverReverse:
 def gradients(batch: TargetBatch) -> Tensor:
     """∇t of every problem, ``[N, K, D]``. Cost: one forward and K backward passes; memory: their activations."""
     x = batch.x.detach().clone().requires_grad_()
-    return torch.stack([g.detach().flatten(1) for g in _gradients(batch, x, create_graph=False)], dim=1)
+    return torch.stack([g.detach().flatten(1) for g in _gradients(batch.values(x), x, create_graph=False)], dim=1)
 
 
 Autodiff = ForwardOverReverse | ReverseOverReverse

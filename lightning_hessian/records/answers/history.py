@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from lightning_hessian.records.event_format import SPECTRA, Summary
+from lightning_hessian.records.event_format import CHECKS, SPECTRA, Summary
 from lightning_hessian.records.histogram import BIN_EDGES, NUM_BINS
 from lightning_hessian.records.metrics import BY_NAME, METRICS
 from lightning_hessian.records.payload import Array
 from lightning_hessian.records.statistics import over_samples
+from lightning_hessian.records.validity import AGREEMENT, about_validity
 
 Answer = tuple[dict[str, Array], dict[str, Any]]
 """Arrays by name, and metadata that is JSON."""
@@ -98,7 +99,7 @@ def describe(measured: History, tag: str) -> dict[str, Any]:
 
 def metric_table() -> list[dict[str, Any]]:
     """The metrics that a reader can choose from; standard errors belong to theirs."""
-    shown = ("name", "title", "unit", "formula", "meaning")
+    shown = ("name", "title", "unit", "formula", "meaning", "is_logged")
     return [{name: asdict(metric)[name] for name in shown} for metric in METRICS if not metric.is_error]
 
 
@@ -116,21 +117,27 @@ def series(measured: History) -> Answer:
         arrays[name] = _stack(found, name)
     for metric in METRICS:
         arrays |= _statistics(arrays, metric.name)
-    meta = {name: [s.meta.get(name) for s in summaries] for name in PER_STEP}
-    return arrays, {**meta, "total_seconds": float(np.nansum(arrays["seconds"])), "left_out": measured.left_out}
+    return arrays, {
+        **{name: [s.meta.get(name) for s in summaries] for name in PER_STEP},
+        "validity": [about_validity(*(s.arrays[name] for name in CHECKS)) for s in summaries],
+        "agreement": AGREEMENT,
+        "total_seconds": float(np.nansum(arrays["seconds"])),
+        "left_out": measured.left_out,
+    }
 
 
 def _is_known(name: str) -> bool:
     """Whether an array of an event is one of ours over samples, with a fixed shape; another version may add others."""
     metric = name.removesuffix("_error").removesuffix("_converged")
-    return metric in BY_NAME or name in ("labels", "predicted", "classes")
+    return metric in BY_NAME or name in ("labels", "predicted", "classes", *CHECKS)
 
 
 def uncertainty(arrays: Mapping[str, Array]) -> dict[str, Array]:
     """How far the metrics of one measurement that depend on extreme eigenvalues may be off, ``[N, K]`` each.
 
     ``<metric>_error`` follows, to first order, from the residual of the listed eigenvalue that it depends on (0 for a
-    zero that a complete spectrum does not list); ``<metric>_converged`` says whether that has converged.
+    zero that a complete spectrum does not list, NaN where the metric is); ``<metric>_converged`` says whether
+    that has converged.
     """
     if not {"eigenvalues", "residuals", "converged"} <= set(arrays):
         return {}
@@ -150,6 +157,7 @@ def uncertainty(arrays: Mapping[str, Array]) -> dict[str, Array]:
                 relative = residual / np.maximum(np.abs(arrays["lambda_min"]), np.abs(arrays["lambda_max"]))
                 residual = np.where(residual > 0, np.abs(arrays[metric.name]) * relative, 0)
         if metric.depends_on != "both ends":
+            residual = np.where(np.isnan(arrays[metric.name]), np.nan, residual)
             found[f"{metric.name}_error"] = residual.astype(np.float32)
     return found
 
@@ -179,6 +187,7 @@ def spectra(measured: History, sample: int, class_index: int) -> Answer:
         negative = np.maximum(-values, 0).sum(axis=1) / np.abs(values).sum(axis=1)
     arrays |= {
         "bin_edges": BIN_EDGES.astype(np.float32),
+        "valid": np.array([s.arrays["valid"][sample, class_index] for s in summaries], np.uint8),
         "num_listed": np.isfinite(arrays["eigenvalues"]).sum(axis=1, dtype=np.int32),
         "num_converged": (arrays["converged"] == 1).sum(axis=1, dtype=np.int32),
         "largest_residual": np.max(arrays["residuals"], axis=1, initial=0, where=np.isfinite(arrays["residuals"])),

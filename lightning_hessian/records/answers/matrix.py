@@ -44,6 +44,11 @@ def matrix_source(file: ArrayFile, summary: Summary, sample: int, class_index: i
     Raises:
         DamagedDataError: the arrays of the file do not fit each other.
     """
+    if not summary.arrays["valid"][sample, class_index]:
+        return (
+            "none",
+            f"Its Hessian is not valid at this step, so nothing is shown of it. {summary.meta.get('message')}",
+        )
     samples = _stored_samples(file, summary)
     if sample in samples:
         return "stored", None

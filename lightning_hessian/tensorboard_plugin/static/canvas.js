@@ -1,6 +1,6 @@
-// Drawing on a canvas at the screen's resolution: images of packed colours, colour bars.
+// Drawing on a canvas at the screen's resolution: images of packed colors, color bars.
 
-import { TABLES, barGradient, paint } from "./colours.js";
+import { TABLES, barGradient, paint } from "./colors.js";
 import { short } from "./numbers.js";
 
 // A context whose unit is one CSS pixel; resizes the canvas.
@@ -17,12 +17,12 @@ export function prepare(canvas, width, height) {
   return context;
 }
 
-// A canvas of one pixel per value; `kind` is "signed", "grey", or "colour": three channels [3, H, W] as one image.
+// A canvas of one pixel per value; `kind` is "signed", "gray", or "color": three channels [3, H, W] as one image.
 export function imageOf(values, width, height, low, high, kind) {
   const canvas = new OffscreenCanvas(width, height);
   const context = canvas.getContext("2d");
   const pixels = context.createImageData(width, height);
-  if (kind === "colour") mix(values, pixels.data, low, high);
+  if (kind === "color") mix(values, pixels.data, low, high);
   else paint(values, pixels, low, high, TABLES[kind]);
   context.putImageData(pixels, 0, 0);
   return canvas;
@@ -36,11 +36,11 @@ function mix(values, data, low, high) {
   values.forEach((value, i) => (data[4 * (i % size) + Math.floor(i / size)] = (value - low) * factor));
 }
 
-// A colour bar below a picture, labelled at its ends and middle.
-export function horizontalBar(context, x, y, width, low, high, kind, colour) {
+// A color bar below a picture, labeled at its ends and middle.
+export function horizontalBar(context, x, y, width, low, high, kind, color) {
   context.fillStyle = barGradient(context, x, 0, x + width, 0, kind);
   context.fillRect(x, y, width, 8);
-  context.fillStyle = colour;
+  context.fillStyle = color;
   context.textBaseline = "top";
   const labels = [
     [low, x, "left"],

@@ -1,9 +1,9 @@
-// Charts by Plotly, in the colours of the page.
+// Charts by Plotly, in the colors of the page.
 
 const FONT = { family: "Roboto, system-ui, sans-serif", size: 12 };
 const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
 
-// Draws charts. `library` is a promise of Plotly, `root` the element whose style gives the colours.
+// Draws charts. `library` is a promise of Plotly, `root` the element whose style gives the colors.
 export class Charts {
   before = async () => {}; // awaited before drawing
 
@@ -12,7 +12,7 @@ export class Charts {
     this.root = root;
   }
 
-  colour(name) {
+  color(name) {
     return getComputedStyle(this.root).getPropertyValue(`--${name}`).trim();
   }
 
@@ -20,9 +20,9 @@ export class Charts {
     const Plotly = await this.library;
     await this.before();
     const axis = {
-      gridcolor: this.colour("line"),
-      zerolinecolor: this.colour("zero"),
-      linecolor: this.colour("line"),
+      gridcolor: this.color("line"),
+      zerolinecolor: this.color("zero"),
+      linecolor: this.color("line"),
       automargin: true,
     };
     const axes = Object.entries({ xaxis, yaxis, ...layout }).filter(([name]) => /^[xy]axis\d*$/.test(name));
@@ -30,11 +30,11 @@ export class Charts {
       element,
       traces,
       {
-        font: { ...FONT, color: this.colour("text") },
+        font: { ...FONT, color: this.color("text") },
         paper_bgcolor: "rgba(0,0,0,0)",
         plot_bgcolor: "rgba(0,0,0,0)",
         margin: { l: 60, r: 20, t: 12, b: 44 },
-        hoverlabel: { bgcolor: this.colour("panel"), font: { color: this.colour("text") } },
+        hoverlabel: { bgcolor: this.color("panel"), font: { color: this.color("text") } },
         ...layout,
         ...Object.fromEntries(axes.map(([name, options]) => [name, { ...axis, ...options }])),
       },
@@ -44,7 +44,7 @@ export class Charts {
 
   // A chart over steps: a dotted line marks the step shown, and a click goes to another.
   async drawOverSteps(element, traces, state, layout) {
-    const line = { color: this.colour("accent"), width: 1.5, dash: "dot" };
+    const line = { color: this.color("accent"), width: 1.5, dash: "dot" };
     const marker = { type: "line", x0: state.step, x1: state.step, y0: 0, y1: 1, yref: "paper", line };
     await this.draw(element, traces, { xaxis: { title: { text: "step" } }, shapes: [marker], ...layout });
     element.removeAllListeners("plotly_click"); // those of earlier drawings

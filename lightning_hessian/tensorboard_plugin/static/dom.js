@@ -41,7 +41,7 @@ export function panel(id, title, hint) {
   };
 }
 
-// A labelled choice; `options` are [value, text].
+// A labeled choice; `options` are [value, text].
 export function choice(id, label, onchange) {
   const select = el("select", { ...named(id), onchange: () => onchange(select.value) });
   const element = el("label", { className: "choice" }, el("span", {}, label), select);

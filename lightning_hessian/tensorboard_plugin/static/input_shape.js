@@ -15,7 +15,7 @@ export class InputShape {
     this.height = this.isLine ? 1 : shape.at(-2);
     this.width = shape.at(-1) ?? 1;
     this.channels = shape.slice(0, -2).reduce((product, length) => product * length, 1);
-    this.isColour = shape.length === 3 && shape[0] === 3;
+    this.isColor = shape.length === 3 && shape[0] === 3;
     this.across = this.channels * (this.width + GAP) - GAP;
   }
 
@@ -63,16 +63,16 @@ export class InputShape {
   }
 }
 
-// Draws one value per input entry. `kind`: "signed" (symmetric colours), "grey" or "colour" (three channels as one).
+// Draws one value per input entry. `kind`: "signed" (symmetric colors), "gray" or "color" (three channels as one).
 // Gives `entryAt(event)`, the entry below the pointer.
-export function drawMap(canvas, values, shape, { kind, size, marks = [], channel = 0, textColour }) {
+export function drawMap(canvas, values, shape, { kind, size, marks = [], channel = 0, textColor }) {
   return shape.isLine
-    ? drawLine(canvas, values, { size, marks, textColour })
-    : drawImage(canvas, values, shape, { kind, size, marks, channel, textColour });
+    ? drawLine(canvas, values, { size, marks, textColor })
+    : drawImage(canvas, values, shape, { kind, size, marks, channel, textColor });
 }
 
-function drawImage(canvas, values, shape, { kind, size, marks, channel, textColour }) {
-  const overlaid = kind === "colour";
+function drawImage(canvas, values, shape, { kind, size, marks, channel, textColor }) {
+  const overlaid = kind === "color";
   const [rows, columns] = [shape.height, overlaid ? shape.width : shape.across];
   const cell = Math.min(size / rows, (overlaid || shape.channels === 1 ? size : 2 * size) / columns);
   const width = Math.max(columns * cell, 40);
@@ -84,16 +84,16 @@ function drawImage(canvas, values, shape, { kind, size, marks, channel, textColo
   context.drawImage(image, 0, 0, width, height);
   const isZero = kind === "signed" && largestMagnitude(values) === 0;
   if (overlaid || isZero) {
-    context.fillStyle = textColour;
+    context.fillStyle = textColor;
     context.textBaseline = "top";
     context.fillText(isZero ? "exactly zero" : `${short(low, 2)} to ${short(high, 2)} shown as 0 to 1`, 0, height + 6);
   } else {
-    horizontalBar(context, 0, height + 4, width, low, high, kind, textColour);
+    horizontalBar(context, 0, height + 4, width, low, high, kind, textColor);
   }
   const [wide, tall] = [width / columns, height / rows];
-  for (const { index, colour } of marks) {
+  for (const { index, color } of marks) {
     const [row, column] = shape.cell(index, overlaid);
-    frame(context, column * wide, row * tall, wide, tall, colour);
+    frame(context, column * wide, row * tall, wide, tall, color);
   }
   return (event) => {
     const row = Math.floor(event.offsetY / tall);
@@ -102,10 +102,10 @@ function drawImage(canvas, values, shape, { kind, size, marks, channel, textColo
   };
 }
 
-function frame(context, x, y, width, height, colour) {
+function frame(context, x, y, width, height, color) {
   for (const [outset, lineWidth, style] of [
     [1.5, 4, "#fff"],
-    [1.5, 2, colour],
+    [1.5, 2, color],
   ]) {
     context.strokeStyle = style;
     context.lineWidth = lineWidth;
@@ -113,13 +113,13 @@ function frame(context, x, y, width, height, colour) {
   }
 }
 
-function drawLine(canvas, values, { size, marks, textColour }) {
+function drawLine(canvas, values, { size, marks, textColor }) {
   const context = prepare(canvas, size, LINE_HEIGHT + BAR);
   const limit = largestMagnitude(values) || 1;
   const across = (i) => ((i + 0.5) / values.length) * size;
   const up = (value) => (LINE_HEIGHT / 2) * (1 - (0.95 * value) / limit);
-  for (const { index, colour } of marks) {
-    context.fillStyle = colour;
+  for (const { index, color } of marks) {
+    context.fillStyle = color;
     context.fillRect(across(index) - 1, 0, 2, LINE_HEIGHT);
   }
   context.strokeStyle = "#888";
@@ -134,7 +134,7 @@ function drawLine(canvas, values, { size, marks, textColour }) {
   values.forEach((value, i) => context.lineTo(across(i), up(value)));
   context.stroke();
   if (values.length <= 64) values.forEach((value, i) => context.fillRect(across(i) - 2, up(value) - 2, 4, 4));
-  context.fillStyle = textColour;
+  context.fillStyle = textColor;
   context.textBaseline = "top";
   context.fillText(`entries 0 to ${values.length - 1}, ±${short(limit, 2)}`, 0, LINE_HEIGHT + 6);
   return (event) => {

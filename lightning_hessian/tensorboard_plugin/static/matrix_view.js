@@ -1,6 +1,6 @@
-// A matrix on a canvas: diverging colours, colour bar, axes. The wheel or a dragged square zooms, a double-click shows all.
+// A matrix on a canvas: diverging colors, color bar, axes. The wheel or a dragged square zooms, a double-click shows all.
 
-import { barGradient, faded } from "./colours.js";
+import { barGradient, faded } from "./colors.js";
 import { imageOf, prepare } from "./canvas.js";
 import { niceTicks, short } from "./numbers.js";
 
@@ -18,8 +18,8 @@ export class MatrixView {
   #scheduled = false;
 
   // `point(row, column)` is called as the pointer moves, with null outside the matrix; `pick(row)` on a click.
-  constructor(canvas, { side, colour, point, pick }) {
-    Object.assign(this, { canvas, side, colour, point, pick });
+  constructor(canvas, { side, color, point, pick }) {
+    Object.assign(this, { canvas, side, color, point, pick });
     canvas.addEventListener("pointermove", (event) => this.#move(event));
     canvas.addEventListener("pointerleave", () => this.point(null, null));
     canvas.addEventListener("pointerdown", (event) => this.#press(event));
@@ -82,8 +82,8 @@ export class MatrixView {
   #axes(context) {
     const { row, column, across } = this.#view;
     const scale = this.side / across;
-    context.strokeStyle = this.colour("muted");
-    context.fillStyle = this.colour("text");
+    context.strokeStyle = this.color("muted");
+    context.fillStyle = this.color("text");
     context.strokeRect(LEFT - 0.5, TOP - 0.5, this.side + 1, this.side + 1);
     context.textAlign = "center";
     context.textBaseline = "top";
@@ -113,9 +113,9 @@ export class MatrixView {
     const x = LEFT + this.side + 14;
     context.fillStyle = barGradient(context, 0, TOP + this.side, 0, TOP, "signed");
     context.fillRect(x, TOP, 12, this.side);
-    context.strokeStyle = this.colour("muted");
+    context.strokeStyle = this.color("muted");
     context.strokeRect(x, TOP, 12, this.side);
-    context.fillStyle = this.colour("text");
+    context.fillStyle = this.color("text");
     context.textAlign = "left";
     context.textBaseline = "middle";
     const labels = [
@@ -130,7 +130,7 @@ export class MatrixView {
     const { row, column, across } = this.#view;
     const scale = this.side / across;
     const thickness = Math.max(1, scale);
-    const accent = this.colour("accent");
+    const accent = this.color("accent");
     context.save();
     context.beginPath();
     context.rect(LEFT, TOP, this.side, this.side);
@@ -138,7 +138,7 @@ export class MatrixView {
     context.fillStyle = faded(accent, 0.7);
     context.strokeStyle = accent;
     context.lineWidth = 2;
-    const band = scale > 6 ? "strokeRect" : "fillRect"; // around cells that can be seen, their colours left as they are
+    const band = scale > 6 ? "strokeRect" : "fillRect"; // around cells that can be seen, their colors left as they are
     context[band](LEFT, TOP + (this.#mark.row - row) * scale, this.side, thickness);
     if (this.#mark.column !== null) {
       context[band](LEFT + (this.#mark.column - column) * scale, TOP, thickness, this.side);

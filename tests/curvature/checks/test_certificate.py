@@ -5,7 +5,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from lightning_hessian.curvature.checks.certificate import OUTCOMES, Prediction, certify
+from lightning_hessian.curvature.checks.certificate import OUTCOMES, Prediction, compare
 from lightning_hessian.curvature.target_batch import TargetBatch
 
 F64, F32 = torch.float64, torch.float32
@@ -53,7 +53,7 @@ def certificate(function, x, values=None, dtype=F64, group_size=16):
     """That of output 0 of ``function``, by differences of ``values``, or of its own values."""
     classes = torch.zeros(len(x), 1, dtype=torch.long)
     batch = TargetBatch(values or function, lambda z, k: z.gather(1, k), x.to(dtype), classes)
-    return certify(batch, predicted(function, x), group_size)
+    return compare(batch, predicted(function, x), group_size)
 
 
 def outcomes(found):
@@ -92,7 +92,7 @@ TRUE = {
     "max-pooling of real digits": (pooled, DIGITS, {}, 1e-5, 10),
     "derivatives in float32": (gelu32, DIGITS.float(), {"values": gelu}, 1e-5, 5),
     "all in float32": (gelu32, DIGITS.float(), {"dtype": F32}, 5e-3, 10),
-    "float32 inside": (lambda x: gelu32(x.float()).to(x.dtype), DIGITS, {}, 5e-3, 10),
+    "float32 inside": (lambda x: gelu32(x.float()).to(x.dtype), DIGITS, {}, 1e-2, 10),
     "a stationary point": (quadratic, torch.zeros(2, 5, dtype=F64), {}, 1e-12, 5),
     "a plateau": (lambda x: quadratic(x.relu()), -torch.ones(2, 5, dtype=F64), {}, 1e-12, 5),
     "linear": (lambda x: x[:, :1] + 2 * x[:, 1:], torch.randn(3, 2, dtype=F64), {}, 1e-9, 5),
@@ -155,6 +155,6 @@ def test_groups_change_nothing_and_the_step_that_did_is_where_the_next_time_begi
         assert torch.equal(certificate(pooled, DIGITS, group_size=size).outcome, whole.outcome)
     classes = torch.zeros(4, 1, dtype=torch.long)
     batch = TargetBatch(pooled, lambda z, k: z.gather(1, k), DIGITS, classes)
-    again = certify(batch, predicted(pooled, DIGITS), 16, first_step=whole.step)
+    again = compare(batch, predicted(pooled, DIGITS), 16, first_step=whole.step)
     assert outcomes(again) == {"certified"}
     assert again.num_values == 5

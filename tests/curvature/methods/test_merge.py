@@ -7,6 +7,7 @@ from support.networks import measure, mlp
 from torch import nn
 
 from lightning_hessian import input_spectrum
+from lightning_hessian.curvature.checks.verdict import PreviousChecks
 from lightning_hessian.curvature.meter import Meter
 from lightning_hessian.curvature.methods.execute import Measurement
 from lightning_hessian.curvature.methods.merge import merged, on_cpu
@@ -21,8 +22,11 @@ def test_the_largest_eigenvectors_that_all_groups_have_are_returned():
     first, second = (input_spectrum(net, x[s].double(), [0, 2], "prob") for s in (slice(0, 2), slice(2, 3)))
     fewer = replace(first, eigenvectors=first.eigenvectors[:, :, :1], vector_index=first.vector_index[:, :, :1])
     plan = Plan("low_rank", "asked for", whole.diagnosis)
-    both = [Measurement(spectrum, None, plan) for spectrum in (fewer, second)]
-    found = merged(both, whole.diagnosis, Meter(x.device)).spectrum
+    both = [
+        Measurement(spectrum, None, plan, PreviousChecks(torch.ones(len(spectrum.valid)), 0, ()))
+        for spectrum in (fewer, second)
+    ]
+    found = merged(both, Meter(x.device)).spectrum
     assert found.eigenvectors.shape == (3, 2, 1, 6)
     torch.testing.assert_close(found.vector_index, whole.vector_index[:, :, :1])
     torch.testing.assert_close(found.eigenvalues, whole.eigenvalues)
@@ -33,13 +37,13 @@ def test_matrices_and_densities_are_merged_and_a_single_measurement_is_not_copie
     batch = TargetBatch(net, lambda z, c: z.gather(1, c), x, torch.zeros(5, 1, dtype=torch.long))
     options = Options(method="lanczos", num_eigenvalues=2, density_vectors=2)
     groups = [measure(batch.select(s), "logit", options, n) for s, n in ((slice(0, 3), 2), (slice(3, 5), 0))]
-    found = merged(groups, groups[0].plan.diagnosis, Meter(x.device))
+    found = merged(groups, Meter(x.device))
     assert torch.equal(found.hessian, groups[0].hessian)
     for name in ("nodes", "weights"):
         both = [getattr(group.spectrum.density, name) for group in groups]
         assert torch.equal(getattr(found.spectrum.density, name), torch.cat(both))
     assert found.spectrum.cost.num_matvecs == max(group.spectrum.cost.num_matvecs for group in groups)
-    single = merged([groups[0]], groups[0].plan.diagnosis, Meter(x.device))
+    single = merged([groups[0]], Meter(x.device))
     for name in ("eigenvalues", "eigenvectors", "diagonal", "gradient"):
         assert getattr(single.spectrum, name) is getattr(groups[0].spectrum, name)
     assert single.hessian is groups[0].hessian

@@ -1,6 +1,6 @@
 // The selection: runs, class, sample and step.
 
-import { lineColour } from "../colours.js";
+import { lineColor } from "../colors.js";
 import { choice, el, named } from "../dom.js";
 import { classTitle } from "../state.js";
 
@@ -88,9 +88,9 @@ export function controls(state, { drawn, reload, link }) {
           onchange: choose,
           "data-run": run,
         });
-        box.style.accentColor = lineColour(index);
+        box.style.accentColor = lineColor(index);
         const swatch = el("span", { className: "swatch" });
-        swatch.style.background = lineColour(index);
+        swatch.style.background = lineColor(index);
         return el("label", {}, box, swatch, label);
       }),
     );

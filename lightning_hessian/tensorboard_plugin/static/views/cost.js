@@ -16,6 +16,7 @@ export function cost({ state, source }) {
     const overhead = at("overhead");
     const rows = [
       ["diagnosis", `${words(at("diagnosis"))}. ${at("message")}`],
+      ["finite differences", at("validity")],
       ["network", `the outputs themselves are ${words(at("network"))} in the input`],
       ["method", `${at("method")}: ${at("reason")}`],
       ["autodiff mode", words(at("autodiff_mode"))],

@@ -1,6 +1,6 @@
 // Curvature over training: one metric as lines over steps, several runs in one chart.
 
-import { faded, lineColour } from "../colours.js";
+import { faded, lineColor } from "../colors.js";
 import { choice, el, panel } from "../dom.js";
 import { joined, short } from "../numbers.js";
 import { classTitle } from "../state.js";
@@ -58,7 +58,7 @@ export function curves({ state, source, charts }) {
     if (state.lines === "classes") {
       return entry.class_ids.map((classId, index) => ({
         title: joined([classTitle(entry, classId), several && entry.label], ", "),
-        colour: lineColour(index),
+        color: lineColor(index),
         dash: DASHES[entry.index % DASHES.length],
         points: means(arrays, index),
         band: false,
@@ -68,7 +68,7 @@ export function curves({ state, source, charts }) {
     const single = state.lines === "sample";
     if (index < 0 || (single && state.sample >= entry.num_samples)) return [];
     const points = single ? valuesOf(arrays, state.sample, index) : means(arrays, index);
-    return [{ title: entry.label, colour: lineColour(entry.index), dash: "solid", points, band: !single }];
+    return [{ title: entry.label, color: lineColor(entry.index), dash: "solid", points, band: !single }];
   }
 
   // The mean and percentiles over samples at every step; the error is the mean error, as in the scalars.
@@ -104,9 +104,9 @@ export function curves({ state, source, charts }) {
 // One entry of an array, or undefined where there is no array.
 const get = (array, ...indices) => array?.data[indices.reduce((offset, index, axis) => offset * array.shape[axis] + index, 0)];
 
-function traces({ title, colour, dash, points, band }) {
+function traces({ title, color, dash, points, band }) {
   const x = points.map(({ step }) => step);
-  const y = points.map(({ value }) => (Number.isFinite(value) ? value : null));
+  const at = (name) => points.map((point) => (Number.isFinite(point[name]) ? point[name] : null)); // a gap
   const text = points.map(({ value, low, high, error, isOpen }) => {
     const mean = short(value) + (error > 0 ? ` ± ${short(error, 2)}` : "");
     const spread = band && `10 to 90 %: ${short(low)} to ${short(high)}`;
@@ -114,13 +114,13 @@ function traces({ title, colour, dash, points, band }) {
   });
   const line = {
     x,
-    y,
+    y: at("value"),
     text,
     name: title,
     mode: "lines+markers",
-    line: { color: colour, dash, width: 2 },
+    line: { color, dash, width: 2 },
     marker: {
-      color: colour,
+      color,
       size: points.map(({ isOpen }) => (isOpen ? 12 : 6)),
       symbol: points.map(({ isOpen }) => (isOpen ? "x" : "circle")),
     },
@@ -128,7 +128,7 @@ function traces({ title, colour, dash, points, band }) {
       type: "data",
       array: points.map(({ error }) => error || 0),
       visible: points.some(({ error }) => error > 0),
-      color: colour,
+      color,
       thickness: 1,
     },
     hovertemplate: "step %{x}: %{text}<extra>%{fullData.name}</extra>",
@@ -136,8 +136,8 @@ function traces({ title, colour, dash, points, band }) {
   if (!band) return [line];
   const edge = { x, mode: "lines", line: { width: 0 }, hoverinfo: "skip", showlegend: false };
   return [
-    { ...edge, y: points.map(({ low }) => low) },
-    { ...edge, y: points.map(({ high }) => high), fill: "tonexty", fillcolor: faded(colour, 0.18) },
+    { ...edge, y: at("low") },
+    { ...edge, y: at("high"), fill: "tonexty", fillcolor: faded(color, 0.18) },
     line,
   ];
 }
@@ -149,6 +149,6 @@ function notes(drawn) {
   return joined([
     all.some(({ error }) => error > 0) && "Bars: residuals of eigenvalues or standard errors of estimates.",
     open && `Crosses: ${open} points depend on eigenvalues that have not converged.`,
-    missing && `At ${missing} points, samples with an infinite or undefined value are left out.`,
+    missing && `At ${missing} points, samples whose value is infinite or undefined, or whose Hessian is not valid, are left out.`,
   ]);
 }

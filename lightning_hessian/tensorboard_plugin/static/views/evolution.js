@@ -1,4 +1,4 @@
-// The spectrum over training: eigenvalue × step, coloured by how many eigenvalues lie there.
+// The spectrum over training: eigenvalue × step, colored by how many eigenvalues lie there.
 
 import { panel } from "../dom.js";
 import { short } from "../numbers.js";
@@ -15,6 +15,10 @@ export function evolution({ state, source, charts }) {
     const { entry, sample, classId } = state;
     const spectra = await source.spectra(entry.run, entry.tag, sample, classId);
     if (isStale()) return;
+    if (!spectra.arrays.valid.data.some(Boolean)) {
+      frame.empty("The Hessian of this sample and class is not valid at any step: the diagnosis below says why.");
+      return;
+    }
     const steps = Array.from(spectra.arrays.steps.data);
     const axis = axisFor(spectra);
     const bars = steps.map((_, index) => histogramAt(spectra, index, axis));
@@ -23,7 +27,7 @@ export function evolution({ state, source, charts }) {
     frame.clear();
     frame.describe(
       known.length
-        ? `Colours count eigenvalues on a logarithmic scale${howExact(exactness)}; points are the largest and smallest listed ones.`
+        ? `Colors count eigenvalues on a logarithmic scale${howExact(exactness)}; points are the largest and smallest listed ones.`
         : "There are no histograms (density_vectors=0): the lines are the listed eigenvalues. Crosses mark those that have not converged.",
     );
     const traces = known.length
@@ -61,9 +65,9 @@ function image(steps, bars, exactness, some, charts) {
     text: some.map((_, bin) => bars.map((each, step) => (each ? describe(each[bin], exactness[step]) : "no histogram"))),
     hovertemplate: "step %{x}: %{text} eigenvalues here<extra></extra>",
     colorscale: [
-      [0, charts.colour("panel")],
-      [0.02, charts.colour("density-low")],
-      [1, charts.colour("density-high")],
+      [0, charts.color("panel")],
+      [0.02, charts.color("density-low")],
+      [1, charts.color("density-high")],
     ],
     colorbar: { title: { text: "eigenvalues" }, thickness: 12, outlinewidth: 0, ...countTicks(most) },
   };
@@ -74,8 +78,8 @@ const ends = (spectra, steps, axis, charts) => {
   const all = steps.map((_, index) => listed(spectra, index));
   const at = (position) => all.map((pairs) => pairs.at(position));
   return [
-    line(steps, at(0), "largest", axis, charts.colour("positive")),
-    line(steps, at(-1), "smallest", axis, charts.colour("negative")),
+    line(steps, at(0), "largest", axis, charts.color("positive")),
+    line(steps, at(-1), "smallest", axis, charts.color("negative")),
   ];
 };
 
@@ -83,19 +87,19 @@ function ranks(spectra, steps, axis, charts) {
   const all = steps.map((_, index) => listed(spectra, index));
   return Array.from({ length: Math.max(...all.map(({ length }) => length)) }, (_, position) => {
     const pairs = all.map((each) => each[position]);
-    const colour = charts.colour(pairs.find(Boolean).value < 0 ? "negative" : "positive");
-    return line(steps, pairs, `eigenvalue ${position + 1}`, axis, colour);
+    const color = charts.color(pairs.find(Boolean).value < 0 ? "negative" : "positive");
+    return line(steps, pairs, `eigenvalue ${position + 1}`, axis, color);
   });
 }
 
-const line = (steps, pairs, name, axis, colour) => ({
+const line = (steps, pairs, name, axis, color) => ({
   x: steps,
   y: pairs.map((pair) => (pair ? axis.position(pair.value) : null)),
   name,
   mode: "lines+markers",
-  line: { color: colour, width: 1 },
+  line: { color, width: 1 },
   marker: {
-    color: colour,
+    color,
     size: pairs.map((pair) => (pair && !pair.converged ? 10 : 5)),
     symbol: pairs.map((pair) => (pair && !pair.converged ? "x" : "circle")),
   },

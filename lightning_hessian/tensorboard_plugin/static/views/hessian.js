@@ -36,7 +36,7 @@ export function hessian({ state, source, charts }) {
 
   const view = new MatrixView(heatmap, {
     side: SIDE,
-    colour: (name) => charts.colour(name),
+    color: (name) => charts.color(name),
     point: (i, j) => i !== null && state.hover.point(i, j),
     pick: (i) => state.hover.pin(i),
   });
@@ -72,8 +72,8 @@ export function hessian({ state, source, charts }) {
     };
     frame.clear();
     frame.describe(inWords(entry, state, matrix));
-    channelChoice.hidden = !shown.shape.isColour;
-    if (shown.shape.isColour && !channel.length)
+    channelChoice.hidden = !shown.shape.isColor;
+    if (shown.shape.isColor && !channel.length)
       channel.append(...["red", "green", "blue"].map((name, i) => el("option", { value: i }, name)));
     view.show(matrix);
     await follow();
@@ -98,7 +98,7 @@ export function hessian({ state, source, charts }) {
     const { shape } = current;
     const how = pinned ? "pinned; click again to release" : pointedRow === null ? "largest diagonal entry" : "";
     rowTitle.textContent = `row ${index} of the Hessian: ${shape.describe(index)}${how && ` (${how})`}`;
-    drawMap(row, values, shape, { kind: "signed", size: MAP, marks: marks(), textColour: charts.colour("text") });
+    drawMap(row, values, shape, { kind: "signed", size: MAP, marks: marks(), textColor: charts.color("text") });
     row.dataset.row = index;
     const at = column ?? index;
     readout.textContent = `H[${index}, ${at}] = ${short(values[at], 5)}   i = ${index}: ${shape.describe(index)};   j = ${at}: ${shape.describe(at)}`;
@@ -108,20 +108,20 @@ export function hessian({ state, source, charts }) {
   function marks() {
     const { row: pointedRow, column } = state.hover;
     const index = pointedRow ?? shown.start;
-    const other = column === null ? [] : [{ index: column, colour: charts.colour("muted") }];
-    return [...other, { index, colour: charts.colour("accent") }];
+    const other = column === null ? [] : [{ index: column, color: charts.color("muted") }];
+    return [...other, { index, color: charts.color("accent") }];
   }
 
   function drawInput() {
     if (!shown) return;
     const { shape, x } = shown;
-    const kind = shape.isColour ? "colour" : "grey";
+    const kind = shape.isColor ? "color" : "gray";
     const options = {
       kind,
       size: MAP,
       marks: marks(),
       channel: Number(channel.value),
-      textColour: charts.colour("text"),
+      textColor: charts.color("text"),
     };
     entryAt = drawMap(input, x, shape, options);
   }
@@ -163,7 +163,7 @@ class RowReader {
 function inWords(entry, { sample, classId }, { source, size, block, limit, largest }) {
   return joined([
     `${entry.target} of ${classTitle(entry, classId)}, sample ${sample}: ${size}×${size} entries in ${entry.target} per input unit².`,
-    largest > limit && `Colours end at ±${short(limit)}, the 99th percentile of |H|; the largest |entry| is ${short(largest)}.`,
+    largest > limit && `Colors end at ±${short(limit)}, the 99th percentile of |H|; the largest |entry| is ${short(largest)}.`,
     block > 1 && `Each cell shows the largest of ${block}×${block} entries; the value under the pointer is exact.`,
     source === "from eigenvectors" && "Reconstructed from its eigenvectors, which are complete.",
     largest === 0 && "It is exactly zero.",

@@ -2,7 +2,7 @@
 
 import { el, panel } from "../dom.js";
 import { InputShape, drawMap } from "../input_shape.js";
-import { short } from "../numbers.js";
+import { joined, short } from "../numbers.js";
 import { classTitle, outputName } from "../state.js";
 
 const SIZE = 170;
@@ -29,18 +29,26 @@ export function maps({ state, source, charts }) {
     if (isStale()) return;
     const shape = new InputShape(input.meta.shape);
     const known = knownOutputs(series, stepIndex, sample);
-    const inputKind = shape.isColour ? "colour" : "grey";
+    const inputKind = shape.isColor ? "color" : "gray";
     const { shape: [, samples, classes], data: norms } = series.arrays.gradient_norm;
     const norm = norms[(stepIndex * samples + sample) * classes + classIndex];
     const outputs = known.map(([word, k]) => `${word} ${outputName(entry, k)}`).join(", ");
-    const figures = [
-      figure(input.arrays.x.data, shape, inputKind, ["input", outputs], "x"),
-      figure(arrays.gradient.data, shape, "signed", ["gradient", `‖g‖ = ${short(norm)}`], "gradient"),
-      figure(arrays.diagonal.data, shape, "signed", ["diagonal of the Hessian", diagonalError(meta)], "diagonal"),
-      ...eigenvectors(arrays, shape),
-    ];
+    const isValid = series.arrays.valid.data[(stepIndex * samples + sample) * classes + classIndex] !== 0;
+    const figures = [figure(input.arrays.x.data, shape, inputKind, ["input", outputs], "x")];
+    if (isValid) {
+      figures.push(
+        figure(arrays.gradient.data, shape, "signed", ["gradient", `‖g‖ = ${short(norm)}`], "gradient"),
+        figure(arrays.diagonal.data, shape, "signed", ["diagonal of the Hessian", diagonalError(meta)], "diagonal"),
+        ...eigenvectors(arrays, shape),
+      );
+    }
     frame.clear();
-    frame.describe(`${entry.target} of ${classTitle(entry, classId)}, sample ${sample}.`);
+    frame.describe(
+      joined([
+        `${entry.target} of ${classTitle(entry, classId)}, sample ${sample}.`,
+        !isValid && "The Hessian is not valid at this step, so only the input is shown: the diagnosis below says why.",
+      ]),
+    );
     frame.body.replaceChildren(...figures);
   }
 
@@ -62,7 +70,7 @@ export function maps({ state, source, charts }) {
 
   function figure(values, shape, kind, [title, words, mark = ""], id) {
     const canvas = el("canvas", { "aria-label": title, "data-testid": `map-${id}` });
-    drawMap(canvas, values, shape, { kind, size: SIZE, textColour: charts.colour("text") });
+    drawMap(canvas, values, shape, { kind, size: SIZE, textColor: charts.color("text") });
     const caption = el("figcaption", {}, el("b", {}, title), words, el("span", { className: "warning" }, mark));
     return el("figure", {}, caption, canvas);
   }

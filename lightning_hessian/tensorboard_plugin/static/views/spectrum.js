@@ -21,6 +21,10 @@ export function spectrum({ state, source, charts }) {
       frame.empty(`There is no spectrum at step ${state.step}.`);
       return;
     }
+    if (!spectra.arrays.valid.data[index]) {
+      frame.empty(`The Hessian of this sample and class is not valid at step ${state.step}: the diagnosis below says why.`);
+      return;
+    }
     const axis = axisFor(spectra);
     const pairs = listed(spectra, index).sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
     const bars = histogramAt(spectra, index, axis);
@@ -77,31 +81,31 @@ function points(pairs, name, axis, charts) {
       symbol: converged ? "circle" : "x",
       size: converged ? 7 : 10,
       color: converged
-        ? pairs.map(({ value }) => (value < 0 ? charts.colour("negative") : charts.colour("positive")))
-        : charts.colour("warning"),
+        ? pairs.map(({ value }) => (value < 0 ? charts.color("negative") : charts.color("positive")))
+        : charts.color("warning"),
     },
     error_x: {
       type: "data",
       symmetric: false,
       array: pairs.map((pair) => away(pair, 1)),
       arrayminus: pairs.map((pair) => away(pair, -1)),
-      color: charts.colour("muted"),
+      color: charts.color("muted"),
       thickness: 1,
     },
   };
 }
 
 function histogram(bars, { isEstimate }, charts) {
-  const centres = bars.map(({ left, right }) => (left + right) / 2);
+  const centers = bars.map(({ left, right }) => (left + right) / 2);
   return {
     type: "bar",
     yaxis: "y2",
     showlegend: false,
-    x: centres,
+    x: centers,
     y: bars.map(({ count }) => counted(count)),
     width: bars.map(({ left, right }) => right - left),
     marker: {
-      color: centres.map((centre) => charts.colour(centre < 0 ? "negative" : centre > 0 ? "positive" : "muted")),
+      color: centers.map((center) => charts.color(center < 0 ? "negative" : center > 0 ? "positive" : "muted")),
     },
     text: bars.map(({ count }) => `${short(count)} eigenvalues${isEstimate ? " (estimated)" : ""}`),
     textposition: "none",

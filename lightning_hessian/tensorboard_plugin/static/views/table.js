@@ -1,29 +1,24 @@
 // Every sample and class at the step shown: one row each, sortable; a click selects.
 
 import { el, panel } from "../dom.js";
-import { percent, short } from "../numbers.js";
+import { joined, short } from "../numbers.js";
 import { outputName } from "../state.js";
 
 const number = (digits) => ({ cell: (value) => short(value, digits), numeric: true });
-const uncertain = {
-  cell: ([value, error, isOpen]) =>
-    short(value) + (error > 0 ? ` ± ${short(error, 1)}` : "") + (isOpen ? " not converged" : ""),
+const NOT_VALID = "not valid";
+const metricCell = {
+  cell: ({ value, error, isOpen, isValid }) =>
+    isValid ? short(value) + (error > 0 ? ` ± ${short(error, 1)}` : "") + (isOpen ? " not converged" : "") : NOT_VALID,
   numeric: true,
-  order: ([value]) => value,
+  order: ({ value }) => value,
 };
-const share = {
-  ...uncertain,
-  cell: ([value, error]) => percent(value) + (error > 0 ? ` ± ${short(100 * error, 1)} %` : ""),
-};
-const METRICS = {
-  lambda_max: uncertain,
-  lambda_min: uncertain,
-  trace: uncertain,
-  normalized_curvature: uncertain,
-  linear_radius: uncertain,
-  gauss_newton_share: share,
-  top_eigenvector_cosine: uncertain,
-  top_subspace_overlap: uncertain,
+const validity = {
+  cell: ({ error, isValid, agreement }) => {
+    if (Number.isNaN(error)) return isValid ? "not checked at this step" : NOT_VALID;
+    const words = `${error <= agreement ? "agrees to" : "differs by"} ${short(error, 1)}`;
+    return isValid ? words : `${NOT_VALID}: ${words}`;
+  },
+  order: ({ error }) => error,
 };
 
 export function table({ state, source }) {
@@ -37,7 +32,8 @@ export function table({ state, source }) {
     ["class", "class", {}],
     ["label", "label", {}],
     ["predicted", "predicted", {}],
-    ...state.metrics.filter(({ name }) => name in METRICS).map(({ name, title }) => [name, title, METRICS[name]]),
+    ["validity", "finite differences", validity],
+    ...state.metrics.filter(({ is_logged: isLogged }) => isLogged).map(({ name, title }) => [name, title, metricCell]),
     ["method", "method", {}],
     ["autodiff_mode", "autodiff mode", {}],
     ["diagnosis", "diagnosis", {}],
@@ -47,12 +43,16 @@ export function table({ state, source }) {
     const { entry, step, stepIndex } = state;
     const series = await source.series(entry.run, entry.tag);
     if (isStale()) return;
-    rows = rowsOf(entry, series, stepIndex);
+    rows = rowsOf(entry, series, stepIndex, state.metrics);
     frame.clear();
-    const open = rows.filter(({ lambda_max: [, , high], lambda_min: [, , low] }) => high || low).length;
+    const open = rows.filter(({ lambda_max: high, lambda_min: low }) => high.isOpen || low.isOpen).length;
+    const invalid = rows.filter(({ validity: { isValid } }) => !isValid).length;
     frame.describe(
-      `Step ${step} (${series.meta.when[stepIndex]}).` +
-        (open ? ` For ${open} of the ${rows.length} rows, an extreme eigenvalue has not converged.` : ""),
+      joined([
+        `Step ${step} (${series.meta.when[stepIndex]}).`,
+        open && `For ${open} of the ${rows.length} rows, an extreme eigenvalue has not converged.`,
+        invalid && `${invalid} of the ${rows.length} rows ${invalid === 1 ? "is" : "are"} not valid: the diagnosis below says why.`,
+      ]),
     );
     draw();
   }
@@ -112,24 +112,27 @@ function compare(a, b) {
   return Number.isNaN(b) ? -1 : a - b || 0; // two infinities are equal
 }
 
-function rowsOf(entry, { arrays, meta }, step) {
+function rowsOf(entry, { arrays, meta }, step, metrics) {
   const { num_samples: samples, class_ids: ids } = entry;
   const output = (array, index) => (array?.data[index] >= 0 ? outputName(entry, array.data[index]) : "unknown");
   return Array.from({ length: samples * ids.length }, (_, row) => {
     const sample = Math.floor(row / ids.length);
     const index = step * samples * ids.length + row;
-    const metric = (name) => [
-      arrays[name].data[index],
-      arrays[`${name}_error`]?.data[index] ?? 0,
-      arrays[`${name}_converged`]?.data[index] === 0,
-    ];
+    const isValid = arrays.valid.data[index] !== 0;
+    const metric = (name) => ({
+      value: arrays[name]?.data[index] ?? NaN,
+      error: arrays[`${name}_error`]?.data[index] ?? 0,
+      isOpen: arrays[`${name}_converged`]?.data[index] === 0,
+      isValid,
+    });
     return {
       sample,
       classId: ids[row % ids.length],
       class: output(arrays.classes, index),
       label: output(arrays.labels, step * samples + sample),
       predicted: output(arrays.predicted, step * samples + sample),
-      ...Object.fromEntries(Object.keys(METRICS).map((name) => [name, metric(name)])),
+      ...Object.fromEntries(metrics.map(({ name }) => [name, metric(name)])),
+      validity: { error: arrays.finite_difference_error.data[index], isValid, agreement: meta.agreement },
       method: meta.method[step],
       autodiff_mode: meta.autodiff_mode[step].replaceAll("_", " "),
       diagnosis: meta.diagnosis[step].replaceAll("_", " "),

@@ -1,4 +1,4 @@
-// Colours: red is positive, blue is negative, white is zero.
+// Colors: red is positive, blue is negative, white is zero.
 
 const STOPS = {
   // ColorBrewer's RdBu reversed, the scale of the package's other pictures.
@@ -15,7 +15,7 @@ const STOPS = {
     [178, 24, 43],
     [103, 0, 31],
   ],
-  grey: [
+  gray: [
     [0, 0, 0],
     [255, 255, 255],
   ],
@@ -37,22 +37,22 @@ function table(stops) {
 const pack = ([red, green, blue]) =>
   ((255 << 24) | (Math.round(blue) << 16) | (Math.round(green) << 8) | Math.round(red)) >>> 0;
 
-export const TABLES = { signed: table(STOPS.signed), grey: table(STOPS.grey) };
+export const TABLES = { signed: table(STOPS.signed), gray: table(STOPS.gray) };
 const MISSING_PACKED = pack(MISSING);
 
-// Colours of `values` between low and high, as packed RGBA of an ImageData.
-export function paint(values, pixels, low, high, colours) {
+// Colors of `values` between low and high, as packed RGBA of an ImageData.
+export function paint(values, pixels, low, high, colors) {
   const packed = new Uint32Array(pixels.data.buffer);
   const factor = high > low ? (LEVELS - 1) / (high - low) : 0;
   for (let i = 0; i < values.length; i++) {
     const level = (values[i] - low) * factor + 0.5;
     packed[i] = Number.isNaN(level)
       ? MISSING_PACKED
-      : colours[level < 0 ? 0 : level >= LEVELS ? LEVELS - 1 : level | 0];
+      : colors[level < 0 ? 0 : level >= LEVELS ? LEVELS - 1 : level | 0];
   }
 }
 
-// A horizontal or vertical gradient for a colour bar.
+// A horizontal or vertical gradient for a color bar.
 export function barGradient(context, x0, y0, x1, y1, kind) {
   const gradient = context.createLinearGradient(x0, y0, x1, y1);
   const stops = STOPS[kind];
@@ -60,7 +60,7 @@ export function barGradient(context, x0, y0, x1, y1, kind) {
   return gradient;
 }
 
-// One colour for each line of a chart.
+// One color for each line of a chart.
 const LINES = [
   "#1f77b4",
   "#ff7f0e",
@@ -73,6 +73,6 @@ const LINES = [
   "#bcbd22",
   "#7f7f7f",
 ];
-export const lineColour = (index) => LINES[index % LINES.length];
-export const faded = (colour, opacity) =>
-  `rgba(${[1, 3, 5].map((start) => parseInt(colour.slice(start, start + 2), 16)).join(",")},${opacity})`;
+export const lineColor = (index) => LINES[index % LINES.length];
+export const faded = (color, opacity) =>
+  `rgba(${[1, 3, 5].map((start) => parseInt(color.slice(start, start + 2), 16)).join(",")},${opacity})`;
