@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from lightning_hessian.curvature.batching import concatenate, in_groups
 from lightning_hessian.curvature.checks.certificate import Prediction, predict
 from lightning_hessian.curvature.cost_model import (
+    ModelCosts,
     block_memory,
     dense_bytes,
     gauss_newton_hessian_bytes,
@@ -58,7 +60,7 @@ def dense_spectrum(given: MethodInput) -> MethodResult:
     groups, predictions, matrices, num_columns = [], [], [], Counter[AutodiffMode]()
     with kept_pages(given.batch.x.device):
         for samples, (found, prediction, first_matrices, by_mode) in in_groups(
-            given.batch.num_samples, _group_size(given), work
+            given.batch.num_samples, _group_size(given, dense_bytes), work
         ):
             groups.append(found)
             predictions.append(prediction)
@@ -80,7 +82,7 @@ def whole_hessians(given: MethodInput) -> Tensor:
     result = None
     with kept_pages(given.batch.x.device):
         for samples, (matrices, _, _) in in_groups(
-            given.batch.num_samples, _group_size(given), lambda samples: _hessians(given, samples)
+            given.batch.num_samples, _group_size(given, hessian_bytes), lambda samples: _hessians(given, samples)
         ):
             if len(matrices) == given.batch.num_samples:
                 return matrices
@@ -119,13 +121,12 @@ def _as_gauss_newton(given: MethodInput) -> bool:
     return exact and gauss_newton_hessian_bytes(given.costs) <= given.memory_budget
 
 
-def _group_size(given: MethodInput) -> int:
-    """How many samples' whole Hessians fit the memory."""
+def _group_size(given: MethodInput, num_bytes: Callable[[ModelCosts], int]) -> int:
+    """How many samples' whole Hessians fit the memory, with what else takes ``num_bytes`` of one where that fits."""
     costs, memory_budget = given.costs, given.memory_budget
     if _as_gauss_newton(given):
         return memory_budget // gauss_newton_hessian_bytes(costs)
-    # With what ``term_norms`` needs where that fits: ``whole_hessians`` does without.
-    per_sample = dense_bytes(costs) if dense_bytes(costs) <= memory_budget else hessian_bytes(costs)
+    per_sample = num_bytes(costs) if num_bytes(costs) <= memory_budget else hessian_bytes(costs)
     what = f"The whole Hessians ({given.batch.num_classes} classes, D = {given.batch.num_inputs})"
     return group_size(given.batch.num_samples, per_sample, memory_budget, what)
 
