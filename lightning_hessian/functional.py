@@ -186,9 +186,9 @@ def input_hessian(
 ) -> Tensor:
     """Whole Hessian of each sample's target with respect to that sample: H[n, k] = ∇²ₓ t(x[n], k).
 
-    Computed in few large blocks of columns: forward over reverse, ``vmap``-batched and shared by all classes, or reverse
-    over reverse where the model has no forward mode or a wrong one. For a network that is piecewise linear in its
-    input, as JᵀAJ from the gradients of its C outputs. A target that does not depend on x, or only linearly, gives
+    Computed in few large blocks of columns: forward over reverse, ``vmap``-batched and shared by all classes, or
+    reverse over reverse where the model has no forward mode or a wrong one. For a network that is piecewise linear in
+    its input, as JᵀAJ from the gradients of its C outputs. A target that does not depend on x, or only linearly, gives
     exact zeros.
 
     Args:

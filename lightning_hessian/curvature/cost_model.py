@@ -224,7 +224,7 @@ def fitting_samples(memory: int, bytes_per_sample: int) -> int:
 
 def check_group(costs: ModelCosts, memory: int) -> int:
     """How many samples are compared with values at a time: five points of each, in float64, without a graph."""
-    return fitting_samples(memory, 5 * 2 * costs.forward_bytes)
+    return fitting_samples(memory, 5 * 2 * costs.matvec_bytes)
 
 
 def group_size(num_samples: int, bytes_per_sample: int, memory_budget: int, what: str) -> int:
