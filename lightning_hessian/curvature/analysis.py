@@ -78,8 +78,8 @@ def analyze(batch: TargetBatch, options: Options, network: Kind | None = None, *
 
     Cost: a gradient; where the network is examined, one HVP; where it is not curved, three HVPs at one sample.
     """
-    costs = ModelCosts(batch, options.seed)
     memory = options.memory(batch.x.device)
+    costs = ModelCosts(batch, memory)
     examine = network is None or (look_again and network != "curved")
     found = differentiate(batch, costs, memory, options.generator() if examine else None)
     finite, findings = finite_samples(batch, found)

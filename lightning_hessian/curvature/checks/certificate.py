@@ -22,7 +22,7 @@ TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-5}
 LARGEST_ERROR = 1e-2  # relative, whatever the noise: wrong derivatives have been seen off by 5 % and more
 BLUR = 3e-2  # relative, of differences that are sharp enough to tell
 FIRST_STEP = 1e-2  # along a unit vector, in root mean squares of the sample's entries
-POWER_STEPS = 4  # towards the top eigenvector of a whole matrix, which the direction only has to lean to
+POWER_STEPS = 2  # towards the top eigenvector of a whole matrix, which the direction only has to lean to
 FACTOR = 10.0  # between two steps
 # Exponents of the factor after the first step: shorter ones down to 1e-6, where values hold no second difference any
 # more; or two longer ones first, where the values are as noisy as float32.

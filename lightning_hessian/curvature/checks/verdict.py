@@ -13,7 +13,7 @@ from lightning_hessian.curvature.batching import combine, out_of_memory
 from lightning_hessian.curvature.checks.certificate import FIRST_STEP, OUTCOMES, Certificate, Prediction, certify
 from lightning_hessian.curvature.checks.diagnosis import Finding, joined
 from lightning_hessian.curvature.checks.explanation import Explanation, explain, in_company, outcome_beside
-from lightning_hessian.curvature.checks.zero import root_mean_square
+from lightning_hessian.curvature.checks.zero import root_mean_square, weighted_targets, zero_in_float64
 from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, random_vectors
 from lightning_hessian.curvature.target_batch import TargetBatch
 
@@ -234,6 +234,15 @@ def unchecked(batch: TargetBatch) -> Verdict:
 def _unexplained(entries: Tensor, findings: tuple[Finding, ...] = ()) -> Explanation:
     false = torch.zeros_like(entries, dtype=torch.bool)
     return Explanation(~false, True, findings, false[:, 0], false, false)
+
+
+def underflow(batch: TargetBatch, zero: Tensor, numbers: Sequence[int], generator: torch.Generator) -> list[Finding]:
+    """Whether Hessians that are ``zero [N, K]`` are so in this precision only: looked at for the first of them."""
+    samples = zero.any(dim=1).nonzero().flatten()
+    if zero_in_float64(weighted_targets(batch.select(samples[:1]), generator), generator):
+        return []
+    sentence = "The curvature at {} underflows in float32: measure in float64."
+    return [Finding(sentence, tuple(numbers[i] for i in samples.tolist()))]
 
 
 def why_not_finite(batch: TargetBatch, generator: torch.Generator) -> str:

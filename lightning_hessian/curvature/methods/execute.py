@@ -17,9 +17,10 @@ from lightning_hessian.curvature.checks.verdict import (
     Verdict,
     checked,
     unchecked,
+    underflow,
     why_not_finite,
 )
-from lightning_hessian.curvature.checks.zero import kind_of_zero, weighted_targets, zero_in_float64
+from lightning_hessian.curvature.checks.zero import kind_of_zero, weighted_targets
 from lightning_hessian.curvature.cost_model import ModelCosts, check_group
 from lightning_hessian.curvature.meter import Meter, Progress, silent
 from lightning_hessian.curvature.methods.dense import dense_spectrum, whole_hessians
@@ -122,7 +123,7 @@ def execute(
     meter = meter or Meter(batch.x.device)
     share = share or Share(range(batch.num_samples), batch.num_samples)
     memory = options.memory(batch.x.device)
-    costs = analysis.costs if analysis else ModelCosts(batch, options.seed)
+    costs = analysis.costs if analysis else ModelCosts(batch, memory)
     gradient = analysis.gradient if analysis else differentiate(batch, costs, memory).gradient
     diagnosis = plan.diagnosis
     given = MethodInput(
@@ -260,12 +261,11 @@ def _conclude(given: MethodInput, plan: Plan, found: Decomposition, verdict: Ver
         diagnosis = replace(diagnosis, kind="rounding") if everywhere else diagnosis.with_findings(findings)
     zero = valid & (norm == 0) & ~of_checks.is_rounding
     if zero.any() and not diagnosis.zero:
-        first = weighted_targets(batch.select(zero.any(dim=1).nonzero()[:1].flatten()), generator)
-        if not zero_in_float64(first, generator):
-            sentence = "The curvature at {} underflows in float32: measure in float64."
-            diagnosis, valid = diagnosis.with_findings(where(zero, sentence)), valid & ~zero
+        if found_underflow := underflow(batch, zero, share.numbers, generator):
+            diagnosis, valid = diagnosis.with_findings(found_underflow), valid & ~zero
         elif (zero | ~valid).all():
-            diagnosis = replace(diagnosis, kind=kind_of_zero(first, generator))
+            first = batch.select(zero.any(dim=1).nonzero()[:1].flatten())
+            diagnosis = replace(diagnosis, kind=kind_of_zero(weighted_targets(first, generator), generator))
         else:
             diagnosis = diagnosis.with_findings(where(zero, "It is exactly zero at {}."))
     if not valid.any() and diagnosis.kind != "disconnected" and of_checks.wrong.any():
