@@ -8,7 +8,7 @@ from functools import cached_property
 
 import torch
 
-from lightning_hessian.curvature.algorithms.hutchinson import NUM_ASYMMETRY_VECTORS, NUM_VECTORS
+from lightning_hessian.curvature.algorithms.hutchinson import NUM_VECTORS
 from lightning_hessian.curvature.algorithms.lanczos import basis_size
 from lightning_hessian.curvature.algorithms.quadrature import NUM_STEPS
 from lightning_hessian.curvature.batching import on_few
@@ -167,18 +167,16 @@ def low_rank_bytes(costs: ModelCosts) -> int:
 def lanczos_bytes(costs: ModelCosts, options: Options) -> int:
     """The method ``lanczos``.
 
-    Two graphs of the Hessian (a smaller one is built when some problems have converged) and one of JᵀAJ; the basis
-    and a copy of it, or what the estimates store of every random vector. With few outputs J and A are formed
-    after the basis has been freed (``low_rank_bytes``, and their copies for every class).
+    Two graphs of the Hessian (a smaller one is built when half of the problems have converged) and one of JᵀAJ; the
+    basis, its products and what is computed from both, and three vectors for every random one. With few outputs J and A
+    are formed beside it (``low_rank_bytes``, and their copies for every class).
     """
     _, num_classes, num_inputs = costs.batch.shape
     max_basis = basis_size(options.num_eigenvalues, options.block_size)
-    num_vectors = 4 * max(2, options.num_eigenvalues) + 10
-    while_iterating = num_classes * 2 * max(min(max_basis, num_inputs), NUM_VECTORS) * costs.vector_bytes
-    if costs.num_outputs <= max_basis:
-        while_iterating = max(while_iterating, low_rank_bytes(costs))
+    num_vectors = 5 * min(max_basis, num_inputs) + 4 * NUM_VECTORS + 4 * max(2, options.num_eigenvalues) + 10
     graphs = 2 * costs.split_matvec_bytes + costs.gauss_newton_matvec_bytes
-    return while_iterating + num_classes * (graphs + num_vectors * costs.vector_bytes)
+    formed = low_rank_bytes(costs) if costs.num_outputs <= max_basis else 0
+    return formed + num_classes * (graphs + num_vectors * costs.vector_bytes)
 
 
 def method_bytes(method: MethodName, costs: ModelCosts, options: Options) -> int:
@@ -250,11 +248,13 @@ def block_memory(costs: ModelCosts, num_samples: int, memory_budget: int) -> int
 
 
 def expected_matvecs(num_inputs: int, options: Options) -> int:
-    """The HVPs per problem that ``lanczos`` is expected to take: a basis filled once, the estimates, the density."""
+    """The HVPs per problem that ``lanczos`` is expected to take.
+
+    A basis filled once (trained networks need about half of that), random vectors, gradient, prediction, density.
+    """
     basis = min(basis_size(options.num_eigenvalues, options.block_size), num_inputs)
-    norms = options.num_eigenvalues + 2 * NUM_VECTORS  # of trace and Frobenius norm, and of the functional term
     density = options.density_vectors * min(NUM_STEPS, num_inputs)
-    return basis + norms + 1 + NUM_ASYMMETRY_VECTORS + density
+    return basis + NUM_VECTORS + 2 + density
 
 
 def expected_work(shape: tuple[int, int, int], options: Options, num_matrices: int = 0) -> dict[MethodName, float]:

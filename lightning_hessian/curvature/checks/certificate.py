@@ -66,6 +66,7 @@ def predict(
     spectral_norm: Tensor,
     curvature: Callable[[Tensor], Tensor],
     generator: torch.Generator,
+    random: Tensor | None = None,
 ) -> Prediction:
     """What the results of a method say along one direction of every sample.
 
@@ -79,10 +80,12 @@ def predict(
         spectral_norm: max |λ|, ``[N, K]``.
         curvature: w ``[N, D]`` to wᵀHw ``[N, K]``, from the numbers that are reported.
         generator: of signs and r, which are the same for every sample.
+        random: r ``[D]``, where its product with H is known already.
     """
     num_classes, num_inputs = gradient.shape[1:]
     signs = torch.randint(2, (num_classes, 1), generator=generator).to(gradient) * 2 - 1
-    random = torch.randn(num_inputs, generator=generator, dtype=torch.float64).to(gradient)
+    if random is None:
+        random = torch.randn(num_inputs, generator=generator, dtype=torch.float64).to(gradient)
     gradient, top = gradient.nan_to_num(0, 0, 0), top.nan_to_num(0, 0, 0)
     aligned = torch.where((top * gradient).sum(-1, keepdim=True) < 0, -1, 1)
     w = _unit((signs * (aligned * _unit(top) + _unit(gradient))).sum(dim=1) + _unit(random))

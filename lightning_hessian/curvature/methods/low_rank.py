@@ -9,7 +9,7 @@ from lightning_hessian.curvature.batching import concatenate, in_groups
 from lightning_hessian.curvature.checks.certificate import predict
 from lightning_hessian.curvature.cost_model import group_size, low_rank_bytes, vector_bytes
 from lightning_hessian.curvature.methods.interface import MethodInput, MethodResult
-from lightning_hessian.curvature.operators.gauss_newton import jacobian, output_hessian
+from lightning_hessian.curvature.operators.gauss_newton import output_hessian, outputs_with_jacobian
 from lightning_hessian.curvature.spectrum import eigenpairs, exact_decomposition
 from lightning_hessian.curvature.target_batch import TargetBatch
 
@@ -49,7 +49,8 @@ def low_rank_decomposition(
 
     Cost: C gradients and a QR decomposition of D×C per sample.
     """
-    j, a = jacobian(batch), output_hessian(batch)
+    outputs, j = outputs_with_jacobian(batch)
+    a = output_hessian(batch, outputs)
     q, r = torch.linalg.qr(j.mT)
     num_classes = batch.num_classes
     small = (r.unsqueeze(1) @ a).flatten(1, 2) @ r.mT  # [N, K·C, C]: one product per sample, without copies of R
