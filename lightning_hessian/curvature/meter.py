@@ -127,11 +127,13 @@ class Pace:
         left = self._limit.seconds_left
         if self._first is None or done <= self._first[0]:  # or the work began again in another way
             self._first = done, left
-            expected = (self._left_at_start - left) / done * (self._total - done) / SLOW_START
+            expected = (self._left_at_start - left) / done * (self._total - done)
+            least = expected / SLOW_START
         else:
-            expected = (self._first[1] - left) / (done - self._first[0]) * (self._total - done)
-        expected += seconds_after
-        return None if expected <= left else (self._left_at_start - left + expected, self._left_at_start)
+            expected = least = (self._first[1] - left) / (done - self._first[0]) * (self._total - done)
+        if least + seconds_after <= left:
+            return None
+        return self._left_at_start - left + expected + seconds_after, self._left_at_start
 
 
 class Stopwatch:

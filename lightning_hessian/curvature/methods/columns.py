@@ -19,6 +19,7 @@ from lightning_hessian.curvature.operators.autodiff import (
     relative_difference,
 )
 from lightning_hessian.curvature.target_batch import TargetBatch
+from lightning_hessian.errors import TimeLimitError
 
 # By the generous estimate: all columns are one block, or else the first block.
 ONE_BLOCK_BYTES, FIRST_BLOCK_BYTES = 1024 * 2**20, 128 * 2**20
@@ -123,7 +124,7 @@ def hessians(
         try:
             matrices, asymmetry = computed(mode)
         except Exception as error:  # a kernel without a rule for this mode
-            if out_of_memory(error):
+            if out_of_memory(error) or isinstance(error, TimeLimitError):
                 raise
         else:
             if not _looks_wrong(matrices, asymmetry) or _confirmed(batch, matrices, generator):

@@ -78,13 +78,25 @@ def within_limit(
         plan = ends_only(plan, options)
     if plan.method != "lanczos":
         return plan
-    heatmaps = plan.num_matrices / batch.num_samples * expected["dense"]
-    if plan.num_matrices and heatmaps > HOPELESS * seconds_left:
-        plan = replace(plan, num_matrices=0, dropped=(*plan.dropped, NO_HEATMAPS))
-    per_vector = min(NUM_STEPS, batch.num_inputs) * seconds_per_matvec
-    fitting = int(max(0.0, seconds_left - expected["lanczos"]) / per_vector)
-    if fitting >= options.density_vectors:
+    plan = _without_late_heatmaps(plan, batch, expected["dense"], seconds_left)
+    return _with_fitting_density(plan, batch, options, seconds_per_matvec, seconds_left - expected["lanczos"])
+
+
+def _without_late_heatmaps(plan: Plan, batch: TargetBatch, dense_seconds: float, seconds_left: float) -> Plan:
+    """``dense_seconds``: those of all samples' whole matrices."""
+    if plan.num_matrices / batch.num_samples * dense_seconds <= HOPELESS * seconds_left:
         return plan
+    return replace(plan, num_matrices=0, dropped=(*plan.dropped, NO_HEATMAPS))
+
+
+def _with_fitting_density(
+    plan: Plan, batch: TargetBatch, options: Options, seconds_per_matvec: float, seconds_left: float
+) -> Plan:
+    """``seconds_left``: beside all else; two starting vectors or none, since the error comes from their spread."""
+    per_vector = min(NUM_STEPS, batch.num_inputs) * seconds_per_matvec
+    if options.density_vectors * per_vector <= max(0.0, seconds_left):
+        return plan
+    fitting = int(max(0.0, seconds_left) / per_vector)
     if fitting < 2:
         return replace(plan, density_vectors=0, dropped=(*plan.dropped, "the density was not estimated"))
     dropped = f"the density was estimated from {fitting} starting vectors"
