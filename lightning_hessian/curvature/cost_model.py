@@ -174,10 +174,11 @@ def lanczos_bytes(costs: ModelCosts, options: Options) -> int:
     """
     _, num_classes, num_inputs = costs.batch.shape
     max_basis = basis_size(options.num_eigenvalues, options.block_size)
-    num_vectors = 5 * min(max_basis, num_inputs) + 4 * NUM_VECTORS + 4 * max(2, options.num_eigenvalues) + 10
+    num_vectors = 6 * min(max_basis, num_inputs) + 4 * NUM_VECTORS + 4 * max(2, options.num_eigenvalues) + 10
     graphs = 2 * costs.split_matvec_bytes + costs.gauss_newton_matvec_bytes
     formed = low_rank_bytes(costs) if costs.num_outputs <= max_basis else 0
-    return formed + num_classes * (graphs + num_vectors * costs.vector_bytes)
+    projections = 6 * 8 * max_basis**2  # in float64, with what their eigendecomposition makes
+    return formed + num_classes * (graphs + num_vectors * costs.vector_bytes + projections)
 
 
 def method_bytes(method: MethodName, costs: ModelCosts, options: Options) -> int:
@@ -197,9 +198,10 @@ def _jacobian_graph_bytes(costs: ModelCosts) -> int:
 def result_bytes(batch: TargetBatch, options: Options, num_matrices: int = 0) -> int:
     """The results of all samples, twice while groups are concatenated.
 
-    These are eigenvectors, gradients and diagonals, and the whole matrices of the first ``num_matrices`` samples.
+    These are eigenvectors, gradients, diagonals and directions of predictions, and the whole matrices of the first
+    ``num_matrices`` samples.
     """
-    num_vectors = min(options.num_eigenvalues, batch.num_inputs) + 6
+    num_vectors = min(options.num_eigenvalues, batch.num_inputs) + 7
     return vector_bytes(batch, batch.num_samples * num_vectors + num_matrices * batch.num_inputs)
 
 
@@ -223,7 +225,7 @@ def fitting_samples(memory: int, bytes_per_sample: int) -> int:
 
 def check_group(costs: ModelCosts, memory: int) -> int:
     """How many samples are compared with values at a time: five points of each, in float64, without a graph."""
-    return fitting_samples(memory, 5 * 2 * costs.forward_bytes)
+    return fitting_samples(memory, 5 * 2 * costs.matvec_bytes)
 
 
 def group_size(num_samples: int, bytes_per_sample: int, memory_budget: int, what: str) -> int:

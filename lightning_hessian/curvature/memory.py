@@ -159,7 +159,7 @@ def kept_pages(device: torch.device) -> Iterator[None]:
     finally:
         libc.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
         libc.mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD)
-        return_pages(TRIM_THRESHOLD)
+        libc.malloc_trim(0)
         _resident_before = None
 
 

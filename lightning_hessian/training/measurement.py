@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lightning_hessian.curvature.analysis import Analysis, analyze
 from lightning_hessian.curvature.checks.diagnosis import Kind
 from lightning_hessian.curvature.checks.verdict import PreviousChecks
-from lightning_hessian.curvature.meter import Progress, silent
+from lightning_hessian.curvature.meter import Progress, duration, silent
 from lightning_hessian.curvature.methods.duration import (
     ends_only,
     expected_duration,
@@ -117,7 +117,7 @@ def measure(
     stage: Stage = "fit",
     group: ProcessGroup = SINGLE_PROCESS,
     progress: Progress = silent,
-    expect: Callable[[float, str], object] = lambda seconds, shorter: None,
+    expect: Callable[[float, str], object] = lambda seconds, words: None,
 ) -> Record | None:
     """Measures ``model`` as it is now, by all processes of ``group`` together.
 
@@ -143,8 +143,8 @@ def measure(
         stage: what the Trainer is doing.
         group: the processes.
         progress: is called with the number of finished columns, samples or matrix-vector products.
-        expect: is called on rank 0, before most of the work, with the seconds that it is expected to take and what
-            would make it shorter.
+        expect: is called on rank 0, before most of the work, with the seconds that it is expected to take; and the
+            same in words, with what would make it shorter.
 
     Returns:
         The record, on rank 0; None on the others.
@@ -230,7 +230,7 @@ def _decide(
     target = state.target or _choose_target(prepared, settings, network)
     if target != _first_target(settings, state):
         prepared = prepared.with_target(target)
-        analysis = analyze(prepared.batch, options, network)
+        analysis = analyze(prepared.batch, options, network, look_again=False)
     plan = make_plan(
         prepared.batch,
         analysis.costs,
@@ -267,11 +267,13 @@ def _in_time(
         seconds *= group.share(batch.num_samples).stop / batch.num_samples  # rank 0 has the most
     left = prepared.meter.limit(options.max_seconds).seconds_left
     plan = within_limit(plan, batch, costs, options, seconds_per_matvec=seconds, seconds_left=left)
-    if state.previous is not None:
-        expect(state.previous.seconds, what_makes_it_shorter(plan, batch, options))
-    elif seconds is not None:
+    expected = None if state.previous is None else state.previous.seconds
+    if expected is None and seconds is not None:
         expected = expected_duration(plan, batch, costs, options, seconds)
-        expect(min(expected, options.max_seconds or expected), what_makes_it_shorter(plan, batch, options))
+        expected = min(expected, options.max_seconds or expected)
+    if expected is not None:
+        shorter = what_makes_it_shorter(plan, batch, options)
+        expect(expected, f"about {duration(expected)}. To shorten it: {shorter}")
     return plan
 
 
@@ -380,6 +382,6 @@ def _check_valid(measurement: Measurement, settings: MeasurementSettings) -> Non
     if num_invalid:
         warnings.warn(
             f"{settings.title}: {num_invalid} of {len(spectrum.valid)} samples are not valid and are left out. "
-            f"{' '.join(spectrum.diagnosis.findings)}",
+            f"{' '.join(map(str, spectrum.diagnosis.findings))}",
             stacklevel=2,
         )

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from lightning_hessian.curvature.meter import duration
 from lightning_hessian.errors import ConfigurationError, WritingError
 from lightning_hessian.records.record import Record
 from lightning_hessian.training.schedule import Budget, TrainingPosition
@@ -86,11 +85,11 @@ class RunOutput:
             self.warn(str(error), cause=error.cause)
         self._publisher, self._is_open = self._make((), None), False
 
-    def expect(self, seconds: float, shorter: str) -> None:
+    def expect(self, seconds: float, words: str) -> None:
         """Says how long a measurement will take, where that is long; again only where it takes twice as long."""
         if seconds > max(LONG, 2 * self._expected):
             self._expected = seconds
-            self.inform(f"a measurement is expected to take about {duration(seconds)}. To shorten it: {shorter}.")
+            self.inform(f"a measurement is expected to take {words}.")
 
     def advise(self, budget: Budget) -> None:
         """Says once that measuring takes much of the time, and what would change that."""

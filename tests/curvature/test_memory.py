@@ -71,7 +71,7 @@ print(bounded - before, free - before, float(difference))
     [
         ("dense", "mlp", 192, 32),
         ("low_rank", "mlp", 512, 32),
-        ("lanczos", "mlp", 896, 24),
+        ("lanczos", "mlp", 704, 24),
         ("dense", "classes", 64, 32),
         ("lanczos", "heatmaps", 512, 32),
         ("dense", "convolution", 96, 32),

@@ -6,7 +6,7 @@ from bisect import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from lightning_hessian.curvature.checks.diagnosis import Diagnosis
+from lightning_hessian.curvature.checks.diagnosis import Diagnosis, Finding
 from lightning_hessian.curvature.cost_model import (
     EIGH_SECONDS,
     ModelCosts,
@@ -98,11 +98,11 @@ def make_plan(
     need = result_bytes(batch, options, num_matrices) + working
     if num_matrices == 0 or need <= memory:
         return replace(plan, num_matrices=num_matrices)
-    finding = (
+    finding = Finding(
         f"Whole matrices for heatmaps need {readable(need)}, and {readable(memory)} may be used, so no heatmap is "
         f"drawn. Set heatmap_samples=0, or max_memory={need} to make them fit."
     )
-    return replace(plan, num_matrices=0, diagnosis=replace(diagnosis, findings=(*diagnosis.findings, finding)))
+    return replace(plan, num_matrices=0, diagnosis=diagnosis.with_findings([finding]))
 
 
 def _choose(

@@ -77,7 +77,7 @@ def steps_of(found) -> int:
 
 
 def said(found) -> str:
-    return " ".join(found.diagnosis.findings)
+    return " ".join(map(str, found.diagnosis.findings))
 
 
 def test_with_time_enough_nothing_changes(case, clock):

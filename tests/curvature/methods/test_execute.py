@@ -90,7 +90,7 @@ def test_lanczos_on_the_gauss_newton_operator_where_the_gradients_do_not_fit():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
-@pytest.mark.parametrize("memory", [None, 3_000_000])
+@pytest.mark.parametrize("memory", [None, 5_000_000])
 def test_lanczos_finds_the_ends_of_a_curved_network(dtype, memory):
     net, x = mlp(nn.Tanh, inputs=300, width=40), torch.randn(3, 300, dtype=dtype)
     found = input_spectrum(net, x, [0, 2], method="lanczos", num_eigenvalues=6, max_memory=memory)
