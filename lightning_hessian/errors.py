@@ -8,7 +8,19 @@ class ConfigurationError(ValueError):
 
 
 class MeasurementError(RuntimeError):
-    """A measurement started but produced no trustworthy numbers."""
+    """A measurement started but produced no trustworthy numbers.
+
+    Args:
+        message: what failed, why, and what to do.
+        cause: the same at every step at which the same thing fails in the same way; by default the message.
+    """
+
+    def __init__(self, message: str, cause: str | None = None) -> None:
+        super().__init__(message, cause)
+        self.cause = message if cause is None else cause
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class TimeLimitError(MeasurementError):

@@ -183,7 +183,7 @@ def measure(
             return None
         measurement = merged([s for s in shares if s is not None], agreed.meter)
         when = {"step": position.step, "logged_step": position.logged_step, "epoch": position.epoch, "stage": stage}
-        _check_valid(measurement, settings)
+        _check_valid(measurement, settings, state.checks)
         made = make_record(agreed, measurement, samples, settings, state.previous, **when)
         state.previous, state.checks = replace(made, hessian=None), measurement.checks
         if decision.plan.reuse_for_run:
@@ -373,13 +373,14 @@ def _explained(samples: Samples) -> Iterator[None]:
         ) from error
 
 
-def _check_valid(measurement: Measurement, settings: MeasurementSettings) -> None:
-    """Raises unless there is a number to show; warns where some are not valid."""
+def _check_valid(measurement: Measurement, settings: MeasurementSettings, before: PreviousChecks | None) -> None:
+    """Raises unless there is a number to show; warns where some are not valid, and all were ``before``."""
     spectrum = measurement.spectrum
     if not spectrum.valid.any():
-        raise MeasurementError(f"No input-Hessian can be trusted. {spectrum.diagnosis.message}")
+        message = f"No input-Hessian can be trusted. {spectrum.diagnosis.message}"
+        raise MeasurementError(message, cause=f"not valid: {spectrum.diagnosis.kind}")
     num_invalid = int((~spectrum.valid).any(dim=1).sum())
-    if num_invalid:
+    if num_invalid and (before is None or before.valid.all()):
         warnings.warn(
             f"{settings.title}: {num_invalid} of {len(spectrum.valid)} samples are not valid and are left out. "
             f"{' '.join(map(str, spectrum.diagnosis.findings))}",

@@ -59,7 +59,7 @@ class RunOutput:
             raise error
         self.warn(
             f"no measurement at step {at.step}, and the run continues. {type(error).__name__}: {error}",
-            cause=str(error),
+            cause=getattr(error, "cause", str(error)),
         )
         self._publisher.publish_failure(str(error), at.logged_step)
 

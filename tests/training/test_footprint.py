@@ -134,11 +134,12 @@ def test_nothing_is_different(tmp_path, name):
     [
         ("random", "random"),
         ("once", "can be trusted"),
-        ("detached", r"contradict the gradient by up to 0\.\d+"),
+        ("detached", "contradict the gradient at"),
         ("coupled", "changes with the other samples"),
         ("raises", "only for training"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*target='auto' measures 'prob':UserWarning")
 def test_what_cannot_be_measured_warns_once_and_leaves_nothing(tmp_path, reason, warning, target):
     case = Case(lambda: Learner(Unmeasurable(reason)), {"limit_val_batches": 0})
     samples = torch.rand(2, 1, 8, 8)

@@ -32,18 +32,18 @@ def reported_by(method: str, num_matrices: int = 0, activation: type[nn.Module] 
 
 def test_dense_reports_columns():
     calls, _ = reported_by("dense", chunk_size=4)
-    assert calls == [("columns", 12, 18), ("columns", 18, 18)]
+    assert calls == [("columns", 9, 18), ("columns", 18, 18)]  # in blocks of the same size
 
 
 def test_columns_are_counted_over_all_groups(monkeypatch):
     """Where memory runs out in the second block, its samples start over, one at a time."""
     columns_of = columns._columns
 
-    def small(batch, block, progress):
+    def small(batch, mode, block, progress):
         if batch.num_samples > 1:
             progress("columns", 4 * batch.num_samples, 6 * batch.num_samples)
             raise torch.OutOfMemoryError("a small device")
-        return columns_of(batch, block, progress)
+        return columns_of(batch, mode, block, progress)
 
     monkeypatch.setattr(columns, "_columns", small)
     calls, _ = reported_by("dense", chunk_size=3)

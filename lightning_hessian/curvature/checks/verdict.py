@@ -155,7 +155,8 @@ def check(
             few = batch.select(chosen), prediction.select(chosen)
             found = compare_through_outputs(*few, settings.group_size, first_steps[chosen])
             if found is not None:
-                return found
+                failed = (~found.is_outcome("certified")).any(dim=1).nonzero().flatten()
+                return found if len(failed) == 0 else _with_kinks(found, failed, *few, settings.group_size)
         return certify(batch.select(chosen), prediction.select(chosen), settings.group_size, first_steps[chosen])
 
     nothing = torch.full_like(prediction.slope, torch.nan)
@@ -185,6 +186,20 @@ def check(
     on_kink = (~is_certified & why.valid & ~why.is_rounding).any(dim=1)
     # What could not be compared at the sample itself has no error; ``why`` says so.
     return Verdict(error.where(is_certified | ~why.valid, torch.nan), steps, on_kink, why)
+
+
+def _with_kinks(
+    found: Certificate, failed: Tensor, batch: TargetBatch, prediction: Prediction, group_size: int
+) -> Certificate:
+    """``found``, where samples that failed count as ``certify`` says if they are on a kink, or certified by it."""
+    steps = found.step[failed]
+    other = certify(batch.select(failed), prediction.select(failed), group_size, steps)
+    better = (other.is_outcome("kink") | other.is_outcome("certified")).all(dim=1)
+
+    def replaced(pair: list[Tensor]) -> Tensor:
+        return pair[0].index_copy(0, failed[better], pair[1][better].to(pair[0]))
+
+    return replace(combine([found, other], replaced), step=found.step)
 
 
 def checked(
