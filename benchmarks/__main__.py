@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("low_rank", "lanczos", "dense", "statistics", "distribution", "tab")
+NAMES = ("price", "low_rank", "lanczos", "dense", "statistics", "distribution", "tab")
 
 for name in sys.argv[1:] or NAMES:
     if name not in NAMES:
