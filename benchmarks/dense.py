@@ -1,8 +1,16 @@
-"""Whole Hessians at D = 784, against ``vmap(torch.func.hessian)`` and against the forum's loop."""
+"""Whole Hessians against ``vmap(torch.func.hessian)``, with the allocator's default settings and with pages kept."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,153 +18,163 @@ import torch
 from torch import Tensor, nn
 from torch.func import hessian, vmap
 
-from benchmarks.common import alternate, check_equal, compare, cost, save, seconds
-from benchmarks.models import ViT, cnn, frozen, mlp, mnist_cnn, problems_of
+from benchmarks.common import ENOUGH, check_equal, save
+from benchmarks.models import Attention, Recurrent, ViT, cnn, frozen, mlp, mnist_cnn, problems_of
 from lightning_hessian import input_hessian
-from lightning_hessian.curvature.checks.mode_agreement import modes_agree
-from lightning_hessian.curvature.cost_model import ModelCosts, first_block, largest_block
-from lightning_hessian.curvature.memory import available_memory
-from lightning_hessian.curvature.methods.columns import hessians
-from lightning_hessian.curvature.methods.dense import symmetrize_
-from lightning_hessian.curvature.operators.autodiff import gradients
-from lightning_hessian.curvature.target_batch import TargetBatch
+from lightning_hessian.curvature.cost_model import ModelCosts
+from lightning_hessian.curvature.memory import MALLOC_SETTINGS, available_memory
+from lightning_hessian.curvature.methods.dense import whole_hessians
+from lightning_hessian.curvature.methods.interface import MethodInput
+from lightning_hessian.curvature.options import Options
 
-NUM_SAMPLES = 4
-COLUMNS, END_TO_END, PEER = "columns.hessians", "input_hessian, end to end", "vmap(torch.func.hessian)"
-
-
-def hessians_alone(batch: TargetBatch) -> Tensor:
-    """The numerics alone: comparing the autodiff modes, the columns, and their check; no isolation, no diagnosis."""
-    generator = torch.Generator().manual_seed(0)
-    modes = ("forward_over_reverse", "reverse_over_reverse")
-    if not modes_agree(batch, generator)[0]:
-        modes = modes[1:]
-    costs, memory = ModelCosts(batch), available_memory(batch.x.device)
-    matrices, _ = hessians(
-        batch,
-        modes,
-        first_block=first_block(costs, batch.num_samples),
-        largest_block=largest_block(costs, batch.num_samples, memory),
-        generator=generator,
-    )
-    symmetrize_(matrices)
-    return matrices
+IMAGE = (1, 28, 28)
+# Which C library settings the work runs under: freed pages go back to the kernel, or stay with the process.
+ALLOCATORS = {
+    "default": {},
+    "pages kept": {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"},
+}
+METHOD, END_TO_END, UNCHECKED = "whole_hessians", "input_hessian", "input_hessian, check=False"
+PEER = "vmap(torch.func.hessian)"
+WANTED = {METHOD: 0.95, END_TO_END: 0.8, UNCHECKED: 0.95}  # times the speed of the peer
+LARGE = ("CNN", "forum CNN", "ViT")  # N·K up to 10, all of it with --full
+MOST_FOR_THE_PEER = 1000  # columns times classes of all samples at once: beyond, the peer takes sample by sample
 
 
-def peer_hessians(model: nn.Module, x: Tensor, classes: list[int], chunk: int) -> Tensor:
-    """``vmap(torch.func.hessian)``, ``chunk`` samples at a time."""
+def networks() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
+    """Those of the other benchmarks, and four small ones on which nothing was tuned."""
+    tanh = [nn.Linear(20, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10)]
+    conv = [nn.Conv1d(1, 8, 5), nn.GELU(), nn.Conv1d(8, 16, 5), nn.GELU(), nn.Flatten(), nn.Linear(16 * 92, 10)]
+    return {
+        "MLP": (mlp(), IMAGE),
+        "tanh MLP, D = 20": (frozen(nn.Sequential(*tanh)), (20,)),
+        "1-d convolutions, D = 100": (frozen(nn.Sequential(*conv)), (1, 100)),
+        "GRU, D = 64": (frozen(Recurrent()), (16, 4)),
+        "attention, D = 96": (frozen(Attention()), (12, 8)),
+        "ViT": (frozen(ViT(1, 28, 4)), IMAGE),
+        "CNN": (cnn(), IMAGE),
+        "forum CNN": (mnist_cnn(), IMAGE),
+    }
+
+
+def method_alone(model: nn.Module, x: Tensor, classes: list[int]) -> Callable[[], Tensor]:
+    """The numerics alone: no isolation, no analysis, no certificate; what a forward pass takes is known."""
+    batch, memory = problems_of(model, x, classes), available_memory(x.device)
+    costs = ModelCosts(batch, memory)
+    _ = costs.forward_bytes
+    given = MethodInput(batch, costs, torch.zeros(batch.shape), False, Options(), memory)
+    return lambda: whole_hessians(given)
+
+
+def peer_hessians(model: nn.Module, x: Tensor, classes: list[int], chunk: int | None) -> Tensor:
+    """``vmap(torch.func.hessian)`` of all classes in one call, ``chunk`` samples at a time."""
 
     def one(sample: Tensor) -> Tensor:
         return model(sample.unsqueeze(0))[0, classes]
 
-    return vmap(hessian(one), chunk_size=chunk)(x).reshape(len(x), len(classes), 784, 784)
+    size = x[0].numel()
+    return vmap(hessian(one), chunk_size=chunk)(x).reshape(len(x), len(classes), size, size)
 
 
-def against_func(name: str, model: nn.Module, num_classes: int) -> dict[str, Any]:
-    """One network and number of classes; the peer's better chunk of samples is found first."""
-    x, classes = torch.randn(NUM_SAMPLES, 1, 28, 28), list(range(num_classes))
-    batch = problems_of(model, x, classes)
-    chunk = 1
-    if num_classes < 10 or name == "MLP":  # there, all samples at once take more than 10 GB
-        chunk = min([1, NUM_SAMPLES], key=lambda size: seconds(lambda: peer_hessians(model, x, classes, size)))
+def measured(work: Callable[[], Tensor]) -> dict[str, float]:
+    """Seconds by the wall clock, in user and in system mode, and page faults of one call."""
+    before, begin = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    result = work()
+    wall, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF)
+    del result
+    return {
+        "wall": wall,
+        "user": after.ru_utime - before.ru_utime,
+        "system": after.ru_stime - before.ru_stime,
+        "faults": after.ru_minflt - before.ru_minflt,
+    }
+
+
+def compare(name: str, model: nn.Module, shape: tuple[int, ...], num_samples: int, num_classes: int) -> dict[str, Any]:
+    """One network, number of samples and of classes: all competitors in turn, round after round."""
+    x, classes = torch.randn(num_samples, *shape), list(range(num_classes))
+    together = name not in LARGE or x[0].numel() * num_samples * num_classes <= MOST_FOR_THE_PEER
+    chunk = None if together else 1
     works: dict[str, Callable[[], Tensor]] = {
-        COLUMNS: lambda: hessians_alone(batch),
+        METHOD: method_alone(model, x, classes),
         END_TO_END: lambda: input_hessian(model, x, classes),
+        UNCHECKED: lambda: input_hessian(model, x, classes, check=False),
         PEER: lambda: peer_hessians(model, x, classes, chunk),
     }
     expected = works[PEER]()
-    difference = max(check_equal(works[ours](), expected, 1e-3) for ours in (COLUMNS, END_TO_END))
-    times = alternate(works, repeats=3, warm=False)  # the check was the warm-up
-    row = {
-        "network": name,
-        "N": NUM_SAMPLES,
-        "K": num_classes,
-        "peer_chunk": chunk,
-        "difference": difference,
-        "columns": compare(times, COLUMNS, PEER, wanted=2.5),
-        "end_to_end": compare(times, END_TO_END, PEER, wanted=2.5),
-    }
-    print("dense:", name, num_classes, row["columns"], row["end_to_end"]["median"], flush=True)
+    difference = max(check_equal(work(), expected, 1e-3) for work in works.values())  # and warm-up
+    del expected
+    rounds: list[dict[str, dict[str, float]]] = []
+    begin = time.perf_counter()
+    while len(rounds) < 3 or (time.perf_counter() - begin < ENOUGH / 2 and len(rounds) < 15):
+        rounds.append({work: measured(call) for work, call in works.items()})
+        if time.perf_counter() - begin > 4 * ENOUGH:
+            break
+    row: dict[str, Any] = {"network": name, "N": num_samples, "K": num_classes, "difference": difference}
+    for work in works:
+        row[work] = {key: round(statistics.median(r[work][key] for r in rounds), 5) for key in rounds[0][work]}
+        if work != PEER:
+            ratios = [r[PEER]["wall"] / r[work]["wall"] for r in rounds]
+            row[work] |= {"ratio": round(statistics.median(ratios), 3), "worst": round(min(ratios), 3)}
+    row["rounds"] = len(rounds)
+    ours = {work: row[work]["ratio"] for work in works if work != PEER}
+    print("dense:", name, num_samples, num_classes, row[PEER]["wall"], ours, file=sys.stderr, flush=True)
     return row
 
 
-def forum_loop(model: nn.Module, x: Tensor) -> Tensor:
-    """One double backward per row, as answered in the forum."""
-    x = x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(model(x)[0, 2], x, create_graph=True)
-    rows = [torch.autograd.grad(entry, x, retain_graph=True)[0].flatten() for entry in gradient.flatten()]
-    return torch.stack(rows)
+def many_points() -> dict[str, Any]:
+    """20,000 points of a physics-informed network, D = 2."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1)]
+    return compare("tanh MLP, D = 2", frozen(nn.Sequential(*layers)), (2,), 20_000, 1)
 
 
-def against_forum() -> list[dict[str, Any]]:
-    """MNIST CNN, one sample, one class."""
-    model, x = mnist_cnn(), torch.randn(1, 1, 28, 28)
-    batch = problems_of(model, x, [2])
-    works: dict[str, Callable[[], Tensor]] = {
-        COLUMNS: lambda: hessians_alone(batch)[0, 0],
-        END_TO_END: lambda: input_hessian(model, x, 2)[0, 0],
-        "forum loop": lambda: forum_loop(model, x),
-    }
-    expected = works["forum loop"]()
-    for ours in (COLUMNS, END_TO_END):
-        check_equal(works[ours](), expected, 1e-3)
-    times = alternate(works, repeats=3, warm=False)
-    rows = [compare(times, ours, "forum loop", wanted=10) for ours in (COLUMNS, END_TO_END)]
-    print("forum:", rows, flush=True)
+def rows_here(full: bool) -> list[dict[str, Any]]:
+    """All cases, in this process."""
+    rows = [many_points()]
+    for name, (model, shape) in networks().items():
+        torch.manual_seed(0)
+        for num_samples in (1, 4, 8):
+            for num_classes in (1, 5, 10):
+                if full or name not in LARGE or num_samples * num_classes <= 10:
+                    rows.append(compare(name, model, shape, num_samples, num_classes))
     return rows
 
 
-def column_cost(model: nn.Module) -> dict[str, Any]:
-    """A column of one problem's Hessian at K = 10, against forward and backward for one class of one sample."""
-    x = torch.randn(NUM_SAMPLES, 1, 28, 28)
-    batch, single = problems_of(model, x, range(10)), problems_of(model, x, [0])
-    many = problems_of(model, torch.randn(256, 1, 28, 28), [0])
-    times = alternate(
-        {
-            "hessian": lambda: hessians_alone(batch),
-            "gradient": lambda: [gradients(single) for _ in range(100)],
-            "gradient of 256": lambda: [gradients(many) for _ in range(4)],
-        }
-    )
-    column = [t / (784 * 10 * NUM_SAMPLES) for t in times["hessian"]]
-    result = {
-        "same batch of 4": cost(column, [t / (100 * NUM_SAMPLES) for t in times["gradient"]], wanted=1.1),
-        "batch of 256": cost(column, [t / 1024 for t in times["gradient of 256"]], wanted=1.1),
-    }
-    print("column:", result, flush=True)
-    return result
-
-
-def main() -> None:
-    """All of it: about four minutes on two cores."""
-    torch.manual_seed(0)
-    networks = {"MLP": mlp(), "ViT": frozen(ViT(1, 28, 4)), "CNN": cnn()}
-    report: dict[str, Any] = {"rows": []}
-    for name, model in networks.items():
-        for num_classes in (1, 3, 10):
-            report["rows"].append(against_func(name, model, num_classes))
-            report["summary"] = summary(report["rows"])
-            save("dense", report)  # what is there so far
-    report["forum_loop"] = against_forum()
-    save("dense", report)
-    report["column_at_K_10"] = {name: column_cost(model) for name, model in networks.items()}
-    print("dense:", report["summary"], flush=True)
-    save("dense", report)
-
-
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Geometric mean of the cases' medians, and the worst round of all."""
+    """Geometric mean of the cases' medians, the case with the lowest median, and the worst round of all."""
     result = {}
-    for level in ("columns", "end_to_end"):
-        medians = [row[level]["median"] for row in rows]
-        result[level] = {
-            "cases": len(rows),
-            "geometric_mean": round(math.exp(sum(map(math.log, medians)) / len(medians)), 3),
-            "worst_case": min(row[level]["worst"] for row in rows),
-            "wanted_at_least": 2.5,
-        }
+    for work, wanted in WANTED.items():
+        medians = [row[work]["ratio"] for row in rows if work in row]
+        if medians:
+            result[work] = {
+                "cases": len(medians),
+                "geometric_mean": round(math.exp(sum(map(math.log, medians)) / len(medians)), 3),
+                "lowest_median": min(medians),
+                "worst_round": min(row[work]["worst"] for row in rows if work in row),
+                "wanted_at_least": wanted,
+            }
     return result
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Both allocators, each in a process of its own: about eight minutes on two cores, 30 with ``--full``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--full", action="store_true", help="large networks with N·K above 10 too")
+    parser.add_argument("--here", action="store_true", help="print the rows measured in this process")
+    options = parser.parse_args(arguments or [])
+    if options.here:
+        print(json.dumps(rows_here(options.full)))
+        return
+    report = {}
+    for name, settings in ALLOCATORS.items():
+        environment = {key: value for key, value in os.environ.items() if key not in MALLOC_SETTINGS} | settings
+        command = [sys.executable, "-m", "benchmarks.dense", "--here", *["--full"] * options.full]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment, text=True).stdout
+        rows = json.loads(output.splitlines()[-1])
+        report[name] = {"settings": settings, "summary": summary(rows), "rows": rows}
+        print("dense:", name, report[name]["summary"], flush=True)
+        save("dense", report)  # what is there so far
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

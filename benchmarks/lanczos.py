@@ -13,7 +13,8 @@ from torch import Tensor
 from benchmarks.common import alternate, check_equal, compare, cost, save
 from benchmarks.models import Product, ViT, frozen, problems_of, retained_product, usual_product
 from lightning_hessian import input_spectrum
-from lightning_hessian.curvature.algorithms.lanczos import KrylovBasis, RitzPairs, lanczos
+from lightning_hessian.curvature.algorithms.krylov import KrylovBasis
+from lightning_hessian.curvature.algorithms.lanczos import RitzPairs, lanczos
 from lightning_hessian.curvature.operators.autodiff import gradients
 from lightning_hessian.curvature.operators.hessian import HessianOperator
 

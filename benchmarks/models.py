@@ -77,6 +77,35 @@ class ViT(nn.Module):
         return self.head(self.blocks(self.patches(x).flatten(2).transpose(1, 2) + self.position).mean(1))
 
 
+class Attention(nn.Module):
+    """Twelve tokens of eight numbers, one transformer block of width 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.block, self.head = nn.Linear(8, 32), Block(32, 4), nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, 12, 8]`` to ``[N, 10]``."""
+        return self.head(self.block(self.embed(x)).mean(1))
+
+
+class Recurrent(nn.Module):
+    """A GRU of 16 units over sixteen steps of four numbers; written out, as vmap has no rule for torch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input, self.state, self.head = nn.Linear(4, 48), nn.Linear(16, 48), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, 16, 4]`` to ``[N, 10]``."""
+        h = x.new_zeros(len(x), 16)
+        for given in self.input(x).unbind(1):
+            (reset_x, update_x, new_x), (reset_h, update_h, new_h) = given.chunk(3, -1), self.state(h).chunk(3, -1)
+            update = torch.sigmoid(update_x + update_h)
+            h = update * h + (1 - update) * torch.tanh(new_x + torch.sigmoid(reset_x + reset_h) * new_h)
+        return self.head(h)
+
+
 class Residual(nn.Module):
     """x + conv(relu(norm(conv(x)))), piecewise linear in eval mode."""
 

@@ -19,8 +19,8 @@ from lightning_hessian.curvature.checks.certificate import (
     predict_of_matrices,
     predict_slope,
 )
-from lightning_hessian.curvature.checks.diagnosis import named
-from lightning_hessian.curvature.checks.verdict import CheckSettings, checked, why_not_finite
+from lightning_hessian.curvature.checks.diagnosis import Finding
+from lightning_hessian.curvature.checks.verdict import CheckSettings, checked, underflow, why_not_finite
 from lightning_hessian.curvature.cost_model import ModelCosts, check_group
 from lightning_hessian.curvature.memory import readable
 from lightning_hessian.curvature.methods.dense import whole_hessians
@@ -35,6 +35,8 @@ from lightning_hessian.errors import ConfigurationError, MeasurementError
 from lightning_hessian.model.arguments import Classes, Model, Target
 from lightning_hessian.model.function import ForwardFunction, Inputs, ModelFunction, OutputFunction
 from lightning_hessian.model.prepare import PreparedModel, prepare, usable_dtype
+
+FEW_INPUTS = 32  # up to which all columns are computed at once, without a look at the kind of network
 
 
 def input_gradient(
@@ -95,7 +97,9 @@ def input_gradient(
         batch, options = prepared.batch, Options(check=check)
         if not check:
             return gradients(batch)
-        first = differentiate(batch, ModelCosts(batch), options.memory(batch.x.device))
+        memory = options.memory(batch.x.device)
+        costs = ModelCosts(batch, memory)
+        first = differentiate(batch, costs, memory)
 
         def checkable(gradient: Tensor) -> _Checkable:
             return _Checkable(gradient, predict_slope(gradient, options.generator()))
@@ -106,6 +110,7 @@ def input_gradient(
             checkable(first.gradient),
             lambda few, _: checkable(gradients(few)),
             options,
+            costs=costs,
             findings=finite_samples(batch, first)[1],
         )
 
@@ -164,7 +169,8 @@ def input_hvp(
         problems = batch.split_classes()  # each has its own direction
         numbers = torch.arange(batch.num_samples, device=v.device).repeat_interleave(batch.num_classes)
         result = checkable(problems, torch.arange(len(vectors), device=v.device))
-        products = _checked("HVP", problems, result, checkable, Options(), numbers=numbers.tolist())
+        costs = ModelCosts(problems, Options().memory(v.device))
+        products = _checked("HVP", problems, result, checkable, Options(), costs=costs, numbers=numbers.tolist())
         return products.reshape(v.shape)
 
 
@@ -185,14 +191,14 @@ def input_hessian(
 ) -> Tensor:
     """Whole Hessian of each sample's target with respect to that sample: H[n, k] = ∇²ₓ t(x[n], k).
 
-    Computed in blocks of columns: forward over reverse, ``vmap``-batched and shared by all classes, where that agrees
-    with reverse over reverse on this model, or reverse over reverse, whichever is faster here. For a network that is
-    piecewise linear in its input, as JᵀAJ from the gradients of its C outputs. A target that does not depend on x, or
-    only linearly, gives exact zeros.
+    Computed in few large blocks of columns: forward over reverse, ``vmap``-batched and shared by all classes, or
+    reverse over reverse where the model has no forward mode or a wrong one. For a network that is piecewise linear in
+    its input, as JᵀAJ from the gradients of its C outputs. A target that does not depend on x, or only linearly, gives
+    exact zeros.
 
     Args:
         model, x, classes, target, dtype, wrt, check, forward_fn, output_fn: as for ``input_gradient``.
-        chunk_size: columns computed at once; by default the fastest number, found while working.
+        chunk_size: columns computed at once; by default as many as memory allows and as pays.
         max_memory: bytes that may be used; by default half of what is free on the device.
         seed: of the random directions along which the autodiff modes are compared.
 
@@ -234,7 +240,7 @@ def input_hessian(
         whole = partial(_whole_hessians, options=options, memory_budget=memory - result_bytes)
         if not check:
             return whole(batch)
-        analysis = analyze(batch, options)
+        analysis = analyze(batch, options, "curved" if batch.num_inputs <= FEW_INPUTS else None)
         batch, stand_ins = batch.select(analysis.stand_ins), analysis.stand_ins
 
         def checkable(gradient: Tensor, hessians: Tensor) -> _Checkable:
@@ -246,6 +252,8 @@ def input_hessian(
             checkable(analysis.gradient[stand_ins], whole(batch, analysis)),
             lambda few, _: checkable(gradients(few), whole(few, analysis, ("reverse_over_reverse",))),
             options,
+            costs=analysis.costs,
+            known_zero=analysis.diagnosis.zero,
             finite=analysis.finite,
             findings=analysis.diagnosis.findings,
         )
@@ -350,7 +358,7 @@ def _whole_hessians(
     """Those of a batch: zeros, JᵀAJ or column by column, as its analysis allows."""
     if analysis is not None and analysis.diagnosis.zero:
         return batch.x.new_zeros(*batch.shape, batch.num_inputs)
-    costs = ModelCosts(batch, options.seed) if analysis is None else analysis.costs
+    costs = ModelCosts(batch, memory_budget) if analysis is None else analysis.costs
     linear = analysis is not None and analysis.diagnosis.network_is_piecewise_linear
     unused = batch.x.new_empty(0)  # whole matrices need no gradient
     return whole_hessians(MethodInput(batch, costs, unused, linear, options, memory_budget, modes=modes))
@@ -371,9 +379,11 @@ def _checked(
     again: Callable[[TargetBatch, Tensor], _Checkable],
     options: Options,
     *,
+    costs: ModelCosts,
+    known_zero: bool = False,
     numbers: Sequence[int] | None = None,
     finite: Tensor | None = None,
-    findings: Sequence[str] = (),
+    findings: Sequence[Finding] = (),
 ) -> Tensor:
     """The numbers, compared with values; a warning says which are wrong or not finite.
 
@@ -383,6 +393,8 @@ def _checked(
         result: its numbers.
         again: the same for a few samples in company; see ``verdict.checked``.
         options: how to measure.
+        costs: of derivatives of the batch.
+        known_zero: whether second derivatives are known to be zero.
         numbers: of the samples, for the warning; None: 0 to N − 1.
         finite: ``[N]``, the samples that have finite derivatives; None: all that have finite numbers.
         findings: what is known already.
@@ -391,24 +403,28 @@ def _checked(
         MeasurementError: no number is finite.
     """
     numbers = range(batch.num_samples) if numbers is None else numbers
-    group_size = check_group(ModelCosts(batch), options.memory(batch.x.device))
-    settings = CheckSettings(group_size, options.seed)
+    settings = CheckSettings(check_group(costs, options.memory(batch.x.device)), options.seed)
     result, verdict = checked(
         batch, result, again, numbers=numbers, computed_by="reverse_over_reverse", settings=settings
     )
-    found = result.numbers
-    if finite is not None:
+    found, findings = result.numbers, [*findings, *verdict.explanation.findings]
+    if finite is not None and not finite.all():
         found = found.where(finite.reshape(-1, *[1] * (found.dim() - 1)), torch.nan)
-    is_finite = found.isfinite().flatten(2).all(dim=2)
-    findings = [*findings, *verdict.explanation.findings]
+    is_finite = found.flatten(2).sum(dim=2).isfinite()  # reads the numbers once, and makes no copy of their size
+    valid = verdict.explanation.valid & is_finite & verdict.explanation.trusted
+    zero = valid & (result.prediction.spectral_norm == 0) & ~result.prediction.curvature.isnan()
+    if zero.any() and not known_zero:
+        found_underflow = underflow(batch, zero, numbers, options.generator())
+        valid, findings = valid & ~(zero & bool(found_underflow)), findings + found_underflow
     lost = (~is_finite.all(dim=1)).nonzero().flatten()
     if len(lost) and not findings:
         why = why_not_finite(batch.select(lost), options.generator())
-        findings.append(f"The {what} at {named(numbers[i] for i in lost.tolist())} is not finite. {why}")
+        samples = tuple(numbers[i] for i in lost.tolist())
+        findings.append(Finding(f"The {what} at {{}} is not finite. {why}", samples))
+    message = " ".join(map(str, findings))
     if not is_finite.any():
-        raise MeasurementError(" ".join(findings))
-    valid = verdict.explanation.valid & is_finite & verdict.explanation.trusted
-    _warn_unless_valid(what, valid, " ".join(findings))
+        raise MeasurementError(message)
+    _warn_unless_valid(what, valid, message)
     return found
 
 

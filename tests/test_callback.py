@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from lightning_hessian import input_spectrum, load_records
-from lightning_hessian.curvature.checks import diagnosis
+from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse
 
 SUFFIXES = ("logit_class_2", "logit_class_3")
 
@@ -118,14 +118,13 @@ def test_relu_measures_prob_and_says_why_once(tmp_path):
 
 
 def test_a_network_is_classified_once_where_the_target_is_chosen(tmp_path, monkeypatch):
-    classified, diagnosed_alone = [], diagnosis._diagnosed_alone
+    classified, hvp_of_outputs = [], ReverseOverReverse.hvp_of_outputs
 
-    def counted(batch, generator, group_size, network):
-        if network is None:
-            classified.append(batch)
-        return diagnosed_alone(batch, generator, group_size, network)
+    def counted(autodiff, weights, v):
+        classified.append(autodiff)
+        return hvp_of_outputs(autodiff, weights, v)
 
-    monkeypatch.setattr(diagnosis, "_diagnosed_alone", counted)
+    monkeypatch.setattr(ReverseOverReverse, "hvp_of_outputs", counted)
     with pytest.warns(UserWarning, match="measures 'prob'"):
         fit(tmp_path, small_monitor(), model=Classifier(nn.ReLU), max_epochs=1)
     assert len(classified) == len(load_records(tmp_path)) == 2
@@ -136,7 +135,7 @@ def test_relu_logits_are_zero_and_explained(tmp_path):
     record = load_records(tmp_path)[-1]
     assert not record.eigenvalues.any()
     assert not record.matrix(0, 2).any()
-    assert "exactly zero almost everywhere" in record.message
+    assert "Hessian is exactly zero there. This is correct" in record.message
     text = events(tmp_path).Tensors("hessian_diagnosis/text_summary")[-1].tensor_proto.string_val[0].decode()
     assert "piecewise linear" in text
     assert set(scalar(tmp_path, "hessian_lambda_max/logit_class_2").values()) == {0.0}

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.mode_agreement import modes_agree
 from support.training import fit, small_monitor, whole_hessians
 from support.zoo import (
     Bent,
@@ -37,7 +38,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
 from lightning_hessian import Record, input_hessian, input_spectrum, load_records
-from lightning_hessian.curvature.checks.mode_agreement import modes_agree
 from lightning_hessian.model.function import ModelFunction
 from lightning_hessian.model.prepare import prepare
 
@@ -238,7 +238,7 @@ def test_the_table_says_what_happened(fitted):
     record, row = fitted.record, table()[fitted.case.name]
     network = ModelFunction(fitted.module, **fitted.how)
     with prepare(network, fitted.x, CLASSES, record.target, dtype=fitted.dtype) as prepared:
-        agree, why = modes_agree(prepared.batch, torch.Generator().manual_seed(0))
+        agree, why = modes_agree(prepared.batch)
     modes = "both" if agree else "reverse_over_reverse"
     if record.method == "low_rank":
         modes = "none: C gradients"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_hessian.curvature.batching import concatenate, in_groups
-from lightning_hessian.curvature.checks.diagnosis import CURVED, Diagnosis, Kind, advice, named
+from lightning_hessian.curvature.checks.diagnosis import CURVED, Diagnosis, Finding, Kind, advice
 from lightning_hessian.curvature.checks.zero import kind_in_outputs, kind_of_zero, weighted_outputs, zero_in_float64
 from lightning_hessian.curvature.cost_model import ModelCosts, fitting_samples
 from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse
@@ -61,7 +61,7 @@ class Analysis:
         return numbers.where(self.finite, self.finite.nonzero()[0])
 
 
-def analyze(batch: TargetBatch, options: Options, network: Kind | None = None) -> Analysis:
+def analyze(batch: TargetBatch, options: Options, network: Kind | None = None, *, look_again: bool = True) -> Analysis:
     """Gradients, costs and kinds of a batch.
 
     The outputs count as linear around the samples if one HVP of a random weighted sum of them is exactly 0.0 at every
@@ -70,23 +70,24 @@ def analyze(batch: TargetBatch, options: Options, network: Kind | None = None) -
     Args:
         batch: what is differentiated.
         options: how to measure.
-        network: what the outputs are as functions of the input, where an earlier measurement found it. A curved network
-            is not examined again; any other is, at these samples.
+        network: what the outputs are as functions of the input, if that is known.
+        look_again: whether that was at other weights, where a network that was not curved is examined again.
 
     Raises:
         MeasurementError: not one sample has finite derivatives.
 
     Cost: a gradient; where the network is examined, one HVP; where it is not curved, three HVPs at one sample.
     """
-    costs = ModelCosts(batch, options.seed)
     memory = options.memory(batch.x.device)
-    found = differentiate(batch, costs, memory, options.generator() if network != "curved" else None)
+    costs = ModelCosts(batch, memory)
+    examine = network is None or (look_again and network != "curved")
+    found = differentiate(batch, costs, memory, options.generator() if examine else None)
     finite, findings = finite_samples(batch, found)
     hvp, generator = found.outputs_hvp, options.generator()
     first = batch.select(finite.nonzero()[:1].flatten())
-    if hvp is None or hvp[finite].any():
+    if hvp is not None and hvp[finite].any():
         network = "curved"
-    elif network is None or network == "curved":
+    if network is None:
         network = _kind_of_outputs(first, found.outputs.shape[1], generator)
     kind: Kind = "curved"
     if network not in CURVED:
@@ -133,7 +134,7 @@ def _kind_of_outputs(first: TargetBatch, num_outputs: int, generator: torch.Gene
     return kind_of_zero(outputs, generator) if zero_in_float64(outputs, generator) else "curved"
 
 
-def finite_samples(batch: TargetBatch, found: Derivatives) -> tuple[Tensor, list[str]]:
+def finite_samples(batch: TargetBatch, found: Derivatives) -> tuple[Tensor, list[Finding]]:
     """Which samples ``[N]`` have finite derivatives, and what is not finite at the others, in words.
 
     Raises:
@@ -149,10 +150,11 @@ def finite_samples(batch: TargetBatch, found: Derivatives) -> tuple[Tensor, list
     for what, numbers in causes.items():
         bad = finite & ~numbers.isfinite().flatten(1).all(dim=1)
         if bad.any():
-            findings.append(f"{what} not finite at {named(bad.nonzero().flatten().tolist())}.{_HELP.get(what, '')}")
+            samples = tuple(bad.nonzero().flatten().tolist())
+            findings.append(Finding(f"{what} not finite at {{}}.{_HELP.get(what, '')}", samples))
         finite &= ~bad
     if not finite.any():
-        raise MeasurementError(f"There is no Hessian to measure. {' '.join(findings)}")
+        raise MeasurementError(f"There is no Hessian to measure. {' '.join(map(str, findings))}")
     return finite, findings
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import get_args
 
 import torch
 
-from lightning_hessian.curvature.algorithms.hutchinson import NUM_ASYMMETRY_VECTORS, NUM_VECTORS
+from lightning_hessian.curvature.algorithms.hutchinson import NUM_VECTORS
 from lightning_hessian.curvature.algorithms.lanczos import basis_size
 from lightning_hessian.curvature.algorithms.quadrature import NUM_STEPS
 from lightning_hessian.curvature.batching import on_few
-from lightning_hessian.curvature.checks.mode_agreement import modes_agree
 from lightning_hessian.curvature.memory import allocated_per_sample, readable
-from lightning_hessian.curvature.operators.autodiff import AutodiffMode, ReverseOverReverse, gradients
+from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, gradients
 from lightning_hessian.curvature.operators.gauss_newton import (
     OUTPUT_HVP_TENSORS,
     VMAPPED_OUTPUTS,
@@ -24,31 +23,34 @@ from lightning_hessian.curvature.options import MethodName, Options
 from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.errors import MeasurementError
 
-# Bytes of intermediate results per block of columns at which the search for the fastest size begins: enough work for
-# the fixed cost of an operation not to count, and near what caches hold (measured on MLPs, CNNs and transformers, two
-# cores).
-FIRST_BLOCK_BYTES = 64 * 2**20
-LARGEST_FIRST_BLOCK = 256  # columns
+# What derivatives take at their peak, in units of (1 + K) times what one forward pass allocates: 0.3 to 2.9 for MLPs,
+# convolutions, transformers and recurrent networks with K = 1 and 10.
+FORWARDS_PER_PASS = 4
+SURELY = 4  # estimates are good enough where that many times as much fits for all samples, their results included
 
 # Seconds per D³ of an eigendecomposition with vectors on one CPU core: 6e-11 to 1.3e-10 in float32, by LAPACK, at
 # D = 256 to 3072. Float64 moves twice the bytes. Accelerators and several cores are faster: an upper figure there.
 EIGH_SECONDS = {torch.float32: 1e-10, torch.float64: 2e-10}
+# A column in a block by forward_over_reverse over an HVP on a retained graph, K = 1 (benchmarks/dense.py: 0.6 to 1.0).
+COLUMN_IN_MATVECS = 0.7
 LANCZOS_OVERHEAD = 1.1  # a Lanczos iteration, orthogonalisation included, over its HVP (benchmarks/lanczos.py)
 
 
 @dataclass(frozen=True)
 class ModelCosts:
-    """What derivatives of a model cost, each number measured when first asked for: they are the same for every sample.
+    """What derivatives of a model cost, each number found when first asked for: they are the same for every sample.
 
-    Bytes are upper bounds, counted over two samples, or over one where two do not fit the device.
+    Bytes are upper bounds. Where ``memory`` is far more than all samples need by an estimate from one forward pass,
+    they are that estimate. Elsewhere they are counted in passes made for this, over two samples, or over one where two
+    do not fit the device.
 
     Args:
         batch: what is differentiated.
-        seed: of the random directions along which the autodiff modes are compared.
+        memory: bytes that may be used; with 0, all bytes are counted.
     """
 
     batch: TargetBatch
-    seed: int = 0
+    memory: int = 0
 
     @cached_property
     def num_outputs(self) -> int:
@@ -57,32 +59,48 @@ class ModelCosts:
             return on_few(self.batch, 2, lambda few: few.outputs(few.x).shape[1])
 
     @cached_property
-    def modes(self) -> tuple[AutodiffMode, ...]:
-        """The autodiff modes that may be used: both where they give the same derivatives of this model."""
-        agree, _ = modes_agree(self.batch, torch.Generator().manual_seed(self.seed))
-        return get_args(AutodiffMode) if agree else ("reverse_over_reverse",)
+    def forward_bytes(self) -> int:
+        """All tensors that a forward pass of one sample makes, and the sample."""
+        return allocated_per_sample(self.batch, _forward) + self.vector_bytes
+
+    @property
+    def column_estimate(self) -> int:
+        """One column of one sample's K matrices, more than it takes at its peak."""
+        return self._estimate(self.batch.num_classes)
 
     @cached_property
     def matvec_bytes(self) -> int:
         """One HVP of one sample's K problems, graph included."""
-        return allocated_per_sample(self.batch, _matvec)
+        return self._estimate_or(self.batch.num_classes, lambda: allocated_per_sample(self.batch, _matvec))
 
     @cached_property
     def split_matvec_bytes(self) -> int:
         """One HVP of one problem, where every class is a sample of its own (``split_classes``)."""
         if self.batch.num_classes == 1:
             return self.matvec_bytes
-        return allocated_per_sample(self._split, _matvec)
+        return self._estimate_or(1, lambda: allocated_per_sample(self._split, _matvec))
 
     @cached_property
     def gauss_newton_matvec_bytes(self) -> int:
         """One product with JᵀAJ of one problem, graphs included."""
-        return allocated_per_sample(self._split, lambda few: GaussNewtonOperator(few).matvec(few.x.flatten(1)))
+        return self._estimate_or(1, lambda: allocated_per_sample(self._split, _gauss_newton_matvec))
 
     @cached_property
     def gradient_bytes(self) -> int:
         """One gradient of one output of one sample."""
-        return allocated_per_sample(replace(self.batch, classes=self.batch.classes[:, :1]), gradients)
+        single = replace(self.batch, classes=self.batch.classes[:, :1])
+        return self._estimate_or(1, lambda: allocated_per_sample(single, gradients))
+
+    def _estimate(self, num_classes: int) -> int:
+        return FORWARDS_PER_PASS * (1 + num_classes) * self.forward_bytes
+
+    def _estimate_or(self, num_classes: int, count: Callable[[], int]) -> int:
+        """The estimate where memory is plenty, else what is counted."""
+        matrices = self.eigendecomposition_bytes
+        results = max(self.batch.num_classes * 256 * self.vector_bytes, matrices if matrices <= self.memory else 0)
+        passes = self.batch.num_samples * self._estimate(self.batch.num_classes)
+        plenty = self.memory > 0 and SURELY * (passes + results) <= self.memory
+        return self._estimate(num_classes) if plenty else count()
 
     @property
     def vector_bytes(self) -> int:
@@ -104,9 +122,17 @@ class ModelCosts:
         return self.batch.select(slice(0, 2)).split_classes()
 
 
+def _forward(few: TargetBatch) -> None:
+    few.values(few.x.detach().clone().requires_grad_())  # as it will be differentiated: fused kernels hide what is made
+
+
 def _matvec(few: TargetBatch) -> None:
     autodiff = ReverseOverReverse(few)
     autodiff.hvp(autodiff.gradient())
+
+
+def _gauss_newton_matvec(few: TargetBatch) -> None:
+    GaussNewtonOperator(few).matvec(few.x.flatten(1))
 
 
 # Bytes per sample that is worked on at the same time
@@ -141,18 +167,17 @@ def low_rank_bytes(costs: ModelCosts) -> int:
 def lanczos_bytes(costs: ModelCosts, options: Options) -> int:
     """The method ``lanczos``.
 
-    Two graphs of the Hessian (a smaller one is built when some problems have converged) and one of JᵀAJ; the basis
-    and a copy of it, or what the estimates store of every random vector. With few outputs J and A are formed
-    after the basis has been freed (``low_rank_bytes``, and their copies for every class).
+    Two graphs of the Hessian (a smaller one is built when half of the problems have converged) and one of JᵀAJ; the
+    basis, its products and what is computed from both, and three vectors for every random one. With few outputs J and A
+    are formed beside it (``low_rank_bytes``, and their copies for every class).
     """
     _, num_classes, num_inputs = costs.batch.shape
     max_basis = basis_size(options.num_eigenvalues, options.block_size)
-    num_vectors = 4 * max(2, options.num_eigenvalues) + 10
-    while_iterating = num_classes * 2 * max(min(max_basis, num_inputs), NUM_VECTORS) * costs.vector_bytes
-    if costs.num_outputs <= max_basis:
-        while_iterating = max(while_iterating, low_rank_bytes(costs))
+    num_vectors = 6 * min(max_basis, num_inputs) + 4 * NUM_VECTORS + 4 * max(2, options.num_eigenvalues) + 10
     graphs = 2 * costs.split_matvec_bytes + costs.gauss_newton_matvec_bytes
-    return while_iterating + num_classes * (graphs + num_vectors * costs.vector_bytes)
+    formed = low_rank_bytes(costs) if costs.num_outputs <= max_basis else 0
+    projections = 6 * 8 * max_basis**2  # in float64, with what their eigendecomposition makes
+    return formed + num_classes * (graphs + num_vectors * costs.vector_bytes + projections)
 
 
 def method_bytes(method: MethodName, costs: ModelCosts, options: Options) -> int:
@@ -172,9 +197,10 @@ def _jacobian_graph_bytes(costs: ModelCosts) -> int:
 def result_bytes(batch: TargetBatch, options: Options, num_matrices: int = 0) -> int:
     """The results of all samples, twice while groups are concatenated.
 
-    These are eigenvectors, gradients and diagonals, and the whole matrices of the first ``num_matrices`` samples.
+    These are eigenvectors, gradients, diagonals and directions of predictions, and the whole matrices of the first
+    ``num_matrices`` samples.
     """
-    num_vectors = min(options.num_eigenvalues, batch.num_inputs) + 6
+    num_vectors = min(options.num_eigenvalues, batch.num_inputs) + 7
     return vector_bytes(batch, batch.num_samples * num_vectors + num_matrices * batch.num_inputs)
 
 
@@ -215,47 +241,55 @@ def group_size(num_samples: int, bytes_per_sample: int, memory_budget: int, what
     return min(num_samples, memory_budget // bytes_per_sample)
 
 
-def first_block(costs: ModelCosts, num_samples: int) -> int:
-    """The columns of the block at which the search for the fastest size begins."""
-    return min(LARGEST_FIRST_BLOCK, max(1, FIRST_BLOCK_BYTES // (costs.matvec_bytes * num_samples)))
-
-
-def largest_block(costs: ModelCosts, num_samples: int, memory_budget: int) -> int:
-    """The columns that may be computed at once, beside the matrices of ``num_samples`` and their decomposition."""
-    remaining = memory_budget - num_samples * costs.eigendecomposition_bytes
-    return max(1, remaining // (costs.matvec_bytes * num_samples))
+def block_memory(costs: ModelCosts, num_samples: int, memory_budget: int) -> int:
+    """The bytes that a block of columns may use, beside the matrices of ``num_samples`` and their decomposition."""
+    return max(1, memory_budget - num_samples * costs.eigendecomposition_bytes)
 
 
 # Seconds
 
 
 def expected_matvecs(num_inputs: int, options: Options) -> int:
-    """The HVPs per problem that ``lanczos`` is expected to take: a basis filled once, the estimates, the density."""
+    """The HVPs per problem that ``lanczos`` is expected to take.
+
+    A basis filled once (trained networks need about half of that), random vectors, gradient, prediction, density.
+    """
     basis = min(basis_size(options.num_eigenvalues, options.block_size), num_inputs)
-    norms = options.num_eigenvalues + 2 * NUM_VECTORS  # of trace and Frobenius norm, and of the functional term
     density = options.density_vectors * min(NUM_STEPS, num_inputs)
-    return basis + norms + 1 + NUM_ASYMMETRY_VECTORS + density
+    return basis + NUM_VECTORS + 2 + density
+
+
+def expected_work(shape: tuple[int, int, int], options: Options, num_matrices: int = 0) -> dict[MethodName, float]:
+    """The HVPs of every problem that ``dense`` and ``lanczos`` are expected to cost as much as, eigenvalues aside.
+
+    A column in a block costs ``COLUMN_IN_MATVECS`` at K = 1; one forward pass and tangent are shared by the K classes.
+
+    Args:
+        shape: (N, K, D).
+        options: those of the measurement.
+        num_matrices: for how many samples ``lanczos`` would be followed by all columns too.
+    """
+    num_samples, num_classes, num_inputs = shape
+    columns = num_inputs * COLUMN_IN_MATVECS * (1 + num_classes) / (2 * num_classes)
+    lanczos = expected_matvecs(num_inputs, options) * LANCZOS_OVERHEAD
+    return {"dense": columns, "lanczos": lanczos + num_matrices / num_samples * columns}
 
 
 def expected_seconds(
     shape: tuple[int, int, int],
     options: Options,
     seconds_per_matvec: float,
-    seconds_per_column: float,
     eigh_seconds: float,
     num_matrices: int = 0,
 ) -> dict[MethodName, float]:
     """The time that ``dense`` and ``lanczos`` are expected to take.
 
     Args:
-        shape: (N, K, D).
-        options: those of the measurement.
+        shape, options, num_matrices: as for ``expected_work``.
         seconds_per_matvec: of one HVP of every problem.
-        seconds_per_column: of one column of every problem's matrix, in a block.
         eigh_seconds: per D³ of an eigendecomposition.
-        num_matrices: for how many samples ``lanczos`` would be followed by all columns too.
     """
     num_samples, num_classes, num_inputs = shape
-    dense = num_inputs * seconds_per_column + num_samples * num_classes * eigh_seconds * num_inputs**3
-    lanczos = expected_matvecs(num_inputs, options) * LANCZOS_OVERHEAD * seconds_per_matvec
-    return {"dense": dense, "lanczos": lanczos + num_matrices / num_samples * num_inputs * seconds_per_column}
+    seconds = {name: work * seconds_per_matvec for name, work in expected_work(shape, options, num_matrices).items()}
+    seconds["dense"] += num_samples * num_classes * eigh_seconds * num_inputs**3
+    return seconds

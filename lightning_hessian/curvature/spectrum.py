@@ -25,7 +25,7 @@ class Decomposition:
         eigenvectors: ``[N, K, V, D]``, unit vectors of the V eigenvalues of largest magnitude, largest first.
         vector_index: ``[N, K, V]``, the positions of those V in ``eigenvalues``.
         residuals: ``[N, K, M]``, ‖H v − λ v‖ of every pair: an eigenvalue of H lies within this of λ.
-        converged: ``[N, K, M]``, whether that residual is small against the norm of H.
+        converged: ``[N, K, M]``, whether that residual is small against the norm of H or against the eigenvalue itself.
         complete: True if the D − M eigenvalues not listed are exactly zero.
         density: how eigenvalues are spread, as nodes and weights ``[N, K, S, m]``. Of a complete spectrum exact, with
             S = 1, the unlisted zeros included; of an incomplete one an estimate from the S starting vectors asked for
@@ -39,7 +39,7 @@ class Decomposition:
             standard errors, in the same shapes; 0 where they are exact.
         gradient_curvature: ``[N, K]``, gᵀHg / gᵀg, the curvature along the gradient; NaN where g = 0.
         asymmetry: ``[N, K]``, ‖H − Hᵀ‖ / ‖H‖ in the Frobenius norm before H was symmetrised; for ``lanczos``
-            an estimate from four random vectors.
+            an estimate from all pairs of ten random vectors.
     """
 
     eigenvalues: Tensor

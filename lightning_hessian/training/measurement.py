@@ -189,7 +189,7 @@ def _decide(
     target = state.target or _choose_target(prepared, settings, network)
     if target != _first_target(settings, state):
         prepared = prepared.with_target(target)
-        analysis = analyze(prepared.batch, options, network)
+        analysis = analyze(prepared.batch, options, network, look_again=False)
     plan = make_plan(
         prepared.batch,
         analysis.costs,
@@ -308,6 +308,6 @@ def _check_valid(measurement: Measurement, settings: MeasurementSettings) -> Non
     if num_invalid:
         warnings.warn(
             f"{settings.title}: {num_invalid} of {len(spectrum.valid)} samples are not valid and are left out. "
-            f"{' '.join(spectrum.diagnosis.findings)}",
+            f"{' '.join(map(str, spectrum.diagnosis.findings))}",
             stacklevel=2,
         )

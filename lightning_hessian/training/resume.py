@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
+from lightning_hessian.curvature.checks.diagnosis import Finding
 from lightning_hessian.curvature.checks.verdict import PreviousChecks
 from lightning_hessian.errors import ConfigurationError, MeasurementError
 from lightning_hessian.model.targets import target_name
@@ -81,7 +82,8 @@ def from_state(
         )
     run.target = saved["target"] if settings.measurement.target == "auto" else None  # a callable comes from the new run
     run.method = saved["method"]
-    run.checks = None if saved["checks"] is None else PreviousChecks(**saved["checks"])
+    if (checks := saved["checks"]) is not None:
+        run.checks = PreviousChecks(**{**checks, "findings": tuple(Finding(**f) for f in checks["findings"])})
     path = saved["last_record"] and Path(saved["last_record"])
     run.previous = _previous(path, saved["last_record_measured_at"])
     run.record_path = path if run.previous else None

@@ -11,7 +11,7 @@ from support.measuring import Measurer
 from support.networks import mlp
 
 from lightning_hessian import load_records, plot_hessian, plot_input, plot_spectrum, to_dataframe
-from lightning_hessian.curvature.checks.certificate import TOLERANCE
+from lightning_hessian.curvature.checks.certificate import LARGEST_ERROR
 from lightning_hessian.curvature.options import Options
 from lightning_hessian.records.color_scale import run_scale
 from lightning_hessian.records.event_format import pack_summary, read_summary
@@ -242,7 +242,7 @@ def test_validity_in_words(error, valid, words):
 
 
 def test_agreement_is_what_the_finite_difference_check_certifies():
-    assert AGREEMENT == TOLERANCE
+    assert AGREEMENT == LARGEST_ERROR
 
 
 def test_nothing_warns(whole, valid):

@@ -74,7 +74,7 @@ def alone(model: nn.Module, weights, num_samples: int, **arguments):
 
 def assert_same(record, expected, tolerance=2e-5):
     assert (record.target, record.method, record.network) == (expected.target, expected.method, expected.network)
-    assert record.message == expected.message
+    assert (record.diagnosis, record.network) == (expected.diagnosis, expected.network)  # samples take turns in checks
     for name in ("x", "classes", "predicted"):
         np.testing.assert_array_equal(getattr(record, name), getattr(expected, name))
     for name in NUMBERS:

@@ -1,5 +1,6 @@
 """Runs that are interrupted, and measurements that cannot be made: training ends as it would have."""
 
+import numpy as np
 import pytest
 import torch
 from support.training import Classifier, digits, fit, small_monitor
@@ -80,10 +81,14 @@ def test_samples_that_the_model_does_not_accept(tmp_path):
 def test_nan_in_the_inputs(tmp_path):
     x = HELD_OUT.tensors[0][:2].clone()
     x[1, 0, 3, 3] = float("nan")
-    sentence = r"inputs are not finite.*samples \[1\] of 2.*Look for NaN"
-    failing(tmp_path, sentence, quick(samples=x, on_error="warn"), [])
-    with pytest.raises(RuntimeError, match=sentence):
-        fit(tmp_path / "raise", quick(samples=x))
+    with pytest.warns(UserWarning, match=r"1 of 2 samples are not valid.*Inputs are not finite at sample 1"):
+        fit(tmp_path, quick(samples=x, on_error="warn"))
+    record = load_records(tmp_path)[-1]
+    assert record.valid.all(axis=1).tolist() == [True, False]
+    assert np.isfinite(record.lambda_max[0]).all()
+    assert np.isnan(record.lambda_max[1]).all()
+    sentence = "There is no Hessian to measure. Inputs are not finite at sample 0"
+    failing(tmp_path / "all", sentence, quick(samples=x[1:], num_samples=1, on_error="warn"), [])
 
 
 class Cube(torch.autograd.Function):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.algorithms.lanczos import KrylovBasis
+from lightning_hessian.curvature.algorithms.krylov import KrylovBasis
 from lightning_hessian.curvature.operators.hessian import Operator
 
 # Lanczos steps for each starting vector: its first 79 moments are exact, and detail finer than about a 40th of
@@ -67,7 +67,7 @@ def without_rounding(eigenvalues: Tensor, num_inputs: int) -> Tensor:
     """``[..., M]`` with exact zeros for what rounding alone may have made: |λ| ≤ 10·eps·√D·max |λ|, a heuristic."""
     largest = eigenvalues.abs().amax(dim=-1, keepdim=True)
     rounding = 10 * torch.finfo(eigenvalues.dtype).eps * num_inputs**0.5 * largest
-    return eigenvalues.where(eigenvalues.abs() > rounding, 0)
+    return eigenvalues.where(~(eigenvalues.abs() <= rounding), 0)  # NaN stays NaN
 
 
 def density(operator: Operator, num_steps: int, num_vectors: int, *, generator: torch.Generator) -> Density:
@@ -105,6 +105,7 @@ def density(operator: Operator, num_steps: int, num_vectors: int, *, generator: 
         for _ in range(num_steps):
             basis.grow()
         values, vectors = torch.linalg.eigh(basis.projection())
+        values[basis.failed] = torch.nan
         nodes.append(without_rounding(values.to(dtype), num_inputs))
         weights.append(vectors[:, 0].square())
     return Density(torch.stack(nodes, dim=1), torch.stack(weights, dim=1).to(dtype))

@@ -16,10 +16,13 @@ from lightning_hessian.curvature.target_batch import TargetBatch
 Outcome = Literal["certified", "contradicted", "kink", "noise", "unverifiable"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
-TOLERANCE = 1e-2  # relative: wrong derivatives have been seen off by 5 % and more, rounding leaves less than 1e-3
+# Relative, of derivatives in each precision: the smaller, the smaller a mistake may be that does not pass. Rounding
+# leaves less; where the forward computes in float32 under float64 inputs, the noise of the values says so.
+TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-5}
+LARGEST_ERROR = 1e-2  # relative, whatever the noise: wrong derivatives have been seen off by 5 % and more
 BLUR = 3e-2  # relative, of differences that are sharp enough to tell
 FIRST_STEP = 1e-2  # along a unit vector, in root mean squares of the sample's entries
-POWER_STEPS = 4  # towards the top eigenvector of a whole matrix, which the direction only has to lean to
+POWER_STEPS = 2  # towards the top eigenvector of a whole matrix, which the direction only has to lean to
 FACTOR = 10.0  # between two steps
 # Exponents of the factor after the first step: shorter ones down to 1e-6, where values hold no second difference any
 # more; or two longer ones first, where the values are as noisy as float32.
@@ -59,6 +62,11 @@ class Prediction:
         """The same in the precision and on the device of ``like``."""
         return Prediction(*(getattr(self, field.name).to(like) for field in fields(self)))
 
+    @property
+    def tolerance(self) -> float:
+        """How far derivatives in this precision may be off."""
+        return TOLERANCE[self.slope.dtype]
+
 
 def predict(
     gradient: Tensor,
@@ -66,6 +74,7 @@ def predict(
     spectral_norm: Tensor,
     curvature: Callable[[Tensor], Tensor],
     generator: torch.Generator,
+    random: Tensor | None = None,
 ) -> Prediction:
     """What the results of a method say along one direction of every sample.
 
@@ -79,10 +88,12 @@ def predict(
         spectral_norm: max |λ|, ``[N, K]``.
         curvature: w ``[N, D]`` to wᵀHw ``[N, K]``, from the numbers that are reported.
         generator: of signs and r, which are the same for every sample.
+        random: r ``[D]``, where its product with H is known already.
     """
     num_classes, num_inputs = gradient.shape[1:]
     signs = torch.randint(2, (num_classes, 1), generator=generator).to(gradient) * 2 - 1
-    random = torch.randn(num_inputs, generator=generator, dtype=torch.float64).to(gradient)
+    if random is None:
+        random = torch.randn(num_inputs, generator=generator, dtype=torch.float64).to(gradient)
     gradient, top = gradient.nan_to_num(0, 0, 0), top.nan_to_num(0, 0, 0)
     aligned = torch.where((top * gradient).sum(-1, keepdim=True) < 0, -1, 1)
     w = _unit((signs * (aligned * _unit(top) + _unit(gradient))).sum(dim=1) + _unit(random))
@@ -219,7 +230,7 @@ def compare(
 
     and the fourth difference t₋₂ − 4 t₋₁ + 6 t₀ − 4 t₁ + t₂ measures the noise of the values, or what the step is too
     long for: the quotients at h and 2h differ by it. A sample is certified where derivatives and differences agree to
-    ``TOLERANCE`` and the differences are sharp enough to tell. Else the step shrinks tenfold; where noise as small as
+    their tolerance and the differences are sharp enough to tell. Else the step shrinks tenfold; where noise as small as
     float32's blurs the first step, a longer one is tried first. What never agrees is told apart by how Δ²t/h²
     changes with the step: it settles at another value (the derivatives are wrong), grows like 1/h (a kink) or
     like 1/h² (noise).
@@ -238,13 +249,13 @@ def compare(
 
     Source: Moré and Wild, "Estimating computational noise" (2011), for noise from differences.
     """
-    p = prediction.to(batch.x)
+    p, tolerance = prediction.to(batch.x), prediction.tolerance
     first = FIRST_STEP * root_mean_square(batch.x) if first_step is None else first_step.to(batch.x)
     steps = [_at_step(batch, p, torch.arange(batch.num_samples, device=batch.x.device), first, group_size)]
     ignored = ~(p.spectral_norm.isfinite() & p.slope.isfinite())
-    agreed = _agrees(steps[0], p, torch.full_like(p.slope, torch.inf)) | ignored
+    agreed = _agrees(steps[0], p, tolerance, torch.full_like(p.slope, torch.inf)) | ignored
     if steps[0].size.isnan().all() and not _evaluates(batch):
-        return _certificate(steps, agreed, p, first, len(OFFSETS))
+        return _certificate(steps, agreed, p, tolerance, first, len(OFFSETS))
     is_low_precision = ((steps[0].noise <= LOW_PRECISION * steps[0].size) | agreed).all(dim=1)
     last, num_values = first, len(OFFSETS) * batch.num_samples
     for shorter, longer in zip(SHORTER, LONGER, strict=True):
@@ -256,8 +267,8 @@ def compare(
         steps.append(_at_step(batch, p, active, step, group_size))
         num_values += len(OFFSETS) * len(active)
         seen = torch.stack([_beyond_noise(step) for step in steps]).amin(dim=0)
-        agreed |= _agrees(steps[-1], p, seen)
-    return _certificate(steps, agreed, p, last, num_values / batch.num_samples)
+        agreed |= _agrees(steps[-1], p, tolerance, seen)
+    return _certificate(steps, agreed, p, tolerance, last, num_values / batch.num_samples)
 
 
 def _evaluates(batch: TargetBatch) -> bool:
@@ -326,39 +337,46 @@ def _beyond_noise(found: _Differences) -> Tensor:
     return found.error.where(found.error > MARGIN * found.blur, torch.inf)
 
 
-def _agrees(found: _Differences, p: Prediction, seen: Tensor) -> Tensor:
+def _agrees(found: _Differences, p: Prediction, tolerance: float, seen: Tensor) -> Tensor:
     """Where derivatives and differences agree, and the differences are sharp enough to tell.
 
     ``seen [N, K]`` is the smallest error beyond noise of any step: where the Hessian is zero, and there is no norm to
     compare with, differences must be sharp enough to show it.
     """
-    curvature = (found.error <= TOLERANCE * p.spectral_norm) & (found.blur <= BLUR * p.spectral_norm)
-    zero = (p.spectral_norm == 0) & (found.error <= MARGIN * found.blur) & (MARGIN * found.blur <= STEADY * seen)
+    norm, scale = p.spectral_norm, _slope_scale(found, p)
+    allowed = torch.minimum(tolerance * norm + MARGIN * found.blur, LARGEST_ERROR * norm)
+    curvature = (found.error <= allowed) & (found.blur <= BLUR * norm)
+    zero = (norm == 0) & (found.error <= MARGIN * found.blur) & (MARGIN * found.blur <= STEADY * seen)
     slope_only = p.curvature.isnan()
-    slope_scale = TOLERANCE * torch.maximum(p.gradient_norm, p.spectral_norm * found.step)
-    slope = found.slope_error <= slope_scale + MARGIN * found.slope_blur
-    sharp = (found.slope_blur <= TOLERANCE * p.gradient_norm) | (p.gradient_norm == 0)
+    slope = found.slope_error <= tolerance * scale + MARGIN * found.slope_blur
+    sharp = (found.slope_blur <= BLUR * p.gradient_norm) | (p.gradient_norm == 0)
     return (curvature | (zero & ~slope_only) | (slope_only & sharp)) & slope
 
 
+def _slope_scale(found: _Differences, p: Prediction) -> Tensor:
+    """What errors of a slope are relative to: ‖g‖, or its change over one step where that is more."""
+    return torch.maximum(p.gradient_norm, p.spectral_norm * found.step)
+
+
 def _certificate(
-    steps: list[_Differences], agreed: Tensor, p: Prediction, last: Tensor, num_values: float
+    steps: list[_Differences], agreed: Tensor, p: Prediction, tolerance: float, last: Tensor, num_values: float
 ) -> Certificate:
     every = _Differences(*(torch.stack([getattr(d, f.name) for d in steps]) for f in fields(_Differences)))
     every = _by_step(every)
     # The sharpest differences, among those that agree where some do: a long step may cross a kink.
-    blur = every.blur.where((every.error <= TOLERANCE * p.spectral_norm) | ~agreed, torch.inf).nan_to_num(torch.inf)
+    close = every.error <= LARGEST_ERROR * p.spectral_norm
+    blur = every.blur.where(close | ~agreed, torch.inf).nan_to_num(torch.inf)
     sharpest = blur.argmin(dim=0, keepdim=True)
     at = _Differences(*(getattr(every, f.name).gather(0, sharpest)[0] for f in fields(every)))
     outcome = torch.full_like(agreed, OUTCOMES.index("unverifiable"), dtype=torch.long)
     for name, chosen in (
         ("noise", every.second.isfinite().any(dim=0)),
-        ("contradicted", _contradicted(every, p)),
+        ("contradicted", _contradicted(every, p, tolerance)),
         ("kink", _grows_like_kink(every)),
         ("certified", agreed),
     ):
         outcome = outcome.where(~chosen, OUTCOMES.index(name))
-    slope_scale = torch.maximum(p.gradient_norm, p.spectral_norm * at.step)
+    slope_scale = _slope_scale(at, p)
     return Certificate(
         outcome,
         error=at.error / p.spectral_norm.where(p.spectral_norm > 0, 1),
@@ -385,12 +403,10 @@ def _grows_like_kink(every: _Differences) -> Tensor:
     return (steady[1:] & steady[:-1]).any(dim=0)
 
 
-def _contradicted(every: _Differences, p: Prediction) -> Tensor:
+def _contradicted(every: _Differences, p: Prediction, tolerance: float) -> Tensor:
     """Whether a quotient has settled, over two steps, where the derivatives say something else."""
-    scale = TOLERANCE * p.spectral_norm
-    slope_scale = TOLERANCE * torch.maximum(p.gradient_norm, p.spectral_norm * every.step)
-    wrong = _is_wrong(every.error, every.blur, scale)
-    wrong_slope = _is_wrong(every.slope_error, every.slope_blur, slope_scale)
+    wrong = _is_wrong(every.error, every.blur, tolerance * p.spectral_norm)
+    wrong_slope = _is_wrong(every.slope_error, every.slope_blur, tolerance * _slope_scale(every, p))
     settled = (every.second[1:] - every.second[:-1]).abs() <= STEADY * every.error[1:]
     return ((wrong[1:] & wrong[:-1] & settled) | (wrong_slope[1:] & wrong_slope[:-1])).any(dim=0)
 

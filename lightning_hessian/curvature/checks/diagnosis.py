@@ -40,6 +40,24 @@ MAX_LISTED = 10  # samples that a message names
 
 
 @dataclass(frozen=True)
+class Finding:
+    """Something that was noticed.
+
+    Attributes:
+        sentence: in words; ``{}`` stands for the samples that it concerns.
+        samples: their numbers; none where it concerns all of them.
+        lasts: whether it stays true of these samples at later measurements, until they are checked again.
+    """
+
+    sentence: str
+    samples: tuple[int, ...] = ()
+    lasts: bool = False
+
+    def __str__(self) -> str:
+        return self.sentence.format(named(self.samples)) if self.samples else self.sentence
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """Why a Hessian is what it is.
 
@@ -47,7 +65,7 @@ class Diagnosis:
         kind: what the target is as a function of the input, at the samples.
         network: what the outputs themselves are as functions of the input. A target such as ``prob`` can be
             curved over a piecewise linear network.
-        findings: what else was noticed, in sentences.
+        findings: what else was noticed.
         trusted: False where no number is a derivative of a fixed function of one sample: the forward is random, or
             samples influence each other. What is wrong at single samples is marked in ``Spectrum.valid``.
         advice: what to measure instead of a Hessian that is zero.
@@ -55,7 +73,7 @@ class Diagnosis:
 
     kind: Kind
     network: Kind
-    findings: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
     trusted: bool = True
     advice: str = ""
 
@@ -63,7 +81,7 @@ class Diagnosis:
     def message(self) -> str:
         """The diagnosis in words: what it means and what to do."""
         advice = (self.advice,) if self.kind in ("piecewise_linear", "linear") and self.advice else ()
-        return " ".join((MESSAGES[self.kind], *advice, *self.findings))
+        return " ".join((MESSAGES[self.kind], *advice, *map(str, self.findings)))
 
     @property
     def zero(self) -> bool:
@@ -75,9 +93,19 @@ class Diagnosis:
         """Whether the Hessian is JᵀAJ alone, since the network itself is linear around the samples."""
         return self.network not in CURVED
 
-    def with_findings(self, *findings: str) -> Diagnosis:
-        """The same with more findings; none is listed twice."""
-        return replace(self, findings=tuple(dict.fromkeys((*self.findings, *findings))))
+    def with_findings(self, findings: Iterable[Finding]) -> Diagnosis:
+        """The same with more findings; of equal sentences one is left, about the samples of both."""
+        return replace(self, findings=joined([*self.findings, *findings]))
+
+
+def joined(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """One finding for each sentence."""
+    by_sentence: dict[str, Finding] = {}
+    for finding in findings:
+        known = by_sentence.get(finding.sentence, finding)
+        samples = tuple(sorted({*known.samples, *finding.samples}))
+        by_sentence[finding.sentence] = replace(finding, samples=samples)
+    return tuple(by_sentence.values())
 
 
 def advice(num_outputs: int) -> str:
@@ -98,7 +126,7 @@ def combined(diagnoses: Sequence[Diagnosis]) -> Diagnosis:
     order = get_args(Kind)
     first = min(diagnoses, key=lambda d: order.index(d.kind))
     network = min((d.network for d in diagnoses), key=order.index)
-    findings = tuple(dict.fromkeys(finding for d in diagnoses for finding in d.findings))
+    findings = joined(finding for d in diagnoses for finding in d.findings)
     return replace(first, network=network, findings=findings, trusted=all(d.trusted for d in diagnoses))
 
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from lightning_hessian.curvature.batching import in_groups, out_of_memory
 from lightning_hessian.curvature.checks.certificate import OUTCOMES, Certificate, Outcome, Prediction, certify
-from lightning_hessian.curvature.checks.diagnosis import named
+from lightning_hessian.curvature.checks.diagnosis import Finding
 from lightning_hessian.curvature.checks.zero import is_rounding, root_mean_square, rounding_of_curvature
 from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse
 from lightning_hessian.curvature.target_batch import TargetBatch
@@ -65,7 +65,7 @@ class Explanation:
 
     valid: Tensor
     trusted: bool
-    findings: tuple[str, ...]
+    findings: tuple[Finding, ...]
     again: Tensor
     is_rounding: Tensor
     wrong: Tensor
@@ -97,7 +97,7 @@ def explain(
     nothing = torch.zeros_like(search.open)
     for concerns_all, finding in ((search.is_random, RANDOM), (search.is_coupled, COUPLED)):
         if concerns_all():
-            return Explanation(nothing, False, (finding,), nothing[:, 0], nothing, nothing)
+            return Explanation(nothing, False, (Finding(finding),), nothing[:, 0], nothing, nothing)
     rounding = search.rounding()
     again = search.right_in_company()
     search.look_inside_range()
@@ -126,7 +126,7 @@ class _Search:
         self.open = ~certificate.is_outcome("certified")
         self.valid = torch.ones_like(self.open)
         self.wrong = torch.zeros_like(self.open)  # though the certificate calls it something else
-        self.findings: list[str] = []
+        self.findings: list[Finding] = []
 
     def is_random(self) -> bool:
         """Whether two forward passes on the same inputs differ."""
@@ -150,7 +150,7 @@ class _Search:
                     alone, accompanied = (pair.outputs(x)[0] for x in inputs)
             except Exception as error:  # an assertion on the range of the input, for example
                 if out_of_memory(error):
-                    self.findings.append(COUPLING_UNCHECKED)
+                    self.findings.append(Finding(COUPLING_UNCHECKED))
                     return False
                 continue
             return not _close(alone, accompanied)
@@ -198,11 +198,10 @@ class _Search:
     def look_beside_kinks(self) -> None:
         """Samples on kinks, at neighbors with derivatives of their own."""
         samples = self._samples("kink")
-        few = self.batch.select(samples)
-        size = root_mean_square(few.x)
-        noise = self._noise(few.x).flatten(1) * NEIGHBOR * size.unsqueeze(1)
-        neighbors = replace(few, x=few.x + noise.reshape(few.x.shape))
-        outcome = self._outcome(samples, neighbors, first_step=NEIGHBOR_STEP * size)
+        if len(samples) == 0:
+            return
+        few, direction = self.batch.select(samples), self.prediction.direction[samples]
+        outcome = outcome_beside(few, direction, self.group_size, self.generator, slope_only=self.slope_only)
         self._confirm(
             samples,
             outcome,
@@ -227,7 +226,7 @@ class _Search:
         reported = self.prediction.gradient_norm if self.slope_only else self.prediction.spectral_norm
         what = "underflows in float32" if not reported[lost].any() else "is lost in the rounding of float32"
         number = "gradient" if self.slope_only else "curvature"
-        self._confirm(samples, outcome, f"The {number} at {{}} {what}: measure in float64.")
+        self._confirm(samples, outcome, f"The {number} at {{}} {what}: measure in float64.", lasts=False)
         self.valid &= ~lost
 
     def look_again_where_others_fail(self) -> None:
@@ -251,47 +250,31 @@ class _Search:
         ):
             if entries.any():
                 of_norm = " of its norm" if self.prediction.spectral_norm[entries].any() or what == "gradient" else ""
-                self.findings.append(
+                self._find(
+                    entries,
                     f"Finite differences contradict the {what} by up to {float(error[entries].max()):.2g}{of_norm} at "
-                    f"{self._named(entries)}. {help_}"
+                    f"{{}}. {help_}",
                 )
         for outcome, cause in UNCONFIRMED.items():
             entries = self.open & of.is_outcome(outcome) & ~self.wrong
             if entries.any():
-                self.findings.append(
-                    f"Differences of values could not confirm the numbers at {self._named(entries)}: {cause}."
+                self._find(
+                    entries, f"Differences of values could not confirm the numbers at {{}}: {cause}.", lasts=True
                 )
 
-    def _outcome(
-        self,
-        samples: Tensor,
-        batch: TargetBatch,
-        *,
-        direction: Tensor | None = None,
-        first_step: Tensor | None = None,
-    ) -> Tensor:
+    def _outcome(self, samples: Tensor, batch: TargetBatch, direction: Tensor | None = None) -> Tensor:
         """How derivatives of ``batch``, along one direction of each of ``samples``, compare with its values, [n, K]."""
         if len(samples) == 0:
             return self.certificate.outcome[:0]
         direction = self.prediction.direction[samples] if direction is None else direction
-        moved = direction.any(dim=1, keepdim=True)
-        direction = _unit(direction)
+        return outcome_along(batch, direction, self.group_size, slope_only=self.slope_only)
 
-        def work(few: slice) -> Tensor:
-            group = batch.select(few)
-            predicted = _predicted(group, direction[few].to(group.x), self.slope_only)
-            steps = None if first_step is None else first_step[few]
-            return certify(group, predicted, self.group_size, steps).outcome
-
-        found = torch.cat([outcome for _, outcome in in_groups(len(samples), self.group_size, work)])
-        return found.where(moved, OUTCOMES.index("unverifiable"))
-
-    def _confirm(self, samples: Tensor, outcome: Tensor, finding: str) -> None:
+    def _confirm(self, samples: Tensor, outcome: Tensor, finding: str, *, lasts: bool = True) -> None:
         """The cause of the open entries that are certified now has been found; ``{}`` stands for their samples."""
         entries = self._at(samples, outcome == CERTIFIED) & self.open
         self.open = self.open & ~entries
         if entries.any():
-            self.findings.append(finding.format(self._named(entries)))
+            self._find(entries, finding, lasts=lasts)
 
     def _at(self, samples: Tensor, entries: Tensor) -> Tensor:
         """Entries ``[n, K]`` of some samples among those of all."""
@@ -304,8 +287,9 @@ class _Search:
             chosen |= self.certificate.is_outcome(outcome)
         return (self.open & chosen).any(dim=1).nonzero().flatten()
 
-    def _named(self, entries: Tensor) -> str:
-        return named(self.numbers[i] for i in entries.any(dim=1).nonzero().flatten().tolist())
+    def _find(self, entries: Tensor, sentence: str, *, lasts: bool = False) -> None:
+        samples = entries.any(dim=1).nonzero().flatten().tolist()
+        self.findings.append(Finding(sentence, tuple(self.numbers[i] for i in samples), lasts))
 
     def _noise(self, x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=self.generator, dtype=torch.float64).to(x)
@@ -319,6 +303,38 @@ def in_company(batch: TargetBatch) -> TargetBatch:
         return batch.network(*doubled)[: len(inputs[0])]
 
     return replace(batch, network=network)
+
+
+def outcome_along(
+    batch: TargetBatch,
+    direction: Tensor,
+    group_size: int,
+    first_step: Tensor | None = None,
+    *,
+    slope_only: bool = False,
+) -> Tensor:
+    """How derivatives by reverse_over_reverse along ``direction [N, D]`` compare with values, ``[N, K]``."""
+    moved = direction.any(dim=1, keepdim=True)
+    direction = _unit(direction)
+
+    def work(few: slice) -> Tensor:
+        group = batch.select(few)
+        predicted = _predicted(group, direction[few].to(group.x), slope_only)
+        return certify(group, predicted, group_size, None if first_step is None else first_step[few]).outcome
+
+    found = torch.cat([outcome for _, outcome in in_groups(batch.num_samples, group_size, work)])
+    return found.where(moved, OUTCOMES.index("unverifiable"))
+
+
+def outcome_beside(
+    batch: TargetBatch, direction: Tensor, group_size: int, generator: torch.Generator, *, slope_only: bool = False
+) -> Tensor:
+    """The same at neighbors of the samples, beside their kinks."""
+    size = root_mean_square(batch.x)
+    noise = torch.randn(direction.shape, generator=generator, dtype=torch.float64).to(direction)
+    moved = batch.x + (NEIGHBOR * size.unsqueeze(1) * noise).reshape(batch.x.shape)
+    steps = NEIGHBOR_STEP * size
+    return outcome_along(replace(batch, x=moved), direction, group_size, steps, slope_only=slope_only)
 
 
 def _predicted(batch: TargetBatch, direction: Tensor, slope_only: bool) -> Prediction:

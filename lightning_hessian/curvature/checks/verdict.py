@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from lightning_hessian.curvature.batching import combine, out_of_memory
-from lightning_hessian.curvature.checks.certificate import FIRST_STEP, Certificate, Prediction, certify
-from lightning_hessian.curvature.checks.diagnosis import named
-from lightning_hessian.curvature.checks.explanation import Explanation, explain, in_company
-from lightning_hessian.curvature.checks.zero import root_mean_square
+from lightning_hessian.curvature.checks.certificate import FIRST_STEP, OUTCOMES, Certificate, Prediction, certify
+from lightning_hessian.curvature.checks.diagnosis import Finding, joined
+from lightning_hessian.curvature.checks.explanation import Explanation, explain, in_company, outcome_beside
+from lightning_hessian.curvature.checks.zero import root_mean_square, weighted_targets, zero_in_float64
 from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, random_vectors
 from lightning_hessian.curvature.target_batch import TargetBatch
 
@@ -28,23 +28,38 @@ class PreviousChecks:
 
     Attributes:
         steps: ``[N]``, h at which each sample was last checked.
+        valid: ``[N]``, whether all its numbers were.
+        on_kink: ``[N]``, whether they could be confirmed beside the sample only, or not at all.
+        findings: about samples that are ``on_kink``.
         turn: how many measurements have been checked in turn.
         circumstances: method, autodiff mode and kinds: where they change, every sample is checked again.
     """
 
     steps: Tensor
+    valid: Tensor
+    on_kink: Tensor
+    findings: tuple[Finding, ...]
     turn: int
     circumstances: tuple[str, ...]
 
     def select(self, samples: slice) -> PreviousChecks:
-        """Those of some samples."""
-        return replace(self, steps=self.steps[samples])
+        """Those of some samples, numbered as in the whole."""
+        numbers = range(len(self.steps))[samples]
+        kept = [replace(f, samples=tuple(n for n in f.samples if n in numbers)) for f in self.findings]
+        return replace(
+            self,
+            steps=self.steps[samples],
+            valid=self.valid[samples],
+            on_kink=self.on_kink[samples],
+            findings=tuple(finding for finding in kept if finding.samples),
+        )
 
     def due(self, numbers: Sequence[int], num_samples: int) -> Tensor:
-        """Positions among ``numbers`` of the samples, of all ``num_samples``, whose turn it is."""
+        """Positions among ``numbers`` of the samples whose turn it is, of all ``num_samples``, and of invalid ones."""
         count = -(-num_samples // TURNS)
         chosen = {(self.turn * count + i) % num_samples for i in range(count)}
-        return torch.tensor([i for i, number in enumerate(numbers) if number in chosen], dtype=torch.long)
+        valid = self.valid.tolist()
+        return torch.tensor([i for i, n in enumerate(numbers) if n in chosen or not valid[i]], dtype=torch.long)
 
 
 @dataclass(frozen=True)
@@ -54,26 +69,41 @@ class Verdict:
     Attributes:
         error: ``[N, K]``, see ``Spectrum.finite_difference_error``.
         steps: ``[N]``, see ``PreviousChecks``.
+        on_kink: ``[N]``, see ``PreviousChecks``.
         explanation: of what was not certified.
     """
 
     error: Tensor
     steps: Tensor
+    on_kink: Tensor
     explanation: Explanation
 
-    def with_second(self, which: Tensor, second: Verdict, finding: str) -> Verdict:
+    def with_second(self, which: Tensor, second: Verdict, finding: Finding) -> Verdict:
         """The verdict after samples ``which`` have been measured again, with another one on them."""
         first, last = self.explanation, second.explanation
         explanation = Explanation(
             valid=first.valid.index_copy(0, which, last.valid),
             trusted=first.trusted and last.trusted,
-            findings=(finding, *first.findings, *last.findings),
+            findings=joined([finding, *first.findings, *last.findings]),
             again=first.again,
             is_rounding=first.is_rounding.index_copy(0, which, last.is_rounding),
             wrong=first.wrong.index_copy(0, which, last.wrong),
         )
-        error = self.error.index_copy(0, which, second.error)
-        return Verdict(error, self.steps.index_copy(0, which, second.steps), explanation)
+        return Verdict(
+            error=self.error.index_copy(0, which, second.error),
+            steps=self.steps.index_copy(0, which, second.steps),
+            on_kink=self.on_kink.index_copy(0, which, second.on_kink),
+            explanation=explanation,
+        )
+
+    def passed_on(self, previous: PreviousChecks | None, circumstances: tuple[str, ...]) -> PreviousChecks:
+        """What the next measurement needs to know."""
+        valid = self.explanation.valid.all(dim=1)
+        turn = 0 if previous is None else previous.turn + 1
+        findings = tuple(finding for finding in self.explanation.findings if finding.lasts)
+        # Copies: those of samples that were not checked again are views of the previous ones.
+        steps, valid, on_kink = (t.detach().cpu().clone() for t in (self.steps, valid, self.on_kink))
+        return PreviousChecks(steps, valid, on_kink, findings, turn, circumstances)
 
 
 class Checkable(Protocol):
@@ -110,34 +140,45 @@ def check(
     *,
     numbers: Sequence[int],
     settings: CheckSettings,
+    previous: PreviousChecks | None = None,
     due: Tensor | None = None,
-    steps: Tensor | None = None,
 ) -> Verdict:
     """Certifies the samples that are due, all of them if one fails, and explains what fails; see ``checked``."""
-    if steps is None:
-        steps = FIRST_STEP * (SHORT if settings.piecewise_linear else 1.0) * root_mean_square(batch.x)
-    first_steps = steps.to(batch.x)
+    first_steps = FIRST_STEP * (SHORT if settings.piecewise_linear else 1.0) * root_mean_square(batch.x)
+    if previous is not None:
+        first_steps = previous.steps.to(first_steps)
+    generator = torch.Generator().manual_seed(settings.seed)
 
     def certified(chosen: Tensor) -> Certificate:
         return certify(batch.select(chosen), prediction.select(chosen), settings.group_size, first_steps[chosen])
 
-    everything = torch.arange(batch.num_samples, device=batch.x.device)
-    chosen = everything if due is None else due.to(everything)
     nothing = torch.full_like(prediction.slope, torch.nan)
-    if len(chosen) == 0:
-        return Verdict(nothing, first_steps, _unexplained(nothing))
-    found = certified(chosen)
-    if len(chosen) < len(everything) and not found.is_outcome("certified").all():
-        chosen, found = everything, certified(everything)
-    error = nothing.index_copy(0, chosen, found.error.to(nothing))
-    steps = first_steps.index_copy(0, chosen, found.step.to(first_steps))
-    if found.is_outcome("certified").all():
-        return Verdict(error, steps, _unexplained(error))
-    generator = torch.Generator().manual_seed(settings.seed)
+    everything = torch.arange(batch.num_samples, device=batch.x.device)
+    if previous is not None and due is not None:
+        on_kink = previous.on_kink.to(batch.x.device)
+        due = due.to(batch.x.device)
+        chosen, beside = due[~on_kink[due]], due[on_kink[due]]
+        error, steps, passed = nothing, first_steps, True
+        if len(chosen):
+            found = certified(chosen)
+            error = error.index_copy(0, chosen, found.error.to(error))
+            steps = steps.index_copy(0, chosen, found.step.to(steps))
+            passed = bool(found.is_outcome("certified").all())
+        if len(beside):
+            few, direction = batch.select(beside), prediction.direction[beside]
+            outcome = outcome_beside(few, direction, settings.group_size, generator)
+            passed &= not bool((outcome == OUTCOMES.index("contradicted")).any())
+        if passed:
+            return Verdict(error, steps, on_kink, _unexplained(nothing, previous.findings))
+    found = certified(everything)
+    error, steps = found.error.to(nothing), found.step.to(first_steps)
+    is_certified = found.is_outcome("certified")
+    if is_certified.all():
+        return Verdict(error, steps, torch.zeros_like(is_certified[:, 0]), _unexplained(nothing))
     why = explain(batch, prediction, found, group_size=settings.group_size, numbers=numbers, generator=generator)
+    on_kink = (~is_certified & why.valid & ~why.is_rounding).any(dim=1)
     # What could not be compared at the sample itself has no error; ``why`` says so.
-    compared = found.is_outcome("certified") | ~why.valid
-    return Verdict(error.where(compared, torch.nan), steps, why)
+    return Verdict(error.where(is_certified | ~why.valid, torch.nan), steps, on_kink, why)
 
 
 def checked(
@@ -148,8 +189,8 @@ def checked(
     numbers: Sequence[int],
     computed_by: str,
     settings: CheckSettings,
+    previous: PreviousChecks | None = None,
     due: Tensor | None = None,
-    steps: Tensor | None = None,
 ) -> tuple[Results, Verdict]:
     """Checks results, and computes those again that come out right beside copies of their samples.
 
@@ -160,19 +201,20 @@ def checked(
         numbers: of the samples, for messages.
         computed_by: the autodiff mode of ``results``.
         settings: how to check.
+        previous: checks of these samples.
         due: positions of the samples to check; None: all.
-        steps: ``[N]``, h to begin with; None: the default.
     """
-    verdict = check(batch, results.prediction, numbers=numbers, settings=settings, due=due, steps=steps)
+    verdict = check(batch, results.prediction, numbers=numbers, settings=settings, previous=previous, due=due)
     which = verdict.explanation.again.nonzero().flatten()
     if len(which) == 0:
         return results, verdict
     few, names = in_company(batch.select(which)), [numbers[i] for i in which.tolist()]
     rows = again(few, which)
-    finding = (
-        f"The derivatives at {named(names)} were wrong as they were first computed ({computed_by}, in a batch of "
+    finding = Finding(
+        f"The derivatives at {{}} were wrong as they were first computed ({computed_by}, in a batch of "
         f"{batch.num_samples}), since a kernel of PyTorch is; they were computed again by reverse_over_reverse, beside "
-        f"copies of the samples."
+        f"copies of the samples.",
+        tuple(names),
     )
 
     def replaced(pair: list[Tensor]) -> Tensor:
@@ -185,12 +227,22 @@ def checked(
 def unchecked(batch: TargetBatch) -> Verdict:
     """That on results that nobody asked to check."""
     nothing = batch.x.new_full(batch.shape[:2], torch.nan)
-    return Verdict(nothing, nothing[:, 0], _unexplained(nothing))
+    explanation = _unexplained(nothing)
+    return Verdict(nothing, nothing[:, 0], explanation.again, explanation)
 
 
-def _unexplained(entries: Tensor) -> Explanation:
+def _unexplained(entries: Tensor, findings: tuple[Finding, ...] = ()) -> Explanation:
     false = torch.zeros_like(entries, dtype=torch.bool)
-    return Explanation(~false, True, (), false[:, 0], false, false)
+    return Explanation(~false, True, findings, false[:, 0], false, false)
+
+
+def underflow(batch: TargetBatch, zero: Tensor, numbers: Sequence[int], generator: torch.Generator) -> list[Finding]:
+    """Whether Hessians that are ``zero [N, K]`` are so in this precision only: looked at for the first of them."""
+    samples = zero.any(dim=1).nonzero().flatten()
+    if zero_in_float64(weighted_targets(batch.select(samples[:1]), generator), generator):
+        return []
+    sentence = "The curvature at {} underflows in float32: measure in float64."
+    return [Finding(sentence, tuple(numbers[i] for i in samples.tolist()))]
 
 
 def why_not_finite(batch: TargetBatch, generator: torch.Generator) -> str:

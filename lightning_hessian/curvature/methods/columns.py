@@ -1,148 +1,190 @@
-"""Whole Hessians column by column, in blocks whose size and autodiff mode are chosen by their speed."""
+"""Whole Hessians column by column, in few blocks, each as large as memory allows."""
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Sequence
+from math import ceil
 
 import torch
 from torch import Tensor
 
 from lightning_hessian.curvature.batching import out_of_memory
-from lightning_hessian.curvature.meter import Progress, silent, synchronize
+from lightning_hessian.curvature.memory import FRAGMENTATION, AllocatedBytes, keeps_pages
+from lightning_hessian.curvature.meter import Progress, silent
 from lightning_hessian.curvature.operators.autodiff import (
     AUTODIFF_MODES,
-    Autodiff,
     AutodiffMode,
     random_vectors,
     relative_difference,
 )
 from lightning_hessian.curvature.target_batch import TargetBatch
 
-LARGEST_LAST_BLOCK = 1.25  # times the others: a small remainder is cheaper together with the block before it
+# By the generous estimate: all columns are one block, or else the first block.
+ONE_BLOCK_BYTES, FIRST_BLOCK_BYTES = 1024 * 2**20, 128 * 2**20
+SHARE_OF_FIRST_BLOCK = 8  # the block whose memory is counted is an eighth of the work at most
+# Where freed pages go back to the kernel, the fixed cost of one more block (some 4 ms of calls) equals that of touching
+# this many bytes for the first time (0.55 s per GB, both on two cores). Below the second figure neither counts.
+BLOCK_IN_BYTES, SMALL_BLOCK_BYTES = 7 * 2**20, 128 * 2**20
+
+# Relative asymmetry, or difference from reverse_over_reverse, above which forward_over_reverse is wrong.
+TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-6}
+SCRATCH_BYTES = 4 * 2**20  # of matrices that are made symmetric at once
 
 
-class BlockSearch:
-    """Finds the fastest autodiff mode and number of columns per block while working: no column is computed twice.
+class BlockSize:
+    """How many columns are computed at once: as many as fit, since every block has a fixed cost.
 
-    Every mode computes a block, then one of twice the size, as long as its columns per second grow and are not below
-    half of another's; from then on the fastest mode and size are used (the same work has been seen to take 0.94 s or
-    7.8 s depending on the size alone, and either mode to be twice as fast as the other).
+    Work that surely is small is one block. Otherwise the memory of the first block is counted while it works, and that
+    of later ones as long as they more than double; the next are as large as that allows.
 
     Args:
-        modes: those that may be used.
-        first: columns of each mode's first block.
-        limit: columns of the largest block.
+        num_columns: D.
+        memory: bytes that a block may use.
+        estimate: bytes that a column of every problem takes at most (``ModelCosts.column_estimate``).
+        pages_kept: whether memory costs nothing to use again (``keeps_pages``).
+        fixed: columns per block, if given; nothing is counted then.
     """
 
-    def __init__(self, modes: Sequence[AutodiffMode], first: int, limit: int) -> None:
-        self.limit = limit
-        self.size = min(first, limit)
-        self.mode = modes[0]
-        self.settled = False
-        self._waiting = list(modes[1:])  # to run at this size
-        self._here: dict[AutodiffMode, float] = {}  # columns per second at this size
-        self._before: dict[AutodiffMode, float] = {}  # at half of it
-        self._best: tuple[float, AutodiffMode, int] = (0.0, self.mode, self.size)
+    def __init__(
+        self, num_columns: int, memory: int, estimate: int, *, pages_kept: bool = False, fixed: int | None = None
+    ) -> None:
+        self._num_columns, self._memory, self._pages_kept = num_columns, memory, pages_kept
+        self._largest = num_columns if fixed is None else min(fixed, num_columns)
+        self._size = self._known = self._largest
+        if fixed is None and num_columns * estimate > min(memory, ONE_BLOCK_BYTES):
+            few = min(memory, FIRST_BLOCK_BYTES) // estimate
+            self._size = max(1, min(few, ceil(num_columns / SHARE_OF_FIRST_BLOCK)))
+            self._known = 0
 
-    def report(self, num_columns: int, seconds: float) -> None:
-        """Takes note of how long a block of ``num_columns`` took."""
-        if self.settled or num_columns < self.size:
-            return
-        speed = num_columns / max(seconds, 1e-9)
-        self._here[self.mode] = speed
-        self._best = max(self._best, (speed, self.mode, self.size))
-        if not self._waiting:
-            self._go_on()
-        if self._waiting:
-            self.mode = self._waiting.pop(0)
+    def next(self, num_left: int) -> int:
+        """Columns of the next block, when so many are left: blocks of almost equal size."""
+        return ceil(num_left / ceil(num_left / self._size))
 
-    def halve(self) -> None:
-        """Out of memory: from now on at most half of this size, by the fastest mode so far."""
-        self.limit = max(1, self.size // 2)
-        speed, fastest, size = self._best
-        self.mode, self.size = (fastest, min(size, self.limit)) if speed else (self.mode, self.limit)
-        self.settled = True
+    def is_to_be_counted(self, num_columns: int) -> bool:
+        """Whether a block of that size is half as large again as those whose memory is known, or more."""
+        return num_columns >= 1.5 * self._known
 
-    def _go_on(self) -> None:
-        """To twice the size with the modes that may gain by it; with none left, to the fastest there was."""
-        fastest = max(self._here.values())
-        gaining = [m for m, speed in self._here.items() if speed > self._before.get(m, 0.0) and 2 * speed >= fastest]
-        if gaining and self.size < self.limit:
-            self.size = min(2 * self.size, self.limit)
-            self._waiting, self._before, self._here = gaining, self._here, {}
-        else:
-            self.settled = True
-            _, self.mode, self.size = self._best
+    def report(self, num_columns: int, num_bytes: int) -> None:
+        """Takes note of the most memory that a block used at once."""
+        self._known = max(self._known, num_columns)
+        per_column = num_bytes / num_columns
+        limit = self._memory / (1 if self._pages_kept else FRAGMENTATION)
+        if not self._pages_kept:
+            total = per_column * self._num_columns
+            limit = min(limit, max(SMALL_BLOCK_BYTES, (total * BLOCK_IN_BYTES) ** 0.5))
+        self._size = min(self._largest, max(1, int(limit / per_column)))
+
+    def halve(self, num_columns: int) -> None:
+        """Out of memory with so many: from now on at most half of them."""
+        self._largest = self._size = self._known = max(1, num_columns // 2)
 
 
 def hessians(
     batch: TargetBatch,
     modes: Sequence[AutodiffMode],
     *,
-    first_block: int,
-    largest_block: int,
+    memory: int,
+    column_estimate: int,
     generator: torch.Generator,
+    chunk_size: int | None = None,
     progress: Progress = silent,
-) -> tuple[Tensor, Counter[AutodiffMode]]:
-    """Whole Hessians ``[N, K, D, D]``, not yet made symmetric, and how many columns each autodiff mode computed.
+) -> tuple[Tensor, Tensor, Counter[AutodiffMode]]:
+    """Symmetric whole Hessians ``[N, K, D, D]``, their asymmetry before, and how many columns each mode computed.
 
-    Columns are computed in blocks of ``first_block`` to ``largest_block`` by whichever of ``modes`` is faster here.
-    What ``forward_over_reverse`` computed is checked against one HVP by ``reverse_over_reverse`` along a random
-    direction, and everything is computed again by that mode if they disagree. ``progress`` is called after every
-    block: a column of n samples counts as n, of N·D. Cost: D columns, each (1 + K) or 2K passes.
+    By the first of ``modes``; by the next where that raises, or where a matrix is asymmetric or zero (what forward mode
+    gives where an operation has no rule for it and says nothing) and an HVP by reverse_over_reverse along a random
+    direction is another. A wrong mode whose matrices are symmetric is for values to detect (``checks.certificate``).
+
+    ``memory`` and ``column_estimate`` are as for ``BlockSize``; ``progress`` is called after every block: a column of n
+    samples counts as n, of N·D. Cost: D columns, each (1 + K) or 2K passes.
     """
-    if tuple(modes) != ("reverse_over_reverse",):
+
+    def computed(mode: AutodiffMode) -> tuple[Tensor, Tensor]:
+        pages_kept, num_inputs = keeps_pages(batch.x.device), batch.num_inputs
+        block = BlockSize(num_inputs, memory, column_estimate, pages_kept=pages_kept, fixed=chunk_size)
+        matrices = _columns(batch, mode, block, progress)
+        return matrices, symmetrize_(matrices)
+
+    for mode in modes[:-1]:
         try:
-            matrices, num_columns = _columns(batch, BlockSearch(modes, first_block, largest_block), progress)
-        except Exception as error:  # a kernel without a forward-mode rule that the check in float64 did not meet
+            matrices, asymmetry = computed(mode)
+        except Exception as error:  # a kernel without a rule for this mode
             if out_of_memory(error):
                 raise
         else:
-            if _confirmed(batch, matrices, generator):
-                return matrices, num_columns
+            if not _looks_wrong(matrices, asymmetry) or _confirmed(batch, matrices, generator):
+                return matrices, asymmetry, Counter({mode: batch.num_inputs})
             del matrices  # two such tensors may not fit
-    return _columns(batch, BlockSearch(("reverse_over_reverse",), first_block, largest_block), progress)
+    matrices, asymmetry = computed(modes[-1])
+    return matrices, asymmetry, Counter({modes[-1]: batch.num_inputs})
 
 
-def _columns(batch: TargetBatch, block: BlockSearch, progress: Progress) -> tuple[Tensor, Counter[AutodiffMode]]:
-    """All D columns of every problem, as the rows of ``[N, K, D, D]``, and how many each mode computed."""
+def _columns(batch: TargetBatch, mode: AutodiffMode, block: BlockSize, progress: Progress) -> Tensor:
+    """All D columns of every problem, as the rows of ``[N, K, D, D]``."""
     num_samples, num_classes, num_inputs = batch.shape
     matrices = batch.x.new_empty(num_samples, num_classes, num_inputs, num_inputs)
-    autodiff: Autodiff | None = None
-    num_columns: Counter[AutodiffMode] = Counter()
+    identity = torch.eye(num_inputs, dtype=matrices.dtype, device=matrices.device)
+    autodiff = AUTODIFF_MODES[mode](batch)
     done = 0
     while done < num_inputs:
-        left = num_inputs - done
-        count = left if left <= min(LARGEST_LAST_BLOCK * block.size, block.limit) else block.size
-        columns = torch.arange(done, done + count, device=matrices.device)
-        basis = torch.nn.functional.one_hot(columns, num_inputs).to(matrices.dtype)
+        count = block.next(num_inputs - done)
+        basis = identity[done : done + count]
         try:
-            if autodiff is None or autodiff.mode != block.mode:
-                autodiff = None  # frees the graph of the other mode's block: only one fits
-                autodiff = AUTODIFF_MODES[block.mode](batch)
-            autodiff.prepare(count)
-            synchronize(matrices.device)
-            begin = time.perf_counter()
-            # By symmetry, a column is a row; written as rows, which are contiguous in memory.
-            matrices[:, :, done : done + count] = autodiff.columns(basis).mT
+            if block.is_to_be_counted(count):
+                with AllocatedBytes() as allocated:
+                    columns = autodiff.columns(basis)
+                block.report(count, allocated.peak)
+            else:
+                columns = autodiff.columns(basis)
         except RuntimeError as error:
-            if not out_of_memory(error) or block.size == 1:
+            if not out_of_memory(error) or count == 1:
                 raise
-            block.halve()
+            block.halve(count)
             continue
-        synchronize(matrices.device)
-        block.report(count, time.perf_counter() - begin)
-        num_columns[autodiff.mode] += count
+        # By symmetry, a column is a row; written as rows, which are contiguous in memory.
+        matrices[:, :, done : done + count] = columns.mT
+        del columns
         done += count
         progress("columns", done * num_samples, num_inputs * num_samples)
-    return matrices, num_columns
+    return matrices
+
+
+def symmetrize_(matrices: Tensor) -> Tensor:
+    """Makes contiguous ``[n, K, D, D]`` symmetric in place, H ← (H + Hᵀ)/2, some matrices at a time.
+
+    Returns:
+        The relative asymmetry ‖H − Hᵀ‖/‖H‖ there was (Frobenius, ``[n, K]``; 0 for a zero matrix).
+    """
+    each = matrices.view(-1, *matrices.shape[-2:])  # raises where it would be a copy, which nobody would see
+    at_once = SCRATCH_BYTES // (2 * each[0].numel() * each.element_size())
+    # One matrix as a matrix: torch transposes those by tiles, batches of them entry by entry.
+    groups = torch.split(each, at_once) if at_once > 1 else each.unbind()
+    transposed, difference = groups[0].new_empty(groups[0].shape), groups[0].new_empty(groups[0].shape)
+    asymmetry = []
+    for some in groups:
+        some_transposed, some_difference = transposed[: len(some)], difference[: len(some)]
+        some_transposed.copy_(some.mT)
+        norm = torch.linalg.vector_norm(some, dim=(-2, -1))
+        torch.sub(some, some_transposed, out=some_difference)
+        asymmetry.append(torch.linalg.vector_norm(some_difference, dim=(-2, -1)) / norm.where(norm > 0, 1))
+        some.add_(some_transposed).mul_(0.5)
+    return torch.cat([a.view(-1) for a in asymmetry]).view(matrices.shape[:2])
+
+
+def _looks_wrong(matrices: Tensor, asymmetry: Tensor) -> bool:
+    """Whether a matrix was asymmetric by more than rounding, is not finite, or is zero (its first rows are)."""
+    zero = ~matrices[..., :1, :].any(-1).any(-1)
+    if zero.any():
+        zero = ~matrices.flatten(2).any(-1)
+    return bool((zero | ~(asymmetry <= TOLERANCE[matrices.dtype])).any())
 
 
 def _confirmed(batch: TargetBatch, matrices: Tensor, generator: torch.Generator) -> bool:
-    """Whether H v is what reverse_over_reverse gives for one random v per sample (tolerance 1e-2 in float32)."""
+    """Whether H v is what reverse_over_reverse gives for one random v per sample, where one of them is finite."""
     v = random_vectors(batch, generator)[:, :1]
     expected = AUTODIFF_MODES["reverse_over_reverse"](batch).hvp(v.expand(batch.shape))
-    difference = relative_difference((v.unsqueeze(2) @ matrices).squeeze(2), expected)  # columns are stored as rows
-    return bool(difference <= (1e-6 if matrices.dtype == torch.float64 else 1e-2))
+    found = (matrices @ v.unsqueeze(-1)).squeeze(-1)
+    finite = (expected.isfinite().all(-1) | found.isfinite().all(-1)).unsqueeze(-1)
+    difference = relative_difference(found.where(finite, 0), expected.where(finite, 0))
+    return bool(difference <= TOLERANCE[matrices.dtype])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,14 +13,15 @@ from torch import Tensor
 from lightning_hessian.curvature.batching import concatenate, in_groups
 from lightning_hessian.curvature.checks.certificate import Prediction, predict
 from lightning_hessian.curvature.cost_model import (
+    ModelCosts,
+    block_memory,
     dense_bytes,
-    first_block,
     gauss_newton_hessian_bytes,
     group_size,
     hessian_bytes,
-    largest_block,
 )
-from lightning_hessian.curvature.methods.columns import hessians
+from lightning_hessian.curvature.memory import kept_pages, return_pages
+from lightning_hessian.curvature.methods.columns import hessians, symmetrize_
 from lightning_hessian.curvature.methods.interface import MethodInput, MethodResult
 from lightning_hessian.curvature.operators.autodiff import AutodiffMode
 from lightning_hessian.curvature.operators.gauss_newton import TermNorms, gauss_newton_hessians, term_norms
@@ -28,7 +31,11 @@ from lightning_hessian.curvature.spectrum import (
     exact_decomposition,
     zero_decomposition,
 )
-from lightning_hessian.errors import MeasurementError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def dense_spectrum(given: MethodInput) -> MethodResult:
@@ -38,8 +45,7 @@ def dense_spectrum(given: MethodInput) -> MethodResult:
     """
 
     def work(samples: slice) -> tuple[Decomposition, Prediction, Tensor, Counter[AutodiffMode]]:
-        whole, by_mode = _hessians(given, samples)
-        asymmetry = symmetrize_(whole)
+        whole, asymmetry, by_mode = _hessians(given, samples)
         terms = term_norms(given.batch.select(samples), whole)
         gradient = given.gradient[samples]
         found = decompose(whole, gradient, given.options.num_eigenvalues, terms, asymmetry)
@@ -52,14 +58,16 @@ def dense_spectrum(given: MethodInput) -> MethodResult:
         return found, prediction, whole[: max(0, given.num_matrices - samples.start)].clone(), by_mode
 
     groups, predictions, matrices, num_columns = [], [], [], Counter[AutodiffMode]()
-    for samples, (found, prediction, first_matrices, by_mode) in in_groups(
-        given.batch.num_samples, _group_size(given), work
-    ):
-        groups.append(found)
-        predictions.append(prediction)
-        matrices.append(first_matrices)
-        for mode, count in by_mode.items():
-            num_columns[mode] += count * (samples.stop - samples.start)
+    with kept_pages(given.batch.x.device):
+        for samples, (found, prediction, first_matrices, by_mode) in in_groups(
+            given.batch.num_samples, _group_size(given, dense_bytes), work
+        ):
+            groups.append(found)
+            predictions.append(prediction)
+            matrices.append(first_matrices)
+            for mode, count in by_mode.items():
+                num_columns[mode] += count * (samples.stop - samples.start)
+            return_pages(given.memory_budget)
     return MethodResult(
         concatenate(groups),
         concatenate(predictions),
@@ -71,41 +79,38 @@ def dense_spectrum(given: MethodInput) -> MethodResult:
 
 def whole_hessians(given: MethodInput) -> Tensor:
     """Symmetric whole Hessians ``[N, K, D, D]`` of all samples; those of a single group are not copied."""
-
-    def work(samples: slice) -> Tensor:
-        matrices, _ = _hessians(given, samples)
-        symmetrize_(matrices)
-        return matrices
-
     result = None
-    for samples, matrices in in_groups(given.batch.num_samples, _group_size(given), work):
-        if len(matrices) == given.batch.num_samples:
-            return matrices
-        result = matrices.new_empty(*given.batch.shape, given.batch.num_inputs) if result is None else result
-        result[samples] = matrices
+    with kept_pages(given.batch.x.device):
+        for samples, (matrices, _, _) in in_groups(
+            given.batch.num_samples, _group_size(given, hessian_bytes), lambda samples: _hessians(given, samples)
+        ):
+            if len(matrices) == given.batch.num_samples:
+                return matrices
+            result = matrices.new_empty(*given.batch.shape, given.batch.num_inputs) if result is None else result
+            result[samples] = matrices
+            return_pages(given.memory_budget)
     assert result is not None
     return result
 
 
-def _hessians(given: MethodInput, samples: slice) -> tuple[Tensor, Counter[AutodiffMode]]:
-    """Those of some samples, JᵀAJ if that is exact, else column by column; and the columns of each autodiff mode."""
+def _hessians(given: MethodInput, samples: slice) -> tuple[Tensor, Tensor, Counter[AutodiffMode]]:
+    """Those of some samples, JᵀAJ if that is exact, else by columns; asymmetry; and the columns of each mode."""
     batch, costs, options = given.batch.select(samples), given.costs, given.options
     if _as_gauss_newton(given):
-        return gauss_newton_hessians(batch), Counter()
+        matrices = gauss_newton_hessians(batch)
+        return matrices, symmetrize_(matrices), Counter()
 
     def progress(what: str, done: int, _: int | None) -> None:
         num_inputs = batch.num_inputs
         given.progress(what, samples.start * num_inputs + done, given.batch.num_samples * num_inputs)
 
-    first, largest = first_block(costs, batch.num_samples), largest_block(costs, batch.num_samples, given.memory_budget)
-    if options.chunk_size != "auto":
-        first = largest = options.chunk_size
     return hessians(
         batch,
-        costs.modes,
-        first_block=first,
-        largest_block=largest,
+        given.modes,
+        memory=block_memory(costs, batch.num_samples, given.memory_budget),
+        column_estimate=costs.column_estimate * batch.num_samples,
         generator=options.generator(),
+        chunk_size=None if options.chunk_size == "auto" else options.chunk_size,
         progress=progress,
     )
 
@@ -116,33 +121,14 @@ def _as_gauss_newton(given: MethodInput) -> bool:
     return exact and gauss_newton_hessian_bytes(given.costs) <= given.memory_budget
 
 
-def _group_size(given: MethodInput) -> int:
-    """How many samples' whole Hessians fit the memory."""
+def _group_size(given: MethodInput, num_bytes: Callable[[ModelCosts], int]) -> int:
+    """How many samples' whole Hessians fit the memory, with what else takes ``num_bytes`` of one where that fits."""
     costs, memory_budget = given.costs, given.memory_budget
     if _as_gauss_newton(given):
         return memory_budget // gauss_newton_hessian_bytes(costs)
-    # With what ``term_norms`` needs where that fits: ``whole_hessians`` does without.
-    per_sample = dense_bytes(costs) if dense_bytes(costs) <= memory_budget else hessian_bytes(costs)
+    per_sample = num_bytes(costs) if num_bytes(costs) <= memory_budget else hessian_bytes(costs)
     what = f"The whole Hessians ({given.batch.num_classes} classes, D = {given.batch.num_inputs})"
     return group_size(given.batch.num_samples, per_sample, memory_budget, what)
-
-
-def symmetrize_(matrices: Tensor) -> Tensor:
-    """Makes contiguous ``[n, K, D, D]`` symmetric in place, H ← (H + Hᵀ)/2, one matrix at a time.
-
-    Returns:
-        The relative asymmetry ‖H − Hᵀ‖/‖H‖ there was (Frobenius, ``[n, K]``; 0 for a zero matrix).
-    """
-    scratch = matrices.new_empty(matrices.shape[-2:])
-    asymmetry = matrices.new_zeros(matrices.shape[:2])
-    each = matrices.view(-1, *matrices.shape[-2:])  # raises where it would be a copy, which nobody would see
-    for matrix, result in zip(each, asymmetry.view(-1), strict=True):
-        norm = matrix.norm()
-        torch.sub(matrix, matrix.mT, out=scratch)
-        result.copy_(scratch.norm() / norm.where(norm > 0, 1))
-        torch.add(matrix, matrix.mT, out=scratch)
-        torch.mul(scratch, 0.5, out=matrix)
-    return asymmetry
 
 
 def decompose(
@@ -150,14 +136,14 @@ def decompose(
 ) -> Decomposition:
     """The complete eigendecomposition of symmetric ``[n, K, D, D]``; ``asymmetry``: what they had before.
 
-    Residuals are measured, for every pair. Cost: one ``eigh`` per problem, D³.
-
-    Raises:
-        MeasurementError: a matrix is not finite.
+    Residuals are measured, for every pair. Problems whose matrix is not finite get NaN; the others are not affected.
+    Cost: one ``eigh`` per problem, D³.
     """
     num_inputs = matrices.shape[-1]
-    if not matrices.isfinite().all():
-        raise MeasurementError("A Hessian has entries that are not finite (overflow in the second derivative).")
+    finite = matrices.isfinite().flatten(2).all(-1)
+    if not finite.all():
+        numbers = decompose(matrices.where(finite[..., None, None], 0), gradient, num_vectors, terms, asymmetry)
+        return _with_nan(numbers, ~finite)
     if not matrices.any():
         zero = zero_decomposition(gradient, num_inputs, num_vectors)
         return replace(
@@ -178,3 +164,17 @@ def decompose(
         gradient_curvature=(gradient * along).sum(-1) / gradient.square().sum(-1),
         asymmetry=asymmetry,
     )
+
+
+def _with_nan(found: T, where: Tensor) -> T:
+    """The same with NaN for the problems ``[n, K]`` at which ``where`` is True."""
+    changed: dict[str, Any] = {}
+    for field in fields(found):
+        value = getattr(found, field.name)
+        if is_dataclass(value) and not isinstance(value, type):
+            changed[field.name] = _with_nan(value, where)
+        elif isinstance(value, Tensor) and value.is_floating_point():
+            changed[field.name] = value.masked_fill(where.reshape(*where.shape, *(1,) * (value.dim() - 2)), torch.nan)
+        elif isinstance(value, Tensor) and value.dtype == torch.bool:  # ``converged``
+            changed[field.name] = value & ~where.unsqueeze(-1)
+    return replace(found, **changed)

@@ -10,16 +10,17 @@ from torch import Tensor
 
 from lightning_hessian.curvature.analysis import Analysis, differentiate
 from lightning_hessian.curvature.checks.certificate import Prediction, predict
-from lightning_hessian.curvature.checks.diagnosis import Diagnosis, named
+from lightning_hessian.curvature.checks.diagnosis import Diagnosis, Finding
 from lightning_hessian.curvature.checks.verdict import (
     CheckSettings,
     PreviousChecks,
     Verdict,
     checked,
     unchecked,
+    underflow,
     why_not_finite,
 )
-from lightning_hessian.curvature.checks.zero import kind_of_zero, weighted_targets, zero_in_float64
+from lightning_hessian.curvature.checks.zero import kind_of_zero, weighted_targets
 from lightning_hessian.curvature.cost_model import ModelCosts, check_group
 from lightning_hessian.curvature.meter import Meter, Progress, silent
 from lightning_hessian.curvature.methods.dense import dense_spectrum, whole_hessians
@@ -122,7 +123,7 @@ def execute(
     meter = meter or Meter(batch.x.device)
     share = share or Share(range(batch.num_samples), batch.num_samples)
     memory = options.memory(batch.x.device)
-    costs = analysis.costs if analysis else ModelCosts(batch, options.seed)
+    costs = analysis.costs if analysis else ModelCosts(batch, memory)
     gradient = analysis.gradient if analysis else differentiate(batch, costs, memory).gradient
     diagnosis = plan.diagnosis
     given = MethodInput(
@@ -153,8 +154,7 @@ def execute(
         diagnosis=conclusion.diagnosis,
         cost=meter.cost(result.num_matvecs),
     )
-    turn = 0 if share.checks is None else share.checks.turn + 1
-    checks = PreviousChecks(verdict.steps.cpu(), turn, _circumstances(plan, result))
+    checks = verdict.passed_on(share.checks, _circumstances(plan, result))
     return Measurement(spectrum, result.matrices if plan.num_matrices else None, plan, checks)
 
 
@@ -208,8 +208,8 @@ def _checked(given: MethodInput, plan: Plan, results: _Results, share: Share) ->
         settings=CheckSettings(
             check_group(given.costs, given.memory_budget), given.options.seed, given.piecewise_linear
         ),
+        previous=share.checks,
         due=due,
-        steps=None if share.checks is None else share.checks.steps,
     )
 
 
@@ -231,11 +231,9 @@ def _conclude(given: MethodInput, plan: Plan, found: Decomposition, verdict: Ver
     """
     batch, generator, of_checks = given.batch, given.options.generator(), verdict.explanation
 
-    def samples_with(entries: Tensor) -> list[int]:
-        return entries.any(dim=1).nonzero().flatten().tolist()
-
-    def names(entries: Tensor) -> str:
-        return named(share.numbers[i] for i in samples_with(entries))
+    def where(entries: Tensor, sentence: str) -> list[Finding]:
+        samples = entries.any(dim=1).nonzero().flatten().tolist()
+        return [Finding(sentence, tuple(share.numbers[i] for i in samples))] if samples else []
 
     norm = found.eigenvalues.abs().amax(dim=-1)
     measured = torch.ones_like(norm, dtype=torch.bool)
@@ -243,42 +241,33 @@ def _conclude(given: MethodInput, plan: Plan, found: Decomposition, verdict: Ver
         measured &= share.finite.to(norm.device).unsqueeze(1)
     finite = norm.isfinite()
     valid = of_checks.valid & measured & finite
-    diagnosis = plan.diagnosis.with_findings(*of_checks.findings)
+    diagnosis = plan.diagnosis.with_findings(of_checks.findings)
     lost = measured & ~finite
     if lost.any():
-        why = why_not_finite(batch.select(torch.tensor(samples_with(lost), device=batch.x.device)), generator)
-        diagnosis = diagnosis.with_findings(f"The Hessian at {names(lost)} is not finite. {why}")
+        why = why_not_finite(batch.select(lost.any(dim=1).nonzero().flatten()), generator)
+        diagnosis = diagnosis.with_findings(where(lost, f"The Hessian at {{}} is not finite. {why}"))
         if not finite.any():
-            raise MeasurementError(" ".join(diagnosis.findings))
+            raise MeasurementError(" ".join(map(str, diagnosis.findings)))
     asymmetric = valid & ~of_checks.is_rounding & (found.asymmetry > ASYMMETRY_TOLERANCE[batch.x.dtype])
     if asymmetric.any():
         worst = float(found.asymmetry[asymmetric].max())
         help_ = " It is lost in rounding: measure in float64." if batch.x.dtype == torch.float32 else ""
-        diagnosis = diagnosis.with_findings(
-            f"The Hessian at {names(asymmetric)} is asymmetric by up to {worst:.1e} of its norm.{help_}"
-        )
+        sentence = f"The Hessian at {{}} is asymmetric by up to {worst:.1e} of its norm.{help_}"
+        diagnosis = diagnosis.with_findings(where(asymmetric, sentence))
         valid = valid & ~asymmetric
     if (valid & of_checks.is_rounding).any():
         everywhere = bool((of_checks.is_rounding | (norm == 0) | ~valid).all())
-        finding = f"It is zero up to rounding at {names(valid & of_checks.is_rounding)}."
-        diagnosis = replace(diagnosis, kind="rounding") if everywhere else diagnosis.with_findings(finding)
+        findings = where(valid & of_checks.is_rounding, "It is zero up to rounding at {}.")
+        diagnosis = replace(diagnosis, kind="rounding") if everywhere else diagnosis.with_findings(findings)
     zero = valid & (norm == 0) & ~of_checks.is_rounding
     if zero.any() and not diagnosis.zero:
-        diagnosis, valid = _about_zero(given, diagnosis, valid, zero, names(zero))
+        if found_underflow := underflow(batch, zero, share.numbers, generator):
+            diagnosis, valid = diagnosis.with_findings(found_underflow), valid & ~zero
+        elif (zero | ~valid).all():
+            first = batch.select(zero.any(dim=1).nonzero()[:1].flatten())
+            diagnosis = replace(diagnosis, kind=kind_of_zero(weighted_targets(first, generator), generator))
+        else:
+            diagnosis = diagnosis.with_findings(where(zero, "It is exactly zero at {}."))
     if not valid.any() and diagnosis.kind != "disconnected" and of_checks.wrong.any():
         diagnosis = replace(diagnosis, kind="inconsistent")
     return _Conclusion(replace(diagnosis, trusted=of_checks.trusted), valid)
-
-
-def _about_zero(
-    given: MethodInput, diagnosis: Diagnosis, valid: Tensor, zero: Tensor, names: str
-) -> tuple[Diagnosis, Tensor]:
-    """Of Hessians that turned out to be zero: in this precision, at these samples, or everywhere."""
-    generator = given.options.generator()
-    first = weighted_targets(given.batch.select(zero.any(dim=1).nonzero()[:1].flatten()), generator)
-    if not zero_in_float64(first, generator):
-        finding = f"The curvature at {names} underflows in float32: measure in float64."
-        return diagnosis.with_findings(finding), valid & ~zero
-    if bool((zero | ~valid).all()):
-        return replace(diagnosis, kind=kind_of_zero(first, generator)), valid
-    return diagnosis.with_findings(f"It is exactly zero at {names}."), valid

@@ -27,9 +27,9 @@ class MethodInput:
         piecewise_linear: the network is, at these samples: JᵀAJ is the whole Hessian.
         options: how to measure; their ``max_memory`` includes the results.
         memory_budget: bytes that may be used besides the results.
-        modes: autodiff modes that may be used.
         previous: eigenvectors ``[N, K, V, D]`` of the last measurement at the same samples, or None.
         num_matrices: for how many samples, counted from the first, the whole matrices are wanted too.
+        modes: autodiff modes for whole matrices: the first is used where it works (``columns.hessians``).
         progress: called with the number of finished columns, samples or matrix-vector products.
     """
 
@@ -39,9 +39,9 @@ class MethodInput:
     piecewise_linear: bool
     options: Options
     memory_budget: int
-    modes: tuple[AutodiffMode, ...] = get_args(AutodiffMode)
     previous: Tensor | None = None
     num_matrices: int = 0
+    modes: tuple[AutodiffMode, ...] = get_args(AutodiffMode)
     progress: Progress = silent
 
 

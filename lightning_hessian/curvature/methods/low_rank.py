@@ -9,7 +9,7 @@ from lightning_hessian.curvature.batching import concatenate, in_groups
 from lightning_hessian.curvature.checks.certificate import predict
 from lightning_hessian.curvature.cost_model import group_size, low_rank_bytes, vector_bytes
 from lightning_hessian.curvature.methods.interface import MethodInput, MethodResult
-from lightning_hessian.curvature.operators.gauss_newton import jacobian, output_hessian
+from lightning_hessian.curvature.operators.gauss_newton import output_hessian, outputs_with_jacobian
 from lightning_hessian.curvature.spectrum import eigenpairs, exact_decomposition
 from lightning_hessian.curvature.target_batch import TargetBatch
 
@@ -49,16 +49,20 @@ def low_rank_decomposition(
 
     Cost: C gradients and a QR decomposition of D×C per sample.
     """
-    j, a = jacobian(batch), output_hessian(batch)
+    outputs, j = outputs_with_jacobian(batch)
+    a = output_hessian(batch, outputs)
     q, r = torch.linalg.qr(j.mT)
-    small = r.unsqueeze(1) @ a @ r.mT.unsqueeze(1)
+    num_classes = batch.num_classes
+    small = (r.unsqueeze(1) @ a).flatten(1, 2) @ r.mT  # [N, K·C, C]: one product per sample, without copies of R
+    small = small.unflatten(1, (num_classes, -1))
     small = (small + small.mT) / 2
     pairs, vectors = eigenpairs(small, num_vectors)
     eigenvalues, index = pairs["eigenvalues"], pairs["vector_index"]
     chosen = vectors.gather(-1, index.unsqueeze(-2).expand(*vectors.shape[:-1], -1))
     along = ((gradient @ q).unsqueeze(-2) @ vectors).squeeze(-2)  # the gradient's component along each eigenvector
     norm = eigenvalues.square().sum(-1).sqrt()
-    top = (q.unsqueeze(1) @ chosen[..., :1]).squeeze(-1)
+    eigenvectors = (chosen.mT.flatten(1, 2) @ q.mT).unflatten(1, (num_classes, -1))
+    rows = (small.flatten(1, 2) @ q.mT).unflatten(1, (num_classes, -1))  # of R A Rᵀ Qᵀ, [N, K, C, D]
 
     def curvature(w: Tensor) -> Tensor:
         components = ((w.unsqueeze(1) @ q).unsqueeze(1) @ vectors).squeeze(-2)
@@ -66,13 +70,15 @@ def low_rank_decomposition(
 
     decomposition = exact_decomposition(
         **pairs,
-        eigenvectors=(q.unsqueeze(1) @ chosen).mT,
+        eigenvectors=eigenvectors,
         trace=eigenvalues.sum(-1),
         frobenius_norm=norm,
         gauss_newton_norm=norm.clone(),
         functional_norm=torch.zeros_like(norm),
-        diagonal=(small @ q.mT.unsqueeze(1)).mul(q.mT.unsqueeze(1)).sum(-2),
+        diagonal=rows.mul_(q.mT.unsqueeze(1)).sum(-2),
         gradient_curvature=(eigenvalues * along.square()).sum(-1) / gradient.square().sum(-1),
         asymmetry=torch.zeros_like(norm),
     )
-    return MethodResult(decomposition, predict(gradient, top, eigenvalues.abs().amax(-1), curvature, generator))
+    return MethodResult(
+        decomposition, predict(gradient, eigenvectors[:, :, 0], eigenvalues.abs().amax(-1), curvature, generator)
+    )

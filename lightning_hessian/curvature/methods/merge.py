@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lightning_hessian.curvature.batching import combine, concatenate
-from lightning_hessian.curvature.checks.diagnosis import combined
+from lightning_hessian.curvature.checks.diagnosis import combined, joined
 from lightning_hessian.curvature.meter import Meter
 from lightning_hessian.curvature.methods.execute import Measurement
 
@@ -37,7 +37,8 @@ def merged(measurements: Sequence[Measurement], meter: Meter) -> Measurement:
         diagnosis=diagnosis,
         cost=meter.cost(num_matvecs),
     )
-    return replace(whole, spectrum=spectrum)
+    findings = joined(finding for m in measurements for finding in m.checks.findings)
+    return replace(whole, spectrum=spectrum, checks=replace(whole.checks, findings=findings))
 
 
 def _with_vectors(measurement: Measurement, number: int) -> Measurement:

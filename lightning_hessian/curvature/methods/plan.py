@@ -6,11 +6,12 @@ from bisect import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from lightning_hessian.curvature.checks.diagnosis import Diagnosis
+from lightning_hessian.curvature.checks.diagnosis import Diagnosis, Finding
 from lightning_hessian.curvature.cost_model import (
     EIGH_SECONDS,
     ModelCosts,
     expected_seconds,
+    expected_work,
     gauss_newton_hessian_bytes,
     hessian_bytes,
     least_memory,
@@ -18,7 +19,6 @@ from lightning_hessian.curvature.cost_model import (
     result_bytes,
 )
 from lightning_hessian.curvature.memory import readable
-from lightning_hessian.curvature.methods.timing import seconds_per_column, seconds_per_matvec
 from lightning_hessian.curvature.options import MethodName, Options
 from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.errors import MeasurementError
@@ -65,6 +65,7 @@ def make_plan(
     *,
     previous_method: MethodName | None = None,
     num_matrices: int = 0,
+    seconds_per_matvec: float | None = None,
 ) -> Plan:
     """The cheapest method that is exact or has an error estimate, and fits the memory.
 
@@ -73,6 +74,7 @@ def make_plan(
         previous_method: what an earlier measurement of the run chose by time or memory: used again where it still
             applies, so that the curves of a run are comparable.
         num_matrices: for how many samples the whole matrices are wanted: planned where they fit beside the results.
+        seconds_per_matvec: of one HVP of every problem, where it is known; else work alone decides.
 
     Raises:
         MeasurementError: ``low_rank`` was asked for and the network is not piecewise linear.
@@ -87,16 +89,16 @@ def make_plan(
     if one_sample and diagnosis.network_is_piecewise_linear:
         one_sample = min(one_sample, gauss_newton_hessian_bytes(costs))
     fitting = num_matrices if result_bytes(batch, options, num_matrices) + one_sample <= memory else 0
-    plan = _choose(batch, costs, diagnosis, options, memory, previous_method, fitting)
+    plan = _choose(batch, costs, diagnosis, options, memory, previous_method, fitting, seconds_per_matvec)
     working = 0 if diagnosis.zero else max(one_sample, method_bytes(plan.method, costs, options))
     need = result_bytes(batch, options, num_matrices) + working
     if num_matrices == 0 or need <= memory:
         return replace(plan, num_matrices=num_matrices)
-    finding = (
+    finding = Finding(
         f"Whole matrices for heatmaps need {readable(need)}, and {readable(memory)} may be used, so no heatmap is "
         f"drawn. Set heatmap_samples=0, or max_memory={need} to make them fit."
     )
-    return replace(plan, num_matrices=0, diagnosis=replace(diagnosis, findings=(*diagnosis.findings, finding)))
+    return replace(plan, num_matrices=0, diagnosis=diagnosis.with_findings([finding]))
 
 
 def _choose(
@@ -107,6 +109,7 @@ def _choose(
     memory: int,
     previous_method: MethodName | None,
     num_matrices: int,
+    seconds_per_matvec: float | None,
 ) -> Plan:
     if options.method != "auto":
         return Plan(options.method, "asked for", diagnosis)
@@ -129,35 +132,34 @@ def _choose(
         return Plan("dense", f"D = {batch.num_inputs} is small enough for whole matrices", diagnosis)
     if num_matrices == batch.num_samples:
         return Plan("dense", "the whole matrices of every sample are wanted for heatmaps anyway", diagnosis)
-    return cheaper(
-        batch.shape,
-        options,
-        seconds_per_matvec(batch, costs, memory, options.generator()),
-        seconds_per_column(batch, costs, memory, options.chunk_size),
-        EIGH_SECONDS[batch.x.dtype],
-        num_matrices,
-        diagnosis=diagnosis,
-    )
+    eigh_seconds = EIGH_SECONDS[batch.x.dtype]
+    return cheaper(batch.shape, options, seconds_per_matvec, eigh_seconds, num_matrices, diagnosis=diagnosis)
 
 
 def cheaper(
     shape: tuple[int, int, int],
     options: Options,
-    seconds_per_matvec: float,
-    seconds_per_column: float,
+    seconds_per_matvec: float | None,
     eigh_seconds: float,
     num_matrices: int = 0,
     *,
     diagnosis: Diagnosis,
 ) -> Plan:
     """``dense`` unless it costs much more than ``lanczos``: it is exact and complete. See ``expected_seconds``."""
-    expected = expected_seconds(shape, options, seconds_per_matvec, seconds_per_column, eigh_seconds, num_matrices)
+    if seconds_per_matvec is None:
+        work = expected_work(shape, options, num_matrices)
+        method: MethodName = "dense" if work["dense"] <= WORTH * work["lanczos"] else "lanczos"
+        reason = (
+            f"the whole spectrum (D = {shape[2]}) is expected to cost as much as {work['dense']:.0f} Hessian-vector "
+            f"products and its ends {work['lanczos']:.0f}"
+        )
+        return Plan(method, reason, diagnosis)
+    expected = expected_seconds(shape, options, seconds_per_matvec, eigh_seconds, num_matrices)
+    method = "dense" if expected["dense"] <= max(CHEAP, WORTH * expected["lanczos"]) else "lanczos"
     reason = (
-        f"with {seconds_per_matvec:.2g} s per Hessian-vector product and {seconds_per_column:.2g} s per column, the "
-        f"whole spectrum (D = {shape[2]}) is expected to take {expected['dense']:.2g} s and its ends "
-        f"{expected['lanczos']:.2g} s"
+        f"with {seconds_per_matvec:.2g} s per Hessian-vector product, the whole spectrum (D = {shape[2]}) is expected "
+        f"to take {expected['dense']:.2g} s and its ends {expected['lanczos']:.2g} s"
     )
-    method: MethodName = "dense" if expected["dense"] <= max(CHEAP, WORTH * expected["lanczos"]) else "lanczos"
     return Plan(method, reason, diagnosis, seconds_per_matvec, expected)
 
 

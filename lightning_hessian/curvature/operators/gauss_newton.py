@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -50,58 +49,94 @@ class GaussNewtonOperator(BatchOperator):
         return pull_back(self._outputs, self._x, ajv).flatten(1)
 
 
-def jacobian(batch: TargetBatch) -> Tensor:
+def jacobian(batch: TargetBatch, along: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """J, the gradients of all C outputs with respect to the input, ``[N, C, D]``.
 
-    The backward passes are ``vmap``-batched where that gives what a plain backward pass gives along a random
-    weighting of the outputs, and done one after another elsewhere. Cost: at most C gradients.
+    The backward passes are ``vmap``-batched where that gives what a plain backward pass gives along one weighting of
+    the outputs, and done one after another elsewhere.
+
+    Args:
+        batch: the network and its samples.
+        along: a weighting u ``[N, C]`` and Jᵀu ``[N, D]`` from a plain backward pass, if there is one already.
+
+    Cost: one forward pass, at most C + 1 backward passes.
     """
-    x = batch.x.detach().clone().requires_grad_()
-    outputs = batch.outputs(x)
-    num_outputs = outputs.shape[1]
-    if not outputs.requires_grad:
-        return x.new_zeros(len(x), num_outputs, batch.num_inputs)
+    return outputs_with_jacobian(batch, along)[1]
 
-    numbers = torch.arange(num_outputs, device=x.device)
 
-    def one_hot(c: Tensor) -> Tensor:  # one at a time: all of them are C² numbers
-        return (numbers == c).to(x.dtype).expand(len(x), -1)
-
+def outputs_with_jacobian(batch: TargetBatch, along: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """The outputs z ``[N, C]`` and their Jacobian ``[N, C, D]``, as ``jacobian``."""
     try:
-        back = vjp(batch.outputs, x.detach())[1]
-        rows = vmap(lambda c: back(one_hot(c))[0], chunk_size=VMAPPED_OUTPUTS)(numbers)
+        pullback = vjp(batch.outputs, batch.x.detach())
+        outputs, back = pullback[0], pullback[1]
+        weights = _weighting(outputs) if along is None else along[0]
+        expected = back(weights)[0].flatten(1) if along is None else along[1]
+        rows = vmap(lambda c: back(_one_hot(outputs, c))[0], chunk_size=VMAPPED_OUTPUTS)(_numbers(outputs))
         batched = rows.flatten(2).transpose(0, 1)
-    except Exception as error:  # every kind of module that lacks a vmap rule
+        combined = (weights.unsqueeze(1) @ batched).squeeze(1)
+        if relative_difference(combined, expected) <= torch.finfo(batch.x.dtype).eps ** 0.5:
+            return outputs.detach(), batched
+    except Exception as error:  # every kind of module that lacks a rule for vjp or vmap
         if out_of_memory(error):
             raise
-        batched = None
-    weights = torch.linspace(1, 2, num_outputs, dtype=x.dtype, device=x.device)
-    expected = pull_back(outputs, x, weights.expand(len(x), -1)).flatten(1)
-    tolerance = torch.finfo(x.dtype).eps ** 0.5
-    if batched is not None and relative_difference(weights @ batched, expected) <= tolerance:
-        return batched
-    return torch.stack([pull_back(outputs, x, one_hot(c)).flatten(1) for c in numbers], dim=1)
+    x = batch.x.detach().clone().requires_grad_()
+    outputs = batch.outputs(x)
+    rows = torch.stack([pull_back(outputs, x, _one_hot(outputs, c)).flatten(1) for c in _numbers(outputs)], dim=1)
+    return outputs.detach(), rows
 
 
-def output_hessian(batch: TargetBatch) -> Tensor:
-    """A = ∂²τ/∂z² of every problem, ``[N, K, C, C]``; exactly zero for a target linear in the outputs."""
-    outputs = _batch_of_outputs(batch)
-    return ReverseOverReverse(outputs).columns(torch.eye(outputs.num_inputs).to(outputs.x))
+def _weighting(outputs: Tensor) -> Tensor:
+    """Weights of the outputs ``[N, C]`` that tell them apart."""
+    return torch.linspace(1, 2, outputs.shape[1]).to(outputs).expand_as(outputs)
+
+
+def _numbers(outputs: Tensor) -> Tensor:
+    return torch.arange(outputs.shape[1], device=outputs.device)
+
+
+def _one_hot(outputs: Tensor, c: Tensor) -> Tensor:
+    """One output's cotangent ``[N, C]``; made one at a time: all of them are C² numbers."""
+    return (_numbers(outputs) == c).to(outputs.dtype).expand_as(outputs)
+
+
+def output_hessian(batch: TargetBatch, outputs: Tensor | None = None) -> Tensor:
+    """A = ∂²τ/∂z² of every problem, ``[N, K, C, C]``; exactly zero for a target linear in the outputs.
+
+    Args:
+        batch: the targets.
+        outputs: z ``[N, C]`` at the samples, where they are known; otherwise one forward pass.
+    """
+    targets = targets_of_outputs(batch, outputs)
+    return ReverseOverReverse(targets).columns(torch.eye(targets.num_inputs).to(targets.x))
 
 
 def gauss_newton_hessians(batch: TargetBatch) -> Tensor:
     """JᵀAJ of every problem, ``[N, K, D, D]``. Cost: C gradients."""
-    j, a = jacobian(batch), output_hessian(batch)
+    outputs, j = outputs_with_jacobian(batch)
+    a = output_hessian(batch, outputs)
     return j.mT.unsqueeze(1) @ a @ j.unsqueeze(1)
 
 
-def factored_gauss_newton(batch: TargetBatch) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """V ↦ JᵀAJ v, ``[P, D]`` to ``[P, D]``, from J and A formed once, and ‖JᵀAJ‖ ``[P]``. Cost: C gradients."""
-    j, a = jacobian(batch), output_hessian(batch)
+@dataclass(frozen=True)
+class FactoredGaussNewton:
+    """JᵀAJ of P problems from J ``[P, C, D]`` and A ``[P, C, C]``, with its Frobenius norm ``[P]``."""
+
+    j: Tensor
+    a: Tensor
+    norm: Tensor
+
+    def apply(self, v: Tensor) -> Tensor:
+        """JᵀAJ v for M vectors of each problem, ``[P, M, D]``."""
+        return (v @ self.j.mT) @ self.a.mT @ self.j
+
+
+def factored_gauss_newton(batch: TargetBatch) -> FactoredGaussNewton:
+    """J and A of every problem, formed once. Cost: C gradients."""
+    outputs, j = outputs_with_jacobian(batch)
+    a = output_hessian(batch, outputs)
     r = torch.linalg.qr(j.mT, mode="r").R.unsqueeze(1)
     norm = torch.linalg.matrix_norm(r @ a @ r.mT)
-    j, a = j.repeat_interleave(batch.num_classes, dim=0), a.flatten(0, 1)
-    return lambda v: (j.mT @ (a @ (j @ v.unsqueeze(-1)))).squeeze(-1), norm.flatten()
+    return FactoredGaussNewton(j.repeat_interleave(batch.num_classes, dim=0), a.flatten(0, 1), norm.flatten())
 
 
 @dataclass(frozen=True)
@@ -120,8 +155,8 @@ def term_norms(batch: TargetBatch, matrices: Tensor) -> TermNorms:
 
     Cost: C gradients, and D products with A, which do not run the network.
     """
-    outputs = _batch_of_outputs(batch)
-    if _has_zero_hessian(outputs):
+    outputs = targets_of_outputs(batch)
+    if has_zero_hessian(outputs):
         norm = torch.linalg.matrix_norm(matrices)
         return TermNorms(torch.zeros_like(norm), norm)
     j = jacobian(batch)
@@ -136,10 +171,11 @@ def term_norms(batch: TargetBatch, matrices: Tensor) -> TermNorms:
     return TermNorms(*(torch.linalg.vector_norm(torch.stack(blocks), dim=0) for blocks in (gauss_newton, functional)))
 
 
-def _batch_of_outputs(batch: TargetBatch) -> TargetBatch:
-    """The same targets as functions of the outputs z ``[N, C]``."""
-    with torch.no_grad():
-        outputs = batch.outputs(batch.x)
+def targets_of_outputs(batch: TargetBatch, outputs: Tensor | None = None) -> TargetBatch:
+    """The same targets as functions of the outputs z ``[N, C]``; those are computed if they are not given."""
+    if outputs is None:
+        with torch.no_grad():
+            outputs = batch.outputs(batch.x)
     return TargetBatch(lambda z: z, batch.target, outputs, batch.classes)
 
 
@@ -152,7 +188,7 @@ def _output_hvps(outputs: TargetBatch, vectors: Tensor) -> Tensor:
     return products.reshape(times, num_samples, num_classes, num_outputs).permute(1, 2, 3, 0)
 
 
-def _has_zero_hessian(outputs: TargetBatch) -> bool:
+def has_zero_hessian(outputs: TargetBatch) -> bool:
     """Whether the target is linear in the outputs: its second derivatives are then exact zeros."""
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(NUM_DRAWS, outputs.num_inputs, generator=generator, dtype=torch.float64).to(outputs.x)

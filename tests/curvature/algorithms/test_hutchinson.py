@@ -4,14 +4,30 @@ import pytest
 import torch
 from support.spectra import EVEN, SPREAD, prescribed, run
 
-from lightning_hessian.curvature.algorithms.hutchinson import estimate, estimate_norm
+from lightning_hessian.curvature.algorithms.hutchinson import (
+    estimate,
+    estimate_asymmetry,
+    estimate_norm,
+    random_products,
+)
+from lightning_hessian.curvature.algorithms.krylov import KnownProducts
 from lightning_hessian.curvature.algorithms.quadrature import Density, density
+from lightning_hessian.curvature.operators.hessian import MatrixOperator
 
 F64 = torch.float64
 
 
-def estimates(operator, known, num_vectors, seed):
-    return estimate(operator, known, num_vectors, generator=torch.Generator().manual_seed(seed))
+def draw(operator, known, num_vectors, seed):
+    return random_products(operator, known, num_vectors, generator=torch.Generator().manual_seed(seed))
+
+
+def estimates(operator, pairs, num_vectors, seed):
+    return estimate(pairs.known, draw(operator, pairs.known, num_vectors, seed))
+
+
+def nothing_known(operator):
+    nothing = operator.matrices[:, :0]
+    return KnownProducts(nothing, nothing)
 
 
 def test_errors_hold_as_often_as_they_say():
@@ -63,13 +79,49 @@ def test_errors_are_not_below_what_rounding_leaves(dtype):
 
 def test_a_norm_is_exact_inside_of_what_is_known():
     operator = prescribed([30.0, -20.0] + [0.0] * 40, EVEN[:42])
-    known = run(operator, 2, which="largest_magnitude").eigenvectors
-    found = estimate_norm(operator.matvec, known, 20, generator=torch.Generator().manual_seed(0))
+    q = run(operator, 2, which="largest_magnitude").eigenvectors
+    known = KnownProducts(q, q @ operator.matrices)
+    found = estimate_norm(known, draw(operator, known, 20, 0).products)
     norm, error = found.value, found.error
     truth = torch.linalg.matrix_norm(operator.matrices)
     assert (norm[0] - truth[0]).abs() < 1e-8
     assert error[0] < 1e-8 < error[1]
     assert (norm[1] - truth[1]).abs() <= 3 * error[1]
+
+
+def test_estimates_do_not_need_converged_pairs():
+    """Outside of a Krylov space whose pairs are far from converged, the mean over many vectors is still the truth."""
+    operator = prescribed(SPREAD, EVEN)
+    pairs = run(operator, 4, max_matvecs=8)
+    assert not pairs.converged.any()
+    found = estimates(operator, pairs, 20_000, 0)
+    diagonal = operator.matrices.diagonal(dim1=1, dim2=2)
+    assert ((found.trace - diagonal.sum(1)).abs() <= 3 * found.trace_error).all()
+    assert ((found.frobenius_norm - torch.linalg.matrix_norm(operator.matrices)).abs() < 1e-2).all()
+    assert ((found.diagonal - diagonal).abs() <= 3 * found.diagonal_error).double().mean() > 0.98
+
+
+@pytest.mark.parametrize("num_known", [0, 12])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_asymmetry_needs_no_symmetric_matrix_and_no_product(num_known, seed):
+    generator = torch.Generator().manual_seed(seed)
+    matrices = torch.randn(2, 200, 200, generator=generator, dtype=F64)
+    operator = MatrixOperator(matrices + matrices.mT + 0.3 * torch.randn(2, 200, 200, generator=generator, dtype=F64))
+    exact = torch.linalg.matrix_norm(operator.matrices - operator.matrices.mT)
+    known = run(operator, 2, max_matvecs=num_known).known if num_known else nothing_known(operator)
+    random = draw(operator, known, 10, seed)
+    forms = torch.einsum("id,pde,je->pji", random.signs, operator.matrices, random.signs)  # z_iᵀ A z_j
+    pairs = torch.triu_indices(10, 10, offset=1)
+    expected = (forms - forms.mT)[:, pairs[0], pairs[1]].square().mean(1).sqrt()
+    found = estimate_asymmetry(known, random)
+    torch.testing.assert_close(found, expected)
+    assert ((found / exact > 0.6) & (found / exact < 1.5)).all()
+
+
+def test_a_symmetric_matrix_has_no_asymmetry():
+    operator = MatrixOperator(torch.eye(5).expand(2, 5, 5))
+    known = nothing_known(operator)
+    assert not estimate_asymmetry(known, draw(operator, known, 4, 0)).any()
 
 
 def test_quadrature_is_exact_to_degree_2m_minus_1():

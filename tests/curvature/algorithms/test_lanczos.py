@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.spectra import EVEN, SPREAD, prescribed, run
 
-from lightning_hessian.curvature.algorithms.lanczos import KrylovBasis
+from lightning_hessian.curvature.algorithms.krylov import KrylovBasis
 from lightning_hessian.curvature.operators.hessian import MatrixOperator
 
 F64 = torch.float64
@@ -102,22 +102,85 @@ def test_what_does_not_converge_says_so():
     assert pairs.num_matvecs == 12
 
 
-def test_converged_problems_leave_the_batch():
-    class Counting(MatrixOperator):
-        sizes: list[int] = []  # noqa: RUF012 - shared with what select makes
+class Counting(MatrixOperator):
+    """Notes how many matrices each product is with."""
 
-        def matvec(self, v):
-            self.sizes.append(len(v))
-            return super().matvec(v)
+    def __init__(self, matrices, sizes=None):
+        super().__init__(matrices)
+        self.sizes = [] if sizes is None else sizes
 
-        def select(self, index):
-            return Counting(self.matrices[index])
+    def matvec(self, v):
+        self.sizes.append(len(v))
+        return super().matvec(v)
 
-    easy = [100.0, -50.0] + [0.0] * 58
-    pairs = run(Counting(prescribed(easy, easy, easy, EVEN).matrices), 2, tolerance=1e-8)
+    def select(self, index):
+        return Counting(self.matrices[index], self.sizes)
+
+
+EASY = [100.0, -50.0] + [0.0] * 58
+
+
+@pytest.mark.parametrize("max_basis", [None, 17])
+def test_converged_problems_leave_the_batch_but_none_stays_alone(max_basis):
+    operator = Counting(prescribed(EASY, EVEN, EASY, EASY).matrices)
+    pairs = run(operator, 2, tolerance=1e-8, max_basis=max_basis, max_matvecs=3000)
     assert pairs.converged.all()
-    assert Counting.sizes[0] == 4
-    assert Counting.sizes[-1] == 1
+    assert operator.sizes[0] == 4
+    assert operator.sizes[-1] == 2
+    for p, values in enumerate((EASY, EVEN, EASY, EASY)):
+        assert pairs.eigenvalues[p].tolist() == pytest.approx([max(values), min(values)], abs=1e-7)
+
+
+@pytest.mark.parametrize("max_basis", [None, 17])
+def test_what_is_known_are_orthonormal_vectors_and_their_products(max_basis):
+    """Also of operators that left earlier than others, whose rows are filled up with zeros."""
+    operator = prescribed(EASY, EASY, EVEN, SPREAD)
+    pairs = run(operator, 2, tolerance=1e-8, max_basis=max_basis, max_matvecs=3000)
+    known = pairs.known
+    torch.testing.assert_close(known.vectors @ operator.matrices, known.products, rtol=0, atol=1e-11)
+    gram = known.vectors @ known.vectors.mT
+    ones = (known.vectors != 0).any(dim=2).double()
+    torch.testing.assert_close(gram, torch.diag_embed(ones), rtol=0, atol=1e-12)
+    assert ones[0].sum() < ones[2].sum()
+    inside = known.outside(pairs.eigenvectors)
+    assert inside.norm(dim=2).max() < 1e-12
+    torch.testing.assert_close(
+        known.apply(pairs.eigenvectors), pairs.eigenvectors @ operator.matrices, rtol=0, atol=1e-10
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "relative", "most"),
+    [(SPREAD, 0.0, 18), (SPREAD, 3e-4, 16), (EVEN, 0.0, 38), (EVEN, 3e-4, 34), (EASY, 0.0, 8)],
+)
+def test_no_more_products_than_needed(values, relative, most):
+    pairs = run(prescribed(values), 4, relative_tolerance=relative)
+    assert pairs.converged.all()
+    assert pairs.num_matvecs <= most
+
+
+def test_a_residual_may_be_small_against_the_eigenvalue_or_against_the_largest():
+    operator = prescribed(EVEN)
+    strict, loose = (run(operator, 6, tolerance=1e-9, relative_tolerance=r) for r in (0.0, 1e-2))
+    assert loose.converged.all()
+    assert (loose.residuals <= 1e-2 * loose.eigenvalues.abs()).all()
+    assert (loose.residuals > 1e-9).any()
+    assert loose.num_matvecs < strict.num_matvecs
+    assert ((loose.eigenvalues - strict.eigenvalues).abs() <= loose.residuals).all()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_products_that_are_not_finite_spoil_their_own_problem_only(bad):
+    operator = prescribed(SPREAD, EVEN, SPREAD)
+    matrices = operator.matrices.clone()
+    matrices[1, 3, 5] = bad
+    found, expected = run(MatrixOperator(matrices), 4), run(MatrixOperator(operator.matrices[[0, 2]]), 4)
+    assert not found.converged[1].any()
+    for name in ("eigenvalues", "eigenvectors", "residuals"):
+        assert getattr(found, name)[1].isnan().all()
+        torch.testing.assert_close(getattr(found, name)[[0, 2]], getattr(expected, name))
+    assert found.known.products[1].isnan().all()
+    assert found.converged[[0, 2]].all()
 
 
 def test_the_spectrum_of_minus_a_is_minus_the_spectrum():

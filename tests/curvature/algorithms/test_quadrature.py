@@ -36,7 +36,7 @@ def test_every_complete_spectrum_has_its_density(activation, target):
 
 
 @pytest.mark.parametrize(("activation", "target"), [(nn.Tanh, "prob"), (nn.ReLU, "log_prob")])
-@pytest.mark.parametrize("memory", [None, 400_000])
+@pytest.mark.parametrize("memory", [None, 2_000_000])
 def test_lanczos_estimates_it(activation, target, memory):
     net, x = mlp(activation, inputs=100, width=30), torch.randn(4, 100, dtype=F64)
     arguments = {"target": target, "method": "lanczos", "num_eigenvalues": 4}

@@ -1,6 +1,5 @@
-"""Column blocks: the search for autodiff mode and size, out-of-memory, symmetry."""
+"""Column blocks: their size, autodiff modes that fail, out-of-memory, symmetry."""
 
-import weakref
 from collections import Counter
 
 import pytest
@@ -8,9 +7,9 @@ import torch
 from support.networks import measure, mlp
 
 from lightning_hessian.curvature.cost_model import ModelCosts, dense_bytes, result_bytes
-from lightning_hessian.curvature.methods import dense
-from lightning_hessian.curvature.methods.columns import BlockSearch, hessians
-from lightning_hessian.curvature.methods.dense import symmetrize_
+from lightning_hessian.curvature.methods import columns, dense
+from lightning_hessian.curvature.methods.columns import BlockSize, hessians, symmetrize_
+from lightning_hessian.curvature.methods.interface import MethodInput
 from lightning_hessian.curvature.operators.autodiff import ForwardOverReverse, ReverseOverReverse
 from lightning_hessian.curvature.options import Options
 from lightning_hessian.curvature.target_batch import TargetBatch
@@ -19,42 +18,68 @@ F64 = torch.float64
 FORWARD, REVERSE = AUTODIFF_MODES = ("forward_over_reverse", "reverse_over_reverse")
 
 
-def choices(block, speeds, num_blocks):
-    """What a search tries, when a block of a mode runs at ``speeds[mode](size)`` columns per second."""
-    tried = []
-    for _ in range(num_blocks):
-        tried.append((block.mode, block.size))
-        block.report(block.size, block.size / speeds[block.mode](block.size))
-    return tried
+def sizes(block, num_columns, per_column, shared=0):
+    """Columns and whether they are counted, of every block that computes ``num_columns``."""
+    seen = []
+    while num_columns:
+        count = block.next(num_columns)
+        counted = block.is_to_be_counted(count)
+        if counted:
+            block.report(count, shared + count * per_column)
+        seen.append((count, counted))
+        num_columns -= count
+    return seen
 
 
-def best_at(size, speed):
-    return lambda m: speed / (1 + abs(m - size))
+def test_what_surely_is_small_is_one_block_and_not_counted():
+    assert sizes(BlockSize(800, memory=10**9, estimate=10**5), 800, 10**4) == [(800, False)]
 
 
-def test_the_fastest_mode_and_size_win():
-    block = BlockSearch(AUTODIFF_MODES, first=4, limit=100)
-    tried = choices(block, {FORWARD: best_at(8, 90), REVERSE: best_at(16, 100)}, 9)
-    assert tried == [
-        *[(FORWARD, 4), (REVERSE, 4)],  # 90/5 and 100/13 columns per second: below half
-        *[(FORWARD, 8), (FORWARD, 16)],  # fewer than at 8
-        *((FORWARD, 8),) * 5,
+def test_the_first_block_is_counted_and_the_others_fill_memory():
+    assert sizes(BlockSize(800, memory=10**8, estimate=10**6, pages_kept=True), 800, 250_000) == [
+        (100, True),  # an eighth: 100 surely fit
+        (350, True),  # of the 700 that are left, 400 fit
+        (350, False),
     ]
-    block = BlockSearch(AUTODIFF_MODES, first=8, limit=100)
-    tried = choices(block, {FORWARD: best_at(16, 90), REVERSE: best_at(16, 100)}, 8)
-    assert tried == [*((mode, m) for m in (8, 16, 32) for mode in AUTODIFF_MODES), *((REVERSE, 16),) * 2]
 
 
-def test_the_limit_bounds_the_search_and_a_given_size_stays():
-    growing = {name: lambda m: float(m) for name in AUTODIFF_MODES}
-    assert choices(BlockSearch([FORWARD], first=4, limit=10), growing, 5) == [(FORWARD, m) for m in (4, 8, 10, 10, 10)]
-    assert {size for _, size in choices(BlockSearch(AUTODIFF_MODES, first=7, limit=7), growing, 4)} == {7}
+def test_in_little_memory_blocks_grow_as_far_as_is_known_to_fit():
+    """What is shared by the columns of a block counts less and less."""
+    memory, shared, per_column = 10**6, 4 * 10**5, 10**4
+    found = sizes(BlockSize(400, memory, estimate=10**6, pages_kept=True), 400, per_column, shared)
+    assert found[:4] == [(1, True), (2, True), (4, True), (9, True)]
+    assert all(shared + count * per_column <= memory for count, _ in found)
+    assert max(count for count, _ in found) >= 40
 
 
-def test_a_smaller_last_block_does_not_count():
-    block = BlockSearch(AUTODIFF_MODES, first=4, limit=100)
-    block.report(3, 1e-9)
-    assert (block.mode, block.size) == (FORWARD, 4)
+def test_blocks_stay_smaller_where_touching_memory_costs_time():
+    """With 8 GB in all, sqrt(8 GB · 7 MiB) = 242 MB."""
+    kept = sizes(BlockSize(800, memory=10**11, estimate=4 * 10**7, pages_kept=True), 800, 10**7)
+    returned = sizes(BlockSize(800, memory=10**11, estimate=4 * 10**7), 800, 10**7)
+    assert kept == [(3, True), (797, True)]
+    assert returned[:3] == [(3, True), (24, True), (24, False)]
+    assert {count for count, _ in returned[3:]} == {23, 24}
+
+
+def test_where_pages_are_returned_a_part_of_memory_is_lost_to_holes():
+    block = BlockSize(800, memory=3 * 10**8, estimate=10**7)
+    block.report(1, 10**7)
+    assert block.next(800) == 10
+
+
+def test_a_given_size_stays():
+    assert sizes(BlockSize(40, memory=1, estimate=10**9, fixed=7), 40, 10**9) == [
+        *((7, False),) * 4,
+        *((6, False),) * 2,
+    ]
+
+
+def test_out_of_memory_bounds_what_follows():
+    block = BlockSize(100, memory=10**9, estimate=1)
+    block.halve(block.next(100))
+    assert block.next(100) == 50
+    block.report(50, 50)
+    assert block.next(50) == 50
 
 
 def batch(x):
@@ -62,9 +87,11 @@ def batch(x):
     return TargetBatch(net, lambda z, classes: z.gather(1, classes), x, torch.tensor([[0, 2]] * len(x)))
 
 
-def run(given, modes=AUTODIFF_MODES, first_block=256, largest_block=30_000):
+def run(given, modes=AUTODIFF_MODES, **how):
     generator = torch.Generator().manual_seed(0)
-    return hessians(given, modes, first_block=first_block, largest_block=largest_block, generator=generator)
+    options = {"memory": 10**9, "column_estimate": 1, **how}
+    matrices, _, num_columns = hessians(given, modes, generator=generator, **options)
+    return matrices, num_columns
 
 
 @pytest.fixture
@@ -77,21 +104,76 @@ def expected_of(given):
     return torch.stack([torch.func.hessian(lambda v: network(v[None])[0, [0, 2]])(x) for x in given.x]).detach()
 
 
-def test_columns_of_both_modes_side_by_side(given, monkeypatch):
-    used = []
-    for autodiff in (ForwardOverReverse, ReverseOverReverse):
-        columns = autodiff.columns
-
-        def noted(self, basis, columns=columns):
-            used.append((self.mode, len(basis)))
-            return columns(self, basis)
-
-        monkeypatch.setattr(autodiff, "columns", noted)
-    found, num_columns = run(given, first_block=7, largest_block=7)
-    assert num_columns == {mode: sum(count for name, count in used if name == mode) for mode in AUTODIFF_MODES}
-    assert {name for name, _ in used} == set(AUTODIFF_MODES)
-    assert sum(count for _, count in used) == 40  # no column is computed twice
+@pytest.mark.parametrize("autodiff", [ForwardOverReverse, ReverseOverReverse])
+@pytest.mark.parametrize("memory", [10**9, 50_000])
+def test_no_column_is_computed_twice(given, monkeypatch, autodiff, memory):
+    used, columns = [], autodiff.columns
+    monkeypatch.setattr(autodiff, "columns", lambda self, basis: used.append(len(basis)) or columns(self, basis))
+    found, num_columns = run(given, [autodiff.mode], memory=memory, column_estimate=4_000)
+    assert num_columns == {autodiff.mode: 40}
+    assert sum(used) == 40
+    assert (len(used) == 1) == (memory == 10**9)
     torch.testing.assert_close(found, expected_of(given), rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("wrong", ["raises", "zero", "asymmetric", "nan"])
+def test_a_forward_mode_that_fails_is_replaced(given, monkeypatch, wrong):
+    right = ForwardOverReverse.columns
+
+    def columns(self, basis):
+        if wrong == "raises":
+            raise NotImplementedError("no forward-mode rule")
+        found = right(self, basis)
+        if wrong == "zero":
+            return torch.zeros_like(found)
+        return found.masked_fill(basis.mT[:10].sum(0) > 0, 1.0 if wrong == "asymmetric" else torch.nan)
+
+    monkeypatch.setattr(ForwardOverReverse, "columns", columns)
+    found, num_columns = run(given)
+    assert num_columns == {REVERSE: 40}
+    torch.testing.assert_close(found, expected_of(given), rtol=1e-10, atol=1e-13)
+
+
+def test_a_hessian_that_is_zero_is_computed_once(monkeypatch):
+    """One HVP confirms that forward mode's zeros are right."""
+    net = torch.nn.Linear(6, 3).double()
+    given = TargetBatch(net, lambda z, c: z.gather(1, c), torch.randn(2, 6, dtype=F64), torch.zeros(2, 1).long())
+    found, num_columns = run(given)
+    assert not found.any()
+    assert num_columns == {FORWARD: 6}
+
+
+def test_a_hessian_that_is_not_finite_leaves_the_others(monkeypatch):
+    x = torch.randn(3, 4, dtype=F64).abs() + 1
+    x[1] = 0  # the second derivative of x^1.5 is infinite there
+    classes = torch.zeros(3, 1, dtype=torch.long)
+    given = TargetBatch(lambda x: x.pow(1.5).sum(1, keepdim=True), lambda z, c: z.gather(1, c), x, classes)
+    found = dense.dense_spectrum(method_input(given))
+    eigenvalues = found.decomposition.eigenvalues[:, 0]
+    assert eigenvalues[1].isnan().all()
+    assert not found.decomposition.converged[1].any()
+    torch.testing.assert_close(eigenvalues[[0, 2]], (0.75 * x[[0, 2]].rsqrt()).sort(descending=True).values)
+    assert found.decomposition.trace.isfinite().flatten().tolist() == [True, False, True]
+
+
+def method_input(given, **how):
+    memory = 10**9
+    costs, gradient = ModelCosts(given, memory), torch.ones(given.shape, dtype=F64)
+    return MethodInput(given, costs, gradient, piecewise_linear=False, options=Options(), memory_budget=memory, **how)
+
+
+@pytest.mark.parametrize("mode", AUTODIFF_MODES)
+def test_the_modes_can_be_chosen(given, mode):
+    found = dense.dense_spectrum(method_input(given, modes=(mode,)))
+    assert found.autodiff_mode == mode
+
+
+def test_thousands_of_small_samples_are_one_group(monkeypatch):
+    groups, whole = [], dense.hessians
+    monkeypatch.setattr(dense, "hessians", lambda few, *a, **how: groups.append(len(few.x)) or whole(few, *a, **how))
+    found = dense.whole_hessians(method_input(batch(torch.randn(5000, 2, dtype=F64))))
+    assert groups == [5000]
+    assert torch.equal(found, found.mT)
 
 
 @pytest.mark.parametrize("autodiff", [ForwardOverReverse, ReverseOverReverse])
@@ -105,7 +187,7 @@ def test_out_of_memory_halves_the_block_and_tries_again(given, monkeypatch, auto
         return columns(self, basis)
 
     monkeypatch.setattr(autodiff, "columns", small)
-    found, num_columns = run(given, modes=(autodiff.mode,))
+    found, num_columns = run(given, (autodiff.mode,))
     assert num_columns == {autodiff.mode: 40}
     assert max(sizes) == 40
     assert sizes[-1] <= 5
@@ -121,26 +203,11 @@ def test_out_of_memory_with_a_single_column_raises(given, monkeypatch):
         run(given, modes=(REVERSE,))
 
 
-def test_one_mode_has_its_graph_in_memory_at_a_time(given, monkeypatch):
-    alive = weakref.WeakSet()
-    for autodiff in (ForwardOverReverse, ReverseOverReverse):
-        columns = autodiff.columns
-
-        def noted(self, basis, columns=columns):
-            alive.add(self)
-            assert {other.mode for other in alive} == {self.mode}
-            return columns(self, basis)
-
-        monkeypatch.setattr(autodiff, "columns", noted)
-    _, num_columns = run(given, first_block=7, largest_block=7)
-    assert set(num_columns) == set(AUTODIFF_MODES)
-
-
 def test_the_mode_that_computed_most_columns_is_recorded(given, monkeypatch):
     """Two groups: neither the last of them nor the mode that would be next decides."""
     num_columns = iter([Counter({FORWARD: 30, REVERSE: 10}), Counter({FORWARD: 15, REVERSE: 25})])
     whole = dense.hessians
-    monkeypatch.setattr(dense, "hessians", lambda *a, **how: (whole(*a, **how)[0], next(num_columns)))
+    monkeypatch.setattr(dense, "hessians", lambda *a, **how: (*whole(*a, **how)[:2], next(num_columns)))
     few = given.select(slice(0, 2))
     one_at_a_time = result_bytes(few, Options()) + int(1.5 * dense_bytes(ModelCosts(few)))
     spectrum = measure(few, "logit", Options(method="dense", max_memory=one_at_a_time)).spectrum
@@ -154,7 +221,9 @@ def test_symmetrize_raises_where_it_would_copy():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
-def test_symmetrize(dtype):
+@pytest.mark.parametrize("scratch", [1, 400, 10**6])
+def test_symmetrize(dtype, scratch, monkeypatch):
+    monkeypatch.setattr(columns, "SCRATCH_BYTES", scratch)
     matrices = torch.randn(2, 3, 5, 5).to(dtype)
     matrices[1, 2] = 0
     before = matrices.clone()

@@ -8,8 +8,6 @@ from support.networks import mlp
 from torch import nn
 
 from lightning_hessian import MeasurementError, input_hessian, input_hvp, input_spectrum
-from lightning_hessian.curvature.algorithms.hutchinson import estimate_asymmetry
-from lightning_hessian.curvature.operators.hessian import MatrixOperator
 
 F64 = torch.float64
 
@@ -92,7 +90,7 @@ def test_lanczos_on_the_gauss_newton_operator_where_the_gradients_do_not_fit():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
-@pytest.mark.parametrize("memory", [None, 3_000_000])
+@pytest.mark.parametrize("memory", [None, 5_000_000])
 def test_lanczos_finds_the_ends_of_a_curved_network(dtype, memory):
     net, x = mlp(nn.Tanh, inputs=300, width=40), torch.randn(3, 300, dtype=dtype)
     found = input_spectrum(net, x, [0, 2], method="lanczos", num_eigenvalues=6, max_memory=memory)
@@ -145,10 +143,10 @@ def test_the_whole_matrices_by_low_rank_are_exact():
     torch.testing.assert_close(hessian[0, 0], expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(("method", "outputs"), [("dense", 3), ("lanczos", 3), ("lanczos", 60)])
+@pytest.mark.parametrize(("method", "outputs"), [("dense", 3), ("lanczos", 3), ("lanczos", 100)])
 @pytest.mark.parametrize("target", ["prob", "logit"])
 def test_gauss_newton_and_functional_terms(method, outputs, target):
-    """H = JᵀAJ + Σ ∂τ/∂z_c ∇²z_c, each term by torch.func on one sample; the first is exact up to 41 outputs."""
+    """H = JᵀAJ + Σ ∂τ/∂z_c ∇²z_c, each term by torch.func on one sample; the first is exact up to 81 outputs."""
     net, x = mlp(nn.Tanh, inputs=20, outputs=outputs), torch.randn(2, 20, dtype=F64)
     spectrum = input_spectrum(net, x, 1, target, method=method, num_eigenvalues=4)
     for n in range(2):
@@ -159,7 +157,7 @@ def test_gauss_newton_and_functional_terms(method, outputs, target):
         for name, matrix in (("gauss_newton", gauss_newton), ("functional", functional)):
             found, error = (getattr(spectrum, f"{name}_norm{end}")[n, 0] for end in ("", "_error"))
             assert (found - torch.linalg.matrix_norm(matrix)).abs() <= 4 * error + 1e-9
-            estimated = method == "lanczos" and (name == "functional" or outputs > 41)
+            estimated = method == "lanczos" and (name == "functional" or outputs > 81)
             assert bool(error > 0) == (estimated and bool(matrix.any()))
 
 
@@ -224,13 +222,3 @@ def test_a_target_that_is_curved_at_some_samples_only(method):
     gradients = torch.stack([torch.func.grad(lambda v: net(v)[0])(v) for v in x])
     expected = torch.where(z > hinge, 2 * gradients.square().sum(1), 0).detach()
     torch.testing.assert_close(spectrum.gauss_newton_norm[:, 0], expected, rtol=1e-8, atol=1e-12)
-
-
-def test_lanczos_measures_the_asymmetry_that_dense_does():
-    generator = torch.Generator().manual_seed(0)
-    matrices = torch.randn(2, 200, 200, generator=generator, dtype=F64)
-    matrices = matrices + matrices.mT + 0.3 * torch.randn(2, 200, 200, generator=generator, dtype=F64)
-    exact = torch.linalg.matrix_norm(matrices - matrices.mT)
-    found = estimate_asymmetry(MatrixOperator(matrices), generator=generator)
-    assert ((found / exact > 0.3) & (found / exact < 2)).all()
-    assert not estimate_asymmetry(MatrixOperator(torch.eye(5).expand(2, 5, 5)), generator=generator).any()

@@ -7,7 +7,7 @@ from support.networks import measure, mlp
 from torch import nn
 
 from lightning_hessian import input_spectrum
-from lightning_hessian.curvature.checks.verdict import PreviousChecks
+from lightning_hessian.curvature.checks.verdict import unchecked
 from lightning_hessian.curvature.meter import Meter
 from lightning_hessian.curvature.methods.execute import Measurement
 from lightning_hessian.curvature.methods.merge import merged, on_cpu
@@ -23,7 +23,9 @@ def test_the_largest_eigenvectors_that_all_groups_have_are_returned():
     fewer = replace(first, eigenvectors=first.eigenvectors[:, :, :1], vector_index=first.vector_index[:, :, :1])
     plan = Plan("low_rank", "asked for", whole.diagnosis)
     both = [
-        Measurement(spectrum, None, plan, PreviousChecks(torch.ones(len(spectrum.valid)), 0, ()))
+        Measurement(
+            spectrum, None, plan, unchecked(TargetBatch(net, max, x[: len(spectrum.valid)], x)).passed_on(None, ())
+        )
         for spectrum in (fewer, second)
     ]
     found = merged(both, Meter(x.device)).spectrum

@@ -1,0 +1,137 @@
+"""The Jacobian of the outputs: from one forward pass, and right where batched backward passes are wrong."""
+
+import pytest
+import torch
+from support.networks import mlp
+from torch import nn
+
+from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse
+from lightning_hessian.curvature.operators.gauss_newton import (
+    factored_gauss_newton,
+    gauss_newton_hessians,
+    jacobian,
+    outputs_with_jacobian,
+)
+from lightning_hessian.curvature.operators.hessian import HessianOperator
+from lightning_hessian.curvature.target_batch import TargetBatch
+
+F64 = torch.float64
+
+
+class Noting:
+    """A network that notes its forward passes."""
+
+    def __init__(self, net):
+        self.net = net
+        self.calls = 0
+
+    def __call__(self, x):
+        self.calls += 1
+        return self.net(x)
+
+
+def batch_of(net, num_samples=3, inputs=6, classes=(0, 2)):
+    x = torch.randn(num_samples, inputs, dtype=F64)
+    return TargetBatch(net, lambda z, c: z.softmax(1).gather(1, c), x, torch.tensor([classes] * num_samples))
+
+
+def expected_jacobian(net, x):
+    return torch.stack([torch.func.jacrev(net)(sample) for sample in x])
+
+
+def test_one_forward_pass():
+    net = Noting(mlp())
+    batch = batch_of(net)
+    outputs, found = outputs_with_jacobian(batch)
+    assert net.calls == 1
+    torch.testing.assert_close(outputs, net.net(batch.x).detach())
+    torch.testing.assert_close(found, expected_jacobian(net.net, batch.x))
+    net.calls = 0
+    gauss_newton_hessians(batch)
+    assert net.calls == 1
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_the_check_may_come_from_the_caller(right):
+    net = mlp()
+    batch = batch_of(net)
+    u = torch.randn(3, 3, dtype=F64)
+    truth = expected_jacobian(net, batch.x)
+    pulled_back = (u.unsqueeze(1) @ truth).squeeze(1)
+    noting = Noting(net)
+    batch = TargetBatch(noting, batch.target, batch.x, batch.classes)
+    found = jacobian(batch, along=(u, pulled_back if right else 2 * pulled_back))
+    torch.testing.assert_close(found, truth)
+    assert noting.calls == (1 if right else 2)  # what the check contradicts is computed again, one row at a time
+
+
+class LyingUnderVmap(torch.autograd.Function):
+    """The identity, whose batched backward pass gives twice the gradient."""
+
+    @staticmethod
+    def forward(x):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return Twice.apply(gradient)
+
+
+class Twice(torch.autograd.Function):
+    """The identity, and twice that under ``vmap``."""
+
+    @staticmethod
+    def forward(x):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+    @staticmethod
+    def vmap(info, in_dims, x):
+        return 2 * x, in_dims[0]
+
+
+def test_a_wrong_vmap_rule_is_noticed():
+    net = mlp()
+    batch = batch_of(lambda x: net(LyingUnderVmap.apply(x)))
+    torch.testing.assert_close(jacobian(batch), expected_jacobian(net, batch.x))
+
+
+def test_outputs_that_do_not_depend_on_the_input():
+    batch = batch_of(lambda x: torch.ones(len(x), 3, dtype=F64))
+    outputs, found = outputs_with_jacobian(batch)
+    assert outputs.shape == (3, 3)
+    assert found.shape == (3, 3, 6)
+    assert not found.any()
+
+
+def test_the_factored_product_and_norm_are_those_of_the_matrix():
+    batch = batch_of(mlp(nn.Tanh))
+    term, whole = factored_gauss_newton(batch), gauss_newton_hessians(batch).flatten(0, 1)
+    v = torch.randn(6, 4, 6, dtype=F64)
+    torch.testing.assert_close(term.apply(v), v @ whole)
+    torch.testing.assert_close(term.norm, torch.linalg.matrix_norm(whole))
+
+
+def test_a_graph_that_is_there_is_used_for_one_class_only():
+    net = Noting(mlp(nn.Tanh))
+    for classes, calls in (((1,), 1), ((0, 2), 2)):
+        batch = batch_of(net, classes=classes)
+        net.calls = 0
+        autodiff = ReverseOverReverse(batch)
+        autodiff.gradient()
+        operator = HessianOperator(batch, autodiff)
+        v = torch.randn(operator.shape, dtype=F64)
+        product = operator.matvec(v)
+        assert net.calls == calls
+        torch.testing.assert_close(product, HessianOperator(batch).matvec(v))
