@@ -90,6 +90,9 @@ def _of_unit(name: str, cases: Callable[[], Iterator[Case]], total: int) -> Iter
                         continue
                     yield judge(case, truth, how)
             except _TooLongError:
+                if how == "truth":
+                    print(f"{case.key}: no truth within {LIMIT} s", file=sys.stderr)
+                    break
                 yield Judgement(case.key, how, "crashed", f"took longer than {LIMIT} s")
                 break
             except Exception:

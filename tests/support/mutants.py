@@ -82,6 +82,21 @@ def tests_of(path: str) -> list[str]:
     return [*first, *TESTS]
 
 
+def tested(copy: Path, tests: list[str], limit: float | None) -> subprocess.CompletedProcess[str]:
+    """Runs tests in a copy, until one fails."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    paths = [str(copy), str(copy / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=copy, env=environ, capture_output=True, text=True, timeout=limit)
+
+
+def check_unchanged(copy: Path) -> None:
+    """Raises unless the tests pass without any change: else every mutant would seem to be noticed."""
+    ran = tested(copy, list(TESTS), None)
+    if ran.returncode != 0:
+        sys.exit(f"The tests fail without any change:\n{ran.stdout[-3000:]}")
+
+
 def judged(mutant: Mutant, copy: Path) -> dict[str, Any]:
     """What the tests say about a mutant, made in a copy of the repository that is whole again afterwards."""
     from cosmic_ray.mutating import mutate_code
@@ -91,15 +106,10 @@ def judged(mutant: Mutant, copy: Path) -> dict[str, Any]:
     before = path.read_text()
     after = mutate_code(before, get_operator(mutant.operator)(), mutant.occurrence)
     change = list(difflib.unified_diff(before.split("\n"), after.split("\n"), n=0, lineterm=""))[3:]
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-    environ = {**os.environ, "PYTHONPATH": f"{copy}{os.pathsep}{copy / 'tests'}", "OMP_NUM_THREADS": "1"}
-    environ["PYTHONPATH"] += os.pathsep + os.environ.get("PYTHONPATH", "")
     path.write_text(after)
     begin = time.monotonic()
     try:
-        ran = subprocess.run(
-            [*command, *tests_of(mutant.path)], cwd=copy, env=environ, capture_output=True, text=True, timeout=LIMIT
-        )
+        ran = tested(copy, tests_of(mutant.path), LIMIT)
         lines = ran.stdout.splitlines()
         failed = next((line for line in lines if line.startswith(("FAILED", "ERROR"))), "")
         verdict = "survived" if ran.returncode == 0 else "killed"
@@ -138,6 +148,9 @@ def main() -> None:
     copies: Queue[Path] = Queue()
     for i in range(AT_A_TIME):
         copies.put(copied(chosen.folder / f"copy{i}"))
+
+    if not done:
+        check_unchanged(chosen.folder / "copy0")
 
     def work(mutant: Mutant) -> None:
         copy = copies.get()
