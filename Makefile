@@ -17,7 +17,7 @@ screenshots: $(VENV)/.dev
 	$(BIN)/python tests/support/get_chromium.py
 	$(BIN)/python docs/screenshots.py
 
-# About ten minutes on two quiet cores: what docs/performance.md is made of.
+# About a quarter of an hour on two quiet cores: what docs/performance.md is made of.
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks price low_rank lanczos dense statistics performance
 

@@ -142,7 +142,7 @@ CASES = (
 def price_of(case: Case, *, later: int = LATER, device: str | torch.device = "cpu") -> dict[str, Any]:
     """Counts and times of a first measurement and of ``later`` further ones of the same run.
 
-    Two runs: one counts, the other is timed, each of its measurements between two rounds of the gradient.
+    Two runs: one of three measurements counts, the other is timed, each of its measurements between two rounds of the gradient.
     """
     torch.manual_seed(0)
     network = frozen(case.make()).to(device)
@@ -150,7 +150,7 @@ def price_of(case: Case, *, later: int = LATER, device: str | torch.device = "cp
     counted = Counted(network)
     measure_counted = run_of(counted, x, case.target)
     counts = []
-    for step in range(1 + later):
+    for step in range(3):
         record = measure_counted(step)
         counts.append(counted.counter.take())
     gradient = gradient_of(network, x.to(device))
