@@ -142,7 +142,7 @@ CASES = (
 def price_of(case: Case, *, later: int = LATER, device: str | torch.device = "cpu") -> dict[str, Any]:
     """Counts and times of a first measurement and of ``later`` further ones of the same run.
 
-    Two runs: one of three measurements counts, the other is timed, each of its measurements between two rounds of the gradient.
+    Two runs: one of three measurements counts, the other is timed, each measurement between two rounds of gradients.
     """
     torch.manual_seed(0)
     network = frozen(case.make()).to(device)

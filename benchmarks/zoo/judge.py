@@ -51,7 +51,8 @@ class Truth:
             ``random`` or ``not finite``.
         gradient: ``[N, K, D]``.
         hessian: ``[N, K, D, D]``.
-        gradient_blur, hessian_blur: ``[N, K]``, how far they may be off.
+        gradient_blur, hessian_blur: ``[N, K]``, what the last step of their extrapolation changed, and rounding; they may
+            be off by twice as much.
     """
 
     kind: list[str]
