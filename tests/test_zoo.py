@@ -55,6 +55,10 @@ def test_noise_of_float32_is_no_obstacle() -> None:
     assert (away <= 2 * (truth.hessian_blur + exact.hessian_blur)).all()
 
 
+def test_stairs_are_rough() -> None:
+    assert truth_of(case(lambda x: x.round(decimals=3).sum(1))).kind == ["rough"] * 3
+
+
 @pytest.mark.parametrize("how", WAYS)
 def test_what_is_right_is_called_right(how: str) -> None:
     known = case(smooth)

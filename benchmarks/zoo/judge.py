@@ -51,8 +51,8 @@ class Truth:
             ``random`` or ``not finite``.
         gradient: ``[N, K, D]``.
         hessian: ``[N, K, D, D]``.
-        gradient_blur, hessian_blur: ``[N, K]``, what the last step of their extrapolation changed, and rounding; they may
-            be off by twice as much.
+        gradient_blur, hessian_blur: ``[N, K]``, what the last step of their extrapolation changed, and rounding: half
+            of what they may be off by.
     """
 
     kind: list[str]
@@ -111,6 +111,8 @@ def _truth_at(case: Case, x: Tensor) -> tuple[str, Tensor, Tensor, Tensor, Tenso
     size = best[1].abs().amax((1, 2))
     floor = 1e-6 * (value.abs() + 1) / scale**2  # a curvature below this is zero for all that values can tell
     sharp = (best[3] <= SHARP * size) | (best[3] <= floor)
+    if step == STEPS[-1]:  # long steps do not see the stairs of ``round``
+        sharp &= slope_blur <= 0.1 * best[0].abs().amax(1) + 1e-3 * (value.abs() + 1) / scale
     return ("smooth" if sharp.all() else "rough"), *best
 
 
