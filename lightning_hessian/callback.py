@@ -72,6 +72,10 @@ class InputHessianMonitor(_Callback):
         output_fn: ``output -> [N, C]``, for modules that return neither that nor an object with it as ``logits``.
         chunk_size: Hessian columns computed at once; ``"auto"``: the fastest number, found while measuring.
         max_memory: bytes that a measurement may use; None: half of the free memory.
+        max_seconds: within which each measurement is to end; None: no limit, and nothing depends on a clock. To stay
+            within it, heatmaps are dropped first, then random vectors (errors grow), then Lanczos steps (residuals
+            grow, and what has not converged is marked); the diagnosis says what was dropped. With
+            ``method="dense"``, which cannot be shortened, such a measurement fails.
         max_overhead: largest share of the training time that measuring may take, such as 0.05; None: no limit. A
             measurement is skipped where (seconds spent measuring so far, drawing and writing included) + (seconds of
             the last measurement) > ``max_overhead`` · (seconds of training so far, measuring excluded). The first one
@@ -122,6 +126,7 @@ class InputHessianMonitor(_Callback):
         output_fn: OutputFunction | None = None,
         chunk_size: ChunkSize = "auto",
         max_memory: int | None = None,
+        max_seconds: float | None = None,
         max_overhead: float | None = None,
         keep_matrices: bool | int | KeepMatrices = True,
         class_names: Sequence[str] | None = None,
@@ -141,6 +146,7 @@ class InputHessianMonitor(_Callback):
                         num_eigenvalues=num_eigenvalues,
                         chunk_size=chunk_size,
                         max_memory=max_memory,
+                        max_seconds=max_seconds,
                         seed=seed,
                         density_vectors=density_vectors,
                     ),

@@ -11,6 +11,10 @@ class MeasurementError(RuntimeError):
     """A measurement started but produced no trustworthy numbers."""
 
 
+class TimeLimitError(MeasurementError):
+    """Work that cannot be shortened would not be done within ``max_seconds``; the message says what would fit."""
+
+
 class WritingError(RuntimeError):
     """A measurement was made, but at least one writer failed; the others received it.
 

@@ -23,7 +23,9 @@ from lightning_hessian.curvature.checks.diagnosis import Finding
 from lightning_hessian.curvature.checks.verdict import CheckSettings, checked, underflow, why_not_finite
 from lightning_hessian.curvature.cost_model import ModelCosts, check_group
 from lightning_hessian.curvature.memory import readable
+from lightning_hessian.curvature.meter import UNLIMITED, TimeLimit
 from lightning_hessian.curvature.methods.dense import whole_hessians
+from lightning_hessian.curvature.methods.duration import ends_only, within_limit
 from lightning_hessian.curvature.methods.execute import Share, execute
 from lightning_hessian.curvature.methods.interface import MethodInput
 from lightning_hessian.curvature.methods.plan import make_plan
@@ -31,7 +33,7 @@ from lightning_hessian.curvature.operators.autodiff import AutodiffMode, Reverse
 from lightning_hessian.curvature.options import ChunkSize, MethodChoice, Options
 from lightning_hessian.curvature.spectrum import Spectrum
 from lightning_hessian.curvature.target_batch import TargetBatch
-from lightning_hessian.errors import ConfigurationError, MeasurementError
+from lightning_hessian.errors import ConfigurationError, MeasurementError, TimeLimitError
 from lightning_hessian.model.arguments import Classes, Model, Target
 from lightning_hessian.model.function import ForwardFunction, Inputs, ModelFunction, OutputFunction
 from lightning_hessian.model.prepare import PreparedModel, prepare, usable_dtype
@@ -184,6 +186,7 @@ def input_hessian(
     wrt: str | int | None = None,
     chunk_size: ChunkSize = "auto",
     max_memory: int | None = None,
+    max_seconds: float | None = None,
     seed: int = 0,
     check: bool = True,
     forward_fn: ForwardFunction | None = None,
@@ -200,6 +203,8 @@ def input_hessian(
         model, x, classes, target, dtype, wrt, check, forward_fn, output_fn: as for ``input_gradient``.
         chunk_size: columns computed at once; by default as many as memory allows and as pays.
         max_memory: bytes that may be used; by default half of what is free on the device.
+        max_seconds: within which the Hessians are to be computed. Where the first blocks show that they will not be,
+            the error says how long they are expected to take, and what would fit.
         seed: of the random directions along which the autodiff modes are compared.
 
     Returns:
@@ -210,7 +215,7 @@ def input_hessian(
 
     Raises:
         ConfigurationError: an argument does not fit the model, or the result does not fit ``max_memory``.
-        MeasurementError: the values, gradients or Hessians are not finite.
+        MeasurementError: the values, gradients or Hessians are not finite, or do not fit ``max_seconds``.
 
     Cost: D columns, each about (1 + K)/2 to K gradients of the batch; memory N·K·D² numbers.
 
@@ -223,7 +228,7 @@ def input_hessian(
                   [0., 0., 0.],
                   [0., 0., 4.]]]])
     """
-    options = Options(chunk_size=chunk_size, max_memory=max_memory, seed=seed)
+    options = Options(chunk_size=chunk_size, max_memory=max_memory, max_seconds=max_seconds, seed=seed)
     network = ModelFunction(model, forward_fn, output_fn, wrt)
     with _prepared(network, x, classes, target, dtype, max_memory) as prepared:
         batch = prepared.batch
@@ -237,7 +242,8 @@ def input_hessian(
                 f"The Hessians {list(shape)} take {readable(result_bytes)}, more than the {readable(memory)} that "
                 f"may be used. {fewer}, or raise max_memory (in bytes)."
             )
-        whole = partial(_whole_hessians, options=options, memory_budget=memory - result_bytes)
+        limit = prepared.meter.limit(max_seconds)
+        whole = partial(_whole_hessians, options=options, memory_budget=memory - result_bytes, limit=limit)
         if not check:
             return whole(batch)
         analysis = analyze(batch, options, "curved" if batch.num_inputs <= FEW_INPUTS else None)
@@ -250,7 +256,7 @@ def input_hessian(
             "Hessian",
             batch,
             checkable(analysis.gradient[stand_ins], whole(batch, analysis)),
-            lambda few, _: checkable(gradients(few), whole(few, analysis, ("reverse_over_reverse",))),
+            lambda few, _: checkable(gradients(few), whole(few, analysis, ("reverse_over_reverse",), limit=UNLIMITED)),
             options,
             costs=analysis.costs,
             known_zero=analysis.diagnosis.zero,
@@ -272,6 +278,7 @@ def input_spectrum(
     wrt: str | int | None = None,
     chunk_size: ChunkSize = "auto",
     max_memory: int | None = None,
+    max_seconds: float | None = None,
     seed: int = 0,
     density_vectors: int = 0,
     check: bool = True,
@@ -283,6 +290,10 @@ def input_spectrum(
     Args:
         model, x, classes, target, dtype, wrt, check, forward_fn, output_fn: as for ``input_gradient``.
         chunk_size, max_memory, seed: as for ``input_hessian``.
+        max_seconds: within which the spectra are to be computed; what is given up for it depends on the machine, and
+            is said in the diagnosis. Complete spectra give way to ``"lanczos"``, unless their method was asked for.
+            There, first random vectors are left out (errors grow), then steps (residuals grow, and what has not
+            converged is marked). By default there is no limit, and nothing depends on a clock.
         method: ``"dense"``: all D eigenvalues, from the whole matrix. ``"low_rank"``: the complete spectrum of a
             piecewise linear network, from C gradients. ``"lanczos"``: the ends of the spectrum, with residuals.
             ``"auto"``: the cheapest of these that is exact or has an error estimate.
@@ -302,7 +313,8 @@ def input_spectrum(
 
     Raises:
         ConfigurationError: an argument does not fit the model.
-        MeasurementError: numbers are not finite, or one sample's matrices do not fit ``max_memory``.
+        MeasurementError: numbers are not finite, one sample's matrices do not fit ``max_memory``, or
+            ``method="dense"`` does not fit ``max_seconds``.
 
     Cost: ``dense`` as ``input_hessian``, and D³ per problem for the eigenvalues; ``low_rank`` C gradients;
     ``lanczos`` some ten HVPs per eigenvalue, about 55 for trace, norms and checks, and 40 for each of the
@@ -324,6 +336,7 @@ def input_spectrum(
         block_size=block_size,
         density_vectors=density_vectors,
         check=check,
+        max_seconds=max_seconds,
     )
     network = ModelFunction(model, forward_fn, output_fn, wrt)
     with _prepared(network, x, classes, target, dtype, max_memory) as prepared:
@@ -331,15 +344,29 @@ def input_spectrum(
         options = replace(options, max_memory=options.memory(batch.x.device))  # read once: the plan counts on it
         analysis = analyze(batch, options)
         plan = make_plan(batch, analysis.costs, analysis.diagnosis, options)
-        measurement = execute(
-            batch.select(analysis.stand_ins),
+        plan = within_limit(
             plan,
+            batch,
+            analysis.costs,
             options,
+            seconds_per_matvec=analysis.seconds_per_matvec,
+            seconds_left=prepared.meter.limit(max_seconds).seconds_left,
+        )
+        run = partial(
+            execute,
+            batch.select(analysis.stand_ins),
+            options=options,
             target=prepared.target_name,
             analysis=analysis.select(analysis.stand_ins),
             share=Share(range(len(batch.x)), len(batch.x), finite=analysis.finite),
             meter=prepared.meter,
         )
+        try:
+            measurement = run(plan)
+        except TimeLimitError:
+            if method != "auto":
+                raise
+            measurement = run(ends_only(plan, options))
     spectrum = measurement.spectrum
     if not spectrum.diagnosis.trusted:
         spectrum = replace(spectrum, valid=torch.zeros_like(spectrum.valid))
@@ -354,6 +381,7 @@ def _whole_hessians(
     *,
     options: Options,
     memory_budget: int,
+    limit: TimeLimit,
 ) -> Tensor:
     """Those of a batch: zeros, JᵀAJ or column by column, as its analysis allows."""
     if analysis is not None and analysis.diagnosis.zero:
@@ -361,7 +389,7 @@ def _whole_hessians(
     costs = ModelCosts(batch, memory_budget) if analysis is None else analysis.costs
     linear = analysis is not None and analysis.diagnosis.network_is_piecewise_linear
     unused = batch.x.new_empty(0)  # whole matrices need no gradient
-    return whole_hessians(MethodInput(batch, costs, unused, linear, options, memory_budget, modes=modes))
+    return whole_hessians(MethodInput(batch, costs, unused, linear, options, memory_budget, modes=modes, limit=limit))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from lightning_hessian.curvature.batching import concatenate, in_groups
 from lightning_hessian.curvature.checks.diagnosis import CURVED, Diagnosis, Finding, Kind, advice
 from lightning_hessian.curvature.checks.zero import kind_in_outputs, kind_of_zero, weighted_outputs, zero_in_float64
 from lightning_hessian.curvature.cost_model import ModelCosts, fitting_samples
+from lightning_hessian.curvature.meter import Stopwatch
 from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse
 from lightning_hessian.curvature.options import Options
 from lightning_hessian.curvature.target_batch import TargetBatch
@@ -26,12 +27,14 @@ class Derivatives:
         gradient: of the targets, ``[N, K, D]``.
         outputs_hvp: ``[N, D]``, the HVP of one random weighted sum of each sample's outputs, or None.
         values: of the targets, ``[N, K]``.
+        seconds_per_matvec: one HVP of every problem takes, as that of the outputs did; None without one.
     """
 
     outputs: Tensor
     values: Tensor
     gradient: Tensor
     outputs_hvp: Tensor | None
+    seconds_per_matvec: float | None = None
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,14 @@ class Analysis:
         gradient: ``[N, K, D]``.
         finite: ``[N]``, whether inputs, values and gradients of a sample are.
         diagnosis: the kinds of target and network, and what is not finite.
+        seconds_per_matvec: see ``Derivatives``.
     """
 
     costs: ModelCosts
     gradient: Tensor
     finite: Tensor
     diagnosis: Diagnosis
+    seconds_per_matvec: float | None = None
 
     def select(self, samples: slice | Tensor) -> Analysis:
         """That of some samples."""
@@ -94,7 +99,7 @@ def analyze(batch: TargetBatch, options: Options, network: Kind | None = None, *
         of_target = kind_in_outputs(batch, found.outputs, generator)
         kind = of_target if of_target == "curved" or network == "linear" else network
     diagnosis = Diagnosis(kind, network, tuple(findings), advice=advice(found.outputs.shape[1]))
-    return Analysis(costs, found.gradient, finite, diagnosis)
+    return Analysis(costs, found.gradient, finite, diagnosis, found.seconds_per_matvec)
 
 
 def differentiate(
@@ -109,8 +114,10 @@ def differentiate(
         generator: of the weights and the direction of ``outputs_hvp``, the same for every sample; None: without it.
     """
     state = None if generator is None else generator.get_state()
+    seconds = 0.0
 
     def work(samples: slice) -> Derivatives:
+        nonlocal seconds
         autodiff = ReverseOverReverse(batch.select(samples))
         outputs, hvp = autodiff.outputs, None
         if generator is not None and state is not None:
@@ -119,13 +126,17 @@ def differentiate(
                 torch.randn(size, generator=generator, dtype=torch.float64).to(outputs)
                 for size in (outputs.shape[1], batch.num_inputs)
             )
-            hvp = autodiff.hvp_of_outputs(weights, v.expand(len(outputs), -1))
+            with Stopwatch(batch.x.device) as stopwatch:
+                hvp = autodiff.hvp_of_outputs(weights, v.expand(len(outputs), -1))
+            seconds += stopwatch.seconds
         return Derivatives(outputs.detach(), autodiff.values.detach(), autodiff.gradient(), hvp)
 
     # With the graph of a second gradient, that of the sum of outputs.
     size = fitting_samples(memory_budget, (1 if generator is None else 2) * costs.matvec_bytes)
     groups = in_groups(batch.num_samples, size, work)
-    return concatenate([found for _, found in groups])
+    found = concatenate([found for _, found in groups])
+    # One scalar per sample was differentiated, not one for every class.
+    return replace(found, seconds_per_matvec=None if generator is None else seconds * batch.num_classes)
 
 
 def _kind_of_outputs(first: TargetBatch, num_outputs: int, generator: torch.Generator) -> Kind:

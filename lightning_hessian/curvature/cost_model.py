@@ -33,6 +33,7 @@ SURELY = 4  # estimates are good enough where that many times as much fits for a
 EIGH_SECONDS = {torch.float32: 1e-10, torch.float64: 2e-10}
 # A column in a block by forward_over_reverse over an HVP on a retained graph, K = 1 (benchmarks/dense.py: 0.6 to 1.0).
 COLUMN_IN_MATVECS = 0.7
+GRADIENT_IN_MATVECS = 0.5  # one of the C gradients of a sample's outputs over an HVP (0.3), and its share of a QR
 LANCZOS_OVERHEAD = 1.1  # a Lanczos iteration, orthogonalisation included, over its HVP (benchmarks/lanczos.py)
 
 

@@ -26,6 +26,7 @@ class Options:
             eigenvectors of all its eigenvalues where there are no more than 64 and memory allows.
         chunk_size: columns computed at once; ``"auto"``: found while working.
         max_memory: bytes that may be used; None: half of what is free on the device.
+        max_seconds: within which a measurement is to end; None: no limit. See ``methods.duration`` for what is dropped.
         seed: of all random vectors, the same at every measurement: curves show the network, not the estimator.
         block_size: start vectors of ``lanczos``, which finds an eigenvalue at most that many times.
         density_vectors: starting vectors for the density of eigenvalues where ``lanczos`` finds only the ends of the
@@ -43,6 +44,7 @@ class Options:
     block_size: int = 1
     density_vectors: int = 0
     check: bool = True
+    max_seconds: float | None = None
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, get_args(MethodChoice))
@@ -51,6 +53,12 @@ class Options:
             check_at_least("chunk_size", self.chunk_size, 1)
         if self.max_memory is not None:
             check_at_least("max_memory", self.max_memory, 1)
+        seconds = self.max_seconds
+        is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+        if seconds is not None and not (is_number and 0 < seconds < float("inf")):
+            raise ConfigurationError(
+                f"max_seconds={seconds!r} must be a positive number of seconds, or None for no limit."
+            )
         check_at_least("block_size", self.block_size, 1)
         whole = isinstance(self.density_vectors, int) and not isinstance(self.density_vectors, bool)
         if not whole or self.density_vectors < 0 or self.density_vectors == 1:

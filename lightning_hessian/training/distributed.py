@@ -26,7 +26,7 @@ Failure = tuple[bool, str]  # whether it is a ConfigurationError, and the messag
 class ProcessGroup:
     """The processes that measure together; by default this one alone.
 
-    ``on_first``, ``on_all``, ``gather``, ``agreed`` and ``tensors`` are collective.
+    ``on_first``, ``on_all``, ``any``, ``gather``, ``agreed`` and ``tensors`` are collective.
 
     Args:
         rank: of this process.
@@ -85,6 +85,10 @@ class ProcessGroup:
         values: list[Any] | None = [None] * self.size if self.rank == 0 else None
         dist.gather_object(value, values, dst=0)
         return values
+
+    def any(self, own: bool) -> bool:
+        """Whether it is true on some rank."""
+        return any(self._from_all(own)) if self.size > 1 else own
 
     def agreed(self, own: Callable[[], T | None], if_missing: str) -> T | None:
         """The result of ``own`` on rank 0, on every rank; None where it is None on all of them.

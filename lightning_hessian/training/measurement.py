@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,18 @@ from torch import Tensor, nn
 from lightning_hessian.curvature.analysis import Analysis, analyze
 from lightning_hessian.curvature.checks.diagnosis import Kind
 from lightning_hessian.curvature.checks.verdict import PreviousChecks
-from lightning_hessian.curvature.meter import Progress, silent
+from lightning_hessian.curvature.meter import Progress, duration, silent
+from lightning_hessian.curvature.methods.duration import (
+    ends_only,
+    expected_duration,
+    what_makes_it_shorter,
+    within_limit,
+)
 from lightning_hessian.curvature.methods.execute import Measurement, Share, execute
 from lightning_hessian.curvature.methods.merge import merged, on_cpu
 from lightning_hessian.curvature.methods.plan import Plan, make_plan
 from lightning_hessian.curvature.options import MethodName, Options
-from lightning_hessian.errors import ConfigurationError, MeasurementError
+from lightning_hessian.errors import ConfigurationError, MeasurementError, TimeLimitError
 from lightning_hessian.model.arguments import Model, Target
 from lightning_hessian.model.function import ModelFunction
 from lightning_hessian.model.prepare import PreparedModel, prepare, usable_dtype
@@ -41,6 +48,7 @@ class RunState:
         target: what ``"auto"`` chose.
         method: what ``"auto"`` chose by time or memory, where the choice might otherwise change during the run.
         checks: of the last measurement.
+        seconds_per_matvec: of one HVP at all samples by one process, as first measured; checkpoints do not hold it.
         previous: the last record, without its whole matrices; on rank 0.
         record_path: where it was saved; on rank 0.
         measured_step: optimizer steps before the last measurement.
@@ -51,6 +59,7 @@ class RunState:
     target: Target | None = None
     method: MethodName | None = None
     checks: PreviousChecks | None = None
+    seconds_per_matvec: float | None = None
     previous: Record | None = None
     record_path: Path | None = None
     measured_step: int | None = None
@@ -83,6 +92,21 @@ class Decision:
         return {**vars(self), "analysis": None}
 
 
+@dataclass(frozen=True)
+class _Share:
+    """What a rank has measured.
+
+    Attributes:
+        prepared: the model as rank 0 decided.
+        measurement: of its samples; None where there are fewer samples than ranks, or it is late.
+        late: whether complete spectra would not have been done in time.
+    """
+
+    prepared: PreparedModel
+    measurement: Measurement | None = None
+    late: bool = False
+
+
 def measure(
     model: Model,
     samples: Samples,
@@ -93,6 +117,7 @@ def measure(
     stage: Stage = "fit",
     group: ProcessGroup = SINGLE_PROCESS,
     progress: Progress = silent,
+    expect: Callable[[float, str], object] = lambda seconds, words: None,
 ) -> Record | None:
     """Measures ``model`` as it is now, by all processes of ``group`` together.
 
@@ -103,7 +128,8 @@ def measure(
     2. ``on_first``: rank 0 finds the dtype in which the model can be evaluated;
     3. ``on_all``: every rank prepares the model;
     4. ``on_first``: rank 0 analyzes all samples, chooses the target and plans;
-    5. ``on_all``: every rank measures its share of the samples;
+    5. ``on_all``: every rank measures its share of the samples; where that may turn out to take too long,
+       ``any``: whether it did on some rank; then ``on_all`` again, for the ends of the spectra only;
     6. ``on_all``: every rank puts the model back as it was;
     7. ``gather``: rank 0 receives the shares;
     8. ``on_all``: rank 0 makes the record.
@@ -117,6 +143,8 @@ def measure(
         stage: what the Trainer is doing.
         group: the processes.
         progress: is called with the number of finished columns, samples or matrix-vector products.
+        expect: is called on rank 0, before most of the work, with the seconds that it is expected to take; and the
+            same in words, with what would make it shorter.
 
     Returns:
         The record, on rank 0; None on the others.
@@ -136,12 +164,19 @@ def measure(
             return prepared, group.options(settings.options, prepared.batch.x.device)
 
         prepared, options = group.on_all(start)
-        decision = group.on_first(lambda: _decide(prepared, samples, settings, state, options))
-        agreed, own = group.on_all(
-            lambda: _measure_share(prepared, decision, settings, state, options, group, progress)
-        )
+        decision = group.on_first(lambda: _decide(prepared, samples, settings, state, options, group, expect))
+
+        def share() -> _Share:
+            return _measure_share(prepared, decision, settings, state, options, group, progress)
+
+        own = group.on_all(share)
+        may_be_late = options.max_seconds is not None and options.method == "auto" and decision.plan.method == "dense"
+        if may_be_late and group.any(own.late):
+            decision = replace(decision, plan=ends_only(decision.plan, options))
+            own = group.on_all(share)
+        agreed = own.prepared
         group.on_all(stack.close)
-    shares = group.gather(own)
+    shares = group.gather(own.measurement)
 
     def record() -> Record | None:
         if shares is None:
@@ -180,7 +215,13 @@ def _first_target(settings: MeasurementSettings, state: RunState) -> Any:
 
 
 def _decide(
-    prepared: PreparedModel, samples: Samples, settings: MeasurementSettings, state: RunState, options: Options
+    prepared: PreparedModel,
+    samples: Samples,
+    settings: MeasurementSettings,
+    state: RunState,
+    options: Options,
+    group: ProcessGroup,
+    expect: Callable[[float, str], object],
 ) -> Decision:
     """Target and plan, from all samples."""
     known: Any = None if state.checks is None or state.previous is None else state.previous.network
@@ -198,6 +239,7 @@ def _decide(
         previous_method=state.method,
         num_matrices=min(settings.heatmap_samples, len(samples)),
     )
+    plan = _in_time(plan, prepared, analysis, state, options, group, expect)
     return Decision(
         target=None if callable(target) else target,
         classes=prepared.batch.classes.cpu(),
@@ -207,6 +249,32 @@ def _decide(
         eigenvectors=_eigenvectors(state.previous, prepared) if plan.method == "lanczos" else None,
         analysis=analysis,
     )
+
+
+def _in_time(
+    plan: Plan,
+    prepared: PreparedModel,
+    analysis: Analysis,
+    state: RunState,
+    options: Options,
+    group: ProcessGroup,
+    expect: Callable[[float, str], object],
+) -> Plan:
+    """The plan without what surely does not fit ``max_seconds``; says how long it is expected to take."""
+    batch, costs = prepared.batch, analysis.costs
+    seconds = state.seconds_per_matvec = state.seconds_per_matvec or analysis.seconds_per_matvec
+    if seconds is not None:
+        seconds *= group.share(batch.num_samples).stop / batch.num_samples  # rank 0 has the most
+    left = prepared.meter.limit(options.max_seconds).seconds_left
+    plan = within_limit(plan, batch, costs, options, seconds_per_matvec=seconds, seconds_left=left)
+    expected = None if state.previous is None else state.previous.seconds
+    if expected is None and seconds is not None:
+        expected = expected_duration(plan, batch, costs, options, seconds)
+        expected = min(expected, options.max_seconds or expected)
+    if expected is not None:
+        shorter = what_makes_it_shorter(plan, batch, options)
+        expect(expected, f"about {duration(expected)}. To shorten it: {shorter}")
+    return plan
 
 
 def _eigenvectors(previous: Record | None, prepared: PreparedModel) -> Tensor | None:
@@ -254,18 +322,19 @@ def _measure_share(
     options: Options,
     group: ProcessGroup,
     progress: Progress,
-) -> tuple[PreparedModel, Measurement | None]:
-    """The model as rank 0 decided, and this rank's samples; None where there are fewer samples than ranks."""
+) -> _Share:
+    """The model as rank 0 decided, and this rank's samples."""
     prepared = _follow(decision, prepared, settings, state)
     share = group.share(prepared.batch.num_samples)
     if share.start == share.stop:
-        return prepared, None
+        return _Share(prepared)
     plan, analysis = decision.plan, decision.analysis
     if plan.num_matrices:
         plan = replace(plan, num_matrices=max(0, min(settings.heatmap_samples, share.stop) - share.start))
     stand_ins = decision.stand_ins[share]
     numbers = range(share.start, share.stop)
-    measurement = execute(
+    run = partial(
+        execute,
         prepared.batch.select(stand_ins.to(prepared.batch.x.device)),
         plan,
         options,
@@ -281,7 +350,12 @@ def _measure_share(
         meter=prepared.meter,
         progress=progress,
     )
-    return prepared, on_cpu(measurement)
+    try:
+        return _Share(prepared, on_cpu(run()))
+    except TimeLimitError:
+        if options.method != "auto":
+            raise
+        return _Share(prepared, late=True)
 
 
 @contextmanager

@@ -9,9 +9,11 @@ from typing import Any
 
 from lightning_hessian.errors import ConfigurationError, WritingError
 from lightning_hessian.records.record import Record
-from lightning_hessian.training.schedule import TrainingPosition
+from lightning_hessian.training.schedule import Budget, TrainingPosition
 from lightning_hessian.training.settings import MonitorSettings
 from lightning_hessian.writers.publisher import Publisher
+
+LONG = 10.0  # seconds that a measurement is expected to take, above which it is announced
 
 
 class RunOutput:
@@ -31,6 +33,8 @@ class RunOutput:
         self._show_warning, self._show_message = warn, inform
         self._warned: set[str] = set()
         self._is_open = False
+        self._expected = 0.0
+        self._advised = False
         self._make = partial(Publisher, keep_matrices=settings.keep_matrices, name=settings.measurement.name)
         self._publisher = self._make((), None)
 
@@ -80,6 +84,21 @@ class RunOutput:
         for error in self.flush():
             self.warn(str(error), cause=error.cause)
         self._publisher, self._is_open = self._make((), None), False
+
+    def expect(self, seconds: float, words: str) -> None:
+        """Says how long a measurement will take, where that is long; again only where it takes twice as long."""
+        if seconds > max(LONG, 2 * self._expected):
+            self._expected = seconds
+            self.inform(f"a measurement is expected to take {words}.")
+
+    def advise(self, budget: Budget) -> None:
+        """Says once that measuring takes much of the time, and what would change that."""
+        if budget.takes_much and not self._advised:
+            self._advised = True
+            self.inform(
+                f"measuring has taken {budget.overhead:.0%} of the training time so far. max_overhead=0.05 limits it "
+                f"to a twentieth; fewer num_samples and heatmap_samples=0 make each measurement shorter."
+            )
 
     def inform(self, message: str) -> None:
         """Shows a message on the first process."""

@@ -197,6 +197,7 @@ class MonitoringRun:
                         stage=trainer.state.fn.value,
                         group=self._group,
                         progress=progress,
+                        expect=self._output.expect,
                     )
                 self._num_records += 1
                 metrics, unwritten = self._group.on_first(lambda: self._publish(record, folder))
@@ -206,6 +207,7 @@ class MonitoringRun:
         else:
             _show(metrics, trainer)
             self._output.report(unwritten)
+        self._output.advise(self._budget)
         self._state.measured_step = at.step  # only now: a checkpoint saved meanwhile must not call it measured
 
     def finish(self) -> None:

@@ -73,6 +73,10 @@ class Schedule:
         return step != measured_step and (step == 0 or (due and position.step == step))
 
 
+MUCH = 0.25  # share of the training time above which measuring is said to take much of it,
+NOTICEABLE = 1.0  # from so many seconds
+
+
 class Budget:
     """Limits measuring to a share of the training time of one run.
 
@@ -87,6 +91,7 @@ class Budget:
 
     def __init__(self, max_overhead: float | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
         self.num_skipped = 0
+        self.num_measurements = 0
         self._max_overhead = max_overhead
         self._clock = clock
         self._started: tuple[float, float] | None = None  # when training started, and the seconds spent by then
@@ -122,6 +127,7 @@ class Budget:
             self._last = self._clock() - begin
             self._spent += self._last
             self._measuring_since = None
+            self.num_measurements += 1
 
     @property
     def overhead(self) -> float | None:
@@ -129,6 +135,12 @@ class Budget:
         running = 0.0 if self._measuring_since is None else self._clock() - self._measuring_since
         trained = self._training_time()
         return (self._spent + running) / trained if trained > 0 else None
+
+    @property
+    def takes_much(self) -> bool:
+        """Whether two measurements or more took over a quarter of the training time so far, and nobody set a limit."""
+        unlimited = self._max_overhead is None and self.num_measurements >= 2
+        return unlimited and self._spent > NOTICEABLE and (self.overhead or 0.0) > MUCH
 
     @property
     def skipped(self) -> int | None:

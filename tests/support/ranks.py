@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from lightning_hessian import InputHessianMonitor
+from lightning_hessian.curvature.meter import Pace
 from lightning_hessian.curvature.options import Options
 from lightning_hessian.model.state_snapshot import StateSnapshot
 from lightning_hessian.training.distributed import ProcessGroup
@@ -156,6 +157,7 @@ class RecordingGroup(ProcessGroup):
     on_first = partialmethod(_noted, "on_first")
     on_all = partialmethod(_noted, "on_all")
     gather = partialmethod(_noted, "gather")
+    any = partialmethod(_noted, "any")
 
 
 class FailsIn(nn.Module):
@@ -193,6 +195,19 @@ def sequence(name: str, rank: int, size: int) -> dict[str, Any]:
     finally:
         StateSnapshot.restore = restore
     return {**left, "calls": group.calls}
+
+
+def late(rank: int, size: int) -> dict[str, Any]:
+    """One measurement, whole matrices of which are late on the last rank only: its collectives, and its method."""
+    group = RecordingGroup(rank, size, size)
+    torch.manual_seed(1)
+    if rank == size - 1:
+        Pace.lateness = lambda *_: (100.0, 1.0)
+    options = Options(max_seconds=50.0, num_eigenvalues=4)
+    record = measure(
+        FailsIn(None), Samples(*SAMPLES), MeasurementSettings([0, 2], "prob", "float32", options), group=group
+    )
+    return {"calls": group.calls, "record": record and (record.method, record.eigenvalues.shape, record.message)}
 
 
 def scenario(name: str) -> dict[str, Any]:
@@ -267,15 +282,17 @@ def own_rank() -> int:
 def run(folder: Path, name: str) -> None:
     """Runs one scenario on this rank, and writes down how it went."""
     rank = own_rank()
-    if name in SEQUENCES:
+    if name in SEQUENCES or name == "late":
         (folder / name).mkdir(parents=True, exist_ok=True)
-        torch.save(sequence(name, rank, torch.distributed.get_world_size()), folder / name / f"rank_{rank}.pt")
+        size = torch.distributed.get_world_size()
+        left = late(rank, size) if name == "late" else sequence(name, rank, size)
+        torch.save(left, folder / name / f"rank_{rank}.pt")
         return
     torch.manual_seed(1)
     arguments = scenario(name)
     monitor = arguments.pop("monitor", None)
     folder = folder / name
-    left: dict[str, Any] = {"error": None}
+    left = {"error": None}
     home = folder / f"home_{rank}"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

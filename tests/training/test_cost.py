@@ -19,7 +19,7 @@ from support.training import Classifier, events, fit, scalar, small_monitor
 from torch import nn
 
 from lightning_hessian import MeasurementError, input_spectrum, load_records
-from lightning_hessian.curvature import memory
+from lightning_hessian.curvature import memory, meter
 from lightning_hessian.curvature.meter import Meter
 from lightning_hessian.curvature.options import Options
 from lightning_hessian.training import run
@@ -102,6 +102,34 @@ def test_without_a_limit_all_is_allowed_and_nothing_counted():
     assert budget.skipped is None
 
 
+def test_it_is_seen_where_measuring_takes_much_of_the_time():
+    clock = Clock()
+    budget, limited = (Budget(share, clock) for share in (None, 0.9))
+    for each in (budget, limited):
+        spend(each, 13)
+    for each in (budget, limited):
+        each.start()
+    clock.now += 40
+    assert budget.overhead > 0.25
+    assert not budget.takes_much  # after one
+    for each in (budget, limited):
+        spend(each, 12)
+    clock.now += 60 - 12  # for the first, the time of the other is training
+    assert budget.overhead == pytest.approx(0.25)
+    assert not budget.takes_much
+    spend(budget, 1)
+    assert budget.takes_much
+    assert not limited.takes_much  # as its user allowed
+    clock.now += 100
+    assert not budget.takes_much
+    short = Budget(None, clock)
+    short.start()
+    spend(short, 0.4)
+    clock.now += 1
+    spend(short, 0.4)
+    assert not short.takes_much  # nobody would notice
+
+
 @pytest.mark.parametrize("value", [0, -0.1, 1.5, float("nan"), True, "5%"])
 def test_what_is_no_share_raises_at_construction(value):
     with pytest.raises(MisconfigurationException, match=r"max_overhead=.* above 0 and up to 1.*0\.05 for a twentieth"):
@@ -111,11 +139,11 @@ def test_what_is_no_share_raises_at_construction(value):
 class Pace(Callback):
     """Every batch takes 10 seconds and every measurement 4, by a clock of its own."""
 
-    def __init__(self, monkeypatch) -> None:
+    def __init__(self, monkeypatch, seconds: float = 4) -> None:
         self.clock, measure = Clock(), run.measure
 
         def timed(*arguments, **options):
-            self.clock.now += 4
+            self.clock.now += seconds
             return measure(*arguments, **options)
 
         monkeypatch.setattr(run, "measure", timed)
@@ -140,6 +168,62 @@ def test_skipped_measurements_are_seen(tmp_path, monkeypatch):
     assert len(texts) == 4
     assert "Skipped here.** 1 measurement has been skipped so far" in texts[1]
     assert "measuring has taken 10 % of the training time. 1 measurement has been skipped so far" in texts[2]
+
+
+def told(caplog, words: str) -> list[str]:
+    return [r.getMessage() for r in caplog.records if words in r.getMessage()]
+
+
+@pytest.mark.parametrize(("seconds", "num_told"), [(4, 0), (7, 1)])
+def test_measuring_that_takes_much_of_the_time_is_told_once(tmp_path, monkeypatch, caplog, seconds, num_told):
+    """Each two measurements for the first 40 seconds of training."""
+    with caplog.at_level("INFO"):
+        fit(tmp_path, Pace(monkeypatch, seconds), small_monitor(), max_epochs=3)
+    messages = told(caplog, "of the training time so far")
+    assert len(messages) == num_told
+    for message in messages:
+        assert message.startswith("InputHessianMonitor: measuring has taken 35% of the training time so far.")
+        assert all(name in message for name in ("max_overhead", "num_samples", "heatmap_samples"))
+
+
+def test_a_long_measurement_is_announced_once_until_it_gets_much_longer(tmp_path, monkeypatch, caplog):
+    measured = []
+
+    class Ticking(Clock):
+        """Every HVP of the analysis takes a minute, and the record says what the test wants."""
+
+        def __call__(self):
+            self.now += 60 if not measured else 0
+            return self.now
+
+    def timed(*arguments, **options):
+        record = measure(*arguments, **options)
+        measured.append(record)
+        state = arguments[3]
+        state.previous = dataclasses.replace(state.previous, seconds=(8000.0, 20000.0, 30000.0, 0.0)[len(measured) - 1])
+        return record
+
+    measure = run.measure
+    monkeypatch.setattr(run, "measure", timed)
+    monkeypatch.setattr(meter, "clock", Ticking())
+    with caplog.at_level("INFO"):
+        fit(tmp_path, small_monitor(), max_epochs=3)
+    first, second = told(caplog, "is expected to take")
+    assert "is expected to take about 67 min. To shorten it: fewer num_samples, " in first  # 0.7 · 3/4 · 64 · 2 minutes
+    assert "method='lanczos' or max_seconds" in first
+    assert "about 5.56 h" in second  # not for 8000 s: less than twice as long
+
+
+def test_a_limit_holds_for_every_measurement(tmp_path, monkeypatch):
+    """No time at all: the least is measured, and the pictures are left out."""
+    fit(tmp_path, small_monitor(method="lanczos", max_seconds=1e-9), max_epochs=1)
+    records = load_records(tmp_path)
+    assert len(records) == 2
+    for record in records:
+        assert record.hessian is None
+        assert "To stay within max_seconds=1e-09, no heatmaps were drawn, trace and norms" in record.message
+    with pytest.raises(MisconfigurationException, match="max_seconds=0 must be a positive number"):
+        small_monitor(max_seconds=0)
 
 
 def test_another_run_has_its_own_budget(tmp_path, monkeypatch):

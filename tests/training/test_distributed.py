@@ -56,7 +56,7 @@ FAILING = (
 def folder(tmp_path_factory):
     """All scenarios that two processes of one launch can run one after another."""
     folder = tmp_path_factory.mktemp("ranks")
-    launch(folder, *TOGETHER, *FAILING, *SEQUENCES, "sharded", "sharded_without", environments=TORCHRUN)
+    launch(folder, *TOGETHER, *FAILING, *SEQUENCES, "sharded", "sharded_without", "late", environments=TORCHRUN)
     return folder
 
 
@@ -204,6 +204,17 @@ def test_the_collectives_of_a_measurement_are_those_written_down(folder, name):
     assert (
         alone["calls"] == documented[: STEPS["close"] if step == "close" else min(4, STEPS[step])]
     )  # alone, it fails as it decides
+
+
+def test_all_ranks_change_the_method_where_one_is_late(folder):
+    first, second = left(folder, "late")
+    change = ["any", "on_all"]
+    assert first["calls"] == second["calls"]
+    assert first["calls"][4:8] == ["on_all", *change, "on_all"]
+    method, shape, message = first["record"]
+    assert (method, shape) == ("lanczos", (3, 2, 4))
+    assert "To stay within max_seconds=50, only the ends of the spectra were computed." in message
+    assert second["record"] is None
 
 
 def test_a_failure_in_writing_reaches_all(folder):

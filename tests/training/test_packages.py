@@ -102,6 +102,7 @@ ARGUMENTS = {
     "output_fn": "functions.outputs",
     "chunk_size": 8,
     "max_memory": 1_000_000_000,
+    "max_seconds": 3600.0,
     "max_overhead": None,  # a share would leave out measurements by the clock
     "keep_matrices": {"every_n": 2, "max_total_bytes": 1_000_000},
     "class_names": list("abcdefghij"),
@@ -168,7 +169,14 @@ def test_every_plain_argument_from_a_yaml_file(tmp_path):
     assert record.eigenvectors.shape == (2, 2, 4, 64)
     assert record.why_no_matrix == "Whole matrices are stored at every 2nd measurement only."
     assert record.class_names == tuple("abcdefghij")
-    wanted = {"chunk_size": 8, "max_memory": 10**9, "seed": 3, "density_vectors": 2, "dtype": "float64"}
+    wanted = {
+        "chunk_size": 8,
+        "max_memory": 10**9,
+        "max_seconds": 3600.0,
+        "seed": 3,
+        "density_vectors": 2,
+        "dtype": "float64",
+    }
     assert {name: record.made_with[name] for name in wanted} == wanted
 
 

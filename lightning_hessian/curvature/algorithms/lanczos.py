@@ -29,6 +29,7 @@ class RitzPairs:
             leaves, 2·eps·√D of the largest |λ|.
         known: the whole space that was searched, with its products: what they tell costs no further product.
         num_matvecs: products with a vector per operator, at most.
+        ended_early: whether it ended as ``is_late`` said, with pairs that have not converged.
     """
 
     eigenvalues: Tensor
@@ -37,6 +38,7 @@ class RitzPairs:
     converged: Tensor
     known: KnownProducts
     num_matvecs: int
+    ended_early: bool = False
 
 
 def basis_size(num_eigenvalues: int, block_size: int) -> int:
@@ -58,6 +60,7 @@ def lanczos(
     block_size: int = 1,
     max_basis: int | None = None,
     max_matvecs: int | None = None,
+    is_late: Callable[[], bool] = lambda: False,
 ) -> RitzPairs:
     """Band Lanczos over all operators at once, with full reorthogonalisation and thick restarts.
 
@@ -89,6 +92,7 @@ def lanczos(
         max_basis: vectors stored per operator; by default ``basis_size``. Memory: up to 5 · P · max_basis · D
             numbers, with the products that are returned.
         max_matvecs: per operator; by default ten times the basis. What has not converged by then is marked.
+        is_late: whether to end now, asked after every product once there are enough of them for both ends.
 
     Returns:
         The pairs, with residuals and convergence.
@@ -125,7 +129,9 @@ def lanczos(
     next_look = wanted + CHECK_EVERY  # with fewer Ritz values, those inside would pass for the ends
     for iteration in range(1, limit + 1):
         basis.grow()
-        last = basis.num_processed == size or iteration == limit
+        enough = iteration >= wanted + CHECK_EVERY
+        late = enough and is_late()
+        last = basis.num_processed == size or iteration == limit or late
         if not (last or basis.full or iteration >= next_look):
             continue
         ritz = basis.ritz(which, wanted)
@@ -133,7 +139,8 @@ def lanczos(
         converged = ritz.residuals <= allowed
         done = converged.all(dim=1) | basis.failed
         if last or bool(done.all()):
-            found.append((active, _pairs(basis, ritz, converged, iteration)))
+            pairs = _pairs(basis, ritz, converged, iteration)
+            found.append((active, replace(pairs, ended_early=late and not bool(done.all()))))
             break
         next_look = iteration + _iterations_left(ritz.residuals, allowed, done)
         if 2 * int(done.sum()) >= len(active) > 2:
@@ -199,4 +206,5 @@ def _together(found: list[tuple[Tensor, RitzPairs]], num_operators: int) -> Ritz
             rows(lambda pairs: pairs.known.vectors, width), rows(lambda pairs: pairs.known.products, width)
         ),
         num_matvecs=found[-1][1].num_matvecs,
+        ended_early=found[-1][1].ended_early,
     )

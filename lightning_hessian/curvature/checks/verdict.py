@@ -13,6 +13,7 @@ from lightning_hessian.curvature.batching import combine, out_of_memory
 from lightning_hessian.curvature.checks.certificate import FIRST_STEP, OUTCOMES, Certificate, Prediction, certify
 from lightning_hessian.curvature.checks.diagnosis import Finding, joined
 from lightning_hessian.curvature.checks.explanation import Explanation, explain, in_company, outcome_beside
+from lightning_hessian.curvature.checks.through_outputs import compare_through_outputs
 from lightning_hessian.curvature.checks.zero import root_mean_square, weighted_targets, zero_in_float64
 from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, random_vectors
 from lightning_hessian.curvature.target_batch import TargetBatch
@@ -150,6 +151,11 @@ def check(
     generator = torch.Generator().manual_seed(settings.seed)
 
     def certified(chosen: Tensor) -> Certificate:
+        if settings.piecewise_linear and prediction.spectral_norm.any():
+            few = batch.select(chosen), prediction.select(chosen)
+            found = compare_through_outputs(*few, settings.group_size, first_steps[chosen])
+            if found is not None:
+                return found
         return certify(batch.select(chosen), prediction.select(chosen), settings.group_size, first_steps[chosen])
 
     nothing = torch.full_like(prediction.slope, torch.nan)

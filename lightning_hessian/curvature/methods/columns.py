@@ -19,6 +19,7 @@ from lightning_hessian.curvature.operators.autodiff import (
     relative_difference,
 )
 from lightning_hessian.curvature.target_batch import TargetBatch
+from lightning_hessian.errors import TimeLimitError
 
 # By the generous estimate: all columns are one block, or else the first block.
 ONE_BLOCK_BYTES, FIRST_BLOCK_BYTES = 1024 * 2**20, 128 * 2**20
@@ -44,13 +45,23 @@ class BlockSize:
         estimate: bytes that a column of every problem takes at most (``ModelCosts.column_estimate``).
         pages_kept: whether memory costs nothing to use again (``keeps_pages``).
         fixed: columns per block, if given; nothing is counted then.
+        in_parts: an eighth of the columns at most, so that a forecast can be made after the first block.
     """
 
     def __init__(
-        self, num_columns: int, memory: int, estimate: int, *, pages_kept: bool = False, fixed: int | None = None
+        self,
+        num_columns: int,
+        memory: int,
+        estimate: int,
+        *,
+        pages_kept: bool = False,
+        fixed: int | None = None,
+        in_parts: bool = False,
     ) -> None:
         self._num_columns, self._memory, self._pages_kept = num_columns, memory, pages_kept
         self._largest = num_columns if fixed is None else min(fixed, num_columns)
+        if in_parts:
+            self._largest = min(self._largest, ceil(num_columns / SHARE_OF_FIRST_BLOCK))
         self._size = self._known = self._largest
         if fixed is None and num_columns * estimate > min(memory, ONE_BLOCK_BYTES):
             few = min(memory, FIRST_BLOCK_BYTES) // estimate
@@ -88,6 +99,7 @@ def hessians(
     column_estimate: int,
     generator: torch.Generator,
     chunk_size: int | None = None,
+    in_parts: bool = False,
     progress: Progress = silent,
 ) -> tuple[Tensor, Tensor, Counter[AutodiffMode]]:
     """Symmetric whole Hessians ``[N, K, D, D]``, their asymmetry before, and how many columns each mode computed.
@@ -96,13 +108,15 @@ def hessians(
     gives where an operation has no rule for it and says nothing) and an HVP by reverse_over_reverse along a random
     direction is another. A wrong mode whose matrices are symmetric is for values to detect (``checks.certificate``).
 
-    ``memory`` and ``column_estimate`` are as for ``BlockSize``; ``progress`` is called after every block: a column of n
-    samples counts as n, of N·D. Cost: D columns, each (1 + K) or 2K passes.
+    ``memory``, ``column_estimate`` and ``in_parts`` are as for ``BlockSize``; ``progress`` is called after every block:
+    a column of n samples counts as n, of N·D. Cost: D columns, each (1 + K) or 2K passes.
     """
 
     def computed(mode: AutodiffMode) -> tuple[Tensor, Tensor]:
         pages_kept, num_inputs = keeps_pages(batch.x.device), batch.num_inputs
-        block = BlockSize(num_inputs, memory, column_estimate, pages_kept=pages_kept, fixed=chunk_size)
+        block = BlockSize(
+            num_inputs, memory, column_estimate, pages_kept=pages_kept, fixed=chunk_size, in_parts=in_parts
+        )
         matrices = _columns(batch, mode, block, progress)
         return matrices, symmetrize_(matrices)
 
@@ -110,7 +124,7 @@ def hessians(
         try:
             matrices, asymmetry = computed(mode)
         except Exception as error:  # a kernel without a rule for this mode
-            if out_of_memory(error):
+            if out_of_memory(error) or isinstance(error, TimeLimitError):
                 raise
         else:
             if not _looks_wrong(matrices, asymmetry) or _confirmed(batch, matrices, generator):

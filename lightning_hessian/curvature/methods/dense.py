@@ -21,7 +21,9 @@ from lightning_hessian.curvature.cost_model import (
     hessian_bytes,
 )
 from lightning_hessian.curvature.memory import kept_pages, return_pages
+from lightning_hessian.curvature.meter import Pace
 from lightning_hessian.curvature.methods.columns import hessians, symmetrize_
+from lightning_hessian.curvature.methods.duration import check_pace
 from lightning_hessian.curvature.methods.interface import MethodInput, MethodResult
 from lightning_hessian.curvature.operators.autodiff import AutodiffMode
 from lightning_hessian.curvature.operators.gauss_newton import TermNorms, gauss_newton_hessians, term_norms
@@ -43,9 +45,10 @@ def dense_spectrum(given: MethodInput) -> MethodResult:
 
     Cost: D columns per problem, each (1 + K)/2 to K gradients of the batch, and D³ for the eigenvalues.
     """
+    pace = _pace(given)
 
     def work(samples: slice) -> tuple[Decomposition, Prediction, Tensor, Counter[AutodiffMode]]:
-        whole, asymmetry, by_mode = _hessians(given, samples)
+        whole, asymmetry, by_mode = _hessians(given, samples, pace, decomposed=True)
         terms = term_norms(given.batch.select(samples), whole)
         gradient = given.gradient[samples]
         found = decompose(whole, gradient, given.options.num_eigenvalues, terms, asymmetry)
@@ -79,10 +82,10 @@ def dense_spectrum(given: MethodInput) -> MethodResult:
 
 def whole_hessians(given: MethodInput) -> Tensor:
     """Symmetric whole Hessians ``[N, K, D, D]`` of all samples; those of a single group are not copied."""
-    result = None
+    result, pace = None, _pace(given)
     with kept_pages(given.batch.x.device):
         for samples, (matrices, _, _) in in_groups(
-            given.batch.num_samples, _group_size(given, hessian_bytes), lambda samples: _hessians(given, samples)
+            given.batch.num_samples, _group_size(given, hessian_bytes), lambda samples: _hessians(given, samples, pace)
         ):
             if len(matrices) == given.batch.num_samples:
                 return matrices
@@ -93,8 +96,17 @@ def whole_hessians(given: MethodInput) -> Tensor:
     return result
 
 
-def _hessians(given: MethodInput, samples: slice) -> tuple[Tensor, Tensor, Counter[AutodiffMode]]:
-    """Those of some samples, JᵀAJ if that is exact, else by columns; asymmetry; and the columns of each mode."""
+def _pace(given: MethodInput) -> Pace:
+    return Pace(given.limit, given.batch.num_samples * given.batch.num_inputs)
+
+
+def _hessians(
+    given: MethodInput, samples: slice, pace: Pace, *, decomposed: bool = False
+) -> tuple[Tensor, Tensor, Counter[AutodiffMode]]:
+    """Those of some samples, JᵀAJ if that is exact, else by columns; asymmetry; and the columns of each mode.
+
+    ``decomposed``: whether eigendecompositions follow, for which there must be time too.
+    """
     batch, costs, options = given.batch.select(samples), given.costs, given.options
     if _as_gauss_newton(given):
         matrices = gauss_newton_hessians(batch)
@@ -102,7 +114,9 @@ def _hessians(given: MethodInput, samples: slice) -> tuple[Tensor, Tensor, Count
 
     def progress(what: str, done: int, _: int | None) -> None:
         num_inputs = batch.num_inputs
-        given.progress(what, samples.start * num_inputs + done, given.batch.num_samples * num_inputs)
+        num_samples, num_done = given.batch.num_samples, samples.start * num_inputs + done
+        given.progress(what, num_done, num_samples * num_inputs)
+        check_pace(given, pace, num_done, (num_samples - samples.start) * batch.num_classes if decomposed else 0)
 
     return hessians(
         batch,
@@ -111,6 +125,7 @@ def _hessians(given: MethodInput, samples: slice) -> tuple[Tensor, Tensor, Count
         column_estimate=costs.column_estimate * batch.num_samples,
         generator=options.generator(),
         chunk_size=None if options.chunk_size == "auto" else options.chunk_size,
+        in_parts=given.limit.max_seconds is not None,
         progress=progress,
     )
 

@@ -22,8 +22,9 @@ from lightning_hessian.curvature.checks.verdict import (
 )
 from lightning_hessian.curvature.checks.zero import kind_of_zero, weighted_targets
 from lightning_hessian.curvature.cost_model import ModelCosts, check_group
-from lightning_hessian.curvature.meter import Meter, Progress, silent
+from lightning_hessian.curvature.meter import UNLIMITED, Meter, Progress, TimeLimit, duration, silent
 from lightning_hessian.curvature.methods.dense import dense_spectrum, whole_hessians
+from lightning_hessian.curvature.methods.duration import NO_HEATMAPS, told
 from lightning_hessian.curvature.methods.interface import MethodInput, MethodResult
 from lightning_hessian.curvature.methods.lanczos import lanczos_spectrum
 from lightning_hessian.curvature.methods.low_rank import low_rank_spectrum
@@ -31,7 +32,7 @@ from lightning_hessian.curvature.methods.plan import Plan, remaining_memory
 from lightning_hessian.curvature.options import MethodName, Options
 from lightning_hessian.curvature.spectrum import Decomposition, Spectrum, zero_decomposition
 from lightning_hessian.curvature.target_batch import TargetBatch
-from lightning_hessian.errors import MeasurementError
+from lightning_hessian.errors import MeasurementError, TimeLimitError
 
 METHODS: dict[MethodName, Callable[[MethodInput], MethodResult]] = {
     "dense": dense_spectrum,
@@ -41,6 +42,9 @@ METHODS: dict[MethodName, Callable[[MethodInput], MethodResult]] = {
 
 # How asymmetric a Hessian may be before its digits are called rounding.
 ASYMMETRY_TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-6}
+
+
+TOO_LATE = 0.1  # share of ``max_seconds`` by which a measurement may be late before it is said
 
 
 @dataclass(frozen=True)
@@ -119,8 +123,11 @@ def execute(
 
     Raises:
         MeasurementError: no Hessian is finite, or one sample does not fit the memory.
+        TimeLimitError: complete spectra will not be done within ``max_seconds``.
     """
     meter = meter or Meter(batch.x.device)
+    if plan.density_vectors is not None:
+        options = replace(options, density_vectors=plan.density_vectors)
     share = share or Share(range(batch.num_samples), batch.num_samples)
     memory = options.memory(batch.x.device)
     costs = analysis.costs if analysis else ModelCosts(batch, memory)
@@ -135,6 +142,7 @@ def execute(
         memory if diagnosis.zero else remaining_memory(plan, batch, costs, options, memory),
         previous=share.eigenvectors,
         num_matrices=plan.num_matrices,
+        limit=meter.limit(options.max_seconds),
         progress=progress,
     )
     results, verdict = _Results(gradient, _run(given, plan)), unchecked(batch)
@@ -142,6 +150,7 @@ def execute(
         results, verdict = _checked(given, plan, results, share)
     result = results.of_method
     conclusion = _conclude(given, plan, result.decomposition, verdict, share)
+    findings = _about_time(given.limit, options, (*plan.dropped, *result.dropped))
     spectrum = Spectrum(
         **vars(result.decomposition),
         gradient=results.gradient,
@@ -151,7 +160,7 @@ def execute(
         target=target,
         finite_difference_error=verdict.error,
         valid=conclusion.valid,
-        diagnosis=conclusion.diagnosis,
+        diagnosis=conclusion.diagnosis.with_findings(findings),
         cost=meter.cost(result.num_matvecs),
     )
     checks = verdict.passed_on(share.checks, _circumstances(plan, result))
@@ -165,8 +174,24 @@ def _run(given: MethodInput, plan: Plan) -> MethodResult:
     result = METHODS[plan.method](given)
     if given.num_matrices and result.matrices is None:
         first = replace(given, batch=given.batch.select(slice(0, given.num_matrices)))
-        result = replace(result, matrices=whole_hessians(first))
+        try:
+            result = replace(result, matrices=whole_hessians(first))
+        except TimeLimitError:
+            result = replace(result, dropped=(NO_HEATMAPS, *result.dropped))
     return result
+
+
+def _about_time(limit: TimeLimit, options: Options, dropped: tuple[str, ...]) -> list[Finding]:
+    """What was dropped to stay within ``max_seconds``, and by how much that did not help, in words."""
+    findings = [Finding(told(options, dropped))] if dropped else []
+    if limit.max_seconds is not None and limit.seconds_left < -TOO_LATE * limit.max_seconds:
+        seconds = limit.max_seconds - limit.seconds_left
+        sentence = (
+            f"It took {duration(seconds)} all the same: no less gives numbers with errors. Measure fewer samples or "
+            f"classes, or fewer eigenvalues."
+        )
+        findings.append(Finding(sentence))
+    return findings
 
 
 def _zero_spectrum(gradient: Tensor, options: Options, num_matrices: int) -> MethodResult:
@@ -194,8 +219,9 @@ def _checked(given: MethodInput, plan: Plan, results: _Results, share: Share) ->
             gradient=differentiate(few, given.costs, half).gradient,
             memory_budget=half,
             previous=None,
-            num_matrices=int((which < given.num_matrices).sum()),
+            num_matrices=int((which < given.num_matrices).sum()) if results.of_method.matrices is not None else 0,
             modes=("reverse_over_reverse",),
+            limit=UNLIMITED,  # what is wrong is not shown in time
         )
         return _Results(new.gradient, _run(new, plan))
 

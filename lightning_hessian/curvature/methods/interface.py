@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_hessian.curvature.checks.certificate import Prediction
 from lightning_hessian.curvature.cost_model import ModelCosts
-from lightning_hessian.curvature.meter import Progress, silent
+from lightning_hessian.curvature.meter import UNLIMITED, Progress, TimeLimit, silent
 from lightning_hessian.curvature.operators.autodiff import AutodiffMode
 from lightning_hessian.curvature.options import Options
 from lightning_hessian.curvature.spectrum import Decomposition
@@ -30,6 +30,7 @@ class MethodInput:
         previous: eigenvectors ``[N, K, V, D]`` of the last measurement at the same samples, or None.
         num_matrices: for how many samples, counted from the first, the whole matrices are wanted too.
         modes: autodiff modes for whole matrices: the first is used where it works (``columns.hessians``).
+        limit: in seconds, for all of the method and the checks after it.
         progress: called with the number of finished columns, samples or matrix-vector products.
     """
 
@@ -42,6 +43,7 @@ class MethodInput:
     previous: Tensor | None = None
     num_matrices: int = 0
     modes: tuple[AutodiffMode, ...] = get_args(AutodiffMode)
+    limit: TimeLimit = UNLIMITED
     progress: Progress = silent
 
 
@@ -56,6 +58,7 @@ class MethodResult:
         autodiff_mode: how most derivatives were taken.
         matrices: the whole matrices ``[S, K, D, D]`` of the first S = ``num_matrices`` samples from a method that
             needs them anyway, else None.
+        dropped: what was left out or shortened to stay within the limit, as parts of a sentence.
     """
 
     decomposition: Decomposition
@@ -63,3 +66,4 @@ class MethodResult:
     num_matvecs: int = 0
     autodiff_mode: AutodiffMode = "reverse_over_reverse"
     matrices: Tensor | None = None
+    dropped: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_hessian.curvature.algorithms.hutchinson import (
+    NUM_VECTORS,
     Estimate,
     Estimates,
     RandomProducts,
@@ -22,7 +24,8 @@ from lightning_hessian.curvature.algorithms.lanczos import RitzPairs, basis_size
 from lightning_hessian.curvature.algorithms.quadrature import NUM_STEPS, Density, density, exact_density
 from lightning_hessian.curvature.batching import combine, concatenate, in_groups
 from lightning_hessian.curvature.checks.certificate import Prediction, predict
-from lightning_hessian.curvature.cost_model import group_size, lanczos_bytes
+from lightning_hessian.curvature.cost_model import GRADIENT_IN_MATVECS, group_size, lanczos_bytes
+from lightning_hessian.curvature.meter import UNLIMITED, TimeLimit
 from lightning_hessian.curvature.methods.interface import MethodInput, MethodResult
 from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse
 from lightning_hessian.curvature.operators.gauss_newton import (
@@ -42,6 +45,26 @@ from lightning_hessian.curvature.target_batch import TargetBatch
 RELATIVE_TOLERANCE = {torch.float32: 3e-4, torch.float64: 0.0}
 
 
+# To stay within a limit in seconds, the last of which are left for the checks: as many HVPs of all problems as those
+# take (16 evaluations of every sample, most of them in float64).
+MIN_VECTORS = 2  # random ones, of which an error can still be estimated
+CHECKS_IN_MATVECS = 6
+
+
+class _Allowance:
+    """How many products fit the time that is left, by what those took that are done."""
+
+    def __init__(self, limit: TimeLimit) -> None:
+        self._limit, self._left_at_start = limit, limit.seconds_left
+        self.num_products = 0
+
+    def fitting(self, reserved: float = 0.0) -> float:
+        """Beside so many ``reserved`` ones; infinite without a limit."""
+        left = self._limit.seconds_left
+        spent = self._left_at_start - left
+        return math.inf if math.isinf(left) or spent <= 0 else left / spent * self.num_products - reserved
+
+
 def lanczos_spectrum(given: MethodInput) -> MethodResult:
     """Half of ``num_eigenvalues`` from each end of every problem's spectrum, and estimates of what lies between."""
     batch, options = given.batch, given.options
@@ -54,11 +77,13 @@ def lanczos_spectrum(given: MethodInput) -> MethodResult:
 
     def work(samples: slice) -> tuple[MethodResult, int]:
         before = total
+        num_left = batch.num_samples - samples.start
         found = lanczos_decomposition(
             batch.select(samples),
             given.gradient[samples],
             options,
             piecewise_linear=given.piecewise_linear,
+            limit=given.limit.part((samples.stop - samples.start) / num_left),
             count=count,
         )
         return found, total - before
@@ -66,7 +91,8 @@ def lanczos_spectrum(given: MethodInput) -> MethodResult:
     per_sample = lanczos_bytes(given.costs, options)
     size = group_size(batch.num_samples, per_sample, given.memory_budget, "The Lanczos basis")
     groups, num_matvecs = zip(*(result for _, result in in_groups(batch.num_samples, size, work)), strict=True)
-    return replace(concatenate(groups), num_matvecs=max(num_matvecs))
+    dropped = tuple(dict.fromkeys(part for group in groups for part in group.dropped))
+    return replace(concatenate(groups), num_matvecs=max(num_matvecs), dropped=dropped)
 
 
 def lanczos_decomposition(
@@ -76,6 +102,7 @@ def lanczos_decomposition(
     *,
     piecewise_linear: bool = False,
     autodiff: ReverseOverReverse | None = None,
+    limit: TimeLimit = UNLIMITED,
     count: Callable[[], object] = lambda: None,
 ) -> MethodResult:
     """The ends of every problem's spectrum, all problems at once; every call draws the same vectors.
@@ -89,10 +116,19 @@ def lanczos_decomposition(
         options: how many eigenvalues, start vectors and vectors for the density.
         piecewise_linear: the network is, so v ↦ Jᵀ(A(J v)) is the whole Hessian.
         autodiff: of this batch, if its graph is there already.
+        limit: in seconds: first there are fewer random vectors, then fewer Lanczos steps.
         count: called after every product.
     """
     hessian = GaussNewtonOperator(batch) if piecewise_linear else HessianOperator(batch, autodiff)
-    operator = CountingOperator(hessian, count)
+    allowance = _Allowance(limit)
+
+    def counted() -> None:
+        allowance.num_products += 1
+        count()
+
+    operator = CountingOperator(hessian, counted)
+    others, each = _products_of_terms(hessian, batch, options)  # beside random vectors, and for every one of them
+    others += 2 + CHECKS_IN_MATVECS * options.check
     # Signs from a stream of their own: where a Krylov space is exhausted, its basis draws more, and they would change.
     of_signs = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=options.generator())))
     pairs = lanczos(
@@ -101,8 +137,10 @@ def lanczos_decomposition(
         generator=options.generator(),
         relative_tolerance=RELATIVE_TOLERANCE[operator.dtype],
         block_size=options.block_size,
+        is_late=lambda: allowance.fitting(others) < MIN_VECTORS * each,
     )
-    random = random_products(operator, pairs.known, generator=of_signs)
+    num_vectors = int(max(MIN_VECTORS, min(NUM_VECTORS, allowance.fitting(others) / each)))
+    random = random_products(operator, pairs.known, num_vectors, generator=of_signs)
     rest = estimate(pairs.known, random)
     g = gradient.flatten(0, 1)
     g_product = operator.matvec(g)
@@ -128,7 +166,29 @@ def lanczos_decomposition(
     )
     found = combine([by_problem], lambda tensors: tensors[0].reshape(*batch.shape[:2], *tensors[0].shape[1:]))
     prediction = _prediction(operator, gradient, g_product, found, pairs.known, random, options.generator())
-    return MethodResult(found, prediction)
+    return MethodResult(found, prediction, dropped=_dropped(pairs, num_vectors))
+
+
+def _dropped(pairs: RitzPairs, num_vectors: int) -> tuple[str, ...]:
+    """What was shortened, as parts of a sentence."""
+    dropped = []
+    if num_vectors < NUM_VECTORS:
+        dropped.append(f"trace and norms were estimated from {num_vectors} random vectors")
+    if pairs.ended_early:
+        dropped.append(f"Lanczos ended after {pairs.num_matvecs} steps (residuals say how far eigenvalues may be off)")
+    return tuple(dropped)
+
+
+def _products_of_terms(
+    hessian: HessianOperator | GaussNewtonOperator, batch: TargetBatch, options: Options
+) -> tuple[float, float]:
+    """As many products as ``_term_norms`` takes at most, beside random vectors; and one with every random vector."""
+    if isinstance(hessian, GaussNewtonOperator):
+        return 0.0, 1.0
+    num_outputs = hessian.outputs.shape[1]
+    if num_outputs <= basis_size(options.num_eigenvalues, options.block_size):
+        return GRADIENT_IN_MATVECS * num_outputs / batch.num_classes, 1.0
+    return float(max(2, options.num_eigenvalues)), 2.0
 
 
 def _prediction(

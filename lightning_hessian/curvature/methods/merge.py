@@ -25,7 +25,7 @@ def merged(measurements: Sequence[Measurement], meter: Meter) -> Measurement:
     """
     # ``low_rank`` gives more eigenvectors where memory allows; the largest come first.
     num_vectors = min(m.spectrum.eigenvectors.shape[2] for m in measurements)
-    whole = concatenate([_with_vectors(m, num_vectors) for m in measurements])
+    whole = concatenate([_with_vectors(m, num_vectors) for m in _with_first_matrices(measurements)])
     diagnosis, num_matvecs = (
         combined([m.spectrum.diagnosis for m in measurements]),
         max(m.spectrum.cost.num_matvecs for m in measurements),
@@ -39,6 +39,16 @@ def merged(measurements: Sequence[Measurement], meter: Meter) -> Measurement:
     )
     findings = joined(finding for m in measurements for finding in m.checks.findings)
     return replace(whole, spectrum=spectrum, checks=replace(whole.checks, findings=findings))
+
+
+def _with_first_matrices(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """The same, with whole matrices only up to the first that has dropped its own: they are those of first samples."""
+    complete = True
+    kept = []
+    for m in measurements:
+        complete = complete and (m.hessian is not None or m.plan.num_matrices == 0)
+        kept.append(m if complete else replace(m, hessian=None))
+    return kept
 
 
 def _with_vectors(measurement: Measurement, number: int) -> Measurement:

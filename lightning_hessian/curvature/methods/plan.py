@@ -42,6 +42,8 @@ class Plan:
         seconds_per_matvec: measured time of one HVP of every problem; None where it was not needed.
         expected_seconds: of each method that was compared.
         num_matrices: for how many samples, counted from the first, whole matrices are computed.
+        density_vectors: in place of ``Options.density_vectors``, where they do not all fit ``max_seconds``.
+        dropped: what was left out to stay within ``max_seconds``, as parts of a sentence.
     """
 
     method: MethodName
@@ -50,6 +52,8 @@ class Plan:
     seconds_per_matvec: float | None = None
     expected_seconds: Mapping[MethodName, float] = field(default_factory=dict)
     num_matrices: int = 0
+    density_vectors: int | None = None
+    dropped: tuple[str, ...] = ()
 
     @property
     def reuse_for_run(self) -> bool:

@@ -51,3 +51,15 @@ def test_matrices_and_densities_are_merged_and_a_single_measurement_is_not_copie
     assert single.hessian is groups[0].hessian
     assert single.spectrum.density is groups[0].spectrum.density
     assert on_cpu(single).spectrum.eigenvalues.data_ptr() == single.spectrum.eigenvalues.data_ptr()
+
+
+def test_matrices_that_one_group_has_dropped_end_those_of_all():
+    """They are those of the first samples: none may follow a gap."""
+    net, x = mlp(nn.Tanh), torch.randn(3, 6, dtype=torch.float64)
+    batch = TargetBatch(net, lambda z, c: z.gather(1, c), x, torch.zeros(3, 1, dtype=torch.long))
+    groups = [measure(batch.select(slice(i, i + 1)), "logit", Options(), 1) for i in range(3)]
+    dropped = [replace(m, hessian=None) for m in groups]
+    meter = Meter(x.device)
+    assert len(merged(groups, meter).hessian) == 3
+    assert torch.equal(merged([groups[0], dropped[1], groups[2]], meter).hessian, groups[0].hessian)
+    assert merged([dropped[0], *groups[1:]], meter).hessian is None
