@@ -92,11 +92,13 @@ def _truth_at(case: Case, x: Tensor) -> tuple[str, Tensor, Tensor, Tensor, Tenso
         return "random", *none, nothing, nothing
     scale = float(x.square().mean().sqrt()) or 1.0
     best: tuple[Tensor, ...] | None = None
+    gradients = []
     for step in STEPS:
         h = step * scale
         (g1, h1, size), (g2, h2, _), (g4, h4, _) = (_differences(case, x, value, m * h) for m in (1, 2, 4))
         gradient, slope_change = _extrapolated(g1, g2, g4)
         hessian, change = _extrapolated(h1, h2, h4)
+        gradients.append(gradient)
         blur = change.abs().amax((1, 2)) + 16 * EPS * size / h**2
         slope_blur = slope_change.abs().amax(1) + 4 * EPS * size / h
         if best is None:
@@ -112,7 +114,8 @@ def _truth_at(case: Case, x: Tensor) -> tuple[str, Tensor, Tensor, Tensor, Tenso
     floor = 1e-6 * (value.abs() + 1) / scale**2  # a curvature below this is zero for all that values can tell
     sharp = (best[3] <= SHARP * size) | (best[3] <= floor)
     if step == STEPS[-1]:  # long steps do not see the stairs of ``round``
-        sharp &= slope_blur <= 0.1 * best[0].abs().amax(1) + 1e-3 * (value.abs() + 1) / scale
+        change = slope_blur + (gradient - gradients[0]).abs().amax(1)
+        sharp &= change <= 0.1 * gradients[0].abs().amax(1) + 1e-3 * (value.abs() + 1) / scale
     return ("smooth" if sharp.all() else "rough"), *best
 
 
