@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test screenshots lint format clean
+.PHONY: demo test screenshots lint format bench zoo mutants clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/mnist_cnn.py
@@ -16,6 +16,18 @@ test: $(VENV)/.dev
 screenshots: $(VENV)/.dev
 	$(BIN)/python tests/support/get_chromium.py
 	$(BIN)/python docs/screenshots.py
+
+# About a quarter of an hour on two quiet cores: what docs/performance.md is made of.
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks price low_rank lanczos dense statistics performance
+
+# An hour at most; the same command goes on where it was stopped.
+zoo: $(VENV)/.zoo
+	$(BIN)/python -m benchmarks.zoo build/zoo
+
+# Some hours; the same command goes on where it was stopped.
+mutants: $(VENV)/.dev $(VENV)/.mutants
+	$(BIN)/python tests/support/mutants.py build/mutants
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -33,6 +45,6 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # The extras are installed with constraints.txt, so that everybody has what was tested.
-$(VENV)/.examples $(VENV)/.dev: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.examples $(VENV)/.dev $(VENV)/.zoo $(VENV)/.mutants: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
 	touch $@

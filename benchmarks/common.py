@@ -35,10 +35,18 @@ def environment() -> dict[str, Any]:
     }
 
 
+def synchronize() -> None:
+    """Waits for the GPU, if one is in use."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 def seconds(work: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """How long one call takes, until a GPU in use is done with it."""
+    synchronize()
     begin = time.perf_counter()
     work()
+    synchronize()
     return time.perf_counter() - begin
 
 

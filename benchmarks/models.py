@@ -21,7 +21,9 @@ def frozen(model: nn.Module) -> nn.Module:
 def problems_of(model: nn.Module, x: Tensor, classes: Sequence[int], target: TargetName = "logit") -> TargetBatch:
     """The problems of K classes of every sample, without the isolation that ``input_hessian`` puts around them."""
     num_outputs = model(x).shape[1]
-    return TargetBatch(model, resolve_target(target, num_outputs), x, torch.tensor([list(classes)] * len(x)))
+    return TargetBatch(
+        model, resolve_target(target, num_outputs), x, torch.tensor([list(classes)] * len(x), device=x.device)
+    )
 
 
 def mlp() -> nn.Module:

@@ -1,0 +1,1 @@
+"""What holds, and how fast it is, on a GPU: ``python -m benchmarks gpu FOLDER [--device cpu]``."""

@@ -1,0 +1,235 @@
+"""``docs/performance.md`` from the files in ``results/``: nothing is measured here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS
+
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+MISS = "**misses**"
+
+
+def main() -> None:
+    """Writes the page."""
+    PAGE.write_text(page({path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}))
+
+
+def page(results: dict[str, dict[str, Any]]) -> str:
+    """The text of the page, with a section for every benchmark that has results.
+
+    Args:
+        results: the files, by name.
+    """
+    sections = [
+        f"{text(results[name])}\n\n{_made_on(results[name]['environment'])}"
+        for name, text in SECTIONS.items()
+        if name in results
+    ]
+    return "\n\n".join((HEAD, *sections)) + "\n"
+
+
+HEAD = """# Performance
+
+This page is generated from `benchmarks/results/` (`make bench`, `python -m benchmarks gpu FOLDER`). Ours and the peer
+are called in turn in one process, after their results were found equal. A **gradient** is one forward and backward pass
+of the same batch for one class. What was wanted and not reached is marked."""
+
+
+def _made_on(environment: dict[str, Any]) -> str:
+    machine = environment.get("gpu") or f"{environment['cpu']}, {environment['cores']} cores"
+    threads = "" if "gpu" in environment else f", {environment['threads']} threads"
+    return f"*{machine}{threads}, torch {environment['torch']}, {environment['date'][:10]}.*"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def _at_least(row: dict[str, Any]) -> str:
+    return "" if row["median"] >= row["wanted_at_least"] else MISS
+
+
+def _times(rows: Iterable[dict[str, Any]]) -> str:
+    """Of ratios of two times, as ``common.compare`` gives them."""
+    head = ("ours", "against", "wanted", "median", "worst", "seconds, ours and theirs", "")
+    return table(
+        head,
+        (
+            (
+                row["ours"],
+                row["against"],
+                f"≥ {row['wanted_at_least']:,}",
+                f"{row['median']:,.3g}",
+                f"{row['worst']:,.3g}",
+                f"{row['seconds_ours']:.3g}, {row['seconds_peer']:.3g}",
+                _at_least(row),
+            )
+            for row in rows
+        ),
+    )
+
+
+def price(result: dict[str, Any]) -> str:
+    """Whole measurements, in forward passes and gradients."""
+    rows = []
+    for row in result["rows"]:
+        if "left_out" in row:
+            rows.append((row["case"], "", "", row["left_out"], "", "", "", ""))
+            continue
+        for when in ("first", "later"):
+            found = row[when]
+            rows.append(
+                (
+                    f"{row['case']}, N = {row['num_samples']}, `{row['target']}`",
+                    f"`{row['method']}`",
+                    when,
+                    f"{found['forwards_per_sample']:g}",
+                    f"≤ {found['wanted_forwards']}",
+                    f"{found['gradients']:g}",
+                    f"≤ {found['wanted_gradients']}",
+                    "" if found["reached"] else MISS,
+                )
+            )
+    head = ("network", "method", "measurement", "forward passes per sample", "wanted", "gradients", "wanted", "")
+    return (
+        "## What a measurement costs\n\nWhole measurements of a run, checks included, without heatmaps. Forward passes "
+        "of the user's network are counted by the samples they see, those in float64 twice.\n\n" + table(head, rows)
+    )
+
+
+def low_rank(result: dict[str, Any]) -> str:
+    """Complete spectra of ReLU networks."""
+    return (
+        "## Complete spectra of a residual ReLU network\n\nAll 3072 eigenvalues on 3×32×32, `prob`, 4 samples × 3 "
+        f"classes; the peer ran once.\n\n{_times(result['rows'])}"
+    )
+
+
+def lanczos(result: dict[str, Any]) -> str:
+    """Ends of spectra."""
+    one = result["one iteration against one gradient"]
+    rows = [
+        (name, f"≤ {row['wanted_at_most']:g}", row["median"], row["worst"], _at_most(row)) for name, row in one.items()
+    ]
+    gradients = table(("in gradients of the same batch", "wanted", "median", "worst", ""), rows)
+    return (
+        "## Ends of the spectrum\n\nThe 10 eigenvalues of largest magnitude of a small ViT, D = 3072, 24 problems.\n\n"
+        f"{_times(result['rows'])}\n\n{gradients}"
+    )
+
+
+def _at_most(row: dict[str, Any]) -> str:
+    return "" if row["median"] <= row["wanted_at_most"] else MISS
+
+
+def dense(result: dict[str, Any]) -> str:
+    """Whole Hessians under both allocators."""
+    rows = []
+    for name, found in result.items():
+        if not isinstance(found, dict) or "summary" not in found:
+            continue
+        for work, row in found["summary"].items():
+            missed = MISS if row["lowest_median"] < row["wanted_at_least"] else ""
+            rows.append(
+                (
+                    f"`{work}`",
+                    name,
+                    row["cases"],
+                    row["geometric_mean"],
+                    f"{row['lowest_median']} (≥ {row['wanted_at_least']})",
+                    row["worst_round"],
+                    missed,
+                )
+            )
+    head = ("ours", "allocator", "cases", "geometric mean", "lowest median (wanted)", "worst round", "")
+    cases = [
+        (
+            row["network"],
+            row["N"],
+            row["K"],
+            name,
+            *(f"{row[work]['ratio']:g}" if work in row else "" for work in found["summary"]),
+        )
+        for name, found in result.items()
+        if isinstance(found, dict) and "rows" in found
+        for row in found["rows"]
+    ]
+    works = next(
+        (list(found["summary"]) for found in result.values() if isinstance(found, dict) and "summary" in found), []
+    )
+    every = table(("network", "N", "K", "allocator", *(works[0] if works else ())), cases)
+    return (
+        '## Whole Hessians\n\nTimes the speed of `vmap(torch.func.hessian)`, K outputs in one call. "Pages kept": '
+        "`MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` are large, so that freed memory stays with the process."
+        f"\n\n{table(head, rows)}\n\n<details><summary>Every case</summary>\n\n{every}\n\n</details>"
+    )
+
+
+def statistics(result: dict[str, Any]) -> str:
+    """How often standard errors hold."""
+    rows = []
+    for group, found in result.items():
+        if group == "environment":
+            continue
+        nominal = [f"{share:.1%}" for share in found["nominal"]]
+        for name, cases in found.items():
+            if isinstance(cases, dict):
+                shares = list(zip(*cases.values(), strict=True))
+                ranges = [f"{min(s):.1%}–{max(s):.1%}" for s in shares]
+                rows.append((group, name.replace("_", " "), found["seeds"], *ranges, ", ".join(nominal)))
+    head = ("problems", "quantity", "seeds", "within 1", "within 2", "within 3", "Student's t says")
+    return (
+        "## Do the standard errors hold?\n\nHow often the truth, known from whole matrices, lies within 1, 2 and 3 "
+        f"standard errors; ranges are over problems.\n\n{table(head, rows)}"
+    )
+
+
+def gpu(result: dict[str, Any]) -> str:
+    """What was checked and timed on a GPU."""
+    rows = []
+    for group, works in result.items():
+        if group == "environment":
+            continue
+        for name, row in works.items():
+            if "left_out" in row or "failed" in row:
+                verdict, detail = MISS, row.get("failed", row.get("left_out"))
+            else:
+                verdict = {True: "holds", False: MISS, None: ""}[row.get("ok")]
+                detail = _detail(row)
+            rows.append((group, name, verdict, str(detail).replace("|", "\\|").replace("\n", " ")[:300]))
+    return f"## On a GPU\n\n{table(('', 'work', '', 'measured'), rows)}"
+
+
+def _detail(row: dict[str, Any]) -> str:
+    """The numbers of a row in short."""
+    if "errors" in row:
+        return f"largest error {max(row['errors'].values()):.1e}"
+    if "rows" in row and row["rows"] and "ours" in row["rows"][0]:
+        return "; ".join(f"{each['ours']}: {each['median']:g} times {each['against']}" for each in row["rows"])
+    if "rows" in row:
+        return "; ".join(
+            f"D = {each['D']} × {each['matrices']}: {each['device']:.2g} s, CPU {each['cpu']:.2g} s"
+            for each in row["rows"]
+        )
+    if "first" in row:
+        return "; ".join(f"{when}: {row[when]['gradients']:g} gradients" for when in ("first", "later"))
+    return ", ".join(f"{key} {value}" for key, value in row.items() if key not in ("ok", "took", "warnings"))
+
+
+SECTIONS = {
+    "price": price,
+    "dense": dense,
+    "low_rank": low_rank,
+    "lanczos": lanczos,
+    "statistics": statistics,
+    "gpu": gpu,
+}
+
+if __name__ == "__main__":
+    main()
