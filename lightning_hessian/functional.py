@@ -100,7 +100,7 @@ def input_gradient(
         if not check:
             return gradients(batch)
         memory = options.memory(batch.x.device)
-        costs = ModelCosts(batch, memory)
+        costs = ModelCosts(batch, memory, prepared.forward)
         first = differentiate(batch, costs, memory)
 
         def checkable(gradient: Tensor) -> _Checkable:
@@ -246,7 +246,9 @@ def input_hessian(
         whole = partial(_whole_hessians, options=options, memory_budget=memory - result_bytes, limit=limit)
         if not check:
             return whole(batch)
-        analysis = analyze(batch, options, "curved" if batch.num_inputs <= FEW_INPUTS else None)
+        analysis = analyze(
+            batch, options, "curved" if batch.num_inputs <= FEW_INPUTS else None, forward=prepared.forward
+        )
         batch, stand_ins = batch.select(analysis.stand_ins), analysis.stand_ins
 
         def checkable(gradient: Tensor, hessians: Tensor) -> _Checkable:
@@ -342,7 +344,7 @@ def input_spectrum(
     with _prepared(network, x, classes, target, dtype, max_memory) as prepared:
         batch = prepared.batch
         options = replace(options, max_memory=options.memory(batch.x.device))  # read once: the plan counts on it
-        analysis = analyze(batch, options)
+        analysis = analyze(batch, options, forward=prepared.forward)
         plan = make_plan(batch, analysis.costs, analysis.diagnosis, options)
         plan = within_limit(
             plan,

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_hessian.curvature.batching import concatenate, in_groups
 from lightning_hessian.curvature.checks.diagnosis import CURVED, Diagnosis, Finding, Kind, advice
 from lightning_hessian.curvature.checks.zero import kind_in_outputs, kind_of_zero, weighted_outputs, zero_in_float64
-from lightning_hessian.curvature.cost_model import ModelCosts, fitting_samples
+from lightning_hessian.curvature.cost_model import ForwardPass, ModelCosts, fitting_samples
 from lightning_hessian.curvature.meter import Stopwatch
 from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse
 from lightning_hessian.curvature.options import Options
@@ -66,7 +66,32 @@ class Analysis:
         return numbers.where(self.finite, self.finite.nonzero()[0])
 
 
-def analyze(batch: TargetBatch, options: Options, network: Kind | None = None, *, look_again: bool = True) -> Analysis:
+def analyze(
+    batch: TargetBatch,
+    options: Options,
+    network: Kind | None = None,
+    *,
+    look_again: bool = True,
+    forward: ForwardPass | None = None,
+) -> Analysis:
+        """That of some samples."""
+        return replace(self, gradient=self.gradient[samples], finite=self.finite[samples])
+
+    @property
+    def stand_ins(self) -> Tensor:
+        """``[N]``, which sample is computed in place of each: itself, or one with finite derivatives."""
+        numbers = torch.arange(len(self.finite), device=self.finite.device)
+        return numbers.where(self.finite, self.finite.nonzero()[0])
+
+
+def analyze(
+    batch: TargetBatch,
+    options: Options,
+    network: Kind | None = None,
+    *,
+    look_again: bool = True,
+    forward: ForwardPass | None = None,
+) -> Analysis:
     """Gradients, costs and kinds of a batch.
 
     The outputs count as linear around the samples if one HVP of a random weighted sum of them is exactly 0.0 at every
@@ -76,6 +101,7 @@ def analyze(batch: TargetBatch, options: Options, network: Kind | None = None, *
         batch: what is differentiated.
         options: how to measure.
         network: what the outputs are as functions of the input, if that is known.
+        forward: what a forward pass has shown already.
         look_again: whether that was at other weights, where a network that was not curved is examined again.
 
     Raises:
@@ -84,7 +110,7 @@ def analyze(batch: TargetBatch, options: Options, network: Kind | None = None, *
     Cost: a gradient; where the network is examined, one HVP; where it is not curved, three HVPs at one sample.
     """
     memory = options.memory(batch.x.device)
-    costs = ModelCosts(batch, memory)
+    costs = ModelCosts(batch, memory, forward)
     examine = network is None or (look_again and network != "curved")
     found = differentiate(batch, costs, memory, options.generator() if examine else None)
     finite, findings = finite_samples(batch, found)

@@ -38,6 +38,14 @@ LANCZOS_OVERHEAD = 1.1  # a Lanczos iteration, orthogonalisation included, over 
 
 
 @dataclass(frozen=True)
+class ForwardPass:
+    """What a forward pass showed: C outputs, and the bytes of all tensors that it makes for a sample."""
+
+    num_outputs: int
+    bytes_per_sample: int
+
+
+@dataclass(frozen=True)
 class ModelCosts:
     """What derivatives of a model cost, each number found when first asked for: they are the same for every sample.
 
@@ -48,20 +56,26 @@ class ModelCosts:
     Args:
         batch: what is differentiated.
         memory: bytes that may be used; with 0, all bytes are counted.
+        forward: what a forward pass of the network has shown already.
     """
 
     batch: TargetBatch
     memory: int = 0
+    forward: ForwardPass | None = None
 
     @cached_property
     def num_outputs(self) -> int:
         """C, the outputs of the network."""
+        if self.forward is not None:
+            return self.forward.num_outputs
         with torch.no_grad():
             return on_few(self.batch, 2, lambda few: few.outputs(few.x).shape[1])
 
     @cached_property
     def forward_bytes(self) -> int:
         """All tensors that a forward pass of one sample makes, and the sample."""
+        if self.forward is not None:
+            return self.forward.bytes_per_sample + self.vector_bytes
         return allocated_per_sample(self.batch, _forward) + self.vector_bytes
 
     @property

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_hessian.curvature.batching import in_groups, on_few
-from lightning_hessian.curvature.cost_model import fitting_samples
+from lightning_hessian.curvature.cost_model import ForwardPass, fitting_samples
 from lightning_hessian.curvature.memory import AllocatedBytes, available_memory
 from lightning_hessian.curvature.meter import Meter
 from lightning_hessian.curvature.target_batch import TargetBatch
@@ -40,15 +40,20 @@ class PreparedModel:
         batch: the targets to differentiate.
         target_name: name of the target.
         predicted: ``[N]``, the class with the largest output.
-        num_outputs: C.
+        forward: what a forward pass has shown.
         meter: what preparing has cost so far.
     """
 
     batch: TargetBatch
     target_name: str
     predicted: Tensor
-    num_outputs: int
+    forward: ForwardPass
     meter: Meter
+
+    @property
+    def num_outputs(self) -> int:
+        """C."""
+        return self.forward.num_outputs
 
     def with_target(self, target: Target) -> PreparedModel:
         """The same with another target of the same outputs."""
@@ -86,14 +91,14 @@ def prepare(
     with isolated(network.model, device, dtype), _explained_derivatives():
         x, fixed = network.split(_moved(inputs, device, dtype), dtype)
         check_input(x)
-        outputs = _outputs(network, x, fixed, max_memory or available_memory(device))
+        outputs, forward = _outputs(network, x, fixed, max_memory or available_memory(device))
         predicted = outputs.argmax(dim=1)
         resolved = resolve_classes(classes, predicted, outputs.shape[1])
         function = resolve_target(target, outputs.shape[1])
         with torch.no_grad():
             function(outputs, resolved)  # a callable target that returns another shape raises here
         batch = TargetBatch(network, function, x, resolved, fixed)
-        yield PreparedModel(batch, target_name(target), predicted, outputs.shape[1], meter)
+        yield PreparedModel(batch, target_name(target), predicted, forward, meter)
 
 
 @contextmanager
@@ -102,13 +107,13 @@ def _explained_derivatives() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        found = re.search(r"derivative for '?(?:aten::)?(\w+)'? is not implemented", str(error))
+        found = re.search(r"derivative for '?(?:aten::)?(\w+)(?:: \w+)?'? is not implemented", str(error))
         if found is None:
             raise
         name = found[1].strip("_").removesuffix("_backward")
         raise MeasurementError(
-            f"PyTorch has no second derivative of {name}, which the model or the target uses. Replace it by an "
-            f"operation that can be differentiated twice, or name a layer behind it with wrt."
+            f"PyTorch cannot differentiate {name} twice, which the model or the target uses. Replace it by an "
+            f"operation that can be, or name a layer behind it with wrt."
         ) from error
 
 
@@ -156,8 +161,8 @@ def _checked_leaves(inputs: Inputs, wrt: str | int | None) -> list[Tensor]:
     return leaves
 
 
-def _outputs(network: ModelFunction, x: Tensor, fixed: Any, memory_budget: int) -> Tensor:
-    """The outputs ``[N, C]``, of as many samples at a time as fit ``memory_budget``."""
+def _outputs(network: ModelFunction, x: Tensor, fixed: Any, memory_budget: int) -> tuple[Tensor, ForwardPass]:
+    """The outputs ``[N, C]``, and what one pass makes; of as many samples at a time as fit ``memory_budget``."""
     batch = TargetBatch(network, lambda z, classes: z, x, torch.zeros(len(x), 1, dtype=torch.long), fixed)
 
     def outputs(few: TargetBatch) -> Tensor:
@@ -174,7 +179,8 @@ def _outputs(network: ModelFunction, x: Tensor, fixed: Any, memory_budget: int) 
         rest = batch.select(slice(len(first), None))
         size = fitting_samples(memory_budget, bytes_per_sample)
         groups = in_groups(rest.num_samples, size, lambda samples: outputs(rest.select(samples)))
-        return torch.cat([first, *(found for _, found in groups)])
+        found = torch.cat([first, *(rows for _, rows in groups)])
+    return found, ForwardPass(found.shape[1], bytes_per_sample)
 
 
 def _moved(inputs: Any, device: torch.device, dtype: torch.dtype) -> Any:

@@ -225,12 +225,12 @@ def _decide(
 ) -> Decision:
     """Target and plan, from all samples."""
     known: Any = None if state.checks is None or state.previous is None else state.previous.network
-    analysis = analyze(prepared.batch, options, known)
+    analysis = analyze(prepared.batch, options, known, forward=prepared.forward)
     network = analysis.diagnosis.network
     target = state.target or _choose_target(prepared, settings, network)
     if target != _first_target(settings, state):
         prepared = prepared.with_target(target)
-        analysis = analyze(prepared.batch, options, network, look_again=False)
+        analysis = analyze(prepared.batch, options, network, look_again=False, forward=prepared.forward)
     plan = make_plan(
         prepared.batch,
         analysis.costs,

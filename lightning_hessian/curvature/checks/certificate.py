@@ -78,7 +78,7 @@ def predict(
 ) -> Prediction:
     """What the results of a method say along one direction of every sample.
 
-    The direction is the unit vector of ±v ± g + r, where v and g are the unit top eigenvectors and gradients of all
+    The direction is the unit vector of ±v ± g ± r, where v and g are the unit top eigenvectors and gradients of all
     classes, with random signs, and r is a random unit vector: along r alone, wᵀHw ≈ tr H / D drowns in noise; without
     r, curvature that the results lack may lie across w.
 
@@ -96,7 +96,9 @@ def predict(
         random = torch.randn(num_inputs, generator=generator, dtype=torch.float64).to(gradient)
     gradient, top = gradient.nan_to_num(0, 0, 0), top.nan_to_num(0, 0, 0)
     aligned = torch.where((top * gradient).sum(-1, keepdim=True) < 0, -1, 1)
-    w = _unit((signs * (aligned * _unit(top) + _unit(gradient))).sum(dim=1) + _unit(random))
+    known, random = (signs * (aligned * _unit(top) + _unit(gradient))).sum(dim=1), _unit(random)
+    # Never against each other: with one input, they would cancel.
+    w = _unit(known + torch.where((known @ random).unsqueeze(-1) < 0, -1, 1) * random)
     return Prediction(
         direction=w,
         slope=(gradient @ w.unsqueeze(-1)).squeeze(-1),

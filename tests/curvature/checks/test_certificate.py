@@ -5,7 +5,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from lightning_hessian.curvature.checks.certificate import OUTCOMES, Prediction, compare
+from lightning_hessian.curvature.checks.certificate import OUTCOMES, Prediction, compare, predict
 from lightning_hessian.curvature.target_batch import TargetBatch
 
 F64, F32 = torch.float64, torch.float32
@@ -158,3 +158,12 @@ def test_groups_change_nothing_and_the_step_that_did_is_where_the_next_time_begi
     again = compare(batch, predicted(pooled, DIGITS), 16, first_step=whole.step)
     assert outcomes(again) == {"certified"}
     assert again.num_values == 5
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_direction_never_vanishes(seed):
+    """With a single input, top eigenvector, gradient and random vector are all ±1."""
+    one = torch.ones(2, 3, 1, dtype=F64)
+    generator = torch.Generator().manual_seed(seed)
+    found = predict(one, -one, one[..., 0], lambda w: w, generator)
+    assert torch.equal(found.direction.abs(), torch.ones(2, 1, dtype=F64))
