@@ -74,24 +74,6 @@ def analyze(
     look_again: bool = True,
     forward: ForwardPass | None = None,
 ) -> Analysis:
-        """That of some samples."""
-        return replace(self, gradient=self.gradient[samples], finite=self.finite[samples])
-
-    @property
-    def stand_ins(self) -> Tensor:
-        """``[N]``, which sample is computed in place of each: itself, or one with finite derivatives."""
-        numbers = torch.arange(len(self.finite), device=self.finite.device)
-        return numbers.where(self.finite, self.finite.nonzero()[0])
-
-
-def analyze(
-    batch: TargetBatch,
-    options: Options,
-    network: Kind | None = None,
-    *,
-    look_again: bool = True,
-    forward: ForwardPass | None = None,
-) -> Analysis:
     """Gradients, costs and kinds of a batch.
 
     The outputs count as linear around the samples if one HVP of a random weighted sum of them is exactly 0.0 at every
