@@ -357,7 +357,8 @@ def test_what_is_not_valid_has_no_numbers_and_no_matrix_and_says_why(case, activ
         mean = records[2].trace[kept, k].mean() if kept.any() else np.nan
         np.testing.assert_allclose(arrays["trace_mean"][2, k], mean, rtol=1e-5)
     assert meta["message"][2] == MESSAGE
-    assert meta["validity"][0] == "Not compared with finite differences at this step."
+    assert meta["validity"][0].startswith("Agrees with finite differences to ")
+    assert meta["validity"][0].endswith(" (4 of 4 samples checked).")
     assert meta["validity"][2].endswith(": see above.")
     for n, k in np.ndindex(4, 2):
         at = {**which, "step": 19, "sample": n, "class_id": (1, 3)[k]}

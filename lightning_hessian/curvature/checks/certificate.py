@@ -349,6 +349,9 @@ def _agrees(found: _Differences, p: Prediction, tolerance: float, seen: Tensor) 
     allowed = torch.minimum(tolerance * norm + MARGIN * found.blur, LARGEST_ERROR * norm)
     curvature = (found.error <= allowed) & (found.blur <= BLUR * norm)
     zero = (norm == 0) & (found.error <= MARGIN * found.blur) & (MARGIN * found.blur <= STEADY * seen)
+    # No longer than to the next kink; where the gradient is zero too, the values are constant up to rounding.
+    constant = found.noise <= LOW_PRECISION * found.size
+    zero &= torch.where(p.gradient_norm > 0, found.blur * found.step <= BLUR * p.gradient_norm, constant)
     slope_only = p.curvature.isnan()
     slope = found.slope_error <= tolerance * scale + MARGIN * found.slope_blur
     sharp = (found.slope_blur <= BLUR * p.gradient_norm) | (p.gradient_norm == 0)

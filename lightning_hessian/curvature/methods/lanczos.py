@@ -213,9 +213,8 @@ def _prediction(
             return (v * operator.matvec(v)).sum(dim=1).reshape(gradient.shape[:2])
         z = random.signs[:1].expand_as(random.products[:, :1])
         z_product = random.products[:, :1] + known.apply(z)
-        value = found.eigenvalues.gather(2, found.vector_index[..., :1])
         vectors = torch.cat([top, gradient, z], dim=1)
-        products = torch.cat([value * top, g_product.unsqueeze(1), z_product], dim=1)
+        products = torch.cat([known.apply(top), g_product.unsqueeze(1), z_product], dim=1)
         return _curvature_within(w, vectors, products).unsqueeze(1)
 
     norm = found.eigenvalues.abs().amax(-1)
