@@ -25,8 +25,8 @@ FIRST_STEP = 1e-2  # along a unit vector, in root mean squares of the sample's e
 POWER_STEPS = 2  # towards the top eigenvector of a whole matrix, which the direction only has to lean to
 FACTOR = 10.0  # between two steps
 # Exponents of the factor after the first step: shorter ones down to 1e-6, where values hold no second difference any
-# more; or two longer ones first, where the values are as noisy as float32.
-SHORTER, LONGER = (-1, -2, -3, -4, -5), (1, 2, -1, -2, -3)
+# more; where the values are as noisy as float32, one that is short enough for most kinks, and two longer ones.
+SHORTER, LONGER = (-1, -2, -3, -4, -5), (-2, 1, 2, -1, -3)
 OFFSETS = (-2, -1, 0, 1, 2)
 # Of values with independent errors of standard deviation σ, the fourth difference has √70 σ and the second √6 σ.
 FOURTH, SECOND = 70**0.5, 6**0.5
