@@ -76,7 +76,6 @@ class Decision:
         plan: the method.
         stand_ins: ``[N]``, on the CPU; see ``Analysis.stand_ins``.
         checks: of the last measurement, or None.
-        eigenvectors: of the last measurement, where the method starts from them, or None.
         analysis: of all samples; it stays on rank 0.
     """
 
@@ -85,7 +84,6 @@ class Decision:
     plan: Plan
     stand_ins: Tensor
     checks: PreviousChecks | None
-    eigenvectors: Tensor | None
     analysis: Analysis | None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -246,7 +244,6 @@ def _decide(
         plan=plan,
         stand_ins=analysis.stand_ins.cpu(),
         checks=state.checks,
-        eigenvectors=_eigenvectors(state.previous, prepared) if plan.method == "lanczos" else None,
         analysis=analysis,
     )
 
@@ -275,16 +272,6 @@ def _in_time(
         shorter = what_makes_it_shorter(plan, batch, options)
         expect(expected, f"about {duration(expected)}. To shorten it: {shorter}")
     return plan
-
-
-def _eigenvectors(previous: Record | None, prepared: PreparedModel) -> Tensor | None:
-    """Those of the last record at the same samples, classes and target."""
-    if previous is None or previous.eigenvectors is None or previous.target != prepared.target_name:
-        return None
-    vectors = torch.from_numpy(previous.eigenvectors)
-    num_samples, num_classes, num_inputs = prepared.batch.shape
-    same = vectors.shape[:2] == (num_samples, num_classes) and vectors.shape[-1] == num_inputs
-    return vectors if same and bool(vectors.isfinite().all()) else None
 
 
 def _choose_target(prepared: PreparedModel, settings: MeasurementSettings, network: Kind) -> Target:
@@ -345,7 +332,6 @@ def _measure_share(
             prepared.batch.num_samples,
             finite=stand_ins == torch.tensor(numbers),
             checks=None if decision.checks is None else decision.checks.select(share),
-            eigenvectors=None if decision.eigenvectors is None else decision.eigenvectors[share].to(prepared.batch.x),
         ),
         meter=prepared.meter,
         progress=progress,

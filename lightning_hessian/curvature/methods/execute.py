@@ -83,14 +83,12 @@ class Share:
         num_samples: of the whole measurement.
         finite: ``[N]``, False for samples without finite derivatives, for which others stand in; None: all are finite.
         checks: of the last measurement; None: every sample is checked.
-        eigenvectors: ``[N, K, V, D]`` of the last measurement, from which ``lanczos`` starts, or None.
     """
 
     numbers: range
     num_samples: int
     finite: Tensor | None = None
     checks: PreviousChecks | None = None
-    eigenvectors: Tensor | None = None
 
 
 def execute(
@@ -140,7 +138,6 @@ def execute(
         diagnosis.network_is_piecewise_linear,
         options,
         memory if diagnosis.zero else remaining_memory(plan, batch, costs, options, memory),
-        previous=share.eigenvectors,
         num_matrices=plan.num_matrices,
         limit=meter.limit(options.max_seconds),
         progress=progress,
@@ -218,7 +215,6 @@ def _checked(given: MethodInput, plan: Plan, results: _Results, share: Share) ->
             batch=few,
             gradient=differentiate(few, given.costs, half).gradient,
             memory_budget=half,
-            previous=None,
             num_matrices=int((which < given.num_matrices).sum()) if results.of_method.matrices is not None else 0,
             modes=("reverse_over_reverse",),
             limit=UNLIMITED,  # what is wrong is not shown in time

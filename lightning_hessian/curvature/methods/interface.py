@@ -27,7 +27,6 @@ class MethodInput:
         piecewise_linear: the network is, at these samples: JᵀAJ is the whole Hessian.
         options: how to measure; their ``max_memory`` includes the results.
         memory_budget: bytes that may be used besides the results.
-        previous: eigenvectors ``[N, K, V, D]`` of the last measurement at the same samples, or None.
         num_matrices: for how many samples, counted from the first, the whole matrices are wanted too.
         modes: autodiff modes for whole matrices: the first is used where it works (``columns.hessians``).
         limit: in seconds, for all of the method and the checks after it.
@@ -40,7 +39,6 @@ class MethodInput:
     piecewise_linear: bool
     options: Options
     memory_budget: int
-    previous: Tensor | None = None
     num_matrices: int = 0
     modes: tuple[AutodiffMode, ...] = get_args(AutodiffMode)
     limit: TimeLimit = UNLIMITED
