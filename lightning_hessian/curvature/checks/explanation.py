@@ -45,7 +45,7 @@ UNCONFIRMED: dict[Outcome, str] = {
 }
 CERTIFIED = OUTCOMES.index("certified")
 SCALES = (1.0, 1e-2, 1e-4)  # of another sample's noise, in standard deviations; smaller where a forward refuses it
-NEIGHBOR = 1e-2  # how far from a kink derivatives are checked, in root mean squares of the sample's entries
+NEIGHBOR = 0.1  # how far from a kink derivatives are checked, in root mean squares of the sample's entries
 NEIGHBOR_STEP = 1e-4  # h there, in the same unit: below the distance to the kink
 NUM_REPEATED = 16  # samples that are evaluated again to see whether the forward is random
 
