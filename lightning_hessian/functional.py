@@ -19,7 +19,7 @@ from lightning_hessian.curvature.checks.certificate import (
     predict_of_matrices,
     predict_slope,
 )
-from lightning_hessian.curvature.checks.diagnosis import Finding
+from lightning_hessian.curvature.checks.diagnosis import Diagnosis, Finding
 from lightning_hessian.curvature.checks.verdict import CheckSettings, checked, underflow, why_not_finite
 from lightning_hessian.curvature.cost_model import ModelCosts, check_group
 from lightning_hessian.curvature.memory import readable
@@ -106,6 +106,7 @@ def input_gradient(
         def checkable(gradient: Tensor) -> _Checkable:
             return _Checkable(gradient, predict_slope(gradient, options.generator()))
 
+        finite, findings = finite_samples(batch, first)
         return _checked(
             "gradient",
             batch,
@@ -113,7 +114,8 @@ def input_gradient(
             lambda few, _: checkable(gradients(few)),
             options,
             costs=costs,
-            findings=finite_samples(batch, first)[1],
+            finite=finite,
+            findings=findings,
         )
 
 
@@ -261,7 +263,7 @@ def input_hessian(
             lambda few, _: checkable(gradients(few), whole(few, analysis, ("reverse_over_reverse",), limit=UNLIMITED)),
             options,
             costs=analysis.costs,
-            known_zero=analysis.diagnosis.zero,
+            kind=analysis.diagnosis,
             finite=analysis.finite,
             findings=analysis.diagnosis.findings,
         )
@@ -410,7 +412,7 @@ def _checked(
     options: Options,
     *,
     costs: ModelCosts,
-    known_zero: bool = False,
+    kind: Diagnosis | None = None,
     numbers: Sequence[int] | None = None,
     finite: Tensor | None = None,
     findings: Sequence[Finding] = (),
@@ -424,7 +426,7 @@ def _checked(
         again: the same for a few samples in company; see ``verdict.checked``.
         options: how to measure.
         costs: of derivatives of the batch.
-        known_zero: whether second derivatives are known to be zero.
+        kind: what target and network are, if that is known.
         numbers: of the samples, for the warning; None: 0 to N − 1.
         finite: ``[N]``, the samples that have finite derivatives; None: all that have finite numbers.
         findings: what is known already.
@@ -433,7 +435,8 @@ def _checked(
         MeasurementError: no number is finite.
     """
     numbers = range(batch.num_samples) if numbers is None else numbers
-    settings = CheckSettings(check_group(costs, options.memory(batch.x.device)), options.seed)
+    group_size = check_group(costs, options.memory(batch.x.device))
+    settings = CheckSettings(group_size, options.seed, kind is not None and kind.network_is_piecewise_linear)
     result, verdict = checked(
         batch, result, again, numbers=numbers, computed_by="reverse_over_reverse", settings=settings
     )
@@ -443,11 +446,12 @@ def _checked(
     is_finite = found.flatten(2).sum(dim=2).isfinite()  # reads the numbers once, and makes no copy of their size
     valid = verdict.explanation.valid & is_finite & verdict.explanation.trusted
     zero = valid & (result.prediction.spectral_norm == 0) & ~result.prediction.curvature.isnan()
-    if zero.any() and not known_zero:
+    if zero.any() and not (kind is not None and kind.zero):
         found_underflow = underflow(batch, zero, numbers, options.generator())
         valid, findings = valid & ~(zero & bool(found_underflow)), findings + found_underflow
-    lost = (~is_finite.all(dim=1)).nonzero().flatten()
-    if len(lost) and not findings:
+    expected = torch.ones_like(is_finite[:, 0]) if finite is None else finite  # the others are in ``findings``
+    lost = (expected & ~is_finite.all(dim=1)).nonzero().flatten()
+    if len(lost):
         why = why_not_finite(batch.select(lost), options.generator())
         samples = tuple(numbers[i] for i in lost.tolist())
         findings.append(Finding(f"The {what} at {{}} is not finite. {why}", samples))

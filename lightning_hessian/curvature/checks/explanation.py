@@ -57,7 +57,7 @@ class Explanation:
     Attributes:
         valid: ``[N, K]``, False where the derivatives are wrong.
         trusted: as in ``Diagnosis``.
-        findings: in sentences.
+        findings: the causes, and what could not be confirmed.
         again: ``[N]``, samples whose derivatives are right in reverse_over_reverse beside copies of themselves.
         is_rounding: ``[N, K]``, where the Hessian is zero up to rounding.
         wrong: ``[N, K]``, what values contradict for no reason found but the derivatives themselves.
@@ -232,12 +232,13 @@ class _Search:
     def look_again_where_others_fail(self) -> None:
         """Along another direction at samples that were certified: an error may lie across the first one by chance."""
         self.wrong |= self.open & self.certificate.is_outcome("contradicted")
-        samples = (~self.open).any(dim=1).nonzero().flatten()
+        certified = self.certificate.is_outcome("certified")
+        samples = certified.any(dim=1).nonzero().flatten()
         if not self.wrong.any() or len(samples) == 0:
             return
         direction = self.prediction.direction[samples] + 2 * _unit(self._noise(self.prediction.direction[samples]))
         outcome = self._outcome(samples, self.batch.select(samples), direction=direction)
-        self.wrong |= self._at(samples, outcome == OUTCOMES.index("contradicted")) & ~self.open
+        self.wrong |= self._at(samples, outcome == OUTCOMES.index("contradicted")) & certified
 
     def list_rest(self) -> None:
         """Entries that values contradict for no reason found, and those that nothing could confirm."""

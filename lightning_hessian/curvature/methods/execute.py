@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_hessian.curvature.analysis import Analysis, differentiate
+from lightning_hessian.curvature.batching import combine
 from lightning_hessian.curvature.checks.certificate import Prediction, predict
 from lightning_hessian.curvature.checks.diagnosis import Diagnosis, Finding
 from lightning_hessian.curvature.checks.verdict import (
@@ -42,8 +43,6 @@ METHODS: dict[MethodName, Callable[[MethodInput], MethodResult]] = {
 
 # How asymmetric a Hessian may be before its digits are called rounding.
 ASYMMETRY_TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-6}
-
-
 TOO_LATE = 0.1  # share of ``max_seconds`` by which a measurement may be late before it is said
 
 
@@ -147,6 +146,10 @@ def execute(
         results, verdict = _checked(given, plan, results, share)
     result = results.of_method
     conclusion = _conclude(given, plan, result.decomposition, verdict, share)
+    error = verdict.error
+    if share.finite is not None and not share.finite.all():
+        results, error = _without_stand_ins(results, error, share.finite.to(batch.x.device))
+        result = results.of_method
     findings = _about_time(given.limit, options, (*plan.dropped, *result.dropped))
     spectrum = Spectrum(
         **vars(result.decomposition),
@@ -155,7 +158,7 @@ def execute(
         reason=plan.reason,
         autodiff_mode=result.autodiff_mode,
         target=target,
-        finite_difference_error=verdict.error,
+        finite_difference_error=error,
         valid=conclusion.valid,
         diagnosis=conclusion.diagnosis.with_findings(findings),
         cost=meter.cost(result.num_matvecs),
@@ -176,6 +179,19 @@ def _run(given: MethodInput, plan: Plan) -> MethodResult:
         except TimeLimitError:
             result = replace(result, dropped=(NO_HEATMAPS, *result.dropped))
     return result
+
+
+def _without_stand_ins(results: _Results, error: Tensor, finite: Tensor) -> tuple[_Results, Tensor]:
+    """The results and their errors, with NaN where another sample was computed in place of one that is not finite."""
+
+    def own(tensors: list[Tensor]) -> Tensor:
+        (values,) = tensors
+        rows = finite[: len(values)].reshape(-1, *[1] * (values.dim() - 1))
+        if values.dtype == torch.bool:
+            return values & rows
+        return values.where(rows, torch.nan) if values.is_floating_point() else values
+
+    return combine([results], own), error.where(finite.unsqueeze(1), torch.nan)
 
 
 def _about_time(limit: TimeLimit, options: Options, dropped: tuple[str, ...]) -> list[Finding]:

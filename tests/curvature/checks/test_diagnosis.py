@@ -196,3 +196,49 @@ def test_float64_may_be_impossible():
     spectrum = spectrum_of(lambda x: net(x.float()), x=X.float())
     assert spectrum.valid.all()
     assert spectrum.finite_difference_error.max() < 1e-2
+
+
+@pytest.mark.filterwarnings("ignore:The spectrum of 1 of 2 samples cannot be trusted")
+@pytest.mark.parametrize("method", ["dense", "lanczos"])
+def test_a_sample_without_derivatives_has_no_numbers_of_another(method):
+    x = torch.tensor([[1.0, 2.0], [-1.0, 2.0]], dtype=torch.float64)
+    branches = input_spectrum(
+        lambda x: torch.where(x > 0, x.sqrt() ** 3, 0 * x).sum(1), x, 0, method=method, num_eigenvalues=2
+    )
+    assert branches.valid.tolist() == [[True], [False]]
+    assert not branches.converged[1].any()
+    for name in ("eigenvalues", "eigenvectors", "gradient", "trace", "diagonal", "finite_difference_error"):
+        numbers = getattr(branches, name)
+        assert numbers[0].isfinite().all()
+        assert numbers[1].isnan().all()
+    torch.testing.assert_close(branches.eigenvalues[0, 0], 0.75 / x[0].sqrt())
+
+
+def test_a_hessian_that_is_not_finite_is_named_beside_another_finding():
+    x = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [2.0, 3.0, 4.0]], dtype=torch.float64)
+    with pytest.warns(UserWarning, match="kink exactly at sample 1.*Hessian at sample 0 is not finite"):
+        hessian = input_hessian(lambda x: x.norm(dim=1) ** 2 + (x - 1).abs().sum(1), x, 0)
+    assert hessian.isfinite().flatten(1).all(1).tolist() == [False, True, True]
+
+
+IN_FLOAT64 = []  # outside of the model, whose attributes a measurement restores
+
+
+class Counting(nn.Module):
+    """Notes how many samples it evaluates in float64."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        IN_FLOAT64.extend(x if x.dtype == torch.float64 else ())
+        return self.net(x)
+
+
+def test_whole_hessians_of_piecewise_linear_networks_are_checked_through_their_outputs():
+    """By five values; second differences would need several steps, to get between the kinks."""
+    net = nn.Sequential(nn.Linear(60, 400), nn.ReLU(), nn.Linear(400, 5))
+    IN_FLOAT64.clear()
+    input_hessian(Counting(net), torch.randn(3, 60), 1, "prob")
+    assert len(IN_FLOAT64) == 3 * 5 + 1  # and what the network is, at one sample
