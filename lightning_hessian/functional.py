@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from lightning_hessian.curvature.analysis import Analysis, analyze, differentiate, finite_samples
-from lightning_hessian.curvature.checks.certificate import (
+from lightning_hessian.curvature.checks.diagnosis import Diagnosis, Finding
+from lightning_hessian.curvature.checks.prediction import (
     Prediction,
     predict_along,
     predict_of_matrices,
     predict_slope,
 )
-from lightning_hessian.curvature.checks.diagnosis import Diagnosis, Finding
 from lightning_hessian.curvature.checks.verdict import CheckSettings, checked, underflow, why_not_finite
 from lightning_hessian.curvature.cost_model import ModelCosts, check_group
 from lightning_hessian.curvature.memory import readable

@@ -2,7 +2,6 @@
 
 import torch
 
-from lightning_hessian.curvature.checks.mode_agreement import in_float64
 from lightning_hessian.curvature.operators.autodiff import (
     ForwardOverReverse,
     ReverseOverReverse,
@@ -29,3 +28,13 @@ def modes_agree(batch: TargetBatch) -> tuple[bool, str]:
         if not difference <= tolerance:
             return False, f"it differs from reverse_over_reverse by {difference:.1e} on a random direction"
     return True, ""
+
+
+def in_float64(batch: TargetBatch) -> TargetBatch | None:
+    """The batch in float64, or None where the model cannot be evaluated in it."""
+    try:
+        exact = batch.to(torch.float64)
+        with torch.no_grad():
+            return exact if exact.values(exact.x).dtype == torch.float64 else None
+    except (RuntimeError, TypeError):  # an operation that takes no float64
+        return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
@@ -10,19 +9,17 @@ import torch
 from torch import Tensor
 
 from lightning_hessian.curvature.batching import in_groups, on_few, out_of_memory
+from lightning_hessian.curvature.checks.prediction import Prediction
 from lightning_hessian.curvature.checks.zero import root_mean_square
 from lightning_hessian.curvature.target_batch import TargetBatch
 
 Outcome = Literal["certified", "contradicted", "kink", "noise", "unverifiable"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+CERTIFIED = OUTCOMES.index("certified")
 
-# Relative, of derivatives in each precision: the smaller, the smaller a mistake may be that does not pass. Rounding
-# leaves less; where the forward computes in float32 under float64 inputs, the noise of the values says so.
-TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-5}
 LARGEST_ERROR = 1e-2  # relative, whatever the noise: wrong derivatives have been seen off by 5 % and more
 BLUR = 3e-2  # relative, of differences that are sharp enough to tell
 FIRST_STEP = 1e-2  # along a unit vector, in root mean squares of the sample's entries
-POWER_STEPS = 2  # towards the top eigenvector of a whole matrix, which the direction only has to lean to
 FACTOR = 10.0  # between two steps
 # Exponents of the factor after the first step: shorter ones down to 1e-6, where values hold no second difference any
 # more; where the values are as noisy as float32, one that is short enough for most kinks, and two longer ones.
@@ -34,118 +31,6 @@ ROUNDING = 2  # multiples of eps that a value is taken to be off by, at least
 MARGIN = 4  # standard deviations by which noise may explain a difference
 STEADY = 0.3  # relative change of a difference quotient from one step to the next, of one that has settled
 LOW_PRECISION = 1e-6  # relative to the value: noise up to here may come from a forward that computes in float32
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What autograd says along one direction w of every sample, to be compared with differences of values.
-
-    Attributes:
-        direction: w, ``[N, D]``, unit vectors.
-        slope: gᵀw, ``[N, K]``.
-        curvature: wᵀHw, ``[N, K]``; NaN where only the slope is to be compared.
-        gradient_norm: ‖g‖, ``[N, K]``, which errors of the slope are relative to.
-        spectral_norm: max |λ|, ``[N, K]``, which errors of the curvature are relative to.
-    """
-
-    direction: Tensor
-    slope: Tensor
-    curvature: Tensor
-    gradient_norm: Tensor
-    spectral_norm: Tensor
-
-    def select(self, samples: Tensor) -> Prediction:
-        """That of some samples."""
-        return Prediction(*(getattr(self, field.name)[samples] for field in fields(self)))
-
-    def to(self, like: Tensor) -> Prediction:
-        """The same in the precision and on the device of ``like``."""
-        return Prediction(*(getattr(self, field.name).to(like) for field in fields(self)))
-
-    @property
-    def tolerance(self) -> float:
-        """How far derivatives in this precision may be off."""
-        return TOLERANCE[self.slope.dtype]
-
-
-def predict(
-    gradient: Tensor,
-    top: Tensor,
-    spectral_norm: Tensor,
-    curvature: Callable[[Tensor], Tensor],
-    generator: torch.Generator,
-    random: Tensor | None = None,
-) -> Prediction:
-    """What the results of a method say along one direction of every sample.
-
-    The direction is the unit vector of ±v ± g ± r, where v and g are the unit top eigenvectors and gradients of all
-    classes, with random signs, and r is a random unit vector: along r alone, wᵀHw ≈ tr H / D drowns in noise; without
-    r, curvature that the results lack may lie across w.
-
-    Args:
-        gradient: g, ``[N, K, D]``.
-        top: the eigenvectors of largest magnitude, ``[N, K, D]``.
-        spectral_norm: max |λ|, ``[N, K]``.
-        curvature: w ``[N, D]`` to wᵀHw ``[N, K]``, from the numbers that are reported.
-        generator: of signs and r, which are the same for every sample.
-        random: r ``[D]``, where its product with H is known already.
-    """
-    num_classes, num_inputs = gradient.shape[1:]
-    signs = torch.randint(2, (num_classes, 1), generator=generator).to(gradient) * 2 - 1
-    if random is None:
-        random = torch.randn(num_inputs, generator=generator, dtype=torch.float64).to(gradient)
-    gradient, top = gradient.nan_to_num(0, 0, 0), top.nan_to_num(0, 0, 0)
-    aligned = torch.where((top * gradient).sum(-1, keepdim=True) < 0, -1, 1)
-    known, random = (signs * (aligned * _unit(top) + _unit(gradient))).sum(dim=1), _unit(random)
-    # Never against each other: with one input, they would cancel.
-    w = _unit(known + torch.where((known @ random).unsqueeze(-1) < 0, -1, 1) * random)
-    return Prediction(
-        direction=w,
-        slope=(gradient @ w.unsqueeze(-1)).squeeze(-1),
-        curvature=curvature(w),
-        gradient_norm=gradient.norm(dim=-1),
-        spectral_norm=spectral_norm,
-    )
-
-
-def predict_slope(gradient: Tensor, generator: torch.Generator) -> Prediction:
-    """What gradients ``[N, K, D]`` say along one direction of every sample, without a second derivative."""
-    nothing = torch.full_like(gradient[..., 0], torch.nan)
-    zero = torch.zeros_like(nothing)
-    return predict(gradient, torch.zeros_like(gradient), zero, lambda w: nothing, generator)
-
-
-def predict_along(v: Tensor, gradient: Tensor, product: Tensor) -> Prediction:
-    """What gradients and HVPs say along ``v [N, D]``; gradients and products H v are ``[N, 1, D]``."""
-    norm = v.norm(dim=-1, keepdim=True)
-    w, product = _unit(v).unsqueeze(1), product / norm.where(norm > 0, 1).unsqueeze(1)
-    return Prediction(
-        direction=w[:, 0],
-        slope=(gradient * w).sum(-1),
-        curvature=(product * w).sum(-1),
-        gradient_norm=gradient.norm(dim=-1),
-        spectral_norm=product.norm(dim=-1),
-    )
-
-
-def predict_of_matrices(gradient: Tensor, matrices: Tensor, generator: torch.Generator) -> Prediction:
-    """What gradients ``[N, K, D]`` and whole Hessians ``[N, K, D, D]`` say; the top eigenvector by power iteration."""
-    top = torch.randn(gradient.shape[-1], generator=generator, dtype=torch.float64).to(gradient)
-    top = _unit(top.expand_as(gradient))
-    norm = torch.zeros_like(gradient[..., 0])
-    for _ in range(POWER_STEPS):
-        product = (matrices @ top.unsqueeze(-1)).squeeze(-1)
-        norm, top = product.norm(dim=-1), _unit(product)
-
-    def curvature(w: Tensor) -> Tensor:
-        return ((matrices @ w[:, None, :, None]).squeeze(-1) @ w.unsqueeze(-1)).squeeze(-1)
-
-    return predict(gradient, top, norm, curvature, generator)
-
-
-def _unit(v: Tensor) -> Tensor:
-    norm = v.norm(dim=-1, keepdim=True)
-    return v / norm.where(norm > 0, 1)
 
 
 @dataclass(frozen=True)

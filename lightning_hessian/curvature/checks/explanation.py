@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from lightning_hessian.curvature.batching import in_groups, out_of_memory
-from lightning_hessian.curvature.checks.certificate import OUTCOMES, Certificate, Outcome, Prediction, certify
+from lightning_hessian.curvature.checks.certificate import CERTIFIED, OUTCOMES, Certificate, Outcome
 from lightning_hessian.curvature.checks.diagnosis import Finding
+from lightning_hessian.curvature.checks.prediction import Prediction, unit
+from lightning_hessian.curvature.checks.second_look import in_company, outcome_along, outcome_beside
 from lightning_hessian.curvature.checks.zero import is_rounding, root_mean_square, rounding_of_curvature
-from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse
 from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.errors import MeasurementError
 
@@ -43,10 +42,7 @@ UNCONFIRMED: dict[Outcome, str] = {
     "noise": "rounding in the forward hides second differences of the values",
     "kink": "the target has a kink there",
 }
-CERTIFIED = OUTCOMES.index("certified")
 SCALES = (1.0, 1e-2, 1e-4)  # of another sample's noise, in standard deviations; smaller where a forward refuses it
-NEIGHBOR = 0.1  # how far from a kink derivatives are checked, in root mean squares of the sample's entries
-NEIGHBOR_STEP = 1e-4  # h there, in the same unit: below the distance to the kink
 NUM_REPEATED = 16  # samples that are evaluated again to see whether the forward is random
 
 
@@ -108,25 +104,23 @@ def explain(
     return Explanation(search.valid, True, tuple(search.findings), again, rounding, search.wrong)
 
 
+@dataclass
 class _Search:
     """Looks for one cause after another; ``open [N, K]`` are the entries without one so far."""
 
-    def __init__(
-        self,
-        batch: TargetBatch,
-        prediction: Prediction,
-        certificate: Certificate,
-        group_size: int,
-        numbers: Sequence[int],
-        generator: torch.Generator,
-    ) -> None:
-        self.batch, self.prediction, self.certificate = batch, prediction, certificate
-        self.group_size, self.numbers, self.generator = group_size, numbers, generator
-        self.slope_only = bool(prediction.curvature.isnan().all())
-        self.open = ~certificate.is_outcome("certified")
+    batch: TargetBatch
+    prediction: Prediction
+    certificate: Certificate
+    group_size: int
+    numbers: Sequence[int]
+    generator: torch.Generator
+    findings: list[Finding] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.slope_only = bool(self.prediction.curvature.isnan().all())
+        self.open = ~self.certificate.is_outcome("certified")
         self.valid = torch.ones_like(self.open)
         self.wrong = torch.zeros_like(self.open)  # though the certificate calls it something else
-        self.findings: list[Finding] = []
 
     def is_random(self) -> bool:
         """Whether two forward passes on the same inputs differ."""
@@ -236,7 +230,7 @@ class _Search:
         samples = certified.any(dim=1).nonzero().flatten()
         if not self.wrong.any() or len(samples) == 0:
             return
-        direction = self.prediction.direction[samples] + 2 * _unit(self._noise(self.prediction.direction[samples]))
+        direction = self.prediction.direction[samples] + 2 * unit(self._noise(self.prediction.direction[samples]))
         outcome = self._outcome(samples, self.batch.select(samples), direction=direction)
         self.wrong |= self._at(samples, outcome == OUTCOMES.index("contradicted")) & certified
 
@@ -290,71 +284,6 @@ class _Search:
 
     def _noise(self, x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=self.generator, dtype=torch.float64).to(x)
-
-
-def in_company(batch: TargetBatch) -> TargetBatch:
-    """The same targets, computed beside copies of the samples: never a batch of one."""
-
-    def network(*inputs: Any) -> Tensor:
-        doubled = tree_map_only(Tensor, lambda t: torch.cat([t, t]), inputs)
-        return batch.network(*doubled)[: len(inputs[0])]
-
-    return replace(batch, network=network)
-
-
-def outcome_along(
-    batch: TargetBatch,
-    direction: Tensor,
-    group_size: int,
-    first_step: Tensor | None = None,
-    *,
-    slope_only: bool = False,
-) -> Tensor:
-    """How derivatives by reverse_over_reverse along ``direction [N, D]`` compare with values, ``[N, K]``."""
-    moved = direction.any(dim=1, keepdim=True)
-    direction = _unit(direction)
-
-    def work(few: slice) -> Tensor:
-        group = batch.select(few)
-        predicted = _predicted(group, direction[few].to(group.x), slope_only)
-        return certify(group, predicted, group_size, None if first_step is None else first_step[few]).outcome
-
-    found = torch.cat([outcome for _, outcome in in_groups(batch.num_samples, group_size, work)])
-    return found.where(moved, OUTCOMES.index("unverifiable"))
-
-
-def outcome_beside(
-    batch: TargetBatch, direction: Tensor, group_size: int, generator: torch.Generator, *, slope_only: bool = False
-) -> Tensor:
-    """The same at neighbors of the samples, beside their kinks."""
-    size = root_mean_square(batch.x)
-    noise = torch.randn(direction.shape, generator=generator, dtype=torch.float64).to(direction)
-    moved = batch.x + (NEIGHBOR * size.unsqueeze(1) * noise).reshape(batch.x.shape)
-    steps = NEIGHBOR_STEP * size
-    return outcome_along(replace(batch, x=moved), direction, group_size, steps, slope_only=slope_only)
-
-
-def _predicted(batch: TargetBatch, direction: Tensor, slope_only: bool) -> Prediction:
-    """What reverse_over_reverse says along one direction ``[N, D]`` of every sample."""
-    autodiff = ReverseOverReverse(batch)
-    gradient, along = autodiff.gradient(), direction.unsqueeze(1)
-    slope = (gradient * along).sum(-1)
-    curvature, norm = torch.full_like(slope, torch.nan), torch.zeros_like(slope)
-    if not slope_only:
-        product = autodiff.hvp(along.expand(batch.shape).contiguous())
-        curvature, norm = (product * along).sum(-1), product.norm(dim=-1)
-    return Prediction(
-        direction=direction,
-        slope=slope,
-        curvature=curvature,
-        gradient_norm=gradient.norm(dim=-1),
-        spectral_norm=norm,
-    )
-
-
-def _unit(v: Tensor) -> Tensor:
-    norm = v.norm(dim=-1, keepdim=True)
-    return v / norm.where(norm > 0, 1)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -14,9 +14,9 @@ from lightning_hessian.curvature.checks.certificate import (
     ROUNDING,
     STEADY,
     Certificate,
-    Prediction,
     compare,
 )
+from lightning_hessian.curvature.checks.prediction import Prediction
 from lightning_hessian.curvature.target_batch import TargetBatch
 
 POINTS = (-10.0, -1.0, 0.0, 1.0, 10.0)  # of the values, in steps h

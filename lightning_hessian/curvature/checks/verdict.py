@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from lightning_hessian.curvature.batching import combine, out_of_memory
-from lightning_hessian.curvature.checks.certificate import FIRST_STEP, OUTCOMES, Certificate, Prediction, certify
+from lightning_hessian.curvature.checks.certificate import FIRST_STEP, OUTCOMES, Certificate, certify
 from lightning_hessian.curvature.checks.diagnosis import Finding, joined
-from lightning_hessian.curvature.checks.explanation import Explanation, explain, in_company, outcome_beside
+from lightning_hessian.curvature.checks.explanation import Explanation, explain
+from lightning_hessian.curvature.checks.prediction import Prediction
+from lightning_hessian.curvature.checks.second_look import in_company, outcome_beside
 from lightning_hessian.curvature.checks.through_outputs import compare_through_outputs
 from lightning_hessian.curvature.checks.zero import root_mean_square, weighted_targets, zero_in_float64
 from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, random_vectors

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_hessian.curvature.batching import concatenate, in_groups
-from lightning_hessian.curvature.checks.certificate import Prediction, predict
+from lightning_hessian.curvature.checks.prediction import Prediction, predict, quadratic_form
 from lightning_hessian.curvature.cost_model import (
     ModelCosts,
     block_memory,
@@ -52,12 +52,8 @@ def dense_spectrum(given: MethodInput) -> MethodResult:
         terms = term_norms(given.batch.select(samples), whole)
         gradient = given.gradient[samples]
         found = decompose(whole, gradient, given.options.num_eigenvalues, terms, asymmetry)
-
-        def curvature(w: Tensor) -> Tensor:
-            return ((whole @ w[:, None, :, None]).squeeze(-1) @ w.unsqueeze(-1)).squeeze(-1)
-
         top, norm = found.eigenvectors[:, :, 0], found.eigenvalues.abs().amax(-1)
-        prediction = predict(gradient, top, norm, curvature, given.options.generator())
+        prediction = predict(gradient, top, norm, lambda w: quadratic_form(whole, w), given.options.generator())
         return found, prediction, whole[: max(0, given.num_matrices - samples.start)].clone(), by_mode
 
     groups, predictions, matrices, num_columns = [], [], [], Counter[AutodiffMode]()

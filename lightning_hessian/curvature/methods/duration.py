@@ -142,7 +142,7 @@ def check_pace(given: MethodInput, pace: Pace, columns: int, num_matrices: int =
     )
 
 
-def told(options: Options, dropped: Sequence[str]) -> str:
+def about_dropped(options: Options, dropped: Sequence[str]) -> str:
     """What was dropped, in one sentence."""
     *first, last = dict.fromkeys(dropped)
     return f"To stay within max_seconds={options.max_seconds:g}, {', '.join(first)}{' and ' if first else ''}{last}."

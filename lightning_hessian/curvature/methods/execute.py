@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lightning_hessian.curvature.analysis import Analysis, differentiate
 from lightning_hessian.curvature.batching import combine
-from lightning_hessian.curvature.checks.certificate import Prediction, predict
 from lightning_hessian.curvature.checks.diagnosis import Diagnosis, Finding
+from lightning_hessian.curvature.checks.prediction import Prediction, predict
 from lightning_hessian.curvature.checks.verdict import (
     CheckSettings,
     PreviousChecks,
@@ -25,7 +25,7 @@ from lightning_hessian.curvature.checks.zero import kind_of_zero, weighted_targe
 from lightning_hessian.curvature.cost_model import ModelCosts, check_group
 from lightning_hessian.curvature.meter import UNLIMITED, Meter, Progress, TimeLimit, duration, silent
 from lightning_hessian.curvature.methods.dense import dense_spectrum, whole_hessians
-from lightning_hessian.curvature.methods.duration import NO_HEATMAPS, told
+from lightning_hessian.curvature.methods.duration import NO_HEATMAPS, about_dropped
 from lightning_hessian.curvature.methods.interface import MethodInput, MethodResult
 from lightning_hessian.curvature.methods.lanczos import lanczos_spectrum
 from lightning_hessian.curvature.methods.low_rank import low_rank_spectrum
@@ -196,7 +196,7 @@ def _without_stand_ins(results: _Results, error: Tensor, finite: Tensor) -> tupl
 
 def _about_time(limit: TimeLimit, options: Options, dropped: tuple[str, ...]) -> list[Finding]:
     """What was dropped to stay within ``max_seconds``, and by how much that did not help, in words."""
-    findings = [Finding(told(options, dropped))] if dropped else []
+    findings = [Finding(about_dropped(options, dropped))] if dropped else []
     if limit.max_seconds is not None and limit.seconds_left < -TOO_LATE * limit.max_seconds:
         seconds = limit.max_seconds - limit.seconds_left
         sentence = (

@@ -7,7 +7,7 @@ from typing import get_args
 
 from torch import Tensor
 
-from lightning_hessian.curvature.checks.certificate import Prediction
+from lightning_hessian.curvature.checks.prediction import Prediction
 from lightning_hessian.curvature.cost_model import ModelCosts
 from lightning_hessian.curvature.meter import UNLIMITED, Progress, TimeLimit, silent
 from lightning_hessian.curvature.operators.autodiff import AutodiffMode

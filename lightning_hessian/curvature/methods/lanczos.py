@@ -23,7 +23,7 @@ from lightning_hessian.curvature.algorithms.krylov import KnownProducts
 from lightning_hessian.curvature.algorithms.lanczos import RitzPairs, basis_size, lanczos
 from lightning_hessian.curvature.algorithms.quadrature import NUM_STEPS, Density, density, exact_density
 from lightning_hessian.curvature.batching import combine, concatenate, in_groups
-from lightning_hessian.curvature.checks.certificate import Prediction, predict
+from lightning_hessian.curvature.checks.prediction import Prediction, predict
 from lightning_hessian.curvature.cost_model import GRADIENT_IN_MATVECS, group_size, lanczos_bytes
 from lightning_hessian.curvature.meter import UNLIMITED, TimeLimit
 from lightning_hessian.curvature.methods.interface import MethodInput, MethodResult

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_hessian.curvature.batching import concatenate, in_groups
-from lightning_hessian.curvature.checks.certificate import predict
+from lightning_hessian.curvature.checks.prediction import predict
 from lightning_hessian.curvature.cost_model import group_size, low_rank_bytes, vector_bytes
 from lightning_hessian.curvature.methods.interface import MethodInput, MethodResult
 from lightning_hessian.curvature.operators.gauss_newton import output_hessian, outputs_with_jacobian

@@ -5,7 +5,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from lightning_hessian.curvature.checks.certificate import OUTCOMES, Prediction, compare, predict
+from lightning_hessian.curvature.checks.certificate import OUTCOMES, compare
+from lightning_hessian.curvature.checks.prediction import Prediction, predict
 from lightning_hessian.curvature.target_batch import TargetBatch
 
 F64, F32 = torch.float64, torch.float32
