@@ -93,7 +93,9 @@ def _about_cost(record: Record) -> str:
         memory = f", {bound}{max(1, mebibytes)} MiB of memory"
     sentences = [f"{record.seconds:.2f} s, {record.num_matvecs} Hessian-vector products per sample and class{memory}."]
     if record.overhead is not None:
-        sentences.append(f"So far, measuring has taken {100 * record.overhead:.2g} % of the training time.")
+        percent = 100 * record.overhead
+        readable = f"{percent:.0f}" if percent >= 10 else f"{percent:.2g}"
+        sentences.append(f"So far, measuring has taken {readable} % of the training time.")
     if record.skipped:
         sentences.append(about_skipped(record.skipped))
     return " ".join(sentences)
