@@ -12,7 +12,7 @@ from lightning_hessian.curvature.operators.hessian import Operator
 
 # Random vectors of an estimate by default: the standard error of a trace is at most √(2/10) = 0.45 of the Frobenius
 # norm. As they are drawn outside of a whole Krylov space, it is 0.8 to 1.3 times that of 20 vectors outside of ten
-# eigenvectors on networks that learn to read digits, and at most 1.4 times.
+# eigenvectors on networks that learn to read digits, and 1.4 to 1.6 times on some random ones.
 NUM_VECTORS = 10
 
 
