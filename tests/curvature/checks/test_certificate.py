@@ -131,6 +131,11 @@ FALSE = {
         "contradicted",
     ),
     "a detached factor": (lambda x: gelu(x) * gelu(x).detach().softmax(1), DIGITS, "contradicted"),
+    "a thousandth of the gradient left out": (
+        lambda x: gelu(x) + 1e-4 * x.detach().flatten(1).sum(1, keepdim=True),
+        torch.randn(4, 1, 8, 8, dtype=F64, generator=torch.Generator().manual_seed(0)),
+        "contradicted",
+    ),
     "samples that influence each other": (lambda x: gelu(x - 0.5 * x.mean(0)), DIGITS, "contradicted"),
     "dropout left on": (lambda x: gelu(nn.functional.dropout(x, 0.3)), DIGITS, "noise"),
     "noise of 1e-3": (lambda x: gelu(x) + 1e-3 * torch.randn(len(x), 10, dtype=F64), DIGITS, "noise"),
