@@ -5,7 +5,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from lightning_hessian.curvature.checks.certificate import OUTCOMES, compare
+from lightning_hessian.curvature.checks.certificate import OUTCOMES, _is_wrong, compare
 from lightning_hessian.curvature.checks.prediction import Prediction, predict
 from lightning_hessian.curvature.target_batch import TargetBatch
 
@@ -173,3 +173,14 @@ def test_the_direction_never_vanishes(seed):
     generator = torch.Generator().manual_seed(seed)
     found = predict(one, -one, one[..., 0], lambda w: w, generator)
     assert torch.equal(found.direction.abs(), torch.ones(2, 1, dtype=F64))
+
+
+def test_an_error_that_shorter_steps_do_not_show_is_no_mistake():
+    """Steps from the longest to the shortest: a long one may cross kinks, a short one shows what is there."""
+    blur = torch.zeros(3, 1, 1)
+    assert not _is_wrong(torch.tensor([5.0, 5.0, 0.1]).reshape(3, 1, 1), blur, torch.ones(())).any()
+    assert _is_wrong(torch.tensor([0.1, 5.0, 5.0]).reshape(3, 1, 1), blur, torch.ones(())).flatten().tolist() == [
+        False,
+        True,
+        True,
+    ]

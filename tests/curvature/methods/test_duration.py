@@ -18,6 +18,7 @@ from lightning_hessian.curvature.cost_model import ModelCosts
 from lightning_hessian.curvature.meter import Pace, TimeLimit, duration
 from lightning_hessian.curvature.methods.duration import (
     HOPELESS,
+    _rounded_up,
     expected_duration,
     what_makes_it_shorter,
     within_limit,
@@ -275,3 +276,7 @@ def test_what_is_no_limit_raises(value):
 
 def test_seconds_in_words():
     assert [duration(s) for s in (0.123, 9.96, 99, 720, 12600)] == ["0.12 s", "10 s", "99 s", "12 min", "3.5 h"]
+
+
+def test_the_limit_that_would_do_is_given_to_two_digits():
+    assert [_rounded_up(seconds) for seconds in (8.1, 81, 0.13)] == ["9.8", "98", "0.16"]
