@@ -270,3 +270,12 @@ def test_curvature_lost_in_float32_costs_no_other_class_its_numbers():
     )
     assert spectrum.valid.tolist() == [[True, False]] * 3
     assert "lost in the rounding of float32" in spectrum.diagnosis.message
+
+
+def test_the_sample_on_a_kink_of_a_piecewise_linear_network_is_named():
+    x = torch.tensor([[0.3, -0.5], [0.7, 0.4], [0.0, 0.2]], dtype=torch.float64)
+    slopes = torch.tensor([[1.0, 2.0], [-0.5, 1.5]], dtype=torch.float64)
+    spectrum = spectrum_of(lambda x: torch.cat([x, x.relu()], 1) @ torch.cat([slopes, slopes.T]), "prob", x)
+    assert spectrum.diagnosis.network == "piecewise_linear"
+    assert spectrum.valid.all()
+    assert "kink exactly at sample 2:" in spectrum.diagnosis.message
