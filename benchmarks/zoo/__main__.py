@@ -45,7 +45,7 @@ def without(verdicts: list[str], text: str) -> str:
     """The lines of a file of results, less those of every unit (operation, layer or network) with such a verdict."""
     units: list[list[str]] = [[]]
     for line in text.splitlines(keepends=True):
-        if "begin" in json.loads(line):
+        if "begin" in json.loads(line) or "commit" in json.loads(line):
             units.append([])
         units[-1].append(line)
     kept = [unit for unit in units if not any(json.loads(line).get("verdict") in verdicts for line in unit)]
