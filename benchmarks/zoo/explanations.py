@@ -111,5 +111,10 @@ EXPLANATIONS: tuple[tuple[str, str, str], ...] = (
     ("transformers.*", "refused", NO_SECOND),
     ("transformers.llama4/*", "undecidable", "Sends tokens to other experts within the steps: a jump."),
     ("transformers.*moe*/*", "undecidable", "ReLU, or tokens sent to other experts: kinks or jumps within the steps."),
+    (
+        "transformers.muse_glimmer_text/*",
+        "undecidable",
+        "Computes partly in float32, and bends so sharply that no step is within 1 %.",
+    ),
     *((f"transformers.{name}/*", "undecidable", RELU) for name in ("ctrl", "longt5", "m2m_100", "t5", "textnet")),
 )
