@@ -373,9 +373,9 @@ def test_glibc_has_the_highest_values_it_adapts_to_afterwards(monkeypatch):
             calls.append((parameter, value))
 
         def malloc_trim(self, pad):
-            calls.append("trim")
+            calls.append(("trim", pad))
 
     monkeypatch.setattr(memory, "_adjustable_glibc", Libc)
     with memory.kept_pages(torch.device("cpu")):
         assert calls == [(-3, 2**31 - 1), (-1, 2**31 - 1)]
-    assert calls[2:] == [(-3, 32 * 2**20), (-1, 64 * 2**20), "trim"]
+    assert calls[2:] == [(-3, 32 * 2**20), (-1, 64 * 2**20), ("trim", 0)]

@@ -279,3 +279,14 @@ def test_the_sample_on_a_kink_of_a_piecewise_linear_network_is_named():
     assert spectrum.diagnosis.network == "piecewise_linear"
     assert spectrum.valid.all()
     assert "kink exactly at sample 2:" in spectrum.diagnosis.message
+
+
+def test_coupled_samples_are_found_where_a_forward_accepts_little_more_than_the_data():
+    """Moved by noise of 1 % of its scale, the other sample leaves the range; by a hundredth of that, it does not."""
+    x = torch.tensor([[0.998, -0.998, 0.5], [-0.998, 0.998, 0.3], [0.1, -0.998, 0.998]], dtype=torch.float64)
+
+    def model(x):
+        assert (x.abs() <= 1).all()
+        return (x - 0.5 * x.mean(0)).sin()
+
+    assert "changes with the other samples in the batch" in diagnosis_of(model, x=x).message
