@@ -95,7 +95,7 @@ def analyze(
     costs = ModelCosts(batch, memory, forward)
     examine = network is None or (look_again and network != "curved")
     found = differentiate(batch, costs, memory, options.generator() if examine else None)
-    finite, findings = finite_samples(batch, found)
+    finite, findings = finite_samples(batch, found.values, found.gradient)
     hvp, generator = found.outputs_hvp, options.generator()
     first = batch.select(finite.nonzero()[:1].flatten())
     if hvp is not None and hvp[finite].any():
@@ -153,7 +153,7 @@ def _kind_of_outputs(first: TargetBatch, num_outputs: int, generator: torch.Gene
     return kind_of_zero(outputs, generator) if zero_in_float64(outputs, generator) else "curved"
 
 
-def finite_samples(batch: TargetBatch, found: Derivatives) -> tuple[Tensor, list[Finding]]:
+def finite_samples(batch: TargetBatch, values: Tensor, gradient: Tensor) -> tuple[Tensor, list[Finding]]:
     """Which samples ``[N]`` have finite derivatives, and what is not finite at the others, in words.
 
     Raises:
@@ -161,8 +161,8 @@ def finite_samples(batch: TargetBatch, found: Derivatives) -> tuple[Tensor, list
     """
     causes = {
         "Inputs are": batch.x,
-        "Values of the target are": found.values,
-        "The values are finite but gradients are": found.gradient,
+        "Values of the target are": values,
+        "The values are finite but gradients are": gradient,
     }
     finite = torch.ones(batch.num_samples, dtype=torch.bool, device=batch.x.device)
     findings = []

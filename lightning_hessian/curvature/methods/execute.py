@@ -175,7 +175,7 @@ def _run(given: MethodInput, plan: Plan) -> MethodResult:
     if given.num_matrices and result.matrices is None:
         first = replace(given, batch=given.batch.select(slice(0, given.num_matrices)))
         try:
-            result = replace(result, matrices=whole_hessians(first))
+            result = replace(result, matrices=whole_hessians(first)[0])
         except TimeLimitError:
             result = replace(result, dropped=(NO_HEATMAPS, *result.dropped))
     return result
