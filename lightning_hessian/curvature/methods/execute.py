@@ -163,7 +163,7 @@ def execute(
         diagnosis=conclusion.diagnosis.with_findings(findings),
         cost=meter.cost(result.num_matvecs),
     )
-    checks = verdict.passed_on(share.checks, _circumstances(plan, result))
+    checks = verdict.passed_on(share.checks, _circumstances(plan, result), share.finite)
     return Measurement(spectrum, result.matrices if plan.num_matrices else None, plan, checks)
 
 
@@ -299,9 +299,9 @@ def _conclude(given: MethodInput, plan: Plan, found: Decomposition, verdict: Ver
         diagnosis = replace(diagnosis, kind="rounding") if everywhere else diagnosis.with_findings(findings)
     zero = valid & (norm == 0) & ~of_checks.is_rounding
     if zero.any() and not diagnosis.zero:
-        if found_underflow := underflow(batch, zero, share.numbers, generator):
-            diagnosis, valid = diagnosis.with_findings(found_underflow), valid & ~zero
-        elif (zero | ~valid).all():
+        lost, findings = underflow(batch, zero, share.numbers, generator)
+        diagnosis, valid, zero = diagnosis.with_findings(findings), valid & ~lost, zero & ~lost
+        if zero.any() and (zero | ~valid).all():
             first = batch.select(zero.any(dim=1).nonzero()[:1].flatten())
             diagnosis = replace(diagnosis, kind=kind_of_zero(weighted_targets(first, generator), generator))
         else:
