@@ -20,7 +20,8 @@ from lightning_hessian.curvature.checks.prediction import (
     predict_of_matrices,
     predict_slope,
 )
-from lightning_hessian.curvature.checks.verdict import CheckSettings, checked, underflow, why_not_finite
+from lightning_hessian.curvature.checks.verdict import CheckSettings, checked, why_not_finite
+from lightning_hessian.curvature.checks.zero import underflow
 from lightning_hessian.curvature.cost_model import ModelCosts, check_group
 from lightning_hessian.curvature.memory import readable
 from lightning_hessian.curvature.meter import UNLIMITED, TimeLimit

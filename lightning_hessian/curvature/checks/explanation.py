@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.batching import in_groups, out_of_memory
-from lightning_hessian.curvature.checks.certificate import OFFSETS, Certificate, Outcome
+from lightning_hessian.curvature.checks.certificate import Certificate, Outcome
+from lightning_hessian.curvature.checks.coupling import is_coupled, is_random
 from lightning_hessian.curvature.checks.diagnosis import Finding
 from lightning_hessian.curvature.checks.prediction import Prediction, unit
 from lightning_hessian.curvature.checks.second_look import compare_along, compare_beside, in_company
@@ -27,11 +27,8 @@ COUPLED = (
     "treats samples one by one."
 )
 COUPLING_UNCHECKED = (
-    "Two samples do not fit the device at the same time, so whether one changes the output of another was not checked."
-)
-COUPLING_REFUSED = (
     "Whether the output for one sample changes with the other samples in the batch could not be checked: the forward "
-    "accepted no other batch."
+    "accepts no other batch, or two samples do not fit the device."
 )
 WRONG_GRADIENT = (
     "Look for .detach() or torch.no_grad() over part of the forward, and for a custom autograd.Function whose backward "
@@ -46,8 +43,6 @@ UNCONFIRMED: dict[Outcome, str] = {
     "noise": "rounding in the forward hides second differences of the values",
     "kink": "the target has a kink there",
 }
-SCALES = (1.0, 1e-2, 1e-4)  # of another sample's noise, in standard deviations; smaller where a forward refuses it
-NUM_REPEATED = 16  # samples that are evaluated again to see whether the forward is random
 
 
 @dataclass(frozen=True)
@@ -99,12 +94,16 @@ def explain(
     """
     search = _Search(batch, prediction, certificate, group_size, numbers, generator)
     nothing = torch.zeros_like(search.open)
-    for concerns_all, finding in ((search.is_random, RANDOM), (search.is_coupled, COUPLED)):
-        if concerns_all():
+    random = is_random(batch, group_size)
+    coupled = None if random else is_coupled(batch, search.first_open, group_size, generator)
+    for found, finding in ((random, RANDOM), (coupled, COUPLED)):
+        if found:
             error = certificate.error
             return Explanation(
                 nothing, False, (Finding(finding),), nothing[:, 0], nothing, nothing, nothing[:, 0], error
             )
+    if coupled is None and batch.num_samples > 1:
+        search.findings.append(Finding(COUPLING_UNCHECKED))
     rounding = search.rounding()
     search.look_in_company()
     search.look_inside_range()
@@ -138,51 +137,10 @@ class _Search:
         self.wrong = torch.zeros_like(self.open)  # though the certificate calls it something else
         self.on_kink = torch.zeros_like(self.again)
 
-    def is_random(self) -> bool:
-        """Whether two forward passes on the same inputs differ."""
-
-        def repeats(few: slice) -> bool:
-            group = self.batch.select(few)
-            with torch.no_grad():
-                return _close(group.outputs(group.x), group.outputs(group.x))
-
-        count = min(NUM_REPEATED, self.batch.num_samples)
-        return not all(same for _, same in in_groups(count, self.group_size, repeats))
-
-    def is_coupled(self) -> bool:
-        """Whether the outputs of a sample change with the others in its batch: one more, or those it was measured with.
-
-        The second is looked at where the forward accepts no two samples.
-        """
-        first = int(self._samples()[0])
-        num_samples = self.batch.num_samples
-        other = (first + 1) % num_samples
-        pair = self.batch.select(torch.tensor([first, first], device=self.open.device))
-        batches = [(pair, 0, self.batch.x[[first, other]])]
-        if 1 < num_samples <= len(OFFSETS) * self.group_size:
-            batches.append((self.batch, first, self.batch.x.roll(1, 0)))
-        for batch, row, swapped in batches:
-            for x in self._other_rows(batch.x, row, swapped):
-                try:
-                    with torch.no_grad():
-                        return not _close(batch.outputs(batch.x)[row], batch.outputs(x)[row])
-                except Exception as error:  # an assertion on the range of the input, for example
-                    if out_of_memory(error):
-                        self.findings.append(Finding(COUPLING_UNCHECKED))
-                        return False
-        if num_samples > 1:
-            self.findings.append(Finding(COUPLING_REFUSED))
-        return False
-
-    def _other_rows(self, x: Tensor, row: int, swapped: Tensor) -> Iterator[Tensor]:
-        """Inputs in which all rows but one differ: by noise, by other samples, and inside of the range of their own."""
-        noise = self._noise(x) * (x.std(correction=0) + 1)
-        others = [x + scale * noise for scale in SCALES]
-        for other in (others[0], swapped, *others[1:], (x + x.mean()) / 2):
-            if not torch.equal(other, x):
-                changed = other.clone()
-                changed[row] = x[row]
-                yield changed
+    @property
+    def first_open(self) -> int:
+        """The first sample with an entry without a cause."""
+        return int(self._samples()[0])
 
     def rounding(self) -> Tensor:
         """Second derivatives no larger than what rounding leaves of terms that cancel, as by values."""
@@ -330,10 +288,3 @@ class _Search:
 
     def _noise(self, x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=self.generator, dtype=torch.float64).to(x)
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    """Equal up to what another order of summation may change; NaNs compare equal, and are reported elsewhere."""
-    tolerance = torch.finfo(a.dtype).eps ** 0.5
-    scale = float(torch.nan_to_num(a).abs().max())
-    return torch.allclose(a, b, rtol=0, atol=tolerance * scale, equal_nan=True)

@@ -16,7 +16,7 @@ from lightning_hessian.curvature.checks.explanation import Explanation, explain
 from lightning_hessian.curvature.checks.prediction import Prediction
 from lightning_hessian.curvature.checks.second_look import compare_beside, in_company
 from lightning_hessian.curvature.checks.through_outputs import compare_through_outputs
-from lightning_hessian.curvature.checks.zero import curved_in_float64, root_mean_square
+from lightning_hessian.curvature.checks.zero import root_mean_square
 from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, random_vectors
 from lightning_hessian.curvature.target_batch import TargetBatch
 
@@ -308,35 +308,6 @@ def _unexplained(error: Tensor, findings: tuple[Finding, ...] = ()) -> Explanati
     """That all is valid, with errors ``[N, K]``."""
     false = torch.zeros_like(error, dtype=torch.bool)
     return Explanation(~false, True, findings, false[:, 0], false, false, false[:, 0], error)
-
-
-def underflow(
-    batch: TargetBatch,
-    zero: Tensor,
-    numbers: Sequence[int],
-    generator: torch.Generator,
-    vectors: Tensor | None = None,
-) -> tuple[Tensor, list[Finding]]:
-    """Which Hessians that are ``zero [N, K]`` are so in this precision only, and a finding about them.
-
-    Args:
-        batch: of the Hessians.
-        zero: those looked at.
-        numbers: of the samples, for the finding.
-        generator: of directions.
-        vectors: ``[N, K, D]``, of products that are zero, where it was products that were computed.
-    """
-    lost = torch.zeros_like(zero)
-    if batch.x.dtype != torch.float64:
-        for k in zero.any(dim=0).nonzero().flatten().tolist():
-            samples = zero[:, k].nonzero().flatten()
-            few = batch.select(samples)
-            single = replace(few, classes=few.classes[:, k : k + 1])
-            along = None if vectors is None else vectors[samples, k : k + 1]
-            lost[samples, k] = curved_in_float64(single, generator, along)
-    named = tuple(numbers[i] for i in lost.any(dim=1).nonzero().flatten().tolist())
-    sentence = "The curvature at {} underflows in float32: measure in float64."
-    return lost, [Finding(sentence, named)] if named else []
 
 
 def why_not_finite(batch: TargetBatch, generator: torch.Generator) -> str:

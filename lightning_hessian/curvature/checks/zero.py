@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lightning_hessian.curvature.batching import in_groups, out_of_memory
-from lightning_hessian.curvature.checks.diagnosis import Kind
+from lightning_hessian.curvature.checks.diagnosis import Finding, Kind
 from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, random_vectors
 from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.errors import MeasurementError
@@ -71,6 +72,35 @@ def curved_in_float64(batch: TargetBatch, generator: torch.Generator, vectors: T
         if out_of_memory(error) or isinstance(error, MeasurementError):
             raise
         return torch.zeros(batch.num_samples, dtype=torch.bool, device=batch.x.device)
+
+
+def underflow(
+    batch: TargetBatch,
+    zero: Tensor,
+    numbers: Sequence[int],
+    generator: torch.Generator,
+    vectors: Tensor | None = None,
+) -> tuple[Tensor, list[Finding]]:
+    """Which Hessians that are ``zero [N, K]`` are so in this precision only, and a finding about them.
+
+    Args:
+        batch: of the Hessians.
+        zero: those looked at.
+        numbers: of the samples, for the finding.
+        generator: of directions.
+        vectors: ``[N, K, D]``, of products that are zero, where it was products that were computed.
+    """
+    lost = torch.zeros_like(zero)
+    if batch.x.dtype != torch.float64:
+        for k in zero.any(dim=0).nonzero().flatten().tolist():
+            samples = zero[:, k].nonzero().flatten()
+            few = batch.select(samples)
+            single = replace(few, classes=few.classes[:, k : k + 1])
+            along = None if vectors is None else vectors[samples, k : k + 1]
+            lost[samples, k] = curved_in_float64(single, generator, along)
+    named = tuple(numbers[i] for i in lost.any(dim=1).nonzero().flatten().tolist())
+    sentence = "The curvature at {} underflows in float32: measure in float64."
+    return lost, [Finding(sentence, named)] if named else []
 
 
 def rounding_of_curvature(batch: TargetBatch, values: Tensor) -> Tensor:

@@ -18,10 +18,9 @@ from lightning_hessian.curvature.checks.verdict import (
     Verdict,
     checked,
     unchecked,
-    underflow,
     why_not_finite,
 )
-from lightning_hessian.curvature.checks.zero import kind_of_zero, weighted_targets
+from lightning_hessian.curvature.checks.zero import kind_of_zero, underflow, weighted_targets
 from lightning_hessian.curvature.cost_model import ModelCosts, check_group
 from lightning_hessian.curvature.meter import UNLIMITED, Meter, Progress, TimeLimit, duration, silent
 from lightning_hessian.curvature.methods.dense import dense_spectrum, whole_hessians
