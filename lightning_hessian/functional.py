@@ -195,6 +195,7 @@ def input_hvp(
             finite=finite.repeat_interleave(each),
             findings=findings,
             numbers=[n // each for n in range(problems.num_samples)],
+            along=vectors,
         )
     _warn(found.warning("HVP"))
     return found.numbers.reshape(v.shape)

@@ -233,6 +233,43 @@ class Seen(nn.Module):
         return squares(x) * x
 
 
+def test_an_hvp_along_a_flat_direction_is_zero_and_nothing_underflows():
+    found = input_hvp(lambda x: x[:, :1] ** 2 + x[:, 1:], torch.ones(1, 2), torch.tensor([0.0, 1.0]), 0)
+    assert not found.any()
+
+
+class TwiceAsFastForward(torch.autograd.Function):
+    """x², whose forward derivative is twice what it should be."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x**2
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * ctx.saved_tensors[0] * grad
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return 4 * ctx.saved_tensors[0] * tangent
+
+
+def test_the_mode_that_was_wrong_is_named():
+    x = torch.tensor([[1.0, 2.0], [torch.nan, 1.0]], dtype=F64)
+    with pytest.warns(
+        UserWarning, match=r"wrong as they were first computed \(forward_over_reverse, in a batch of 2\)"
+    ):
+        found = input_hessian(lambda x: TwiceAsFastForward.apply(x).square().sum(1), x, 0)
+    torch.testing.assert_close(found[0, 0], torch.diag(12 * x[0] ** 2))
+
+
 NUMBERS_OF = {
     "gradient": input_gradient,
     "HVP": lambda model, x, k: input_hvp(model, x, torch.ones(4), k),

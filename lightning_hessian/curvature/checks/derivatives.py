@@ -11,7 +11,8 @@ from torch import Tensor
 from lightning_hessian.curvature.checks.diagnosis import Diagnosis, Finding
 from lightning_hessian.curvature.checks.explanation import COUPLING_UNCHECKED, UNCONFIRMED
 from lightning_hessian.curvature.checks.prediction import Prediction
-from lightning_hessian.curvature.checks.verdict import CheckSettings, checked, underflow, why_not_finite
+from lightning_hessian.curvature.checks.verdict import CheckSettings, checked, why_not_finite
+from lightning_hessian.curvature.checks.zero import underflow
 from lightning_hessian.curvature.operators.autodiff import AutodiffMode
 from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.errors import MeasurementError
@@ -71,6 +72,7 @@ def check_derivatives(
     numbers: Sequence[int] | None = None,
     computed_by: AutodiffMode = "reverse_over_reverse",
     kind: Diagnosis | None = None,
+    along: Tensor | None = None,
 ) -> CheckedDerivatives:
     """Compares derivatives with values; see ``verdict.checked``.
 
@@ -85,6 +87,7 @@ def check_derivatives(
         numbers: of the samples, for findings; None: 0 to N − 1.
         computed_by: the autodiff mode of ``result``.
         kind: what target and network are, if that is known.
+        along: ``[N, K, D]``, the vectors of HVPs.
 
     Raises:
         MeasurementError: no number is finite.
@@ -97,10 +100,10 @@ def check_derivatives(
         found = found.where(finite.reshape(-1, *[1] * (found.dim() - 1)), torch.nan)
     is_finite = _is_finite(found, result.prediction) & finite.unsqueeze(1)
     valid, findings = explained.valid & is_finite & explained.trusted, [*findings, *explained.findings]
-    zero = valid & (result.prediction.spectral_norm == 0) & ~result.prediction.curvature.isnan()
+    zero = valid & (result.prediction.spectral_norm == 0) & (not result.prediction.slope_only)
     if zero.any() and not (kind is not None and kind.zero):
-        found_underflow = underflow(batch, zero, numbers, generator)
-        valid, findings = valid & ~(zero & bool(found_underflow)), findings + found_underflow
+        lost, about_lost = underflow(batch, zero, numbers, generator, along)
+        valid, findings = valid & ~lost, findings + about_lost
     lost = (finite & ~is_finite.all(dim=1)).nonzero().flatten()
     if len(lost):
         why = why_not_finite(batch.select(lost), generator)
