@@ -72,6 +72,7 @@ def analyze(
     network: Kind | None = None,
     *,
     look_again: bool = True,
+    is_timed: bool = False,
     forward: ForwardPass | None = None,
 ) -> Analysis:
     """Gradients, costs and kinds of a batch.
@@ -83,8 +84,9 @@ def analyze(
         batch: what is differentiated.
         options: how to measure.
         network: what the outputs are as functions of the input, if that is known.
-        forward: what a forward pass has shown already.
         look_again: whether that was at other weights, where a network that was not curved is examined again.
+        is_timed: whether an HVP is timed though the network is known.
+        forward: what a forward pass has shown already.
 
     Raises:
         MeasurementError: not one sample has finite derivatives.
@@ -93,7 +95,7 @@ def analyze(
     """
     memory = options.memory(batch.x.device)
     costs = ModelCosts(batch, memory, forward)
-    examine = network is None or (look_again and network != "curved")
+    examine = network is None or (look_again and network != "curved") or is_timed
     found = differentiate(batch, costs, memory, options.generator() if examine else None)
     finite, findings = finite_samples(batch, found.values, found.gradient)
     hvp, generator = found.outputs_hvp, options.generator()

@@ -85,6 +85,9 @@ def test_what_did_not_converge_is_marked_where_it_counts():
     assert "**3 of 4 not converged**" in row[0]
     assert "not converged" not in row[1] + row[2]
     assert "not converged" not in diagnosis_text(record)
+    ends = replace(record, converged=converged, method="lanczos")
+    num_eigenvalues = record.converged.size
+    assert f"; 3 of {num_eigenvalues} (all samples and classes) have **not converged**." in diagnosis_text(ends)
 
 
 def test_the_table_is_one_in_markdown():
