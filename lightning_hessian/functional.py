@@ -75,8 +75,8 @@ def input_gradient(
         ``[N, K, D]``, in target units per input unit.
 
     Warns:
-        UserWarning: the gradients of some samples are not finite, or contradicted by values; the message says which
-            and why.
+        UserWarning: the gradients of some samples are not finite (NaN), contradicted by values, or could not be
+            compared with them; the message says which and why.
 
     Raises:
         ConfigurationError: an argument does not fit the model; the message says what does.
@@ -141,13 +141,16 @@ def input_hvp(
         ``[N, K, D]``.
 
     Warns:
-        UserWarning: some products are not finite, or contradicted by values; the message says which and why.
+        UserWarning: some products are not finite, contradicted by values, or could not be compared with them; the
+            message says which and why. Where values or gradients of a sample are not finite, its products are NaN.
 
     Raises:
         ConfigurationError: an argument does not fit the model, or v does not fit x.
         MeasurementError: not one product is finite, or an operation has no second derivative.
 
-    Cost: two forward-and-backward passes per class (Pearlmutter 1994, by double backward), and the check along v.
+    Cost: a forward pass, two backward passes per class (Pearlmutter 1994, by double backward), and the check: five
+    values along v per sample, or per sample and class where each class has a vector of its own. Memory: the graph of as
+    many samples at a time as fit half of what is free on the device.
 
     Example:
         >>> import torch
@@ -236,11 +239,12 @@ def input_hessian(
         ``[N, K, D, D]``, symmetric, flattened from the input's shape in row-major order.
 
     Warns:
-        UserWarning: the numbers cannot be trusted; the message says why (see ``Diagnosis``).
+        UserWarning: the Hessians of some samples are not finite (NaN), contradicted by values, or could not be compared
+            with them; the message says which and why.
 
     Raises:
         ConfigurationError: an argument does not fit the model, or the result does not fit ``max_memory``.
-        MeasurementError: the values, gradients or Hessians are not finite, or do not fit ``max_seconds``.
+        MeasurementError: not one sample has finite values, gradients and Hessians, or they do not fit ``max_seconds``.
 
     Cost: D columns, each about (1 + K)/2 to K gradients of the batch; memory N·K·D² numbers.
 
@@ -344,16 +348,18 @@ def input_spectrum(
         A ``Spectrum``; its ``diagnosis`` says why the Hessian is what it is.
 
     Warns:
-        UserWarning: the numbers cannot be trusted; the message says why.
+        UserWarning: the spectra of some samples cannot be trusted; the message says which and why. What could not be
+            compared with values is said in the diagnosis.
 
     Raises:
         ConfigurationError: an argument does not fit the model.
-        MeasurementError: numbers are not finite, one sample's matrices do not fit ``max_memory``, or
+        MeasurementError: not one Hessian is finite, one sample's matrices do not fit ``max_memory``, or
             ``method="dense"`` does not fit ``max_seconds``.
 
     Cost: ``dense`` as ``input_hessian``, and D³ per problem for the eigenvalues; ``low_rank`` C gradients;
-    ``lanczos`` some ten HVPs per eigenvalue, about 55 for trace, norms and checks, and 40 for each of the
-    ``density_vectors``. As many samples are worked on at a time as fit ``max_memory``.
+    ``lanczos`` four to ten HVPs per eigenvalue, twelve for trace and norms, C gradients for the norms of the two terms,
+    40 HVPs for each of the ``density_vectors``, and about six for the checks. As many samples are worked on at a time
+    as fit ``max_memory``.
 
     Example:
         >>> import torch
