@@ -193,7 +193,7 @@ class _Search:
         self._confirm(
             samples,
             found,
-            "The target has a kink exactly at {}: its slopes to both sides differ, as where equal neighbors tie in "
+            "The target has a kink at {}, or too near to tell: its slopes to both sides differ, as where equal neighbors tie in "
             "max-pooling (the constant background of an image). There, gradient and Hessian are those of the "
             "adjoining smooth piece that autograd picks.",
         )
