@@ -193,9 +193,9 @@ class _Search:
         self._confirm(
             samples,
             found,
-            "The target has a kink at {}, or too near to tell: its slopes to both sides differ, as where equal neighbors tie in "
-            "max-pooling (the constant background of an image). There, gradient and Hessian are those of the "
-            "adjoining smooth piece that autograd picks.",
+            "The target has a kink at {}, or too near to tell: its slopes to both sides differ, as where equal "
+            "neighbors tie in max-pooling (the constant background of an image). There, gradient and Hessian are those "
+            "of the adjoining smooth piece that autograd picks.",
         )
         self.wrong |= self._at(samples, found.is_outcome("contradicted")) & self.open
 
