@@ -67,8 +67,10 @@ def decide(
 ) -> Decision:
     """Target and plan, from all samples."""
     known: Any = None if state.checks is None or state.previous is None else state.previous.network
+    numbers = range(len(samples))
+    examined = None if state.checks is None else state.checks.due(numbers, len(numbers)).to(prepared.batch.x.device)
     is_timed = options.max_seconds is not None and state.seconds_per_matvec is None  # also after a resume
-    analysis = analyze(prepared.batch, options, known, is_timed=is_timed, forward=prepared.forward)
+    analysis = analyze(prepared.batch, options, known, is_timed=is_timed, examined=examined, forward=prepared.forward)
     state.seconds_per_matvec = state.seconds_per_matvec or analysis.seconds_per_matvec
     network = analysis.diagnosis.network
     target = state.target or _choose_target(prepared, settings, network)
