@@ -25,7 +25,7 @@ bench: $(VENV)/.dev
 zoo: $(VENV)/.zoo
 	$(BIN)/python -m benchmarks.zoo build/zoo
 
-# Some hours; the same command goes on where it was stopped.
+# An hour or two; the same command goes on where it was stopped.
 mutants: $(VENV)/.dev $(VENV)/.mutants
 	$(BIN)/python tests/support/mutants.py build/mutants
 
