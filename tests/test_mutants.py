@@ -1,0 +1,47 @@
+"""Which lines a mutant changes, and whether explanations of survivors are of code that exists."""
+
+from pathlib import Path
+
+import pytest
+from support.survivors import EXPLAINED
+from support.tests_by_line import statement_lines
+
+ROOT = Path(__file__).parents[1]
+SOURCE = """\
+@decorated(
+    1,
+)
+def f(x, y=2):
+    total = (
+        x
+        + y
+    )
+    if x:
+        return total
+    try:
+        return g(x)
+    except ValueError:
+        return 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("changed", "lines"),
+    [
+        ([2], {1, 2, 3, 4}),  # a decorator belongs to the head of its function
+        ([4], {1, 2, 3, 4}),
+        ([7], {5, 6, 7, 8}),
+        ([9], {9}),
+        ([10, 12], {10, 12}),
+        ([13], {13}),
+    ],
+)
+def test_all_lines_of_a_changed_statement_count(changed: list[int], lines: set[int]) -> None:
+    assert statement_lines(SOURCE, changed) == lines
+
+
+@pytest.mark.parametrize("change", EXPLAINED)
+def test_what_is_explained_is_there(change: tuple[str, ...]) -> None:
+    path, *lines = change
+    old = "\n".join(line[1:] for line in lines if line.startswith("-"))
+    assert old in (ROOT / path).read_text()
