@@ -184,3 +184,9 @@ def test_an_error_that_shorter_steps_do_not_show_is_no_mistake():
         True,
         True,
     ]
+
+
+def test_the_shortest_step_is_a_ten_millionth_of_the_input():
+    """Where values are noise, every step is tried; shorter ones would hold nothing but rounding."""
+    found = certificate(lambda x: quadratic(x) + 1e-3 * torch.randn(len(x), 1, dtype=F64), torch.ones(2, 5, dtype=F64))
+    torch.testing.assert_close(found.step, torch.full((2,), 1e-7, dtype=F64), rtol=1e-6, atol=0)
