@@ -12,12 +12,13 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 from benchmarks.common import environment
 from benchmarks.zoo.judge import VERDICTS
 from benchmarks.zoo.page import summary, write
-from benchmarks.zoo.worker import SOURCES
+from benchmarks.zoo.worker import SOURCES, units
 
 SHARES = {"op_db": 2, "module_db": 1, "transformers": 2}
 LIMIT = 3.0  # hours, all together
@@ -43,12 +44,12 @@ def main() -> None:
 
 def without(verdicts: list[str], text: str) -> str:
     """The lines of a file of results, less those of every unit (operation, layer or network) with such a verdict."""
-    units: list[list[str]] = [[]]
+    found: list[list[str]] = [[]]
     for line in text.splitlines(keepends=True):
         if "begin" in json.loads(line) or "commit" in json.loads(line):
-            units.append([])
-        units[-1].append(line)
-    kept = [unit for unit in units if not any(json.loads(line).get("verdict") in verdicts for line in unit)]
+            found.append([])
+        found[-1].append(line)
+    kept = [unit for unit in found if not any(json.loads(line).get("verdict") in verdicts for line in unit)]
     return "".join(line for unit in kept for line in unit)
 
 
@@ -79,7 +80,9 @@ def finish(folder: Path) -> None:
     lines = [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
     commits = list(dict.fromkeys(line["commit"] for line in lines if "commit" in line))
     judgements = [line for line in lines if "verdict" in line]
-    result = {"environment": environment(), "commits": commits, **summary(judgements)}
+    ended = Counter(name.split(".")[0] for name in {line["end"] for line in lines if "end" in line})
+    judged = {source: [count, len(list(units(source)))] for source, count in ended.items()}
+    result = {"environment": environment(), "commits": commits, "judged": judged, **summary(judgements)}
     write(result)
     bad = {
         source: {v: n for v, n in counts.items() if v in ("wrong", "crashed")}

@@ -60,9 +60,10 @@ def page(result: dict[str, Any]) -> str:
     rows = []
     for source, counts in result["counts"].items():
         numbers = " | ".join(str(counts.get(v, 0)) for v in reversed(VERDICTS))
-        rows.append(f"| `{source}` | {result['cases'][source]} | {numbers} |")
+        judged = " of ".join(map(str, result["judged"][source]))
+        rows.append(f"| `{source}` | {judged} | {result['cases'][source]} | {numbers} |")
     environment = result["environment"]
-    commits = ", then ".join(f"`{c}`" for c in result["commits"])
+    commits = ", ".join(f"`{c}`" for c in result["commits"])
     sections = [section(verdict, result["exceptions"]) for verdict in SHOWN]
     return f"""# What was measured right, refused and missed
 
@@ -71,11 +72,14 @@ def page(result: dict[str, Any]) -> str:
 function of a few entries of its first floating-point input, at one sample and at three, in float64 and partly in
 float32. Gradient and Hessian are compared with central differences of values in float64, which are computed apart from
 the package with up to five triples of steps. This page is generated; torch {environment["torch"]},
-{environment["date"][:10]}, commit {commits}.
+{environment["date"][:10]}, commits {commits}.
 
-| | cases | {" | ".join(reversed(VERDICTS))} |
-|---|---|{"---|" * len(VERDICTS)}
+| | looked at | cases | {" | ".join(reversed(VERDICTS))} |
+|---|---|---|{"---|" * len(VERDICTS)}
 {chr(10).join(rows)}
+
+Looked at are operations, layers and model types; of a type that cannot be made small, or needs more than one input,
+there is no case. Every case is measured in three ways.
 
 - **right**: valid, and equal to the differences within 1 % (3 % in float32) of the largest entry.
 - **undecidable**: the differences do not settle as the step shrinks (a kink, a jump, the border of a domain).
