@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_hessian import MeasurementError, input_spectrum
-from lightning_hessian.curvature import cost_model
+from lightning_hessian.curvature import cost_model, memory
 from lightning_hessian.curvature.batching import in_groups, out_of_memory
 from lightning_hessian.curvature.checks.zero import zero_in_float64
 from lightning_hessian.curvature.cost_model import ModelCosts, result_bytes
@@ -361,3 +361,19 @@ def test_pages_are_kept_inside_the_context_alone(setting):
     assert after > many
     assert (inside > many) == bool(setting)  # the user's own setting is respected
     assert resident < 64 * 2**20
+
+
+def test_glibc_has_the_highest_values_it_adapts_to_afterwards(monkeypatch):
+    calls = []
+
+    class Libc:
+        def mallopt(self, parameter, value):
+            calls.append((parameter, value))
+
+        def malloc_trim(self, pad):
+            calls.append("trim")
+
+    monkeypatch.setattr(memory, "_adjustable_glibc", Libc)
+    with memory.kept_pages(torch.device("cpu")):
+        assert calls == [(-3, 2**31 - 1), (-1, 2**31 - 1)]
+    assert calls[2:] == [(-3, 32 * 2**20), (-1, 64 * 2**20), "trim"]

@@ -158,7 +158,7 @@ def compare(
         steps.append(_at_step(batch, p, active, step, group_size))
         num_values += len(OFFSETS) * len(active)
         seen = torch.stack([_beyond_noise(step) for step in steps]).amin(dim=0)
-        agreed |= _agrees(steps[-1], p, tolerance, size, seen)
+        agreed |= _agrees(steps[-1], p, tolerance, size, seen) & ~_slope_is_refuted(steps, p, tolerance)
     return _certificate(steps, agreed, p, tolerance, size, last, num_values / batch.num_samples)
 
 
@@ -247,6 +247,16 @@ def _agrees(found: _Differences, p: Prediction, tolerance: float, size: Tensor, 
     reach = torch.maximum(found.step, size)
     zero &= torch.where(p.gradient_norm > 0, found.blur * reach <= BLUR * p.gradient_norm, constant)
     return (curvature | zero) & slope
+
+
+def _slope_is_refuted(steps: list[_Differences], p: Prediction, tolerance: float) -> Tensor:
+    """Where the last step is longer than another that has a sharper slope, which is not the gradient's."""
+    refuted = torch.zeros_like(p.slope, dtype=torch.bool)
+    for each in steps[:-1]:
+        blur = each.slope_blur + each.noise / each.step
+        sharper = (each.step < steps[-1].step) & (blur < steps[-1].slope_blur)
+        refuted |= sharper & (each.slope_error > tolerance * _slope_scale(each, p) + MARGIN * blur)
+    return refuted
 
 
 def _slope_scale(found: _Differences, p: Prediction) -> Tensor:
