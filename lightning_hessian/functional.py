@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,7 +32,7 @@ from lightning_hessian.curvature.operators.autodiff import AutodiffMode, Reverse
 from lightning_hessian.curvature.options import ChunkSize, MethodChoice, Options
 from lightning_hessian.curvature.spectrum import Spectrum
 from lightning_hessian.curvature.target_batch import TargetBatch
-from lightning_hessian.errors import ConfigurationError, MeasurementError, TimeLimitError
+from lightning_hessian.errors import ConfigurationError, MeasurementError, TimeLimitError, warn
 from lightning_hessian.model.arguments import Classes, Model, Target
 from lightning_hessian.model.function import ForwardFunction, Inputs, ModelFunction, OutputFunction
 from lightning_hessian.model.prepare import PreparedModel, prepare, usable_dtype
@@ -466,9 +465,8 @@ def _warn_unless_valid(what: str, valid: Tensor, message: str) -> None:
     """Warns where some ``valid [N, K]`` are not."""
     if not valid.all():
         num_invalid = int((~valid).any(dim=1).sum())
-        warnings.warn(
+        warn(
             f"The {what} of {num_invalid} of {len(valid)} samples cannot be trusted. {message}",
-            UserWarning,
             stacklevel=3,
         )
 

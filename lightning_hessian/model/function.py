@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,12 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map_only
 
+from lightning_hessian.curvature.target_batch import dtype_like
 from lightning_hessian.errors import ConfigurationError
+from lightning_hessian.model.isolation import wrapped_module
 
 ForwardFunction = Callable[[Any, Any], Any]
 OutputFunction = Callable[[Any], Any]  # a tensor; Any, so that a YAML file may name one without annotations
 Inputs = Tensor | dict[str, Any] | tuple[Any, ...]
+
+# How torch, or what is made of its None, says that a derivative was asked for where gradients are off.
+WITHOUT_GRAPH = re.compile(r"grad\b|grad_fn|in the graph|NoneType")
 
 
 @dataclass
@@ -25,9 +32,12 @@ class ModelFunction:
     A model may return a tensor ``[N, C]`` or ``[N]``, or an object or dict that holds such a tensor as ``logits``.
 
     Floating-point parameters and buffers are cast to the dtype of x (bfloat16 weights are measured in float32, for
-    example). Parameters are copied once and detached: a forward that writes to them (a max-norm constraint) writes to
-    the copy, and nothing is ever accumulated into ``.grad``. Buffers are copied inside each call, since a forward may
-    write a tensor of the differentiation into them.
+    example), complex ones to the complex dtype of its precision. Parameters are copied once and detached: a forward
+    that writes to them (a max-norm constraint) writes to the copy, and nothing is ever accumulated into ``.grad``.
+    Buffers and inputs are copied inside each call, since a forward may write to them.
+
+    Without gradients, values are computed without a graph, unless the forward needs one: where it returns the forces
+    of an energy, for example.
 
     Args:
         model: an ``nn.Module`` (a ``LightningModule`` is one) or a callable.
@@ -51,6 +61,7 @@ class ModelFunction:
         self._caller = _Caller(self.model, self._call) if isinstance(self.model, nn.Module) else None
         self._replacements = {f"module.{name}": tensor for name, tensor in (self.tensors or {}).items()}
         self._cast: dict[torch.dtype, dict[str, Tensor]] = {}
+        self._needs_graph = False
 
     @property
     def device(self) -> torch.device | None:
@@ -69,24 +80,49 @@ class ModelFunction:
             if isinstance(inputs, Tensor):
                 return x, None
             return x, {key: value for key, value in _by_key(inputs).items() if key != self.wrt}
-        layers = dict(self.model.named_modules()) if isinstance(self.model, nn.Module) else {}
+        layers = _layers(self.model) if isinstance(self.model, nn.Module) else {}
         if self.wrt not in layers:
             known = f"inputs: {_names(inputs)}; layers: {', '.join(list(layers)[1:12]) or 'none'}"
             raise ConfigurationError(f"wrt={self.wrt!r} is neither an input nor a layer of the model ({known}).")
-        self._layer = layers[str(self.wrt)]
-        with _hooked(self._layer, lambda output: output) as seen, torch.no_grad():
-            self._run(inputs, dtype)
+        layer = self._layer = layers[str(self.wrt)]
+
+        def run() -> list[Any]:
+            with _hooked(layer, lambda output: output) as seen:
+                self._run(inputs, dtype)
+            return seen
+
+        seen = self._without_graph(run)
         if len(seen) != 1 or not isinstance(seen[0], Tensor):
             raise ConfigurationError(
                 f"The layer wrt={self.wrt!r} must run once and return a tensor; it ran {len(seen)} times"
                 f"{'' if not seen else f' and returned {type(seen[0]).__name__}'}. Name a layer inside or around it."
             )
-        return seen[0], inputs
+        return seen[0].detach(), inputs
 
     def __call__(self, x: Tensor, fixed: Any = None) -> Tensor:
         """The outputs ``[N, C]`` at ``x``, with ``fixed`` from ``split``."""
+        if torch.is_grad_enabled():
+            return self._outputs(x, fixed)
+        x = x.detach()
+        return self._without_graph(lambda: self._outputs(x.requires_grad_(torch.is_grad_enabled()), fixed)).detach()
+
+    def _without_graph(self, work: Callable[[], Any]) -> Any:
+        """``work`` without a graph, or with one if that is what it takes."""
+        if not self._needs_graph:
+            try:
+                with torch.no_grad():
+                    return work()
+            except Exception as error:
+                if not WITHOUT_GRAPH.search(str(error)):
+                    raise
+        with torch.enable_grad():
+            result = work()
+        self._needs_graph = True
+        return result
+
+    def _outputs(self, x: Tensor, fixed: Any) -> Tensor:
         if self._layer is not None:
-            with _hooked(self._layer, lambda output: x):
+            with _hooked(self._layer, lambda output: x.clone()):
                 output = self._run(fixed, x.dtype)
         else:
             output = self._run(x if fixed is None else _assembled(fixed, self.wrt, x), x.dtype)
@@ -95,6 +131,7 @@ class ModelFunction:
         return _as_matrix(*_outputs_in(output), len(x))
 
     def _run(self, inputs: Inputs, dtype: torch.dtype) -> Any:
+        inputs = tree_map_only(Tensor, torch.clone, inputs)  # a forward may write to them
         if self._caller is None:
             return self._call(self.model, inputs)
         with _apparent_dtype(self._caller, dtype):
@@ -114,7 +151,7 @@ class ModelFunction:
 
     def _copy(self, name: str, own: Tensor, dtype: torch.dtype) -> Tensor:
         tensor = self._replacements.get(name, own).detach()
-        return tensor.to(own.device, dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+        return tensor.to(own.device, dtype_like(tensor, dtype), copy=True)
 
 
 class _Caller(nn.Module):
@@ -142,6 +179,13 @@ def _apparent_dtype(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             module.__dict__["_dtype"] = before
 
 
+def _layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The submodules by name; those of what a wrapper was made of by the names that they have there, too."""
+    layers = dict(model.named_modules())
+    inner = wrapped_module(model)
+    return layers if inner is None else {**_layers(inner), **layers}
+
+
 def _call(model: Any, inputs: Inputs) -> Any:
     if isinstance(inputs, dict):
         return model(**inputs)
@@ -154,7 +198,8 @@ def _hooked(layer: nn.Module, change: Callable[[Any], Any]) -> Iterator[list[Any
     seen: list[Any] = []
 
     def hook(module: nn.Module, arguments: Any, output: Any) -> Any:
-        seen.append(output)
+        # A copy: what follows may write to the layer's output.
+        seen.append(output.clone() if isinstance(output, Tensor) else output)
         return change(output)
 
     handle = layer.register_forward_hook(hook)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,8 +16,8 @@ from lightning_hessian.curvature.batching import in_groups, on_few
 from lightning_hessian.curvature.cost_model import ForwardPass, fitting_samples
 from lightning_hessian.curvature.memory import AllocatedBytes, available_memory
 from lightning_hessian.curvature.meter import Meter
-from lightning_hessian.curvature.target_batch import TargetBatch
-from lightning_hessian.errors import ConfigurationError, MeasurementError
+from lightning_hessian.curvature.target_batch import TargetBatch, dtype_like
+from lightning_hessian.errors import ConfigurationError, MeasurementError, warn
 from lightning_hessian.model.arguments import (
     Classes,
     Target,
@@ -148,7 +147,7 @@ def usable_dtype(network: ModelFunction, inputs: Inputs, dtype: torch.dtype | No
         raise
     except Exception as error:  # x.float() in a forward, a device without float64
         reason = str(error).splitlines()[0]
-    warnings.warn(f"The model cannot be evaluated in float64 ({reason}): measured in float32.", stacklevel=5)
+    warn(f"The model cannot be evaluated in float64 ({reason}): measured in float32.", stacklevel=5)
     return torch.float32
 
 
@@ -185,6 +184,4 @@ def _outputs(network: ModelFunction, x: Tensor, fixed: Any, memory_budget: int) 
 
 def _moved(inputs: Any, device: torch.device, dtype: torch.dtype) -> Any:
     """Copies of all tensors on the device, floating-point ones in ``dtype``."""
-    return tree_map_only(
-        Tensor, lambda t: t.detach().to(device, dtype if t.is_floating_point() else t.dtype, copy=True), inputs
-    )
+    return tree_map_only(Tensor, lambda t: t.detach().to(device, dtype_like(t, dtype), copy=True), inputs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from lightning_hessian.curvature.methods.execute import Measurement, Share, exec
 from lightning_hessian.curvature.methods.merge import merged, on_cpu
 from lightning_hessian.curvature.methods.plan import Plan, make_plan
 from lightning_hessian.curvature.options import MethodName, Options
-from lightning_hessian.errors import ConfigurationError, MeasurementError, TimeLimitError
+from lightning_hessian.errors import ConfigurationError, MeasurementError, TimeLimitError, warn
 from lightning_hessian.model.arguments import Model, Target
 from lightning_hessian.model.function import ModelFunction
 from lightning_hessian.model.prepare import PreparedModel, prepare, usable_dtype
@@ -280,7 +279,7 @@ def _choose_target(prepared: PreparedModel, settings: MeasurementSettings, netwo
         return settings.target
     if network not in ("linear", "piecewise_linear") or prepared.num_outputs == 1:
         return "logit"
-    warnings.warn(
+    warn(
         f"{settings.title}: the network is {network.replace('_', ' ')} in its input"
         f"{' (as ReLU networks are)' if network == 'piecewise_linear' else ''}, so the Hessian of its outputs is zero. "
         f"target='auto' measures 'prob' instead; give target=... to choose.",
@@ -367,7 +366,7 @@ def _check_valid(measurement: Measurement, settings: MeasurementSettings, before
         raise MeasurementError(message, cause=f"not valid: {spectrum.diagnosis.kind}")
     num_invalid = int((~spectrum.valid).any(dim=1).sum())
     if num_invalid and (before is None or before.valid.all()):
-        warnings.warn(
+        warn(
             f"{settings.title}: {num_invalid} of {len(spectrum.valid)} samples are not valid and are left out. "
             f"{' '.join(map(str, spectrum.diagnosis.findings))}",
             stacklevel=2,

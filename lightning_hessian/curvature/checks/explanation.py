@@ -135,7 +135,7 @@ class _Search:
 
     def is_coupled(self) -> bool:
         """Whether the outputs of one sample depend on the other sample in a batch of two."""
-        pair = self.batch.select(self._samples()[:1]).repeat(2)
+        pair = self.batch.select(self._samples()[:1]).repeat_interleave(2)
         noise = self._noise(pair.x) * (pair.x.std(correction=0) + 1)
         for scale in SCALES:
             inputs = [torch.stack([pair.x[0], pair.x[1] + scale * other]) for other in noise]
