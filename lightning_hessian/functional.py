@@ -244,7 +244,9 @@ def input_hessian(
                 f"may be used. {fewer}, or raise max_memory (in bytes)."
             )
         limit = prepared.meter.limit(max_seconds)
-        whole = partial(_whole_hessians, options=options, memory_budget=memory - result_bytes, limit=limit)
+        budget = memory - result_bytes
+        costs = ModelCosts(batch, budget, prepared.forward)
+        whole = partial(_whole_hessians, costs=costs, options=options, memory_budget=budget, limit=limit)
         if not check:
             return whole(batch)
         analysis = analyze(
@@ -382,6 +384,7 @@ def _whole_hessians(
     analysis: Analysis | None = None,
     modes: tuple[AutodiffMode, ...] = get_args(AutodiffMode),
     *,
+    costs: ModelCosts,
     options: Options,
     memory_budget: int,
     limit: TimeLimit,
@@ -389,7 +392,6 @@ def _whole_hessians(
     """Those of a batch: zeros, JᵀAJ or column by column, as its analysis allows."""
     if analysis is not None and analysis.diagnosis.zero:
         return batch.x.new_zeros(*batch.shape, batch.num_inputs)
-    costs = ModelCosts(batch, memory_budget) if analysis is None else analysis.costs
     linear = analysis is not None and analysis.diagnosis.network_is_piecewise_linear
     unused = batch.x.new_empty(0)  # whole matrices need no gradient
     return whole_hessians(MethodInput(batch, costs, unused, linear, options, memory_budget, modes=modes, limit=limit))
@@ -442,7 +444,7 @@ def _checked(
     found, findings = result.numbers, [*findings, *verdict.explanation.findings]
     if finite is not None and not finite.all():
         found = found.where(finite.reshape(-1, *[1] * (found.dim() - 1)), torch.nan)
-    is_finite = found.flatten(2).sum(dim=2).isfinite()  # reads the numbers once, and makes no copy of their size
+    is_finite = _is_finite(found, result.prediction)
     valid = verdict.explanation.valid & is_finite & verdict.explanation.trusted
     zero = valid & (result.prediction.spectral_norm == 0) & ~result.prediction.curvature.isnan()
     if zero.any() and not (kind is not None and kind.zero):
@@ -459,6 +461,12 @@ def _checked(
         raise MeasurementError(message)
     _warn_unless_valid(what, valid, message)
     return found
+
+
+def _is_finite(numbers: Tensor, prediction: Prediction) -> Tensor:
+    """Where all of ``numbers [N, K, ...]`` are finite, as they are where their product with a vector is."""
+    finite = prediction.spectral_norm.isfinite() & ~prediction.curvature.isnan()
+    return finite if finite.all() else numbers.flatten(2).sum(dim=2).isfinite()
 
 
 def _warn_unless_valid(what: str, valid: Tensor, message: str) -> None:

@@ -130,7 +130,7 @@ def differentiate(
     def work(samples: slice) -> Derivatives:
         nonlocal seconds
         autodiff = ReverseOverReverse(batch.select(samples))
-        outputs, hvp = autodiff.outputs, None
+        outputs, gradient, hvp = autodiff.outputs, autodiff.gradient(create_graph=False), None
         if generator is not None and state is not None:
             generator.set_state(state)
             weights, v = (
@@ -140,7 +140,7 @@ def differentiate(
             with Stopwatch(batch.x.device) as stopwatch:
                 hvp = autodiff.hvp_of_outputs(weights, v.expand(len(outputs), -1))
             seconds += stopwatch.seconds
-        return Derivatives(outputs.detach(), autodiff.values.detach(), autodiff.gradient(), hvp)
+        return Derivatives(outputs.detach(), autodiff.values.detach(), gradient, hvp)
 
     # With the graph of a second gradient, that of the sum of outputs.
     size = fitting_samples(memory_budget, (1 if generator is None else 2) * costs.matvec_bytes)

@@ -20,7 +20,7 @@ from lightning_hessian.curvature.cost_model import (
     group_size,
     hessian_bytes,
 )
-from lightning_hessian.curvature.memory import kept_pages, return_pages
+from lightning_hessian.curvature.memory import return_pages
 from lightning_hessian.curvature.meter import Pace
 from lightning_hessian.curvature.methods.columns import hessians, symmetrize_
 from lightning_hessian.curvature.methods.duration import check_pace
@@ -57,16 +57,15 @@ def dense_spectrum(given: MethodInput) -> MethodResult:
         return found, prediction, whole[: max(0, given.num_matrices - samples.start)].clone(), by_mode
 
     groups, predictions, matrices, num_columns = [], [], [], Counter[AutodiffMode]()
-    with kept_pages(given.batch.x.device):
-        for samples, (found, prediction, first_matrices, by_mode) in in_groups(
-            given.batch.num_samples, _group_size(given, dense_bytes), work
-        ):
-            groups.append(found)
-            predictions.append(prediction)
-            matrices.append(first_matrices)
-            for mode, count in by_mode.items():
-                num_columns[mode] += count * (samples.stop - samples.start)
-            return_pages(given.memory_budget)
+    for samples, (found, prediction, first_matrices, by_mode) in in_groups(
+        given.batch.num_samples, _group_size(given, dense_bytes), work
+    ):
+        groups.append(found)
+        predictions.append(prediction)
+        matrices.append(first_matrices)
+        for mode, count in by_mode.items():
+            num_columns[mode] += count * (samples.stop - samples.start)
+        return_pages(given.memory_budget)
     return MethodResult(
         concatenate(groups),
         concatenate(predictions),
@@ -79,15 +78,14 @@ def dense_spectrum(given: MethodInput) -> MethodResult:
 def whole_hessians(given: MethodInput) -> Tensor:
     """Symmetric whole Hessians ``[N, K, D, D]`` of all samples; those of a single group are not copied."""
     result, pace = None, _pace(given)
-    with kept_pages(given.batch.x.device):
-        for samples, (matrices, _, _) in in_groups(
-            given.batch.num_samples, _group_size(given, hessian_bytes), lambda samples: _hessians(given, samples, pace)
-        ):
-            if len(matrices) == given.batch.num_samples:
-                return matrices
-            result = matrices.new_empty(*given.batch.shape, given.batch.num_inputs) if result is None else result
-            result[samples] = matrices
-            return_pages(given.memory_budget)
+    for samples, (matrices, _, _) in in_groups(
+        given.batch.num_samples, _group_size(given, hessian_bytes), lambda samples: _hessians(given, samples, pace)
+    ):
+        if len(matrices) == given.batch.num_samples:
+            return matrices
+        result = matrices.new_empty(*given.batch.shape, given.batch.num_inputs) if result is None else result
+        result[samples] = matrices
+        return_pages(given.memory_budget)
     assert result is not None
     return result
 
