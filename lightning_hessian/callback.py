@@ -17,8 +17,9 @@ from lightning_hessian.model.arguments import Target
 from lightning_hessian.model.function import ForwardFunction, OutputFunction
 from lightning_hessian.records.record import Stage
 from lightning_hessian.records.retention import KeepMatrices, keep_policy
+from lightning_hessian.training.batch import InputFunction
 from lightning_hessian.training.run import MonitoringRun
-from lightning_hessian.training.samples import InputFunction, SampleSource
+from lightning_hessian.training.samples import SampleSource
 from lightning_hessian.training.schedule import Schedule
 from lightning_hessian.training.settings import MeasurementSettings, MonitorSettings, check_names
 from lightning_hessian.training.trainer_access import in_both_packages, last_logged_step

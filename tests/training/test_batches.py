@@ -127,8 +127,16 @@ def test_tokens_with_a_mask_are_measured_at_their_embeddings(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({}, r"dict with the keys \['input_ids', 'attention_mask', 'labels'\].*Give input_fn"),
-        ({"wrt": "embedding"}, "Give input_fn"),
+        (
+            {},
+            r"dict \{'input_ids': int64 \[16, 8\], 'attention_mask': int64 \[16, 8\], 'labels': int64 \[16\]\}. .*"
+            r"wrt='embedding', and give input_fn=lambda batch: .*",
+        ),
+        (
+            {"wrt": "embedding"},
+            r"Give input_fn=lambda batch: \(\{\"input_ids\": batch\[\"input_ids\"\], \"attention_mask\": "
+            r"batch\[\"attention_mask\"\]\}, batch\[\"labels\"\]\)\.",
+        ),
         ({"wrt": "input_ids"}, "torch.int64, and a derivative needs floating point"),
         ({"input_fn": dict}, "several inputs .*'attention_mask', 'labels'.*name .* with wrt"),
         ({"input_fn": lambda b: {"a": b["labels"], "b": "text"}}, r"keys|from input_fn"),
