@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -64,9 +64,10 @@ class PreparedModel:
 def prepare(
     network: ModelFunction,
     inputs: Inputs,
-    classes: Classes,
+    classes: Classes | Literal["label"],
     target: Target,
     *,
+    labels: Tensor | None = None,
     dtype: torch.dtype | None = None,
     max_memory: int | None = None,
 ) -> Iterator[PreparedModel]:
@@ -77,6 +78,7 @@ def prepare(
         inputs: its inputs.
         classes: which outputs.
         target: the scalar made of them.
+        labels: integers ``[N]``, for ``classes="label"``.
         dtype: float32 or float64, as ``usable_dtype`` gives it; None: that of the inputs.
         max_memory: bytes that may be used; None: half of what is free on the device.
 
@@ -92,7 +94,7 @@ def prepare(
         check_input(x)
         outputs, forward = _outputs(network, x, fixed, max_memory or available_memory(device))
         predicted = outputs.argmax(dim=1)
-        resolved = resolve_classes(classes, predicted, outputs.shape[1])
+        resolved = resolve_classes(classes, predicted, outputs.shape[1], labels)
         function = resolve_target(target, outputs.shape[1])
         with torch.no_grad():
             function(outputs, resolved)  # a callable target that returns another shape raises here

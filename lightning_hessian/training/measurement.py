@@ -195,9 +195,11 @@ def _prepared(
     network: ModelFunction, samples: Samples, settings: MeasurementSettings, state: RunState, dtype: torch.dtype
 ) -> Iterator[PreparedModel]:
     """The model inside its isolation, with the target that is known so far."""
-    classes: Any = samples.labels if settings.classes == "label" else settings.classes
+    classes: Any = settings.classes
     target, max_memory = _first_target(settings, state), settings.options.max_memory
-    with prepare(network, samples.inputs, classes, target, dtype=dtype, max_memory=max_memory) as prepared:
+    with prepare(
+        network, samples.inputs, classes, target, labels=samples.labels, dtype=dtype, max_memory=max_memory
+    ) as prepared:
         names = settings.class_names
         if names and len(names) != prepared.num_outputs:
             raise ConfigurationError(
