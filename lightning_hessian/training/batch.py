@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.model.arguments import check_lengths
@@ -57,14 +58,18 @@ def _returned(batch: Any) -> Found | None:
 
 def _guessed(batch: Any, wrt: str | int | None) -> Found | None:
     """The same of a batch as a loader gives it."""
+    if isinstance(batch, PackedSequence):  # its rows are no samples
+        return None
     fields = fields_of(batch)
     if fields is not None:
         second = batch[1] if isinstance(batch, tuple) and len(batch) > 1 else None  # of a NamedTuple
         return _guessed_by_name(fields, wrt, second)
     if not isinstance(batch, (list, tuple)):
         return _checked(batch, None)
-    if is_list_of_samples(batch):
+    if is_list_of_samples(batch) or any(isinstance(part, PackedSequence) for part in batch):
         return None
+    if len(batch) == 1:
+        return _guessed(batch[0], wrt)
     first, second = [*list(batch), None, None][:2]
     fields = fields_of(first)
     if fields is not None:
@@ -87,11 +92,12 @@ def _guessed_by_name(fields: dict[Any, Any], wrt: str | int | None, second: Any)
     tensors = {n: t for n, t in fields.items() if isinstance(t, Tensor) and not names_labels(n, t)}
     if wrt in tensors:
         return _checked(tensors, labels)
-    floating = [t for name, t in tensors.items() if may_be_input(name, t)]
-    if len(floating) == 1:
-        return _checked(floating[0], labels)
-    large = [t for t in tensors.values() if t.dim() >= 2]
-    return _checked(large[0], labels) if len(large) == 1 and wrt is not None else None
+    found = [t for name, t in tensors.items() if may_be_input(name, t)]
+    if wrt is not None and not found:  # tokens, of which a layer is measured
+        found = [t for t in tensors.values() if t.dim() >= 2]
+    if len(found) != 1 or (are_labels(labels) and len(labels) != len(found[0])):
+        return None
+    return _checked(found[0], labels)
 
 
 def _checked(inputs: Any, labels: Any) -> Found | None:

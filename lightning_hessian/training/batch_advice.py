@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from lightning_hessian.training.batch_structure import (
     LABEL_NAMES,
@@ -32,14 +33,24 @@ OF_LISTS = (
     "Give input_fn=lambda batch: torch.stack(list(batch[0])), for images of one size; if the model takes a list, also "
     "forward_fn=lambda module, x: module(list(x)), and output_fn, which makes [N, C] of what it returns."
 )
+OF_PACKED = (
+    "Pad packed sequences, input_fn=lambda batch: torch.nn.utils.rnn.pad_packed_sequence(batch{place}, "
+    "batch_first=True)[0], and let forward_fn pack them."
+)
 
 
 def advice(batch: Any, wrt: str | int | None) -> str:
     """What to give, in one or two sentences."""
     fields = fields_of(batch)
-    if fields is not None and "edge_index" in fields:
+    parts = [batch] if fields is not None or not isinstance(batch, (list, tuple)) else batch
+    if any("edge_index" in (fields_of(part) or {}) for part in parts):
         return OF_GRAPHS
+    if isinstance(batch, PackedSequence):
+        return OF_PACKED.format(place="")
     if fields is None and isinstance(batch, (list, tuple)) and batch:
+        packed = [place for place, part in enumerate(batch) if isinstance(part, PackedSequence)]
+        if packed:
+            return OF_PACKED.format(place=f"[{packed[0]}]")
         if is_list_of_samples(batch):
             return f"It is a list of samples. Give input_fn=lambda batch: {_put_together(batch[0])}."
         if isinstance(batch[0], (list, tuple)) and not isinstance([*batch, None][1], Tensor | None):

@@ -23,10 +23,12 @@ def fields_of(value: Any) -> dict[Any, Any] | None:
         return dict(value._asdict())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if isinstance(value, (Tensor, np.ndarray, nn.Module, list, tuple, str, bytes, type)) or callable(value):
+    if isinstance(value, (Tensor, np.ndarray, nn.Module, list, tuple, str, bytes, type)):
         return None
     if callable(getattr(value, "keys", None)) and hasattr(value, "__getitem__"):  # PyTorch Geometric's graphs
         return {key: value[key] for key in value.keys()}  # noqa: SIM118
+    if callable(value):
+        return None
     return {n: v for n, v in vars(value).items() if not n.startswith("_")} if hasattr(value, "__dict__") else None
 
 
