@@ -19,7 +19,8 @@ from lightning_hessian.curvature.checks.prediction import (
     predict_of_matrices,
     predict_slope,
 )
-from lightning_hessian.curvature.checks.verdict import CheckSettings, checked, underflow, why_not_finite
+from lightning_hessian.curvature.checks.verdict import CheckSettings, checked, why_not_finite
+from lightning_hessian.curvature.checks.zero import underflow
 from lightning_hessian.curvature.cost_model import ModelCosts, check_group
 from lightning_hessian.curvature.memory import readable
 from lightning_hessian.curvature.meter import UNLIMITED, TimeLimit
@@ -446,10 +447,10 @@ def _checked(
         found = found.where(finite.reshape(-1, *[1] * (found.dim() - 1)), torch.nan)
     is_finite = _is_finite(found, result.prediction)
     valid = verdict.explanation.valid & is_finite & verdict.explanation.trusted
-    zero = valid & (result.prediction.spectral_norm == 0) & ~result.prediction.curvature.isnan()
+    zero = valid & (result.prediction.spectral_norm == 0) & (not result.prediction.slope_only)
     if zero.any() and not (kind is not None and kind.zero):
-        found_underflow = underflow(batch, zero, numbers, options.generator())
-        valid, findings = valid & ~(zero & bool(found_underflow)), findings + found_underflow
+        lost, about_lost = underflow(batch, zero, numbers, options.generator())
+        valid, findings = valid & ~lost, findings + about_lost
     expected = torch.ones_like(is_finite[:, 0]) if finite is None else finite  # the others are in ``findings``
     lost = (expected & ~is_finite.all(dim=1)).nonzero().flatten()
     if len(lost):

@@ -75,6 +75,7 @@ def analyze(
     network: Kind | None = None,
     *,
     look_again: bool = True,
+    examined: Tensor | None = None,
     forward: ForwardPass | None = None,
 ) -> Analysis:
     """Gradients, costs and kinds of a batch.
@@ -86,8 +87,10 @@ def analyze(
         batch: what is differentiated.
         options: how to measure.
         network: what the outputs are as functions of the input, if that is known.
-        forward: what a forward pass has shown already.
         look_again: whether that was at other weights, where a network that was not curved is examined again.
+        examined: the samples at which it is then, where it was linear or piecewise linear beyond the samples too; None:
+            all.
+        forward: what a forward pass has shown already.
 
     Raises:
         MeasurementError: not one sample has finite derivatives.
@@ -97,9 +100,13 @@ def analyze(
     memory = options.memory(batch.x.device)
     costs = ModelCosts(batch, memory, forward)
     examine = network is None or (look_again and network != "curved")
-    found = differentiate(batch, costs, memory, options.generator() if examine else None)
+    in_turns = examine and examined is not None and network in ("linear", "piecewise_linear")
+    found = differentiate(batch, costs, memory, options.generator() if examine and not in_turns else None)
     finite, findings = finite_samples(batch, found)
     hvp, generator = found.outputs_hvp, options.generator()
+    if in_turns and examined is not None and len(few := examined[finite[examined]]):
+        some = differentiate(batch.select(few), costs, memory, generator).outputs_hvp
+        hvp = None if some is None else some.new_zeros(len(finite), batch.num_inputs).index_copy(0, few, some)
     first = batch.select(finite.nonzero()[:1].flatten())
     if hvp is not None and hvp[finite].any():
         network = "curved"

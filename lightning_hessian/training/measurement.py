@@ -361,13 +361,14 @@ def _explained(samples: Samples) -> Iterator[None]:
 
 
 def _check_valid(measurement: Measurement, settings: MeasurementSettings, before: PreviousChecks | None) -> None:
-    """Raises unless there is a number to show; warns where some are not valid, and all were ``before``."""
+    """Raises unless there is a number to show; warns where some are not valid that were ``before``."""
     spectrum = measurement.spectrum
     if not spectrum.valid.any():
         message = f"No input-Hessian can be trusted. {spectrum.diagnosis.message}"
         raise MeasurementError(message, cause=f"not valid: {spectrum.diagnosis.kind}")
-    num_invalid = int((~spectrum.valid).any(dim=1).sum())
-    if num_invalid and (before is None or before.valid.all()):
+    invalid = (~spectrum.valid).any(dim=1)
+    num_invalid = int(invalid.sum())
+    if num_invalid and (before is None or (invalid & before.valid).any()):
         warn(
             f"{settings.title}: {num_invalid} of {len(spectrum.valid)} samples are not valid and are left out. "
             f"{' '.join(map(str, spectrum.diagnosis.findings))}",

@@ -78,7 +78,14 @@ def compare_through_outputs(
     which = curved.any(dim=1).nonzero().flatten()
     if len(which):
         few, h = of_outputs.select(which), h[which]
-        more = _outputs(exact.select(which), prediction.direction[which], step[which], MORE_POINTS, group_size)
+        try:
+            more = _outputs(exact.select(which), prediction.direction[which], step[which], MORE_POINTS, group_size)
+        except Exception as error:  # so far away, the forward does not accept the inputs
+            if out_of_memory(error):
+                raise
+            return None
+        if not more.isfinite().all():
+            return None
         settled = _same(few, more[:, 0], more[:, 3], 100 * h, z[which, 0], z[which, 4], 10 * h)
         settled &= _same(few, z[which, 1], z[which, 3], h, more[:, 1], more[:, 2], 0.1 * h)
         contradicted = torch.zeros_like(curved).index_copy(0, which, settled & curved[which])
