@@ -446,6 +446,8 @@ def _checked(
     if finite is not None and not finite.all():
         found = found.where(finite.reshape(-1, *[1] * (found.dim() - 1)), torch.nan)
     is_finite = _is_finite(found, result.prediction)
+    if finite is not None:  # the predictions of others are those of their stand-ins
+        is_finite = is_finite & finite.unsqueeze(1)
     valid = verdict.explanation.valid & is_finite & verdict.explanation.trusted
     zero = valid & (result.prediction.spectral_norm == 0) & (not result.prediction.slope_only)
     if zero.any() and not (kind is not None and kind.zero):
