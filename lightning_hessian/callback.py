@@ -67,8 +67,9 @@ class InputHessianMonitor(_Callback):
         wrt: the submodule whose output is differentiated instead of the input (``"embedding"`` for tokens), by name;
             or the key or position of one of several inputs.
         input_fn: ``batch -> x`` or ``batch -> (x, labels)``, for batches that are not ``(x, labels)``; x may be a dict
-            (``module(**x)``) or tuple (``module(*x)``) of tensors. Without it, a batch that is a dict must hold exactly
-            one floating-point input, or ``wrt`` must name one of its inputs.
+            (``module(**x)``) or tuple (``module(*x)``) of tensors. Without it, a batch that is a dict, a dataclass or
+            another object must hold exactly one floating-point input, or ``wrt`` must name one of its inputs; masks
+            and labels do not count.
         forward_fn: ``(module, x) -> output``, instead of ``module(x)``.
         output_fn: ``output -> [N, C]``, for modules that return neither that nor an object with it as ``logits``.
         chunk_size: Hessian columns computed at once; ``"auto"``: the fastest number, found while measuring.

@@ -1,10 +1,13 @@
 """Bad input gets a sentence that says what was given and what to do."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from support.networks import mlp
 from torch import nn
 
+import lightning_hessian
 from lightning_hessian import input_gradient, input_hessian, input_hvp, input_spectrum
 from lightning_hessian.errors import ConfigurationError, MeasurementError
 
@@ -106,3 +109,9 @@ def test_nan_is_not_a_number():
 def test_an_unknown_method():
     with pytest.raises(ConfigurationError, match="method='magic' is not known"):
         input_spectrum(mlp(), X, 0, method="magic")
+
+
+def test_every_warning_is_one_that_a_measurement_lets_through():
+    package = Path(lightning_hessian.__file__).parent
+    direct = {str(file.relative_to(package)) for file in package.rglob("*.py") if "warnings.warn(" in file.read_text()}
+    assert direct == {"errors.py"}

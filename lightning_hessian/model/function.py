@@ -37,7 +37,7 @@ class ModelFunction:
     Buffers and inputs are copied inside each call, since a forward may write to them.
 
     Without gradients, values are computed without a graph, unless the forward needs one: where it returns the forces
-    of an energy, for example.
+    of an energy, for example. The copies of the parameters require gradients only where the forward asks for theirs.
 
     Args:
         model: an ``nn.Module`` (a ``LightningModule`` is one) or a callable.
@@ -61,7 +61,7 @@ class ModelFunction:
         self._caller = _Caller(self.model, self._call) if isinstance(self.model, nn.Module) else None
         self._replacements = {f"module.{name}": tensor for name, tensor in (self.tensors or {}).items()}
         self._cast: dict[torch.dtype, dict[str, Tensor]] = {}
-        self._needs_graph = False
+        self._needs_graph = self._parameters_require_grad = False
 
     @property
     def device(self) -> torch.device | None:
@@ -116,7 +116,14 @@ class ModelFunction:
                 if not WITHOUT_GRAPH.search(str(error)):
                     raise
         with torch.enable_grad():
-            result = work()
+            try:
+                result = work()
+            except RuntimeError as error:
+                if self._parameters_require_grad or not WITHOUT_GRAPH.search(str(error)):
+                    raise
+                self._parameters_require_grad = True  # an inner loop may differentiate with respect to them
+                self._cast.clear()
+                result = work()
         self._needs_graph = True
         return result
 
@@ -145,7 +152,10 @@ class ModelFunction:
     def _cast_tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
         assert self._caller is not None
         if dtype not in self._cast:
-            self._cast[dtype] = {n: self._copy(n, p, dtype) for n, p in self._caller.named_parameters()}
+            copies = {n: self._copy(n, p, dtype) for n, p in self._caller.named_parameters()}
+            for parameter in copies.values() if self._parameters_require_grad else ():
+                parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+            self._cast[dtype] = copies
         buffers = {name: self._copy(name, b, dtype) for name, b in self._caller.named_buffers()}
         return {**self._cast[dtype], **buffers}
 
@@ -253,6 +263,11 @@ def _as_matrix(output: Any, name: str, num_samples: int) -> Tensor:
     Raises:
         ConfigurationError: it has another shape; the message shows an output_fn for it.
     """
+    if isinstance(output, Tensor) and output.is_complex():
+        raise ConfigurationError(
+            f"The model returned complex numbers ({output.dtype}), and what is differentiated is real. Give output_fn, "
+            f"for example output_fn=lambda output: {name}.abs()."
+        )
     if isinstance(output, Tensor) and output.shape == (num_samples,):
         return output.unsqueeze(1)
     if isinstance(output, Tensor) and output.dim() == 2 and len(output) == num_samples:

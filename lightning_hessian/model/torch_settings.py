@@ -23,6 +23,9 @@ PRECISION_SWITCHES = (
     "mkldnn.rnn",
 )
 
+# What ``checkpoint`` calls, since that itself is imported by name everywhere. Private; from 2.15 "_impl" follows.
+CHECKPOINT_GENERATOR = "_checkpoint_without_reentrant_generator"
+
 
 @contextmanager
 def exact_settings(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
@@ -80,7 +83,7 @@ def _full_precision() -> Iterator[None]:
     changed; so both are changed and both restored.
     """
     backends: Any = torch.backends
-    settings = [found for name in PRECISION_SWITCHES if (found := _switch(name)) is not None]
+    settings = [found for name in PRECISION_SWITCHES if (found := precision_switch(name)) is not None]
     saved = [setting.fp32_precision for setting in settings]
     matmul, cudnn = _legacy(torch.get_float32_matmul_precision), _legacy(lambda: backends.cudnn.allow_tf32)
     if matmul is not None:
@@ -109,7 +112,7 @@ def _legacy(read: Any) -> Any:
         return None
 
 
-def _switch(name: str) -> Any:
+def precision_switch(name: str) -> Any:
     """The new switch of this name, or None."""
     try:
         found = attrgetter(name)(torch.backends)
@@ -144,9 +147,7 @@ def _without_checkpointing() -> Iterator[None]:
     def nothing(*args: object, **kwargs: object) -> Iterator[None]:
         yield
 
-    # ``checkpoint`` itself is imported by name everywhere. What it calls is private: "…_generator", from 2.15
-    # "…_generator_impl".
-    generators = [name for name in vars(module) if name.startswith("_checkpoint_without_reentrant_generator")]
+    generators = [name for name in vars(module) if name.startswith(CHECKPOINT_GENERATOR)]
     module.CheckpointFunction.apply = lambda run, preserve, *args: run(*args)
     try:
         with replaced(module, **dict.fromkeys(generators, nothing)):

@@ -115,6 +115,16 @@ def test_a_hidden_layer_is_measured_as_it_was_before_it_was_written_to():
     assert not input_hessian(model, X, 0, wrt="act").any()  # linear from there
 
 
+def test_a_target_may_write_to_the_outputs():
+    def shifted(outputs, classes):
+        return outputs.sub_(1).mul_(2).gather(1, classes)
+
+    for method in ("dense", "lanczos"):
+        found = input_spectrum(BODY, X, 0, shifted, method=method, num_eigenvalues=2)
+        assert found.valid.all()
+        torch.testing.assert_close(found.lambda_max, 2 * input_spectrum(BODY, X, 0).lambda_max)
+
+
 # Order
 
 
@@ -197,6 +207,33 @@ def test_a_forward_may_differentiate(way, grad):
     with torch.set_grad_enabled(grad):
         assert_hessians_of(model, X, plain, X)
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+class Adapting(nn.Module):
+    """Adapts its weights to each sample by a step of gradient descent, as test-time training does."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 2).double()
+
+    def adapted(self, x):
+        with torch.enable_grad():
+            loss = self.layer(x).tanh().square().sum()
+            slope, _ = torch.autograd.grad(loss, [*self.layer.parameters()], create_graph=True)
+        return F.linear(x, self.layer.weight - 0.1 * slope, self.layer.bias)
+
+    def forward(self, x):
+        return torch.cat([self.adapted(sample.unsqueeze(0)) for sample in x])
+
+
+def test_a_forward_may_differentiate_with_respect_to_its_weights():
+    model = Adapting()
+    expected = torch.autograd.functional.hessian(lambda v: model(v[None])[0, 0], X[0])
+    hessian = input_hessian(model, X, 0)
+    torch.testing.assert_close(hessian[0, 0], expected)
+    assert input_spectrum(model, X, 0).valid.all()
+    assert model.layer.weight.grad is None
 
 
 def test_values_have_a_graph_only_where_the_forward_needs_one():
@@ -295,6 +332,12 @@ def test_a_complex_input_is_measured_by_its_parts():
     expected = torch.diag_embed(corner)
     expected[:, 0, 1] = expected[:, 1, 0] = mixed
     torch.testing.assert_close(hessian[:, 0, :2, :2], expected)
+
+
+def test_complex_outputs():
+    with pytest.raises(ConfigurationError, match=r"complex128.*output_fn=lambda output: output.abs\(\)\."):
+        input_hessian(torch.fft.fft, X, 0)
+    assert input_hessian(torch.fft.fft, X, 1, output_fn=lambda output: output.abs()).any()
 
 
 # The model converted or wrapped
