@@ -14,7 +14,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_hessian.curvature.options import ChunkSize, MethodChoice, Options
 from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.model.arguments import Target
-from lightning_hessian.model.function import ForwardFunction, OutputFunction
+from lightning_hessian.model.function import ForwardFunction
+from lightning_hessian.model.outputs import OutputFunction
 from lightning_hessian.records.record import Stage
 from lightning_hessian.records.retention import KeepMatrices, keep_policy
 from lightning_hessian.training.batch import InputFunction

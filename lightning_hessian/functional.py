@@ -35,7 +35,8 @@ from lightning_hessian.curvature.spectrum import Spectrum
 from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.errors import ConfigurationError, MeasurementError, TimeLimitError, warn
 from lightning_hessian.model.arguments import Classes, Model, Target
-from lightning_hessian.model.function import ForwardFunction, Inputs, ModelFunction, OutputFunction
+from lightning_hessian.model.function import ForwardFunction, Inputs, ModelFunction
+from lightning_hessian.model.outputs import OutputFunction
 from lightning_hessian.model.prepare import PreparedModel, prepare, usable_dtype
 
 FEW_INPUTS = 32  # up to which all columns are computed at once, without a look at the kind of network

@@ -81,17 +81,10 @@ class TargetBatch:
 
     def to(self, dtype: torch.dtype) -> TargetBatch:
         """The same problems with ``x`` in another dtype; the network follows the dtype of its argument."""
-        fixed = tree_map_only(Tensor, lambda t: t.to(dtype_like(t, dtype)), self.fixed)
+        fixed = tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, self.fixed)
         return replace(self, x=self.x.to(dtype), fixed=fixed)
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> TargetBatch:
         """The same change to everything that has one row per sample."""
         fixed = tree_map_only(Tensor, change, self.fixed)
         return replace(self, x=change(self.x), classes=change(self.classes), fixed=fixed)
-
-
-def dtype_like(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
-    """``dtype`` for floating-point tensors, the complex dtype of its precision for complex ones; else their own."""
-    if tensor.is_complex():
-        return dtype.to_complex()
-    return dtype if tensor.is_floating_point() else tensor.dtype

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
-from lightning_hessian.curvature.target_batch import dtype_like
 from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.model.isolation import wrapped_module
+from lightning_hessian.model.outputs import OutputFunction, outputs_of
 
 ForwardFunction = Callable[[Any, Any], Any]
-OutputFunction = Callable[[Any], Any]  # a tensor; Any, so that a YAML file may name one without annotations
 Inputs = Tensor | dict[str, Any] | tuple[Any, ...]
 
 # How torch, or what is made of its None, says that a derivative was asked for where gradients are off.
@@ -133,12 +132,11 @@ class ModelFunction:
                 output = self._run(fixed, x.dtype)
         else:
             output = self._run(x if fixed is None else _assembled(fixed, self.wrt, x), x.dtype)
-        if self.output_fn is not None:
-            return _as_matrix(self.output_fn(output), "output", len(x))
-        return _as_matrix(*_outputs_in(output), len(x))
+        return outputs_of(output, self.output_fn, len(x))
 
     def _run(self, inputs: Inputs, dtype: torch.dtype) -> Any:
-        inputs = tree_map_only(Tensor, torch.clone, inputs)  # a forward may write to them
+        # Copies, since a forward may write to them.
+        inputs = tree_map_only(Tensor, lambda t: t.to(dtype_like(t, dtype), copy=True), inputs)
         if self._caller is None:
             return self._call(self.model, inputs)
         with _apparent_dtype(self._caller, dtype):
@@ -174,6 +172,13 @@ class _Caller(nn.Module):
 
     def forward(self, inputs: Inputs) -> Any:
         return self.call(self.module, inputs)
+
+
+def dtype_like(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """``dtype`` for floating-point tensors, the complex dtype of its precision for complex ones; else their own."""
+    if tensor.is_complex():
+        return dtype.to_complex()
+    return dtype if tensor.is_floating_point() else tensor.dtype
 
 
 @contextmanager
@@ -246,49 +251,3 @@ def _assembled(fixed: dict[Any, Any], wrt: Any, x: Tensor) -> Inputs:
     """All inputs, x among them: a dict by name, a tuple by position."""
     inputs = {**fixed, wrt: x}
     return inputs if isinstance(wrt, str) else tuple(inputs[i] for i in sorted(inputs))
-
-
-def _outputs_in(returned: Any) -> tuple[Any, str]:
-    """What a model returned, or the tensor it holds as ``logits``; and an expression for it."""
-    if isinstance(returned, Mapping):
-        return (returned["logits"], "output['logits']") if "logits" in returned else (returned, "output")
-    if isinstance(getattr(returned, "logits", None), Tensor):
-        return returned.logits, "output.logits"
-    return returned, "output"
-
-
-def _as_matrix(output: Any, name: str, num_samples: int) -> Tensor:
-    """``output`` as ``[N, C]``; ``name`` is an expression for it.
-
-    Raises:
-        ConfigurationError: it has another shape; the message shows an output_fn for it.
-    """
-    if isinstance(output, Tensor) and output.is_complex():
-        raise ConfigurationError(
-            f"The model returned complex numbers ({output.dtype}), and what is differentiated is real. Give output_fn, "
-            f"for example output_fn=lambda output: {name}.abs()."
-        )
-    if isinstance(output, Tensor) and output.shape == (num_samples,):
-        return output.unsqueeze(1)
-    if isinstance(output, Tensor) and output.dim() == 2 and len(output) == num_samples:
-        return output
-    got, example = _describe(output, name)
-    raise ConfigurationError(
-        f"The model returned {got} for {num_samples} samples; outputs must be [N, C] or [N], alone or under the name "
-        f"'logits'. Give output_fn, which takes what the model returns and returns [N, C]"
-        f"{example and f', for example output_fn=lambda output: {example}'}."
-    )
-
-
-def _describe(output: Any, name: str) -> tuple[str, str]:
-    """What was returned, in words, and an expression that may find ``[N, C]`` in it, or nothing."""
-    if isinstance(output, Mapping):
-        keys = list(output)
-        return f"{type(output).__name__} with the keys {keys}", f"{name}[{keys[0] if keys else 'key'!r}]"
-    if isinstance(output, (tuple, list)):
-        return f"{type(output).__name__} of {len(output)}", f"{name}[0]"
-    if not isinstance(output, Tensor):
-        return type(output).__name__, f"{name}.prediction"
-    indices = {3: "[:, -1]", 4: "[:, :, row, column]"}  # a sequence [N, T, C], pixels [N, C, H, W]
-    got = f"{'a tensor' if name == 'output' else name} of shape {tuple(output.shape)}"
-    return got, f"{name}{indices[output.dim()]}" if output.dim() in indices else ""

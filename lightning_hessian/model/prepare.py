@@ -16,7 +16,7 @@ from lightning_hessian.curvature.batching import in_groups, on_few
 from lightning_hessian.curvature.cost_model import ForwardPass, fitting_samples
 from lightning_hessian.curvature.memory import AllocatedBytes, available_memory, kept_pages
 from lightning_hessian.curvature.meter import Meter
-from lightning_hessian.curvature.target_batch import TargetBatch, dtype_like
+from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.errors import ConfigurationError, MeasurementError, warn
 from lightning_hessian.model.arguments import (
     Classes,
@@ -26,7 +26,7 @@ from lightning_hessian.model.arguments import (
     resolve_classes,
     resolve_dtype,
 )
-from lightning_hessian.model.function import Inputs, ModelFunction
+from lightning_hessian.model.function import Inputs, ModelFunction, dtype_like
 from lightning_hessian.model.isolation import isolated
 from lightning_hessian.model.targets import resolve_target, target_name
 
