@@ -11,6 +11,7 @@ import sys
 NAMES = (
     "price",
     "scale",
+    "demo",
     "low_rank",
     "lanczos",
     "dense",

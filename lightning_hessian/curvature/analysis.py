@@ -75,6 +75,7 @@ def analyze(
     network: Kind | None = None,
     *,
     look_again: bool = True,
+    is_timed: bool = False,
     examined: Tensor | None = None,
     forward: ForwardPass | None = None,
 ) -> Analysis:
@@ -88,6 +89,7 @@ def analyze(
         options: how to measure.
         network: what the outputs are as functions of the input, if that is known.
         look_again: whether that was at other weights, where a network that was not curved is examined again.
+        is_timed: whether an HVP is timed though the network is known.
         examined: the samples at which it is then, where it was linear or piecewise linear beyond the samples too; None:
             all.
         forward: what a forward pass has shown already.
@@ -99,10 +101,10 @@ def analyze(
     """
     memory = options.memory(batch.x.device)
     costs = ModelCosts(batch, memory, forward)
-    examine = network is None or (look_again and network != "curved")
-    in_turns = examine and examined is not None and network in ("linear", "piecewise_linear")
+    examine = network is None or (look_again and network != "curved") or is_timed
+    in_turns = examine and not is_timed and examined is not None and network in ("linear", "piecewise_linear")
     found = differentiate(batch, costs, memory, options.generator() if examine and not in_turns else None)
-    finite, findings = finite_samples(batch, found)
+    finite, findings = finite_samples(batch, found.values, found.gradient)
     hvp, generator = found.outputs_hvp, options.generator()
     if in_turns and examined is not None and len(few := examined[finite[examined]]):
         some = differentiate(batch.select(few), costs, memory, generator).outputs_hvp
@@ -163,7 +165,7 @@ def _kind_of_outputs(first: TargetBatch, num_outputs: int, generator: torch.Gene
     return kind_of_zero(outputs, generator) if zero_in_float64(outputs, generator) else "curved"
 
 
-def finite_samples(batch: TargetBatch, found: Derivatives) -> tuple[Tensor, list[Finding]]:
+def finite_samples(batch: TargetBatch, values: Tensor, gradient: Tensor) -> tuple[Tensor, list[Finding]]:
     """Which samples ``[N]`` have finite derivatives, and what is not finite at the others, in words.
 
     Raises:
@@ -171,8 +173,8 @@ def finite_samples(batch: TargetBatch, found: Derivatives) -> tuple[Tensor, list
     """
     causes = {
         "Inputs are": batch.x,
-        "Values of the target are": found.values,
-        "The values are finite but gradients are": found.gradient,
+        "Values of the target are": values,
+        "The values are finite but gradients are": gradient,
     }
     finite = torch.ones(batch.num_samples, dtype=torch.bool, device=batch.x.device)
     findings = []

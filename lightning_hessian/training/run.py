@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 
+from lightning_hessian.curvature.meter import duration
 from lightning_hessian.errors import ConfigurationError, WritingError
 from lightning_hessian.records.files import record_path, set_superseded_aside
 from lightning_hessian.records.record import Record
-from lightning_hessian.training.measurement import RunState, measure
+from lightning_hessian.training.measurement import measure
 from lightning_hessian.training.output import RunOutput
 from lightning_hessian.training.progress import MeasurementBar
 from lightning_hessian.training.resume import explain_restored, from_state, to_state
+from lightning_hessian.training.run_state import RunState
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.training.schedule import Budget, TrainingPosition
 from lightning_hessian.training.settings import MonitorSettings
@@ -232,7 +234,7 @@ class MonitoringRun:
         assert record is not None
         if self._num_records == 1:
             self._output.inform(
-                f"method {record.method} ({record.reason}); the first measurement took {record.seconds:.2g} s."
+                f"method {record.method} ({record.reason}); the first measurement took {duration(record.seconds)}."
             )
             if folder is not None and self._started_at is not None:
                 # Only now: an earlier run's records are superseded by a record, not by an attempt.

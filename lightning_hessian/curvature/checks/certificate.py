@@ -174,17 +174,17 @@ def _evaluates(batch: TargetBatch) -> bool:
 
 
 def _at_step(batch: TargetBatch, p: Prediction, active: Tensor, step: Tensor, group_size: int) -> _Differences:
-    num_points = len(OFFSETS)
-    which = active.repeat_interleave(num_points)
-    shift = (torch.tensor(OFFSETS).to(step) * step.unsqueeze(1)).reshape(-1, 1)
+    offsets = torch.tensor(OFFSETS).to(step)
 
-    def work(rows: slice) -> Tensor:
-        points = batch.select(which[rows])  # copies, so that x may be moved in place
-        points.x.add_(p.direction[which[rows]].mul_(shift[rows]).reshape(points.x.shape))
+    def work(some: slice) -> Tensor:
+        which = active[some].repeat_interleave(len(OFFSETS))
+        points = batch.select(which)  # copies, so that x may be moved in place
+        shift = (step[some].unsqueeze(1) * offsets).reshape(-1, 1)
+        points.x.add_(p.direction[which].mul_(shift).reshape(points.x.shape))
         return _values(points)
 
-    values = [found for _, found in in_groups(len(which), num_points * group_size, work)]
-    t = torch.cat(values).reshape(len(active), num_points, -1)
+    values = [found for _, found in in_groups(len(active), group_size, work)]
+    t = torch.cat(values).reshape(len(active), len(OFFSETS), -1)
     rounding_unit = ROUNDING * torch.finfo(t.dtype).eps
     t = t.to(batch.x.dtype)
     h = step.unsqueeze(1)

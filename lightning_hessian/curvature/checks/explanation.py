@@ -98,7 +98,7 @@ def explain(
     coupled = None if random else is_coupled(batch, search.first_open, group_size, generator)
     for found, finding in ((random, RANDOM), (coupled, COUPLED)):
         if found:
-            error = certificate.error
+            error = certificate.error.to(prediction.slope)
             return Explanation(
                 nothing, False, (Finding(finding),), nothing[:, 0], nothing, nothing, nothing[:, 0], error
             )
@@ -132,7 +132,7 @@ class _Search:
         self.slope_only = self.prediction.slope_only
         self.open = ~self.certificate.is_outcome("certified")
         self.again = torch.zeros_like(self.open[:, 0])
-        self.error = self.certificate.error.where(~self.open, torch.nan)
+        self.error = self.certificate.error.where(~self.open, torch.nan).to(self.prediction.slope)
         self.valid = torch.ones_like(self.open)
         self.wrong = torch.zeros_like(self.open)  # though the certificate calls it something else
         self.on_kink = torch.zeros_like(self.again)

@@ -174,7 +174,7 @@ def _run(given: MethodInput, plan: Plan) -> MethodResult:
     if given.num_matrices and result.matrices is None:
         first = replace(given, batch=given.batch.select(slice(0, given.num_matrices)))
         try:
-            result = replace(result, matrices=whole_hessians(first))
+            result = replace(result, matrices=whole_hessians(first)[0])
         except TimeLimitError:
             result = replace(result, dropped=(NO_HEATMAPS, *result.dropped))
     return result
@@ -199,8 +199,8 @@ def _about_time(limit: TimeLimit, options: Options, dropped: tuple[str, ...]) ->
     if limit.max_seconds is not None and limit.seconds_left < -TOO_LATE * limit.max_seconds:
         seconds = limit.max_seconds - limit.seconds_left
         sentence = (
-            f"It took {duration(seconds)} all the same: no less gives numbers with errors. Measure fewer samples or "
-            f"classes, or fewer eigenvalues."
+            f"The measurement took {duration(seconds)}, more than max_seconds={limit.max_seconds:g}, and nothing more "
+            f"could be left out. Measure fewer samples, classes or eigenvalues."
         )
         findings.append(Finding(sentence))
     return findings

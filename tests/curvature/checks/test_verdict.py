@@ -304,3 +304,19 @@ def test_the_error_of_a_zero_hessian_does_not_depend_on_the_scale_of_the_input()
     for scale in (1e-4, 1.0, 1e4):
         spectrum = quietly(input_spectrum, net, scale * random(3, 10), 0)
         assert spectrum.finite_difference_error.nan_to_num(0).max() < 1e-2, scale
+
+
+def test_what_could_not_be_confirmed_in_float32_is_looked_at_again():
+    """Values that are noisy at every step: rounded to a hundredth."""
+
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4))
+
+        def forward(self, x):
+            smooth = (self.weight * x).sin().sum(1)
+            return smooth + (1e3 * x).sin().sum(1).detach().mul(1e4).sin() * 1e-2
+
+    records = records_of(Noisy(), random(3, 4, dtype=torch.float32), steps=4)
+    assert all("could not confirm" in record.message for record in records)
