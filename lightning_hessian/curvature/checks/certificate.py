@@ -217,10 +217,12 @@ def _values(batch: TargetBatch) -> Tensor:
     except Exception as error:  # an assertion on the range of the input, for example; a shorter step may pass
         if out_of_memory(error):
             raise
-        if batch.num_samples <= len(OFFSETS):
+        if batch.num_samples == 1:
             return batch.x.new_full(batch.shape[:2], torch.nan)
-        rows = range(0, batch.num_samples, len(OFFSETS))  # one sample must not spoil the others
-        return torch.cat([_values(batch.select(slice(row, row + len(OFFSETS)))) for row in rows])
+        # One sample must not spoil the others; and a forward may take one at a time, such as a graph.
+        size = len(OFFSETS) if batch.num_samples > len(OFFSETS) else 1
+        rows = range(0, batch.num_samples, size)
+        return torch.cat([_values(batch.select(slice(row, row + size))) for row in rows])
 
 
 def _beyond_noise(found: _Differences) -> Tensor:
