@@ -121,8 +121,8 @@ def scale(result: dict[str, Any]) -> str:
     head = ("network", "method", "HVPs", "seconds", "gradients", "GiB resident at most", "wanted", "")
     return (
         "## Networks of the usual size\n\n`input_spectrum` with its defaults on 3×224×224 (D = 150,528), from "
-        "transformers' configurations with random weights; each in a process of its own, whose memory after one gradient "
-        f"stands in parentheses.\n\n{table(head, rows)}"
+        "transformers' configurations with random weights; each in a process of its own, whose memory after one "
+        f"gradient stands in parentheses.\n\n{table(head, rows)}"
     )
 
 
