@@ -74,7 +74,9 @@ class MonitoringRun:
         self._samples_failure: Exception | None = None
         self._samples_restored = False
         if settings.samples.given is not None:
-            self._state.samples = self._group.on_first(lambda: self._select(settings.samples.given))
+            self._state.samples = self._group.on_first(
+                lambda: self._select(settings.samples.select, settings.samples.given)
+            )
         elif trainer.state.fn == "fit" and not trainer.enable_validation:
             raise ConfigurationError(
                 "There are no samples to measure at: there is no validation loader with a validation_step (or "
@@ -118,7 +120,10 @@ class MonitoringRun:
         try:
             chosen = chosen_batch(trainer, batch, dataloader_idx, self._settings.samples.val_dataloader_idx)
             if chosen is not None:
-                self._state.samples, self._samples_failure = self._select(chosen), None
+                self._state.samples, self._samples_failure = (
+                    self._select(self._settings.samples.select_from_batch, chosen),
+                    None,
+                )
         except Exception as error:
             if self._group.size == 1 and optimizer_steps(trainer) == 0:
                 raise
@@ -246,16 +251,16 @@ class MonitoringRun:
         if samples is not None:
             return samples
         batch = first_validation_batch(trainer, module, self._settings.samples.val_dataloader_idx)
-        return None if batch is None else self._select(batch)
+        return None if batch is None else self._select(self._settings.samples.select_from_batch, batch)
 
     def _known_samples(self) -> Samples | None:
         if self._samples_failure is not None:
             raise self._samples_failure
         return self._state.samples
 
-    def _select(self, source: Any) -> Samples:
+    def _select(self, select: Callable[[Any], Samples], source: Any) -> Samples:
         wanted = self._settings.samples
-        samples = wanted.select(source)
+        samples = select(source)
         self._settings.measurement.check_samples(samples)
         if wanted.sample_indices is None and len(samples) < wanted.num_samples:
             self._output.warn(
