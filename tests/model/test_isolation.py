@@ -386,3 +386,18 @@ def test_the_names_of_other_versions_of_torch(monkeypatch):
         assert next(generator, "end") == "end"
         assert precision_switch("cudnn.convolution") is precision_switch("quantum.matmul") is None
     assert flags() == before
+
+
+def test_what_lies_three_containers_deep_is_put_back():
+    class Deep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.counts = mlp().float(), [{"all": [torch.zeros(1)]}]
+
+        def forward(self, x):
+            self.counts[0]["all"][0] += 1
+            return self.net(x)
+
+    model = Deep()
+    input_hessian(model, X, 0)
+    assert float(model.counts[0]["all"][0]) == 0
