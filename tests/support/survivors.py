@@ -16,4 +16,9 @@ EXPLAINED: dict[tuple[str, ...], str] = {
         "-NUM_DRAWS = 4  # random outputs at which a target is looked at",
         "+NUM_DRAWS = 3  # random outputs at which a target is looked at",
     ): "A choice: three random outputs instead of four, which differ from each other as well.",
+    (
+        "lightning_hessian/curvature/methods/columns.py",
+        "-    at_once = SCRATCH_BYTES // (2 * each[0].numel() * each.element_size())",
+        "+    at_once = SCRATCH_BYTES // (2 * each[ -1].numel() * each.element_size())",
+    ): "Equivalent: all matrices have the size of the first.",
 }
