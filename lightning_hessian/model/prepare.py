@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from lightning_hessian.model.arguments import (
     resolve_classes,
     resolve_dtype,
 )
+from lightning_hessian.model.differentiation_errors import explained_derivatives
 from lightning_hessian.model.function import Inputs, ModelFunction, dtype_like
 from lightning_hessian.model.isolation import isolated
 from lightning_hessian.model.targets import resolve_target, target_name
@@ -89,7 +89,7 @@ def prepare(
     device = network.device or leaves[0].device
     meter = Meter(device)
     dtype = resolve_dtype(dtype, leaves)
-    with kept_pages(device), isolated(network.model, device, dtype), _explained_derivatives():
+    with kept_pages(device), isolated(network.model, device, dtype):
         x, fixed = network.split(_moved(inputs, device, dtype), dtype)
         check_input(x)
         outputs, forward = _outputs(network, x, fixed, max_memory or available_memory(device))
@@ -99,23 +99,8 @@ def prepare(
         with torch.no_grad():
             function(outputs, resolved)  # a callable target that returns another shape raises here
         batch = TargetBatch(network, function, x, resolved, fixed)
-        yield PreparedModel(batch, target_name(target), predicted, forward, meter)
-
-
-@contextmanager
-def _explained_derivatives() -> Iterator[None]:
-    """Names the operation that PyTorch cannot differentiate twice."""
-    try:
-        yield
-    except RuntimeError as error:
-        found = re.search(r"derivative for '?(?:aten::)?(\w+)(?:: \w+)?'? is not implemented", str(error))
-        if found is None:
-            raise
-        name = found[1].strip("_").removesuffix("_backward")
-        raise MeasurementError(
-            f"PyTorch cannot differentiate {name} twice, which the model or the target uses. Replace it by an "
-            f"operation that can be, or name a layer behind it with wrt."
-        ) from error
+        with explained_derivatives():
+            yield PreparedModel(batch, target_name(target), predicted, forward, meter)
 
 
 def usable_dtype(network: ModelFunction, inputs: Inputs, dtype: torch.dtype | None = None) -> torch.dtype:

@@ -348,6 +348,32 @@ def test_float64_falls_back_where_a_forward_says_float():
     torch.testing.assert_close(hessian, input_hessian(net, X, 0))
 
 
+class Node:
+    def __init__(self, following):
+        self.following = following
+
+
+def test_long_chains_of_objects_are_followed_a_few_steps_only():
+    model = mlp().float()
+    model.chain = None
+    for _ in range(5000):
+        model.chain = Node(model.chain)
+    assert input_hessian(model, X, 0).isfinite().all()
+
+
+def test_a_sparse_tensor_that_a_module_holds():
+    class Graph(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.adjacency = mlp().float(), torch.eye(6).to_sparse()
+
+        def forward(self, x):
+            return self.net((self.adjacency @ x.T).T)
+
+    model = Graph()
+    torch.testing.assert_close(input_hessian(model, X, 0), input_hessian(model.net, X, 0))
+
+
 def test_the_names_of_other_versions_of_torch(monkeypatch):
     """2.6 has no switches of the new kind, and 2.15 checkpoints by a function of another name."""
     monkeypatch.setattr(torch_settings, "PRECISION_SWITCHES", ("cuda.matmul", "cudnn.convolution", "quantum.matmul"))

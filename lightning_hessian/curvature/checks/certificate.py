@@ -139,7 +139,7 @@ def compare(
 
     Source: Moré and Wild, "Estimating computational noise" (2011), for noise from differences.
     """
-    p, tolerance = prediction.to(batch.x), prediction.tolerance * min(1, prediction.share)
+    p, tolerance = prediction.to(batch.x), prediction.tolerance * prediction.share
     first = FIRST_STEP * root_mean_square(batch.x) if first_step is None else first_step.to(batch.x)
     steps = [_at_step(batch, p, torch.arange(batch.num_samples, device=batch.x.device), first, group_size)]
     ignored = ~(p.spectral_norm.isfinite() & p.slope.isfinite())
@@ -158,7 +158,7 @@ def compare(
         steps.append(_at_step(batch, p, active, step, group_size))
         num_values += len(OFFSETS) * len(active)
         seen = torch.stack([_beyond_noise(step) for step in steps]).amin(dim=0)
-        agreed |= _agrees(steps[-1], p, tolerance, size, seen)
+        agreed |= _agrees(steps[-1], p, tolerance, size, seen) & ~_slope_is_refuted(steps, p, tolerance)
     return _certificate(steps, agreed, p, tolerance, size, last, num_values / batch.num_samples)
 
 
@@ -174,17 +174,17 @@ def _evaluates(batch: TargetBatch) -> bool:
 
 
 def _at_step(batch: TargetBatch, p: Prediction, active: Tensor, step: Tensor, group_size: int) -> _Differences:
-    offsets = torch.tensor(OFFSETS).to(step)
+    num_points = len(OFFSETS)
+    which = active.repeat_interleave(num_points)
+    shift = (torch.tensor(OFFSETS).to(step) * step.unsqueeze(1)).reshape(-1, 1)
 
-    def work(some: slice) -> Tensor:
-        which = active[some].repeat_interleave(len(OFFSETS))
-        points = batch.select(which)  # copies, so that x may be moved in place
-        shift = (step[some].unsqueeze(1) * offsets).reshape(-1, 1)
-        points.x.add_(p.direction[which].mul_(shift).reshape(points.x.shape))
+    def work(rows: slice) -> Tensor:
+        points = batch.select(which[rows])  # copies, so that x may be moved in place
+        points.x.add_(p.direction[which[rows]].mul_(shift[rows]).reshape(points.x.shape))
         return _values(points)
 
-    values = [found for _, found in in_groups(len(active), group_size, work)]
-    t = torch.cat(values).reshape(len(active), len(OFFSETS), -1)
+    values = [found for _, found in in_groups(len(which), num_points * group_size, work)]
+    t = torch.cat(values).reshape(len(active), num_points, -1)
     rounding_unit = ROUNDING * torch.finfo(t.dtype).eps
     t = t.to(batch.x.dtype)
     h = step.unsqueeze(1)
@@ -240,7 +240,7 @@ def _agrees(found: _Differences, p: Prediction, tolerance: float, size: Tensor, 
     slope = found.slope_error <= tolerance * scale + MARGIN * found.slope_blur
     if p.slope_only:
         return slope & ((found.slope_blur <= BLUR * p.gradient_norm) | (p.gradient_norm == 0))
-    allowed = torch.minimum(tolerance * norm + MARGIN * found.blur, LARGEST_ERROR * min(1, p.share) * norm)
+    allowed = torch.minimum(tolerance * norm + MARGIN * found.blur, LARGEST_ERROR * p.share * norm)
     curvature = (found.error <= allowed) & (found.blur <= BLUR * norm)
     zero = (norm == 0) & (found.error <= MARGIN * found.blur) & (MARGIN * found.blur <= STEADY * seen)
     # Less than would change the gradient over the size of the input; where the gradient is zero too, the values are
@@ -249,6 +249,16 @@ def _agrees(found: _Differences, p: Prediction, tolerance: float, size: Tensor, 
     reach = torch.maximum(found.step, size)
     zero &= torch.where(p.gradient_norm > 0, found.blur * reach <= BLUR * p.gradient_norm, constant)
     return (curvature | zero) & slope
+
+
+def _slope_is_refuted(steps: list[_Differences], p: Prediction, tolerance: float) -> Tensor:
+    """Where the last step is longer than another that has a sharper slope, which is not the gradient's."""
+    refuted = torch.zeros_like(p.slope, dtype=torch.bool)
+    for each in steps[:-1]:
+        blur = each.slope_blur + each.noise / each.step
+        sharper = (each.step < steps[-1].step) & (blur < steps[-1].slope_blur)
+        refuted |= sharper & (each.slope_error > tolerance * _slope_scale(each, p) + MARGIN * blur)
+    return refuted
 
 
 def _slope_scale(found: _Differences, p: Prediction) -> Tensor:
