@@ -11,11 +11,11 @@ from lightning_hessian.curvature.batching import in_groups, out_of_memory
 from lightning_hessian.curvature.checks.certificate import (
     MARGIN,
     OUTCOMES,
-    ROUNDING,
     STEADY,
     Certificate,
     compare,
 )
+from lightning_hessian.curvature.checks.differences import ROUNDING
 from lightning_hessian.curvature.checks.prediction import Prediction
 from lightning_hessian.curvature.target_batch import TargetBatch
 
