@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +30,7 @@ from lightning_hessian.errors import ConfigurationError, MeasurementError, TimeL
 from lightning_hessian.model.arguments import Model, Target
 from lightning_hessian.model.function import ModelFunction
 from lightning_hessian.model.prepare import PreparedModel, prepare, usable_dtype
+from lightning_hessian.records.locations import Location
 from lightning_hessian.records.record import Record, Stage
 from lightning_hessian.training.distributed import SINGLE_PROCESS, ProcessGroup
 from lightning_hessian.training.recording import make_record
@@ -61,7 +61,7 @@ class RunState:
     checks: PreviousChecks | None = None
     seconds_per_matvec: float | None = None
     previous: Record | None = None
-    record_path: Path | None = None
+    record_path: Location | None = None
     measured_step: int | None = None
     position: TrainingPosition = START
 

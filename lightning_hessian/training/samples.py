@@ -17,6 +17,7 @@ from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.model.arguments import check_lengths
 from lightning_hessian.model.function import Inputs
 from lightning_hessian.model.isolation import frozen_random_streams
+from lightning_hessian.model.state_snapshot import unchanged
 
 LARGEST_COPY = 2**30  # bytes of an in-memory dataset that may be copied temporarily
 LABEL_NAMES = ("labels", "label")  # of batches that are dicts: transformers' own, and the common one
@@ -118,13 +119,13 @@ def first_batch(loader: Any) -> Any | None:
         return None
     if sum(array.nbytes for array in _arrays(loader.dataset)) > LARGEST_COPY:
         return None
-    with frozen_random_streams():
-        try:
-            dataset, sampler = copy.deepcopy((loader.dataset, loader.batch_sampler))
+    try:
+        dataset, sampler = copy.deepcopy((loader.dataset, loader.batch_sampler))
+        with frozen_random_streams(), unchanged(dataset, sampler, loader.collate_fn):
             indices = next(iter(sampler), None)
             return None if indices is None else loader.collate_fn([dataset[i] for i in indices])
-        except Exception:  # the dataset cannot be copied, or opens its file in a worker: a real batch will come
-            return None
+    except Exception:  # the dataset cannot be copied, or opens its file in a worker: a real batch will come
+        return None
 
 
 def _arrays(value: object, depth: int = 4) -> Iterable[Tensor | np.ndarray[Any, Any]]:
