@@ -312,7 +312,17 @@ class MonitoringRun:
 
     def _select(self, source: Any) -> Samples:
         wanted = self._settings.samples
-        samples = wanted.select(source)
+        try:
+            samples = wanted.select(source)
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            if wanted.input_fn is None:
+                raise
+            raise ConfigurationError(
+                f"input_fn failed with {type(error).__name__}: {error}. It is called with a {type(source).__name__}, "
+                f"as the loader gives it, and returns x or (x, labels)."
+            ) from error
         self._settings.measurement.check_samples(samples)
         if wanted.sample_indices is None and len(samples) < wanted.num_samples:
             self._output.warn(
