@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
 from lightning_hessian.errors import ConfigurationError, MeasurementError, WritingError
+from lightning_hessian.model.isolation import frozen_random_streams
+from lightning_hessian.model.state_snapshot import unchanged
 from lightning_hessian.records.files import record_path
 from lightning_hessian.records.locations import absolute
 from lightning_hessian.records.record import Record
@@ -210,7 +213,7 @@ class MonitoringRun:
         if self._num_records == 0:
             self._output.inform(f"measuring {len(samples)} samples, now and at later steps of the run.")
         try:
-            with self._budget.measuring():
+            with self._budget.measuring(), self._undisturbed():
                 _check_initialized(module)
                 self._group.on_first(lambda: self._output.open(trainer.loggers))
                 with MeasurementBar(trainer.progress_bar_callback) as progress:
@@ -259,6 +262,13 @@ class MonitoringRun:
         """Warns of what a hook raised, in place of raising it."""
         self._output.failure = f"{type(error).__name__}: {error}"
         self._output.warn(f"an unexpected failure, and the run continues. {self._output.failure}")
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """Restores what the user's functions and loggers may write to or draw from; ``measure`` isolates the model."""
+        wanted = self._settings.measurement
+        with frozen_random_streams(), unchanged(wanted.forward_fn, wanted.output_fn, wanted.target):
+            yield
 
     def _is_before(self, trainer: Any) -> bool:
         """Whether no training would be lost by an exception."""

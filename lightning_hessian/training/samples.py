@@ -59,11 +59,17 @@ class SampleSource:
     wrt: str | int | None = None
 
     def select(self, source: Any) -> Samples:
-        """The samples of a batch or a map-style dataset, copied to the CPU; leaves all random streams as they are.
+        """The samples of a batch or a map-style dataset, copied to the CPU.
+
+        The batch, the dataset, ``input_fn`` and all random streams stay as they are.
 
         Raises:
             ConfigurationError: the input is not found in it, or an index is out of range.
         """
+        with frozen_random_streams(), unchanged(source, self.input_fn):
+            return self._selected(source)
+
+    def _selected(self, source: Any) -> Samples:
         if isinstance(source, (Tensor, list, tuple, Mapping)) or not hasattr(source, "__getitem__"):
             inputs, labels = self._found(source)
             chosen = self._chosen(len(tree_leaves(inputs)[0]), "there are {} samples to choose from")
@@ -75,9 +81,8 @@ class SampleSource:
                 "The samples must be a map-style dataset with a length; give a tensor or (x, labels)."
             )
         chosen = self._chosen(len(source), "the dataset has {} samples")
-        with frozen_random_streams():
-            batch = default_collate([source[i] for i in chosen])
-        return replace(self, num_samples=len(chosen), sample_indices=None).select(batch)
+        batch = default_collate([source[i] for i in chosen])
+        return replace(self, num_samples=len(chosen), sample_indices=None)._selected(batch)
 
     def _chosen(self, size: int, available: str) -> list[int]:
         if self.sample_indices is None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.nn import functional as F
@@ -390,6 +391,29 @@ class Augmented(Dataset):
     def __getitem__(self, i: int):
         x, y = self.inner[i]
         return x + 0.05 * torch.randn_like(x) + 0.01 * (np.random.rand() + random.random()), y  # noqa: NPY002
+
+
+class Drawing(Dataset):
+    """Draws from a stream of its file."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return digits()[i][0] + 0.01 * STREAM.random(), 1
+
+
+class DrawingLogger(Logger):
+    """Draws from the global streams, as servers' clients do for names and delays."""
+
+    name, version = "drawing", 0
+
+    def log_metrics(self, metrics, step=None):
+        if any(name.startswith("hessian_") for name in metrics):
+            random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
+
+    def log_hyperparams(self, params, *arguments, **more):
+        pass
 
 
 # Runs

@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from support.footprint_cases import (
+    STREAM,
     Attention,
     Averaged,
     Careless,
@@ -14,6 +15,8 @@ from support.footprint_cases import (
     Checkpointed,
     Collates,
     Counts,
+    Drawing,
+    DrawingLogger,
     FirstOf,
     Globals,
     Learner,
@@ -122,6 +125,15 @@ CASES = {
     "lazy_sanity": Case(lambda: Learner(lazy(), torch.optim.SGD)),
     "global_stream": Case(lambda: Learner(Globals())),
     "barebones": Case(lambda: Quiet(mlp()), {"barebones": True, "logger": None, "log_every_n_steps": None}),
+    "own_functions": Case(
+        lambda: Learner(mlp()),
+        monitor={
+            "input_fn": lambda batch: (batch[0].mul_(0.5 + 0.1 * STREAM.random()), batch.pop()),
+            "forward_fn": lambda module, x: module(x) * (1 + 0 * STREAM.random()),
+        },
+    ),
+    "given_dataset": Case(lambda: Learner(Globals()), monitor={"samples": Drawing()}),
+    "drawing_logger": Case(lambda: Learner(mlp()), {"logger": DrawingLogger()}),
     "second_callback": Case(lambda: Learner(cnn()), callbacks=lambda: [Counts()]),
     **{
         f"{mode}{sanity}": Case(lambda: FirstOf(mlp()), {"num_sanity_val_steps": sanity}, several=mode)
@@ -149,7 +161,7 @@ def _settings_come_back(monkeypatch):
 NESTED = "ignore:The PyTorch API of nested tensors is in prototype stage"  # which torch takes by itself in eval mode
 
 
-@pytest.mark.filterwarnings(NESTED, "ignore:.*(No measurement before|lazy|Lazy|barebones|default_root_dir):UserWarning")
+@pytest.mark.filterwarnings(NESTED, "ignore:.*(No measurement before|lazy|Lazy|barebones|default_root_dir|No TensorBoard):UserWarning")
 @pytest.mark.parametrize("name", CASES)
 def test_nothing_is_different(tmp_path, name):
     case = CASES[name]
