@@ -18,6 +18,7 @@ from lightning_hessian.records.locations import is_in_memory
 from lightning_hessian.records.record import Array, Record
 from lightning_hessian.records.retention import KeepMatrices, MatrixRetention
 from lightning_hessian.writers.background import BackgroundJobs
+from lightning_hessian.writers.layout import margin_charts
 from lightning_hessian.writers.loggers import log_picture, picture_loggers, tensorboard_loggers
 from lightning_hessian.writers.scalars import scalars
 from lightning_hessian.writers.tags import cost_tag, diagnosis_tag
@@ -97,15 +98,13 @@ class Publisher:
                 by_tag = histograms(record)
                 payload = event_format.pack_summary(record, stored)
         saved = threading.Event()
-        needs_layout = record.stage == "fit" and not self._has_layout
-        self._has_layout |= needs_layout
 
         def write() -> None:
             try:
                 self._save(stored)
             finally:
                 saved.set()
-            self._show(record, by_tag, payload, needs_layout)
+            self._show(record, by_tag, payload)
 
         self._jobs.submit(write)
         self._saved = saved  # not before: an interrupted submit would leave it unset for ever
@@ -127,6 +126,8 @@ class Publisher:
 
     def flush(self) -> None:
         """Waits until everything is written, and logs the last pictures."""
+        if self._has_layout:
+            self._jobs.submit(partial(self._add_layout, None))
         self._jobs.wait()
         self._log_pictures()
 
@@ -151,7 +152,7 @@ class Publisher:
             tag = diagnosis_tag(self._name)
             self._jobs.submit(partial(self._add, "the text", add_text, tag, markdown, logged_step))
 
-    def _show(self, record: Record, by_tag: Mapping[str, Histogram], payload: bytes, needs_layout: bool) -> None:
+    def _show(self, record: Record, by_tag: Mapping[str, Histogram], payload: bytes) -> None:
         """Everything but scalars and the file, in the background."""
         drawn: dict[str, Array] = {}
         if self._writers or self._picture_loggers:
@@ -162,11 +163,18 @@ class Publisher:
         if payload:
             tag = event_format.tag(record.name, record.stage)
             self._add("the numbers of the tab", add_payload, tag, payload, record.logged_step)
-        if needs_layout:
-            self._add("the custom scalar charts", add_layout, record)
+        self._add_layout(record)
         self._add("the histograms", add_histograms, by_tag, record.logged_step)
         self._add("the pictures", add_pictures, drawn, record.logged_step)
         self._add("the text", add_text, diagnosis_tag(self._name), diagnosis_text(record), record.logged_step)
+
+    def _add_layout(self, record: Record | None) -> None:
+        """Lays out the charts of a fit's first record; later, only what others have replaced is put back."""
+        is_first = record is not None and record.stage == "fit" and not self._has_layout
+        if self._writers and (is_first or self._has_layout):
+            self._has_layout = True
+            category = margin_charts(record) if is_first and record is not None else None
+            self._add("the custom scalar charts", add_layout, category)
 
     def _save(self, record: Record) -> None:
         if self._folder is None:

@@ -161,7 +161,9 @@ def _settings_come_back(monkeypatch):
 NESTED = "ignore:The PyTorch API of nested tensors is in prototype stage"  # which torch takes by itself in eval mode
 
 
-@pytest.mark.filterwarnings(NESTED, "ignore:.*(No measurement before|lazy|Lazy|barebones|default_root_dir|No TensorBoard):UserWarning")
+@pytest.mark.filterwarnings(
+    NESTED, "ignore:.*(No measurement before|lazy|Lazy|barebones|default_root_dir|No TensorBoard):UserWarning"
+)
 @pytest.mark.parametrize("name", CASES)
 def test_nothing_is_different(tmp_path, name):
     case = CASES[name]

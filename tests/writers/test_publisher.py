@@ -146,9 +146,6 @@ class Writer:
     def add_text(self, tag, text, step):
         self._note(tag, step)
 
-    def add_custom_scalars(self, layout):
-        self._note("layout", 0)
-
     def _get_file_writer(self):
         return self
 
@@ -183,7 +180,7 @@ def test_only_scalars_are_logged_on_the_calling_thread_and_each_tag_keeps_its_or
     assert logger.threads == {threading.main_thread()}
     assert threading.main_thread() not in savers | logger.experiment.threads
     steps = logger.experiment.steps
-    assert steps.pop("layout") == [0]
+    assert steps.pop("custom_scalars__config__") == [0]
     assert steps.pop("hessian_diagnosis") == [0, 100, 1, 101, 2, 102, 3, 103, 4, 104]
     kinds = ("hessian", "hessian_spectrum_signed_log10")
     assert set(steps) == {f"{kind}/prob_class_{k}" for kind in kinds for k in (0, 2)} | {"input_hessian"}
