@@ -132,7 +132,7 @@ class StateSnapshot:
         self._seen.add(id(values))
         if hasattr(values, "to_local"):  # a sharded one: only this process's shard, as comparing whole is collective
             values = values.detach().to_local()
-        if isinstance(values, Tensor) and values.layout != torch.strided:
+        if isinstance(values, Tensor) and (values.layout != torch.strided or values.is_meta):
             return
         if values.nbytes > LARGEST_COPY:
             self._undo.append(_warning_if_written(values))

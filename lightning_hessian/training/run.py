@@ -21,12 +21,11 @@ from lightning_hessian.training.output import RunOutput
 from lightning_hessian.training.places import Places, RecordFolder, places, writes_files
 from lightning_hessian.training.progress import MeasurementBar
 from lightning_hessian.training.resume import explain_restored, from_state, to_state
+from lightning_hessian.training.sample_finder import SampleFinder
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.training.schedule import Budget, TrainingPosition
 from lightning_hessian.training.settings import MonitorSettings
 from lightning_hessian.training.trainer_access import (
-    chosen_batch,
-    first_validation_batch,
     logged_step,
     optimizer_steps,
     process_group,
@@ -82,10 +81,11 @@ class MonitoringRun:
         self._started_at: int | None = None  # optimizer steps, of a fit
         self._places: Places | None = None  # from the first measurement on
         self._folder = RecordFolder(settings.measurement.name)
+        self._finder = SampleFinder(settings, self._output.warn)
         self._samples_failure: Exception | None = None
         self._samples_restored = False
         if settings.samples.given is not None:
-            self._state.samples = self._group.on_first(self._given_samples)
+            self._state.samples = self._group.on_first(self._finder.given)
         elif trainer.state.fn == "fit" and not trainer.enable_validation:
             raise ConfigurationError(
                 "There are no samples to measure at: there is no validation loader with a validation_step (or "
@@ -137,9 +137,9 @@ class MonitoringRun:
         if self._state.samples is not None:
             return
         try:
-            chosen = chosen_batch(trainer, batch, dataloader_idx, self._settings.samples.val_dataloader_idx)
-            if chosen is not None:
-                self._state.samples, self._samples_failure = self._select(chosen), None
+            self._state.samples = self._finder.of_batch(trainer, batch, dataloader_idx)
+            if self._state.samples is not None:
+                self._samples_failure = None
         except Exception as error:
             if self._group.size == 1 and self._output.must_raise(error, before_training=self._is_before(trainer)):
                 raise
@@ -297,49 +297,14 @@ class MonitoringRun:
         self._state.record_path = absolute(record_path(record, self._places.folder))
         return published
 
-    def _given_samples(self) -> Samples:
-        try:
-            return self._select(self._settings.samples.given)
-        except ConfigurationError:
-            raise
-        except Exception as error:  # of the user's dataset, or of samples without data
-            raise ConfigurationError(
-                f"The given samples cannot be read: {type(error).__name__}: {error}. Give samples=x, samples=(x, "
-                f"labels) or samples=dataset."
-            ) from error
-
     def _samples_before_training(self, trainer: Any) -> Samples | None:
         samples = self._known_samples()
-        if samples is not None:
-            return samples
-        batch = first_validation_batch(trainer, self._settings.samples.val_dataloader_idx)
-        return None if batch is None else self._select(batch)
+        return self._finder.ahead(trainer) if samples is None else samples
 
     def _known_samples(self) -> Samples | None:
         if self._samples_failure is not None:
             raise self._samples_failure
         return self._state.samples
-
-    def _select(self, source: Any) -> Samples:
-        wanted = self._settings.samples
-        try:
-            samples = wanted.select(source)
-        except ConfigurationError:
-            raise
-        except Exception as error:
-            if wanted.input_fn is None:
-                raise
-            raise ConfigurationError(
-                f"input_fn failed with {type(error).__name__}: {error}. It is called with a {type(source).__name__}, "
-                f"as the loader gives it, and returns x or (x, labels)."
-            ) from error
-        self._settings.measurement.check_samples(samples)
-        if wanted.sample_indices is None and len(samples) < wanted.num_samples:
-            self._output.warn(
-                f"num_samples={wanted.num_samples}, but the batch or dataset has only {len(samples)}; all of them are "
-                f"measured. Give samples=... for more."
-            )
-        return samples
 
 
 def _check_initialized(module: Any) -> None:
