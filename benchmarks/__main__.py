@@ -8,7 +8,19 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("price", "low_rank", "lanczos", "dense", "statistics", "warm_start", "distribution", "tab", "performance")
+NAMES = (
+    "price",
+    "scale",
+    "demo",
+    "low_rank",
+    "lanczos",
+    "dense",
+    "statistics",
+    "warm_start",
+    "distribution",
+    "tab",
+    "performance",
+)
 
 if sys.argv[1:2] == ["gpu"]:
     importlib.import_module("benchmarks.gpu.suite").main(sys.argv[2:])

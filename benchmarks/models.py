@@ -18,6 +18,25 @@ def frozen(model: nn.Module) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
+def resnet50(num_classes: int) -> nn.Module:
+    """That of transformers' configuration with random weights; nothing is downloaded.
+
+    Batch norms take their statistics from two batches of noise: with those they start with, activations grow from
+    layer to layer until the softmax is saturated.
+    """
+    import transformers
+
+    config = transformers.ResNetConfig(id2label={i: str(i) for i in range(num_classes)})
+    network = transformers.ResNetForImageClassification(config)
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # the mean of all batches
+    with torch.no_grad():
+        for _ in range(2):
+            network.train()(torch.randn(4, 3, 64, 64))
+    return network
+
+
 def problems_of(model: nn.Module, x: Tensor, classes: Sequence[int], target: TargetName = "logit") -> TargetBatch:
     """The problems of K classes of every sample, without the isolation that ``input_hessian`` puts around them."""
     num_outputs = model(x).shape[1]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import save, seconds
-from benchmarks.models import Residual, ViT, frozen, mnist_cnn
+from benchmarks.models import Residual, ViT, frozen, mnist_cnn, resnet50
 from lightning_hessian.curvature.options import Options
 from lightning_hessian.training.measurement import RunState, measure
 from lightning_hessian.training.samples import Samples
@@ -124,16 +124,9 @@ class ResNet18Widths(nn.Module):
         return self.head(self.body(x).mean((2, 3)))
 
 
-def resnet50() -> nn.Module:
-    """That of transformers' configuration with ten classes and random weights; nothing is downloaded."""
-    import transformers
-
-    return transformers.ResNetForImageClassification(transformers.ResNetConfig(num_labels=10))
-
-
 CASES = (
     Case("residual ReLU network, 3×64×64", ResNet18Widths, (4, 3, 64, 64), "prob", (24, 10), True),
-    Case("ResNet-50, 3×224×224", resnet50, (2, 3, 224, 224), "prob", (28, 12), True),
+    Case("ResNet-50, 3×224×224", lambda: resnet50(10), (2, 3, 224, 224), "prob", (28, 12), True),
     Case("small ViT, 3×32×32", lambda: ViT(3, 32, 4), (4, 3, 32, 32), "logit", (120, 80), False),
     Case("forum CNN, 28×28", mnist_cnn, (8, 1, 28, 28), "logit", (110, 70), False),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,15 +13,12 @@ import torch
 from torch import Tensor
 
 from lightning_hessian.curvature.analysis import Analysis, analyze, differentiate, finite_samples
-from lightning_hessian.curvature.checks.diagnosis import Diagnosis, Finding
-from lightning_hessian.curvature.checks.prediction import (
-    Prediction,
-    predict_along,
-    predict_of_matrices,
-    predict_slope,
-)
-from lightning_hessian.curvature.checks.verdict import CheckSettings, checked, underflow, why_not_finite
-from lightning_hessian.curvature.cost_model import ModelCosts, check_group
+from lightning_hessian.curvature.batching import concatenate, in_groups
+from lightning_hessian.curvature.checks.derivatives import CheckableDerivatives, about_invalid, check_derivatives
+from lightning_hessian.curvature.checks.diagnosis import Diagnosis
+from lightning_hessian.curvature.checks.prediction import predict_along, predict_of_matrices, predict_slope
+from lightning_hessian.curvature.checks.verdict import CheckSettings
+from lightning_hessian.curvature.cost_model import ModelCosts, check_group, fitting_samples
 from lightning_hessian.curvature.memory import readable
 from lightning_hessian.curvature.meter import UNLIMITED, TimeLimit
 from lightning_hessian.curvature.methods.dense import whole_hessians
@@ -33,7 +30,7 @@ from lightning_hessian.curvature.operators.autodiff import AutodiffMode, Reverse
 from lightning_hessian.curvature.options import ChunkSize, MethodChoice, Options
 from lightning_hessian.curvature.spectrum import Spectrum
 from lightning_hessian.curvature.target_batch import TargetBatch
-from lightning_hessian.errors import ConfigurationError, MeasurementError, TimeLimitError
+from lightning_hessian.errors import ConfigurationError, TimeLimitError
 from lightning_hessian.model.arguments import Classes, Model, Target
 from lightning_hessian.model.function import ForwardFunction, Inputs, ModelFunction, OutputFunction
 from lightning_hessian.model.prepare import PreparedModel, prepare, usable_dtype
@@ -78,8 +75,8 @@ def input_gradient(
         ``[N, K, D]``, in target units per input unit.
 
     Warns:
-        UserWarning: the gradients of some samples are not finite, or contradicted by values; the message says which
-            and why.
+        UserWarning: the gradients of some samples are not finite (NaN), contradicted by values, or could not be
+            compared with them; the message says which and why.
 
     Raises:
         ConfigurationError: an argument does not fit the model; the message says what does.
@@ -96,27 +93,28 @@ def input_gradient(
     """
     network = ModelFunction(model, forward_fn, output_fn, wrt)
     with _prepared(network, x, classes, target, dtype, None) as prepared:
-        batch, options = prepared.batch, Options(check=check)
+        batch, options = prepared.batch, Options()
         if not check:
             return gradients(batch)
         memory = options.memory(batch.x.device)
         costs = ModelCosts(batch, memory, prepared.forward)
         first = differentiate(batch, costs, memory)
+        finite, findings = finite_samples(batch, first.values, first.gradient)
 
-        def checkable(gradient: Tensor) -> _Checkable:
-            return _Checkable(gradient, predict_slope(gradient, options.generator()))
+        def checkable(gradient: Tensor) -> CheckableDerivatives:
+            return CheckableDerivatives(gradient, predict_slope(gradient, options.generator()))
 
-        finite, findings = finite_samples(batch, first)
-        return _checked(
+        found = check_derivatives(
             "gradient",
             batch,
             checkable(first.gradient),
             lambda few, _: checkable(gradients(few)),
-            options,
-            costs=costs,
+            _settings(costs, options),
             finite=finite,
             findings=findings,
         )
+    _warn(found.warning("gradient"))
+    return found.numbers
 
 
 def input_hvp(
@@ -143,13 +141,16 @@ def input_hvp(
         ``[N, K, D]``.
 
     Warns:
-        UserWarning: some products are not finite, or contradicted by values; the message says which and why.
+        UserWarning: some products are not finite, contradicted by values, or could not be compared with them; the
+            message says which and why. Where values or gradients of a sample are not finite, its products are NaN.
 
     Raises:
         ConfigurationError: an argument does not fit the model, or v does not fit x.
         MeasurementError: not one product is finite, or an operation has no second derivative.
 
-    Cost: two forward-and-backward passes per class (Pearlmutter 1994, by double backward), and the check along v.
+    Cost: a forward pass, two backward passes per class (Pearlmutter 1994, by double backward), and the check: five
+    values along v per sample, or per sample and class where each class has a vector of its own. Memory: the graph of as
+    many samples at a time as fit half of what is free on the device.
 
     Example:
         >>> import torch
@@ -160,22 +161,47 @@ def input_hvp(
     """
     network = ModelFunction(model, forward_fn, output_fn, wrt)
     with _prepared(network, x, classes, target, dtype, None) as prepared:
-        batch, v = prepared.batch, _per_problem(v, prepared.batch)
+        batch, v, options = prepared.batch, _per_problem(v, prepared.batch), Options()
+        memory = options.memory(v.device)
+        costs = ModelCosts(batch, memory, prepared.forward)
+        size = fitting_samples(memory, costs.matvec_bytes)
+
+        def products(of: TargetBatch, v: Tensor) -> _Products:
+            def work(samples: slice) -> _Products:
+                autodiff = ReverseOverReverse(of.select(samples))
+                return _Products(autodiff.hvp(v[samples]), autodiff.gradient(), autodiff.values.detach())
+
+            return concatenate([found for _, found in in_groups(of.num_samples, size, work)])
+
+        first = products(batch, v)
         if not check:
-            return ReverseOverReverse(batch).hvp(v)
-        vectors = v.reshape(-1, 1, batch.num_inputs)
+            return first.product
+        finite, findings = finite_samples(batch, first.values, first.gradient)
+        # Values are compared along one direction of every sample: a class with one of its own is a sample for that.
+        problems = batch if (v == v[:, :1]).all() else batch.split_classes()
+        each = batch.num_classes // problems.num_classes
+        vectors = v.reshape(problems.shape)
 
-        def checkable(problems: TargetBatch, which: Tensor) -> _Checkable:
-            autodiff = ReverseOverReverse(problems)
-            gradient, product = autodiff.gradient(), autodiff.hvp(vectors[which])
-            return _Checkable(product, predict_along(vectors[which, 0], gradient, product))
+        def checkable(which: Tensor, found: _Products) -> CheckableDerivatives:
+            gradient, product = (
+                found.gradient.reshape(vectors[which].shape),
+                found.product.reshape(vectors[which].shape),
+            )
+            return CheckableDerivatives(product, predict_along(vectors[which, 0], gradient, product))
 
-        problems = batch.split_classes()  # each has its own direction
-        numbers = torch.arange(batch.num_samples, device=v.device).repeat_interleave(batch.num_classes)
-        result = checkable(problems, torch.arange(len(vectors), device=v.device))
-        costs = ModelCosts(problems, Options().memory(v.device))
-        products = _checked("HVP", problems, result, checkable, Options(), costs=costs, numbers=numbers.tolist())
-        return products.reshape(v.shape)
+        found = check_derivatives(
+            "HVP",
+            problems,
+            checkable(torch.arange(problems.num_samples, device=v.device), first),
+            lambda few, which: checkable(which, products(few, vectors[which])),
+            _settings(costs, options),
+            finite=finite.repeat_interleave(each),
+            findings=findings,
+            numbers=[n // each for n in range(problems.num_samples)],
+            along=vectors,
+        )
+    _warn(found.warning("HVP"))
+    return found.numbers.reshape(v.shape)
 
 
 def input_hessian(
@@ -213,11 +239,12 @@ def input_hessian(
         ``[N, K, D, D]``, symmetric, flattened from the input's shape in row-major order.
 
     Warns:
-        UserWarning: the numbers cannot be trusted; the message says why (see ``Diagnosis``).
+        UserWarning: the Hessians of some samples are not finite (NaN), contradicted by values, or could not be compared
+            with them; the message says which and why.
 
     Raises:
         ConfigurationError: an argument does not fit the model, or the result does not fit ``max_memory``.
-        MeasurementError: the values, gradients or Hessians are not finite, or do not fit ``max_seconds``.
+        MeasurementError: not one sample has finite values, gradients and Hessians, or they do not fit ``max_seconds``.
 
     Cost: D columns, each about (1 + K)/2 to K gradients of the batch; memory N·K·D² numbers.
 
@@ -245,28 +272,36 @@ def input_hessian(
                 f"may be used. {fewer}, or raise max_memory (in bytes)."
             )
         limit = prepared.meter.limit(max_seconds)
-        whole = partial(_whole_hessians, options=options, memory_budget=memory - result_bytes, limit=limit)
+        budget = memory - result_bytes
+        costs = ModelCosts(batch, budget, prepared.forward)
+        whole = partial(_whole_hessians, costs=costs, options=options, memory_budget=budget, limit=limit)
         if not check:
-            return whole(batch)
+            return whole(batch)[0]
         analysis = analyze(
             batch, options, "curved" if batch.num_inputs <= FEW_INPUTS else None, forward=prepared.forward
         )
-        batch, stand_ins = batch.select(analysis.stand_ins), analysis.stand_ins
+        batch, gradient = batch.select(analysis.stand_ins), analysis.gradient[analysis.stand_ins]
+        hessians, mode = whole(batch, analysis)
 
-        def checkable(gradient: Tensor, hessians: Tensor) -> _Checkable:
-            return _Checkable(hessians, predict_of_matrices(gradient, hessians, options.generator()))
+        def checkable(gradient: Tensor, hessians: Tensor) -> CheckableDerivatives:
+            return CheckableDerivatives(hessians, predict_of_matrices(gradient, hessians, options.generator()))
 
-        return _checked(
+        def again(few: TargetBatch, _: Tensor) -> CheckableDerivatives:
+            return checkable(gradients(few), whole(few, analysis, ("reverse_over_reverse",), limit=UNLIMITED)[0])
+
+        found = check_derivatives(
             "Hessian",
             batch,
-            checkable(analysis.gradient[stand_ins], whole(batch, analysis)),
-            lambda few, _: checkable(gradients(few), whole(few, analysis, ("reverse_over_reverse",), limit=UNLIMITED)),
-            options,
-            costs=analysis.costs,
-            kind=analysis.diagnosis,
+            checkable(gradient, hessians),
+            again,
+            _settings(analysis.costs, options, analysis.diagnosis),
             finite=analysis.finite,
             findings=analysis.diagnosis.findings,
+            computed_by=mode,
+            kind=analysis.diagnosis,
         )
+    _warn(found.warning("Hessian"))
+    return found.numbers
 
 
 def input_spectrum(
@@ -313,16 +348,18 @@ def input_spectrum(
         A ``Spectrum``; its ``diagnosis`` says why the Hessian is what it is.
 
     Warns:
-        UserWarning: the numbers cannot be trusted; the message says why.
+        UserWarning: the spectra of some samples cannot be trusted; the message says which and why. What could not be
+            compared with values is said in the diagnosis.
 
     Raises:
         ConfigurationError: an argument does not fit the model.
-        MeasurementError: numbers are not finite, one sample's matrices do not fit ``max_memory``, or
+        MeasurementError: not one Hessian is finite, one sample's matrices do not fit ``max_memory``, or
             ``method="dense"`` does not fit ``max_seconds``.
 
     Cost: ``dense`` as ``input_hessian``, and D³ per problem for the eigenvalues; ``low_rank`` C gradients;
-    ``lanczos`` some ten HVPs per eigenvalue, about 55 for trace, norms and checks, and 40 for each of the
-    ``density_vectors``. As many samples are worked on at a time as fit ``max_memory``.
+    ``lanczos`` four to ten HVPs per eigenvalue, twelve for trace and norms, C gradients for the norms of the two terms,
+    40 HVPs for each of the ``density_vectors``, and about six for the checks. As many samples are worked on at a time
+    as fit ``max_memory``.
 
     Example:
         >>> import torch
@@ -374,7 +411,8 @@ def input_spectrum(
     spectrum = measurement.spectrum
     if not spectrum.diagnosis.trusted:
         spectrum = replace(spectrum, valid=torch.zeros_like(spectrum.valid))
-    _warn_unless_valid("spectrum", spectrum.valid, spectrum.diagnosis.message)
+    if not spectrum.valid.all():
+        _warn(about_invalid("spectrum", spectrum.valid, spectrum.diagnosis.message))
     return spectrum
 
 
@@ -383,94 +421,37 @@ def _whole_hessians(
     analysis: Analysis | None = None,
     modes: tuple[AutodiffMode, ...] = get_args(AutodiffMode),
     *,
+    costs: ModelCosts,
     options: Options,
     memory_budget: int,
     limit: TimeLimit,
-) -> Tensor:
-    """Those of a batch: zeros, JᵀAJ or column by column, as its analysis allows."""
+) -> tuple[Tensor, AutodiffMode]:
+    """Those of a batch: zeros, JᵀAJ or column by column, as its analysis allows; and the mode of most columns."""
     if analysis is not None and analysis.diagnosis.zero:
-        return batch.x.new_zeros(*batch.shape, batch.num_inputs)
-    costs = ModelCosts(batch, memory_budget) if analysis is None else analysis.costs
+        return batch.x.new_zeros(*batch.shape, batch.num_inputs), "reverse_over_reverse"
     linear = analysis is not None and analysis.diagnosis.network_is_piecewise_linear
     unused = batch.x.new_empty(0)  # whole matrices need no gradient
     return whole_hessians(MethodInput(batch, costs, unused, linear, options, memory_budget, modes=modes, limit=limit))
 
 
 @dataclass(frozen=True)
-class _Checkable:
-    """Numbers with a row per sample, and what they say along one direction."""
+class _Products:
+    """Hessians times vectors, ``[N, K, D]``, and what their graph gives besides."""
 
-    numbers: Tensor
-    prediction: Prediction
-
-
-def _checked(
-    what: str,
-    batch: TargetBatch,
-    result: _Checkable,
-    again: Callable[[TargetBatch, Tensor], _Checkable],
-    options: Options,
-    *,
-    costs: ModelCosts,
-    kind: Diagnosis | None = None,
-    numbers: Sequence[int] | None = None,
-    finite: Tensor | None = None,
-    findings: Sequence[Finding] = (),
-) -> Tensor:
-    """The numbers, compared with values; a warning says which are wrong or not finite.
-
-    Args:
-        what: the numbers are.
-        batch: as it was differentiated.
-        result: its numbers.
-        again: the same for a few samples in company; see ``verdict.checked``.
-        options: how to measure.
-        costs: of derivatives of the batch.
-        kind: what target and network are, if that is known.
-        numbers: of the samples, for the warning; None: 0 to N − 1.
-        finite: ``[N]``, the samples that have finite derivatives; None: all that have finite numbers.
-        findings: what is known already.
-
-    Raises:
-        MeasurementError: no number is finite.
-    """
-    numbers = range(batch.num_samples) if numbers is None else numbers
-    group_size = check_group(costs, options.memory(batch.x.device))
-    settings = CheckSettings(group_size, options.seed, kind is not None and kind.network_is_piecewise_linear)
-    result, verdict = checked(
-        batch, result, again, numbers=numbers, computed_by="reverse_over_reverse", settings=settings
-    )
-    found, findings = result.numbers, [*findings, *verdict.explanation.findings]
-    if finite is not None and not finite.all():
-        found = found.where(finite.reshape(-1, *[1] * (found.dim() - 1)), torch.nan)
-    is_finite = found.flatten(2).sum(dim=2).isfinite()  # reads the numbers once, and makes no copy of their size
-    valid = verdict.explanation.valid & is_finite & verdict.explanation.trusted
-    zero = valid & (result.prediction.spectral_norm == 0) & ~result.prediction.curvature.isnan()
-    if zero.any() and not (kind is not None and kind.zero):
-        found_underflow = underflow(batch, zero, numbers, options.generator())
-        valid, findings = valid & ~(zero & bool(found_underflow)), findings + found_underflow
-    expected = torch.ones_like(is_finite[:, 0]) if finite is None else finite  # the others are in ``findings``
-    lost = (expected & ~is_finite.all(dim=1)).nonzero().flatten()
-    if len(lost):
-        why = why_not_finite(batch.select(lost), options.generator())
-        samples = tuple(numbers[i] for i in lost.tolist())
-        findings.append(Finding(f"The {what} at {{}} is not finite. {why}", samples))
-    message = " ".join(map(str, findings))
-    if not is_finite.any():
-        raise MeasurementError(message)
-    _warn_unless_valid(what, valid, message)
-    return found
+    product: Tensor
+    gradient: Tensor
+    values: Tensor
 
 
-def _warn_unless_valid(what: str, valid: Tensor, message: str) -> None:
-    """Warns where some ``valid [N, K]`` are not."""
-    if not valid.all():
-        num_invalid = int((~valid).any(dim=1).sum())
-        warnings.warn(
-            f"The {what} of {num_invalid} of {len(valid)} samples cannot be trusted. {message}",
-            UserWarning,
-            stacklevel=3,
-        )
+def _settings(costs: ModelCosts, options: Options, kind: Diagnosis | None = None) -> CheckSettings:
+    group_size = check_group(costs, options.memory(costs.batch.x.device))
+    return CheckSettings(group_size, options.seed, kind is not None and kind.network_is_piecewise_linear)
+
+
+def _warn(message: str | None) -> None:
+    """Warns in the line that called a function of this module."""
+    if message is not None:
+        warnings.warn(message, UserWarning, stacklevel=3)
 
 
 @contextmanager

@@ -5,7 +5,8 @@ import torch
 from support.networks import mlp
 from torch import nn
 
-from lightning_hessian import input_gradient, input_hessian, input_hvp, input_spectrum
+from lightning_hessian import MeasurementError, input_gradient, input_hessian, input_hvp, input_spectrum
+from lightning_hessian.curvature.options import Options
 
 F64 = torch.float64
 
@@ -219,3 +220,100 @@ def test_mnist_cnn_with_relu_has_exactly_zero_logit_hessians():
     assert not spectrum.eigenvalues.any()
     assert spectrum.gradient.any()
     assert spectrum.diagnosis.kind == "piecewise_linear"
+
+
+class Seen(nn.Module):
+    """``squares`` of all samples at once, or of those a forward accepts; notes how large batches with a graph are."""
+
+    sizes: list[int] = []  # noqa: RUF012 # of the class: a measurement restores what a forward writes to its model
+
+    def forward(self, x):
+        if x.requires_grad:
+            self.sizes.append(len(x))
+        return squares(x) * x
+
+
+def test_an_hvp_along_a_flat_direction_is_zero_and_nothing_underflows():
+    found = input_hvp(lambda x: x[:, :1] ** 2 + x[:, 1:], torch.ones(1, 2), torch.tensor([0.0, 1.0]), 0)
+    assert not found.any()
+
+
+class TwiceAsFastForward(torch.autograd.Function):
+    """x², whose forward derivative is twice what it should be."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x**2
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * ctx.saved_tensors[0] * grad
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return 4 * ctx.saved_tensors[0] * tangent
+
+
+def test_the_mode_that_was_wrong_is_named():
+    x = torch.tensor([[1.0, 2.0], [torch.nan, 1.0]], dtype=F64)
+    with pytest.warns(
+        UserWarning, match=r"wrong as they were first computed \(forward_over_reverse, in a batch of 2\)"
+    ):
+        found = input_hessian(lambda x: TwiceAsFastForward.apply(x).square().sum(1), x, 0)
+    torch.testing.assert_close(found[0, 0], torch.diag(12 * x[0] ** 2))
+
+
+NUMBERS_OF = {
+    "gradient": input_gradient,
+    "HVP": lambda model, x, k: input_hvp(model, x, torch.ones(4), k),
+    "Hessian": input_hessian,
+}
+
+
+@pytest.mark.parametrize("measure", NUMBERS_OF.values(), ids=NUMBERS_OF)
+def test_numbers_that_nothing_could_confirm_are_returned_with_a_warning(measure):
+    x = torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.5, 2.0, 3.0, 4.0]], dtype=F64)
+
+    def whole_numbers_only(x):
+        return squares(x).where((x == x.round()) | (x - 0.5).abs().lt(0.25), torch.nan)
+
+    with pytest.warns(UserWarning, match="could not confirm the numbers at sample 0: the model gives no") as caught:
+        found = measure(lambda x: whole_numbers_only(x)[:, :1] + squares(x), x, 3)
+    assert caught[0].filename == __file__
+    assert found.isfinite().all()
+
+
+def test_an_hvp_at_what_is_not_finite_is_no_number():
+    x = torch.tensor([[torch.nan, 1.0], [3.0, 4.0], [0.0, 1.0]], dtype=F64)
+    with pytest.warns(UserWarning, match="HVP of 1 of 3 samples cannot be trusted. Inputs are not finite at sample 0"):
+        found = input_hvp(lambda x: x**2, x, torch.ones(2), [0, 1])
+    assert found.isnan().flatten(1).all(1).tolist() == [True, False, False]
+    assert found[1].tolist() == [[2, 0], [0, 2]]
+    v = torch.arange(8.0).reshape(2, 2, 2)
+    with pytest.warns(UserWarning, match="The values are finite but gradients are not finite at sample 1"):
+        each = input_hvp(lambda x: torch.where(x > 0, x.sqrt(), 0 * x), x[1:], v, [0, 1])
+    assert each.isnan().flatten(1).all(1).tolist() == [False, True]
+    with pytest.raises(MeasurementError, match="Inputs are not finite at sample 0"):
+        input_hvp(lambda x: x**2, x[:1], torch.ones(2), 0)
+
+
+@pytest.mark.parametrize("v", [torch.ones(4), torch.ones(3, 4), torch.arange(24.0).reshape(3, 2, 4)])
+def test_hvps_of_all_classes_share_a_forward_and_fit_the_memory(v, monkeypatch):
+    x = torch.rand(3, 4, dtype=F64)
+    found = {}
+    for memory in (2**30, 1):
+        monkeypatch.setattr(Options, "memory", lambda *_, memory=memory: memory)
+        for check in (False, True):
+            Seen.sizes.clear()
+            found[memory, check] = input_hvp(Seen(), x, v, [1, 3], check=check)
+            assert Seen.sizes[-1] == (3 if memory > 1 else 1)
+            assert Seen.sizes.count(Seen.sizes[-1]) <= (2 if memory > 1 else 4)  # one to count bytes
+    for each in found.values():
+        torch.testing.assert_close(each, found[2**30, False])

@@ -346,4 +346,6 @@ def test_curvature_lost_in_float32_is_not_trusted():
     with pytest.warns(UserWarning, match="underflows in float32: measure in float64"):
         hessian = input_hessian(lambda x: x + (1e-20 * x) ** 3, X.float(), 1)
     assert not hessian.any()
-    assert input_hessian(lambda x: x + (1e-20 * x) ** 3, X, 1).any()
+    with pytest.warns(UserWarning, match="could not confirm .* rounding in the forward hides second differences"):
+        hessian = input_hessian(lambda x: x + (1e-20 * x) ** 3, X, 1)
+    assert hessian.any()

@@ -75,7 +75,7 @@ WALLS = {
         "matplotlib safetensors torch",
         "records records.event_format records.files training training.schedule writers writers.publisher",
     ),
-    "training.run": Wall("matplotlib safetensors torch", "records records.files training.* writers"),
+    "training.run": Wall("matplotlib safetensors torch", "curvature records records.files training.* writers"),
     "callback": Wall("lightning matplotlib safetensors torch", "curvature model records training.*"),
 }
 

@@ -72,6 +72,8 @@ def analyze(
     network: Kind | None = None,
     *,
     look_again: bool = True,
+    is_timed: bool = False,
+    examined: Tensor | None = None,
     forward: ForwardPass | None = None,
 ) -> Analysis:
     """Gradients, costs and kinds of a batch.
@@ -83,8 +85,11 @@ def analyze(
         batch: what is differentiated.
         options: how to measure.
         network: what the outputs are as functions of the input, if that is known.
-        forward: what a forward pass has shown already.
         look_again: whether that was at other weights, where a network that was not curved is examined again.
+        is_timed: whether an HVP is timed though the network is known.
+        examined: the samples at which it is then, where it was linear or piecewise linear beyond the samples too; None:
+            all.
+        forward: what a forward pass has shown already.
 
     Raises:
         MeasurementError: not one sample has finite derivatives.
@@ -93,10 +98,14 @@ def analyze(
     """
     memory = options.memory(batch.x.device)
     costs = ModelCosts(batch, memory, forward)
-    examine = network is None or (look_again and network != "curved")
-    found = differentiate(batch, costs, memory, options.generator() if examine else None)
-    finite, findings = finite_samples(batch, found)
+    examine = network is None or (look_again and network != "curved") or is_timed
+    in_turns = examine and not is_timed and examined is not None and network in ("linear", "piecewise_linear")
+    found = differentiate(batch, costs, memory, options.generator() if examine and not in_turns else None)
+    finite, findings = finite_samples(batch, found.values, found.gradient)
     hvp, generator = found.outputs_hvp, options.generator()
+    if in_turns and examined is not None and len(few := examined[finite[examined]]):
+        some = differentiate(batch.select(few), costs, memory, generator).outputs_hvp
+        hvp = None if some is None else some.new_zeros(len(finite), batch.num_inputs).index_copy(0, few, some)
     first = batch.select(finite.nonzero()[:1].flatten())
     if hvp is not None and hvp[finite].any():
         network = "curved"
@@ -127,7 +136,7 @@ def differentiate(
     def work(samples: slice) -> Derivatives:
         nonlocal seconds
         autodiff = ReverseOverReverse(batch.select(samples))
-        outputs, hvp = autodiff.outputs, None
+        outputs, gradient, hvp = autodiff.outputs, autodiff.gradient(create_graph=False), None
         if generator is not None and state is not None:
             generator.set_state(state)
             weights, v = (
@@ -137,7 +146,7 @@ def differentiate(
             with Stopwatch(batch.x.device) as stopwatch:
                 hvp = autodiff.hvp_of_outputs(weights, v.expand(len(outputs), -1))
             seconds += stopwatch.seconds
-        return Derivatives(outputs.detach(), autodiff.values.detach(), autodiff.gradient(), hvp)
+        return Derivatives(outputs.detach(), autodiff.values.detach(), gradient, hvp)
 
     # With the graph of a second gradient, that of the sum of outputs.
     size = fitting_samples(memory_budget, (1 if generator is None else 2) * costs.matvec_bytes)
@@ -153,7 +162,7 @@ def _kind_of_outputs(first: TargetBatch, num_outputs: int, generator: torch.Gene
     return kind_of_zero(outputs, generator) if zero_in_float64(outputs, generator) else "curved"
 
 
-def finite_samples(batch: TargetBatch, found: Derivatives) -> tuple[Tensor, list[Finding]]:
+def finite_samples(batch: TargetBatch, values: Tensor, gradient: Tensor) -> tuple[Tensor, list[Finding]]:
     """Which samples ``[N]`` have finite derivatives, and what is not finite at the others, in words.
 
     Raises:
@@ -161,8 +170,8 @@ def finite_samples(batch: TargetBatch, found: Derivatives) -> tuple[Tensor, list
     """
     causes = {
         "Inputs are": batch.x,
-        "Values of the target are": found.values,
-        "The values are finite but gradients are": found.gradient,
+        "Values of the target are": values,
+        "The values are finite but gradients are": gradient,
     }
     finite = torch.ones(batch.num_samples, dtype=torch.bool, device=batch.x.device)
     findings = []

@@ -26,6 +26,7 @@ from lightning_hessian.errors import MeasurementError
 # What derivatives take at their peak, in units of (1 + K) times what one forward pass allocates: 0.3 to 2.9 for MLPs,
 # convolutions, transformers and recurrent networks with K = 1 and 10.
 FORWARDS_PER_PASS = 4
+FORWARDS_PER_GRADIENT = 3  # the same of a gradient: 1.7 to 2.2, all that a forward and a backward pass make
 SURELY = 4  # estimates are good enough where that many times as much fits for all samples, their results included
 
 # Seconds per D³ of an eigendecomposition with vectors on one CPU core: 6e-11 to 1.3e-10 in float32, by LAPACK, at
@@ -104,18 +105,19 @@ class ModelCosts:
     def gradient_bytes(self) -> int:
         """One gradient of one output of one sample."""
         single = replace(self.batch, classes=self.batch.classes[:, :1])
-        return self._estimate_or(1, lambda: allocated_per_sample(single, gradients))
+        estimate = FORWARDS_PER_GRADIENT * self.forward_bytes
+        return self._estimate_or(1, lambda: allocated_per_sample(single, gradients), estimate)
 
     def _estimate(self, num_classes: int) -> int:
         return FORWARDS_PER_PASS * (1 + num_classes) * self.forward_bytes
 
-    def _estimate_or(self, num_classes: int, count: Callable[[], int]) -> int:
-        """The estimate where memory is plenty, else what is counted."""
+    def _estimate_or(self, num_classes: int, count: Callable[[], int], estimate: int | None = None) -> int:
+        """The estimate, by default that of an HVP, where memory is plenty, else what is counted."""
         matrices = self.eigendecomposition_bytes
         results = max(self.batch.num_classes * 256 * self.vector_bytes, matrices if matrices <= self.memory else 0)
         passes = self.batch.num_samples * self._estimate(self.batch.num_classes)
         plenty = self.memory > 0 and SURELY * (passes + results) <= self.memory
-        return self._estimate(num_classes) if plenty else count()
+        return (estimate or self._estimate(num_classes)) if plenty else count()
 
     @property
     def vector_bytes(self) -> int:

@@ -77,7 +77,8 @@ class AllocatedBytes(TorchDispatchMode):  # type: ignore[no-untyped-call] # torc
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        new = {t.untyped_storage()._cdata: t.untyped_storage() for t in tree_leaves(result) if _is_plain(t)}
+        made = (result,) if isinstance(result, torch.Tensor) else tree_leaves(result)  # the first is much faster
+        new = {t.untyped_storage()._cdata: t.untyped_storage() for t in made if _is_plain(t)}
         new = {address: storage for address, storage in new.items() if address not in self._alive}
         if new:
             given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if _is_plain(t)}
@@ -139,7 +140,7 @@ def keeps_pages(device: torch.device) -> bool:
 
 @contextmanager
 def kept_pages(device: torch.device) -> Iterator[None]:
-    """Freed memory stays with the process inside the context, and is returned to the kernel at its end.
+    """Freed memory stays with the process inside the context; at its end, all but 64 MiB go back to the kernel.
 
     By default, glibc returns every large block that is freed at once, and the kernel clears each page again when the
     next tensor touches it: up to three quarters of the time of whole Hessians on a CPU. Its thresholds cannot be read:
@@ -159,7 +160,8 @@ def kept_pages(device: torch.device) -> Iterator[None]:
     finally:
         libc.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
         libc.mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD)
-        libc.malloc_trim(0)
+        if _resident_bytes() - _resident_before > TRIM_THRESHOLD:  # what glibc keeps by itself is not worth the time
+            libc.malloc_trim(TRIM_THRESHOLD)
         _resident_before = None
 
 

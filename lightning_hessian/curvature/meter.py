@@ -156,7 +156,7 @@ class Stopwatch:
 def duration(seconds: float) -> str:
     """Seconds in words: ``7.5 s``, ``12 min`` or ``3.5 h``."""
     for unit, size in (("s", 1), ("min", 60)):
-        if seconds < 100 * size:
+        if seconds < 99.5 * size:  # which two digits round to 100
             return f"{seconds / size:.2g} {unit}"
     return f"{seconds / 3600:.3g} h"
 

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_hessian.curvature.batching import in_groups, on_few
 from lightning_hessian.curvature.cost_model import ForwardPass, fitting_samples
-from lightning_hessian.curvature.memory import AllocatedBytes, available_memory
+from lightning_hessian.curvature.memory import AllocatedBytes, available_memory, kept_pages
 from lightning_hessian.curvature.meter import Meter
 from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.errors import ConfigurationError, MeasurementError
@@ -88,7 +88,7 @@ def prepare(
     device = network.device or leaves[0].device
     meter = Meter(device)
     dtype = resolve_dtype(dtype, leaves)
-    with isolated(network.model, device, dtype), _explained_derivatives():
+    with kept_pages(device), isolated(network.model, device, dtype), _explained_derivatives():
         x, fixed = network.split(_moved(inputs, device, dtype), dtype)
         check_input(x)
         outputs, forward = _outputs(network, x, fixed, max_memory or available_memory(device))

@@ -49,7 +49,7 @@ def about_validity(finite_difference_error: Array, valid: Array) -> str:
     Example:
         >>> about_validity(np.array([[3e-7], [np.nan], [0.4]]), np.array([[True], [True], [False]]))
         'Agrees with finite differences to 3e-7 (1 of 3 samples checked). 1 of 3 samples has no valid Hessian and is \
-excluded from means: see above.'
+excluded from means; the diagnosis says why.'
     """
     valid = valid.astype(bool)
     return " ".join(filter(None, [_about_agreement(finite_difference_error, valid), _about_invalid(valid)]))
@@ -71,12 +71,12 @@ def _about_invalid(valid: Array) -> str:
     if valid.all():
         return ""
     if not valid.any():
-        return "No Hessian is valid, so there are no numbers: see above."
+        return "No Hessian is valid, so there are no numbers; the diagnosis says why."
     num_samples, num_classes = valid.shape
     num_entries, num_whole = int((~valid).sum()), int((~valid).all(axis=1).sum())
     if num_entries == num_whole * num_classes:
         verbs = "has no valid Hessian and is" if num_whole == 1 else "have no valid Hessian and are"
-        return f"{num_whole} of {num_samples} samples {verbs} excluded from means: see above."
+        return f"{num_whole} of {num_samples} samples {verbs} excluded from means; the diagnosis says why."
     verbs = "is not valid and is" if num_entries == 1 else "are not valid and are"
     all_of_them = f"{valid.size} Hessians ({num_samples} samples × {num_classes} classes)"
-    return f"{num_entries} of {all_of_them} {verbs} excluded from means: see above."
+    return f"{num_entries} of {all_of_them} {verbs} excluded from means; the diagnosis says why."

@@ -10,84 +10,26 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lightning_hessian.curvature.analysis import Analysis, analyze
-from lightning_hessian.curvature.checks.diagnosis import Kind
 from lightning_hessian.curvature.checks.verdict import PreviousChecks
-from lightning_hessian.curvature.meter import Progress, duration, silent
-from lightning_hessian.curvature.methods.duration import (
-    ends_only,
-    expected_duration,
-    what_makes_it_shorter,
-    within_limit,
-)
+from lightning_hessian.curvature.meter import Progress, silent
+from lightning_hessian.curvature.methods.duration import ends_only
 from lightning_hessian.curvature.methods.execute import Measurement, Share, execute
 from lightning_hessian.curvature.methods.merge import merged, on_cpu
-from lightning_hessian.curvature.methods.plan import Plan, make_plan
-from lightning_hessian.curvature.options import MethodName, Options
+from lightning_hessian.curvature.options import Options
 from lightning_hessian.errors import ConfigurationError, MeasurementError, TimeLimitError
-from lightning_hessian.model.arguments import Model, Target
+from lightning_hessian.model.arguments import Model
 from lightning_hessian.model.function import ModelFunction
 from lightning_hessian.model.prepare import PreparedModel, prepare, usable_dtype
-from lightning_hessian.records.locations import Location
 from lightning_hessian.records.record import Record, Stage
+from lightning_hessian.training.decision import Decision, decide, first_target
 from lightning_hessian.training.distributed import SINGLE_PROCESS, ProcessGroup
 from lightning_hessian.training.recording import make_record
+from lightning_hessian.training.run_state import RunState
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.training.schedule import START, TrainingPosition
 from lightning_hessian.training.settings import MeasurementSettings
-
-
-@dataclass
-class RunState:
-    """What one measurement of a run passes on to the next, so that their numbers are comparable; checkpoints hold it.
-
-    Attributes:
-        samples: at which the run measures, once they are known.
-        target: what ``"auto"`` chose.
-        method: what ``"auto"`` chose by time or memory, where the choice might otherwise change during the run.
-        checks: of the last measurement.
-        seconds_per_matvec: of one HVP at all samples by one process, as first measured; checkpoints do not hold it.
-        previous: the last record, without its whole matrices; on rank 0.
-        record_path: where it was saved; on rank 0.
-        measured_step: optimizer steps before the last measurement.
-        position: where training was.
-    """
-
-    samples: Samples | None = None
-    target: Target | None = None
-    method: MethodName | None = None
-    checks: PreviousChecks | None = None
-    seconds_per_matvec: float | None = None
-    previous: Record | None = None
-    record_path: Location | None = None
-    measured_step: int | None = None
-    position: TrainingPosition = START
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What must be the same on all ranks: decided on rank 0, from all samples.
-
-    Attributes:
-        target: its name; None where the user gave a callable, which every rank has.
-        classes: ``[N, K]``, on the CPU.
-        plan: the method.
-        stand_ins: ``[N]``, on the CPU; see ``Analysis.stand_ins``.
-        checks: of the last measurement, or None.
-        analysis: of all samples; it stays on rank 0.
-    """
-
-    target: str | None
-    classes: Tensor
-    plan: Plan
-    stand_ins: Tensor
-    checks: PreviousChecks | None
-    analysis: Analysis | None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "analysis": None}
 
 
 @dataclass(frozen=True)
@@ -162,7 +104,7 @@ def measure(
             return prepared, group.options(settings.options, prepared.batch.x.device)
 
         prepared, options = group.on_all(start)
-        decision = group.on_first(lambda: _decide(prepared, samples, settings, state, options, group, expect))
+        decision = group.on_first(lambda: decide(prepared, samples, settings, state, options, group, expect))
 
         def share() -> _Share:
             return _measure_share(prepared, decision, settings, state, options, group, progress)
@@ -197,7 +139,7 @@ def _prepared(
 ) -> Iterator[PreparedModel]:
     """The model inside its isolation, with the target that is known so far."""
     classes: Any = samples.labels if settings.classes == "label" else settings.classes
-    target, max_memory = _first_target(settings, state), settings.options.max_memory
+    target, max_memory = first_target(settings, state), settings.options.max_memory
     with prepare(network, samples.inputs, classes, target, dtype=dtype, max_memory=max_memory) as prepared:
         names = settings.class_names
         if names and len(names) != prepared.num_outputs:
@@ -207,93 +149,11 @@ def _prepared(
         yield prepared
 
 
-def _first_target(settings: MeasurementSettings, state: RunState) -> Any:
-    """The target with which a measurement starts: ``"auto"`` looks at the outputs first."""
-    return state.target or ("logit" if settings.target == "auto" else settings.target)
-
-
-def _decide(
-    prepared: PreparedModel,
-    samples: Samples,
-    settings: MeasurementSettings,
-    state: RunState,
-    options: Options,
-    group: ProcessGroup,
-    expect: Callable[[float, str], object],
-) -> Decision:
-    """Target and plan, from all samples."""
-    known: Any = None if state.checks is None or state.previous is None else state.previous.network
-    analysis = analyze(prepared.batch, options, known, forward=prepared.forward)
-    network = analysis.diagnosis.network
-    target = state.target or _choose_target(prepared, settings, network)
-    if target != _first_target(settings, state):
-        prepared = prepared.with_target(target)
-        analysis = analyze(prepared.batch, options, network, look_again=False, forward=prepared.forward)
-    plan = make_plan(
-        prepared.batch,
-        analysis.costs,
-        analysis.diagnosis,
-        options,
-        previous_method=state.method,
-        num_matrices=min(settings.heatmap_samples, len(samples)),
-    )
-    plan = _in_time(plan, prepared, analysis, state, options, group, expect)
-    return Decision(
-        target=None if callable(target) else target,
-        classes=prepared.batch.classes.cpu(),
-        plan=plan,
-        stand_ins=analysis.stand_ins.cpu(),
-        checks=state.checks,
-        analysis=analysis,
-    )
-
-
-def _in_time(
-    plan: Plan,
-    prepared: PreparedModel,
-    analysis: Analysis,
-    state: RunState,
-    options: Options,
-    group: ProcessGroup,
-    expect: Callable[[float, str], object],
-) -> Plan:
-    """The plan without what surely does not fit ``max_seconds``; says how long it is expected to take."""
-    batch, costs = prepared.batch, analysis.costs
-    seconds = state.seconds_per_matvec = state.seconds_per_matvec or analysis.seconds_per_matvec
-    if seconds is not None:
-        seconds *= group.share(batch.num_samples).stop / batch.num_samples  # rank 0 has the most
-    left = prepared.meter.limit(options.max_seconds).seconds_left
-    plan = within_limit(plan, batch, costs, options, seconds_per_matvec=seconds, seconds_left=left)
-    expected = None if state.previous is None else state.previous.seconds
-    if expected is None and seconds is not None:
-        expected = expected_duration(plan, batch, costs, options, seconds)
-        expected = min(expected, options.max_seconds or expected)
-    if expected is not None:
-        shorter = what_makes_it_shorter(plan, batch, options)
-        expect(expected, f"about {duration(expected)}. To shorten it: {shorter}")
-    return plan
-
-
-def _choose_target(prepared: PreparedModel, settings: MeasurementSettings, network: Kind) -> Target:
-    """For ``"auto"``: ``"logit"``, or ``"prob"`` if the network is piecewise linear and has several outputs."""
-    if settings.target != "auto":
-        return settings.target
-    if network not in ("linear", "piecewise_linear") or prepared.num_outputs == 1:
-        return "logit"
-    warnings.warn(
-        f"{settings.title}: the network is {network.replace('_', ' ')} in its input"
-        f"{' (as ReLU networks are)' if network == 'piecewise_linear' else ''}, so the Hessian of its outputs is zero. "
-        f"target='auto' measures 'prob' instead; give target=... to choose.",
-        stacklevel=2,
-    )
-    return "prob"
-
-
 def _follow(
     decision: Decision, prepared: PreparedModel, settings: MeasurementSettings, state: RunState
 ) -> PreparedModel:
     """The model as rank 0 decided; the run remembers the target."""
-    first = _first_target(settings, state)
+    first = first_target(settings, state)
     target: Any = first if decision.target is None else decision.target
     state.target = target
     if target != first:
@@ -360,13 +220,14 @@ def _explained(samples: Samples) -> Iterator[None]:
 
 
 def _check_valid(measurement: Measurement, settings: MeasurementSettings, before: PreviousChecks | None) -> None:
-    """Raises unless there is a number to show; warns where some are not valid, and all were ``before``."""
+    """Raises unless there is a number to show; warns where some are not valid that were ``before``."""
     spectrum = measurement.spectrum
     if not spectrum.valid.any():
         message = f"No input-Hessian can be trusted. {spectrum.diagnosis.message}"
         raise MeasurementError(message, cause=f"not valid: {spectrum.diagnosis.kind}")
-    num_invalid = int((~spectrum.valid).any(dim=1).sum())
-    if num_invalid and (before is None or before.valid.all()):
+    invalid = (~spectrum.valid).any(dim=1)
+    num_invalid = int(invalid.sum())
+    if num_invalid and (before is None or (invalid & before.valid).any()):
         warnings.warn(
             f"{settings.title}: {num_invalid} of {len(spectrum.valid)} samples are not valid and are left out. "
             f"{' '.join(map(str, spectrum.diagnosis.findings))}",

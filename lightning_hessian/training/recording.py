@@ -57,7 +57,7 @@ def make_record(
         classes=prepared.batch.classes,
         class_ids=_class_ids(prepared, settings),
         class_names=settings.class_names,
-        made_with=_made_with(prepared, measurement, settings),
+        made_with=_made_with(prepared, settings),
     )
     record = without_invalid(record)
     shared = subspace_overlap(previous, record)
@@ -101,13 +101,11 @@ def _class_ids(prepared: PreparedModel, settings: MeasurementSettings) -> tuple[
     return tuple(prepared.batch.classes[0].tolist())
 
 
-def _made_with(prepared: PreparedModel, measurement: Measurement, settings: MeasurementSettings) -> dict[str, Any]:
+def _made_with(prepared: PreparedModel, settings: MeasurementSettings) -> dict[str, Any]:
     return {
         "lightning_hessian": __version__,
         "torch": torch.__version__,
         "dtype": settings.dtype,
         "device": str(prepared.batch.x.device),
-        "seconds_per_matvec": measurement.plan.seconds_per_matvec,
-        "expected_seconds": dict(measurement.plan.expected_seconds),
         **vars(settings.options),
     }

@@ -18,12 +18,13 @@ from lightning_hessian.model.targets import target_name
 from lightning_hessian.records.files import load_record
 from lightning_hessian.records.locations import Location, location
 from lightning_hessian.records.record import Record
-from lightning_hessian.training.measurement import RunState
+from lightning_hessian.training.run_state import RunState
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.training.schedule import TrainingPosition
 from lightning_hessian.training.settings import MonitorSettings
 
-VERSION = 3
+VERSION = 4
+OF_OPTIONS = ("num_eigenvalues", "block_size", "density_vectors", "seed", "max_memory", "max_seconds")
 OF_SAMPLES = ("samples", "num_samples", "sample_indices", "val_dataloader_idx")
 
 
@@ -103,7 +104,7 @@ def _described(settings: MonitorSettings) -> dict[str, str]:
         "num_samples": str(samples.num_samples),
         "sample_indices": _numbers(samples.sample_indices),
         "val_dataloader_idx": str(samples.val_dataloader_idx),
-        "num_eigenvalues": str(measured.options.num_eigenvalues),
+        **{name: str(getattr(measured.options, name)) for name in OF_OPTIONS},
     }
 
 

@@ -10,17 +10,19 @@ from typing import Any
 
 import torch
 
+from lightning_hessian.curvature.meter import duration
 from lightning_hessian.errors import ConfigurationError, MeasurementError, WritingError
 from lightning_hessian.model.isolation import frozen_random_streams
 from lightning_hessian.model.state_snapshot import unchanged
 from lightning_hessian.records.files import record_path
 from lightning_hessian.records.locations import absolute
 from lightning_hessian.records.record import Record
-from lightning_hessian.training.measurement import RunState, measure
+from lightning_hessian.training.measurement import measure
 from lightning_hessian.training.output import RunOutput
 from lightning_hessian.training.places import Places, RecordFolder, places, writes_files
 from lightning_hessian.training.progress import MeasurementBar
 from lightning_hessian.training.resume import explain_restored, from_state, to_state
+from lightning_hessian.training.run_state import RunState
 from lightning_hessian.training.sample_finder import SampleFinder
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.training.schedule import Budget, TrainingPosition
@@ -284,7 +286,7 @@ class MonitoringRun:
         assert self._places is not None
         if self._num_records == 1:
             self._output.inform(
-                f"method {record.method} ({record.reason}); the first measurement took {record.seconds:.2g} s."
+                f"method {record.method} ({record.reason}); the first measurement took {duration(record.seconds)}."
             )
             # Only now: an earlier run's records are superseded by a record, not by an attempt.
             folder, warnings = self._folder.claim(self._places, self._started_at)

@@ -73,8 +73,8 @@ class Schedule:
         return step != measured_step and (step == 0 or (due and position.step == step))
 
 
-MUCH = 0.25  # share of the training time above which measuring is said to take much of it,
-NOTICEABLE = 1.0  # from so many seconds
+MUCH = 0.25  # share of the training time above which a message says that measuring takes much of it,
+NOTICEABLE = 1.0  # if measuring has taken more than this many seconds
 
 
 class Budget:

@@ -114,7 +114,11 @@ def _about_accuracy(record: Record) -> str:
     if record.method != "lanczos":
         return "All eigenvalues are exact to rounding."
     num_open = int(record.not_converged.sum())
-    converged = f"{num_open} of them have **not converged**" if num_open else "all of them have converged"
+    converged = "all of them have converged"
+    if num_open:
+        converged = (
+            f"{num_open} of {record.converged[record.valid].size} (all samples and classes) have **not converged**"
+        )
     largest = float(record.residuals[record.valid].max())
     return (
         f"{record.eigenvalues.shape[-1]} eigenvalues at the ends of each spectrum, residual at most "

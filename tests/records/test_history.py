@@ -137,7 +137,7 @@ def test_what_is_not_valid_is_left_out():
     assert meta["validity"] == [
         "Agrees with finite differences to 3e-7 (1 of 2 samples checked).",
         "Agrees with finite differences to 3e-7 (1 of 2 samples checked). 1 of 2 samples has no valid Hessian and is "
-        "excluded from means: see above.",
+        "excluded from means; the diagnosis says why.",
     ]
     assert meta["agreement"] == 0.01
     arrays, _ = spectra(measured, 1, 0)

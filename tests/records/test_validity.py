@@ -213,27 +213,27 @@ NAN = np.nan
             [[NAN], [0.4], [3e-7]],
             [[1], [0], [1]],
             "Agrees with finite differences to 3e-7 (1 of 3 samples checked). 1 of 3 samples has no valid Hessian and "
-            "is excluded from means: see above.",
+            "is excluded from means; the diagnosis says why.",
         ),
         (
             [[NAN, NAN], [0.4, 0.4], [0.4, 0.4]],
             [[1, 1], [0, 0], [0, 0]],
             "Not compared with finite differences at this step. 2 of 3 samples have no valid Hessian and are excluded "
-            "from means: see above.",
+            "from means; the diagnosis says why.",
         ),
         (
             [[3e-7, 0.4], [3e-7, 3e-7]],
             [[1, 0], [1, 1]],
             "Agrees with finite differences to 3e-7 (2 of 2 samples checked). 1 of 4 Hessians (2 samples × 2 classes) "
-            "is not valid and is excluded from means: see above.",
+            "is not valid and is excluded from means; the diagnosis says why.",
         ),
         (
             [[0.4, 0.4], [3e-7, 0.4]],
             [[0, 0], [1, 0]],
             "Agrees with finite differences to 3e-7 (1 of 2 samples checked). 3 of 4 Hessians (2 samples × 2 classes) "
-            "are not valid and are excluded from means: see above.",
+            "are not valid and are excluded from means; the diagnosis says why.",
         ),
-        ([[0.4], [NAN]], [[0], [0]], "No Hessian is valid, so there are no numbers: see above."),
+        ([[0.4], [NAN]], [[0], [0]], "No Hessian is valid, so there are no numbers; the diagnosis says why."),
     ],
 )
 def test_validity_in_words(error, valid, words):

@@ -23,6 +23,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hessian import load_records
+from lightning_hessian.training.resume import from_state, to_state
+from lightning_hessian.training.run_state import RunState
 from lightning_hessian.training.schedule import Schedule, TrainingPosition
 
 TAG = "hessian_trace/logit_class_2"
@@ -108,7 +110,8 @@ def test_a_run_killed_while_it_measures_goes_on_without_a_gap(tmp_path, uninterr
 def test_a_run_resumed_from_an_earlier_checkpoint_supersedes_what_came_after_it(tmp_path, uninterrupted):
     shutil.copytree(uninterrupted["steps"], tmp_path, dirs_exist_ok=True)
     monitor = small_monitor(every_n_epochs=2, seed=1)
-    resumable_fit(tmp_path, "steps", monitor=monitor, ckpt_path=tmp_path / "4.ckpt")
+    with pytest.warns(UserWarning, match=r"resumed with other settings than the checkpoint's: seed: 1 \(was 0\)\."):
+        resumable_fit(tmp_path, "steps", monitor=monitor, ckpt_path=tmp_path / "4.ckpt")
     records = [(r.step, r.made_with["seed"]) for r in load_records(tmp_path)]
     assert records == [(0, 0), (2, 0), (4, 0), (8, 1), (12, 1)]
     (aside,) = (tmp_path / "input_hessian").glob("superseded_*")
@@ -140,6 +143,16 @@ def test_a_fresh_fit_sets_all_records_of_an_earlier_one_aside_but_not_those_of_a
 def test_what_a_killed_run_missed(position, measured_step, step, missed):
     schedule = Schedule(every_n_epochs=1, every_n_train_steps=6)
     assert schedule.missed(step, position, measured_step) is missed
+
+
+def test_what_a_limit_in_seconds_decided_ends_with_it():
+    """A run that gave up complete spectra for ``max_seconds`` does not do so where there is no limit any more."""
+    limited, free = (small_monitor(**limit)._settings for limit in ({"max_seconds": 10}, {}))
+    saved = to_state(RunState(method="lanczos"), limited)
+    assert from_state(saved, limited, None)[0].method == "lanczos"
+    run, warning = from_state(saved, free, None)
+    assert run.method is None
+    assert "max_seconds: None (was 10)" in warning
 
 
 @pytest.fixture(scope="module")

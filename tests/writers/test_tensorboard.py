@@ -85,6 +85,9 @@ def test_what_did_not_converge_is_marked_where_it_counts():
     assert "**3 of 4 not converged**" in row[0]
     assert "not converged" not in row[1] + row[2]
     assert "not converged" not in diagnosis_text(record)
+    ends = replace(record, converged=converged, method="lanczos")
+    num_eigenvalues = record.converged.size
+    assert f"; 3 of {num_eigenvalues} (all samples and classes) have **not converged**." in diagnosis_text(ends)
 
 
 def test_the_table_is_one_in_markdown():
@@ -130,7 +133,7 @@ def test_the_text_says_what_is_not_valid_and_how_far_the_rest_agrees():
     assert MESSAGE in text
     assert (
         "Agrees with finite differences to 3e-7 (2 of 4 samples checked). 1 of 4 samples has no valid Hessian and is "
-        "excluded from means: see above."
+        "excluded from means; the diagnosis says why."
     ) in text
     cell = cells_of(text, 2)[0]
     known = record.lambda_max[[0, 1, 3], 1]

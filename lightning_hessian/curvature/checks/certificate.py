@@ -40,16 +40,19 @@ class Certificate:
     Attributes:
         outcome: ``[N, K]``, positions in ``OUTCOMES``.
         error: ``[N, K]``, |wᵀHw − Δ²t/h²| relative to the spectral norm of H, at the step with the sharpest
-            difference; NaN where nothing could be compared.
+            difference; NaN where nothing could be compared. Where H is zero, relative to ‖g‖ (where that is zero too,
+            to |t|) per root mean square of the input.
+        difference: ``[N, K]``, the same, relative to nothing.
         slope_error: ``[N, K]``, |gᵀw − Δt/2h| relative to ‖g‖, at the same step.
         size: ``[N, K]``, the largest |t| seen.
         noise: ``[N, K]``, standard deviation of the noise in the values that the differences show, at most.
-        step: ``[N]``, h of the last comparison, to begin with next time.
+        step: ``[N]``, h of the last comparison.
         num_values: values computed per sample, on average.
     """
 
     outcome: Tensor
     error: Tensor
+    difference: Tensor
     slope_error: Tensor
     size: Tensor
     noise: Tensor
@@ -136,13 +139,14 @@ def compare(
 
     Source: Moré and Wild, "Estimating computational noise" (2011), for noise from differences.
     """
-    p, tolerance = prediction.to(batch.x), prediction.tolerance
+    p, tolerance = prediction.to(batch.x), prediction.tolerance * min(1, prediction.share)
     first = FIRST_STEP * root_mean_square(batch.x) if first_step is None else first_step.to(batch.x)
     steps = [_at_step(batch, p, torch.arange(batch.num_samples, device=batch.x.device), first, group_size)]
     ignored = ~(p.spectral_norm.isfinite() & p.slope.isfinite())
-    agreed = _agrees(steps[0], p, tolerance, torch.full_like(p.slope, torch.inf)) | ignored
+    size = root_mean_square(batch.x).unsqueeze(1)
+    agreed = _agrees(steps[0], p, tolerance, size, torch.full_like(p.slope, torch.inf)) | ignored
     if steps[0].size.isnan().all() and not _evaluates(batch):
-        return _certificate(steps, agreed, p, tolerance, first, len(OFFSETS))
+        return _certificate(steps, agreed, p, tolerance, size, first, len(OFFSETS))
     is_low_precision = ((steps[0].noise <= LOW_PRECISION * steps[0].size) | agreed).all(dim=1)
     last, num_values = first, len(OFFSETS) * batch.num_samples
     for shorter, longer in zip(SHORTER, LONGER, strict=True):
@@ -154,8 +158,8 @@ def compare(
         steps.append(_at_step(batch, p, active, step, group_size))
         num_values += len(OFFSETS) * len(active)
         seen = torch.stack([_beyond_noise(step) for step in steps]).amin(dim=0)
-        agreed |= _agrees(steps[-1], p, tolerance, seen)
-    return _certificate(steps, agreed, p, tolerance, last, num_values / batch.num_samples)
+        agreed |= _agrees(steps[-1], p, tolerance, size, seen)
+    return _certificate(steps, agreed, p, tolerance, size, last, num_values / batch.num_samples)
 
 
 def _evaluates(batch: TargetBatch) -> bool:
@@ -170,17 +174,17 @@ def _evaluates(batch: TargetBatch) -> bool:
 
 
 def _at_step(batch: TargetBatch, p: Prediction, active: Tensor, step: Tensor, group_size: int) -> _Differences:
-    num_points = len(OFFSETS)
-    which = active.repeat_interleave(num_points)
-    shift = (torch.tensor(OFFSETS).to(step) * step.unsqueeze(1)).reshape(-1, 1)
+    offsets = torch.tensor(OFFSETS).to(step)
 
-    def work(rows: slice) -> Tensor:
-        points = batch.select(which[rows])  # copies, so that x may be moved in place
-        points.x.add_(p.direction[which[rows]].mul_(shift[rows]).reshape(points.x.shape))
+    def work(some: slice) -> Tensor:
+        which = active[some].repeat_interleave(len(OFFSETS))
+        points = batch.select(which)  # copies, so that x may be moved in place
+        shift = (step[some].unsqueeze(1) * offsets).reshape(-1, 1)
+        points.x.add_(p.direction[which].mul_(shift).reshape(points.x.shape))
         return _values(points)
 
-    values = [found for _, found in in_groups(len(which), num_points * group_size, work)]
-    t = torch.cat(values).reshape(len(active), num_points, -1)
+    values = [found for _, found in in_groups(len(active), group_size, work)]
+    t = torch.cat(values).reshape(len(active), len(OFFSETS), -1)
     rounding_unit = ROUNDING * torch.finfo(t.dtype).eps
     t = t.to(batch.x.dtype)
     h = step.unsqueeze(1)
@@ -224,23 +228,25 @@ def _beyond_noise(found: _Differences) -> Tensor:
     return found.error.where(found.error > MARGIN * found.blur, torch.inf)
 
 
-def _agrees(found: _Differences, p: Prediction, tolerance: float, seen: Tensor) -> Tensor:
+def _agrees(found: _Differences, p: Prediction, tolerance: float, size: Tensor, seen: Tensor) -> Tensor:
     """Where derivatives and differences agree, and the differences are sharp enough to tell.
 
-    ``seen [N, K]`` is the smallest error beyond noise of any step: where the Hessian is zero, and there is no norm to
-    compare with, differences must be sharp enough to show it.
+    ``size [N, 1]`` is that of the input. ``seen [N, K]`` is the smallest error beyond noise of any step: where the
+    Hessian is zero, and there is no norm to compare with, differences must be sharp enough to show it.
     """
     norm, scale = p.spectral_norm, _slope_scale(found, p)
-    allowed = torch.minimum(tolerance * norm + MARGIN * found.blur, LARGEST_ERROR * norm)
+    slope = found.slope_error <= tolerance * scale + MARGIN * found.slope_blur
+    if p.slope_only:
+        return slope & ((found.slope_blur <= BLUR * p.gradient_norm) | (p.gradient_norm == 0))
+    allowed = torch.minimum(tolerance * norm + MARGIN * found.blur, LARGEST_ERROR * min(1, p.share) * norm)
     curvature = (found.error <= allowed) & (found.blur <= BLUR * norm)
     zero = (norm == 0) & (found.error <= MARGIN * found.blur) & (MARGIN * found.blur <= STEADY * seen)
-    # No longer than to the next kink; where the gradient is zero too, the values are constant up to rounding.
+    # Less than would change the gradient over the size of the input; where the gradient is zero too, the values are
+    # constant up to rounding. So neither may a step be longer than to the next kink, nor so short that all is noise.
     constant = found.noise <= LOW_PRECISION * found.size
-    zero &= torch.where(p.gradient_norm > 0, found.blur * found.step <= BLUR * p.gradient_norm, constant)
-    slope_only = p.curvature.isnan()
-    slope = found.slope_error <= tolerance * scale + MARGIN * found.slope_blur
-    sharp = (found.slope_blur <= BLUR * p.gradient_norm) | (p.gradient_norm == 0)
-    return (curvature | (zero & ~slope_only) | (slope_only & sharp)) & slope
+    reach = torch.maximum(found.step, size)
+    zero &= torch.where(p.gradient_norm > 0, found.blur * reach <= BLUR * p.gradient_norm, constant)
+    return (curvature | zero) & slope
 
 
 def _slope_scale(found: _Differences, p: Prediction) -> Tensor:
@@ -249,14 +255,21 @@ def _slope_scale(found: _Differences, p: Prediction) -> Tensor:
 
 
 def _certificate(
-    steps: list[_Differences], agreed: Tensor, p: Prediction, tolerance: float, last: Tensor, num_values: float
+    steps: list[_Differences],
+    agreed: Tensor,
+    p: Prediction,
+    tolerance: float,
+    size: Tensor,
+    last: Tensor,
+    num_values: float,
 ) -> Certificate:
     every = _Differences(*(torch.stack([getattr(d, f.name) for d in steps]) for f in fields(_Differences)))
     every = _by_step(every)
     # The sharpest differences, among those that agree where some do: a long step may cross a kink.
     close = every.error <= LARGEST_ERROR * p.spectral_norm
-    blur = every.blur.where(close | ~agreed, torch.inf).nan_to_num(torch.inf)
-    sharpest = blur.argmin(dim=0, keepdim=True)
+    blur = every.blur.where(close | ~agreed, torch.inf)
+    blur = blur.where(p.spectral_norm > 0, every.error + MARGIN * every.blur)
+    sharpest = blur.nan_to_num(torch.inf).argmin(dim=0, keepdim=True)
     at = _Differences(*(getattr(every, f.name).gather(0, sharpest)[0] for f in fields(every)))
     outcome = torch.full_like(agreed, OUTCOMES.index("unverifiable"), dtype=torch.long)
     for name, chosen in (
@@ -267,9 +280,13 @@ def _certificate(
     ):
         outcome = outcome.where(~chosen, OUTCOMES.index(name))
     slope_scale = _slope_scale(at, p)
+    # A curvature that is zero is compared with one that would change the slope by its own size over that of the input.
+    scale = p.spectral_norm.where(p.spectral_norm > 0, p.gradient_norm / size)
+    scale = scale.where(scale > 0, at.size / size**2)
     return Certificate(
         outcome,
-        error=at.error / p.spectral_norm.where(p.spectral_norm > 0, 1),
+        error=at.error / scale.where(scale > 0, 1),
+        difference=at.error,
         slope_error=at.slope_error / slope_scale.where(slope_scale > 0, 1),
         size=every.size.nan_to_num(0).amax(dim=0),
         noise=every.noise.nan_to_num(torch.inf).amin(dim=0),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -103,9 +103,16 @@ def joined(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     by_sentence: dict[str, Finding] = {}
     for finding in findings:
         known = by_sentence.get(finding.sentence, finding)
-        samples = tuple(sorted({*known.samples, *finding.samples}))
-        by_sentence[finding.sentence] = replace(finding, samples=samples)
+        all_samples = not (known.samples and finding.samples)
+        samples = () if all_samples else tuple(sorted({*known.samples, *finding.samples}))
+        by_sentence[finding.sentence] = replace(finding, samples=samples, lasts=known.lasts or finding.lasts)
     return tuple(by_sentence.values())
+
+
+def about_some(findings: Iterable[Finding], chosen: Callable[[int], bool]) -> tuple[Finding, ...]:
+    """Findings about single samples, as far as they are about those chosen."""
+    kept = [replace(finding, samples=tuple(filter(chosen, finding.samples))) for finding in findings]
+    return tuple(finding for finding in kept if finding.samples)
 
 
 def advice(num_outputs: int) -> str:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.batching import in_groups, out_of_memory
-from lightning_hessian.curvature.checks.certificate import CERTIFIED, OUTCOMES, Certificate, Outcome
+from lightning_hessian.curvature.checks.certificate import Certificate, Outcome
+from lightning_hessian.curvature.checks.coupling import is_coupled, is_random
 from lightning_hessian.curvature.checks.diagnosis import Finding
 from lightning_hessian.curvature.checks.prediction import Prediction, unit
-from lightning_hessian.curvature.checks.second_look import in_company, outcome_along, outcome_beside
+from lightning_hessian.curvature.checks.second_look import compare_along, compare_beside, in_company
 from lightning_hessian.curvature.checks.zero import is_rounding, root_mean_square, rounding_of_curvature
 from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.errors import MeasurementError
@@ -27,7 +27,8 @@ COUPLED = (
     "treats samples one by one."
 )
 COUPLING_UNCHECKED = (
-    "Two samples do not fit the device at the same time, so whether one changes the output of another was not checked."
+    "Whether the output for one sample changes with the other samples in the batch could not be checked: the forward "
+    "accepts no other batch, or two samples do not fit the device."
 )
 WRONG_GRADIENT = (
     "Look for .detach() or torch.no_grad() over part of the forward, and for a custom autograd.Function whose backward "
@@ -42,8 +43,6 @@ UNCONFIRMED: dict[Outcome, str] = {
     "noise": "rounding in the forward hides second differences of the values",
     "kink": "the target has a kink there",
 }
-SCALES = (1.0, 1e-2, 1e-4)  # of another sample's noise, in standard deviations; smaller where a forward refuses it
-NUM_REPEATED = 16  # samples that are evaluated again to see whether the forward is random
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,8 @@ class Explanation:
         again: ``[N]``, samples whose derivatives are right in reverse_over_reverse beside copies of themselves.
         is_rounding: ``[N, K]``, where the Hessian is zero up to rounding.
         wrong: ``[N, K]``, what values contradict for no reason found but the derivatives themselves.
+        on_kink: ``[N]``, samples on a kink whose derivatives were confirmed beside it.
+        error: ``[N, K]``, that of the certificate, or of the comparison that confirmed an entry; NaN without one.
     """
 
     valid: Tensor
@@ -65,6 +66,8 @@ class Explanation:
     again: Tensor
     is_rounding: Tensor
     wrong: Tensor
+    on_kink: Tensor
+    error: Tensor
 
 
 def explain(
@@ -91,17 +94,26 @@ def explain(
     """
     search = _Search(batch, prediction, certificate, group_size, numbers, generator)
     nothing = torch.zeros_like(search.open)
-    for concerns_all, finding in ((search.is_random, RANDOM), (search.is_coupled, COUPLED)):
-        if concerns_all():
-            return Explanation(nothing, False, (Finding(finding),), nothing[:, 0], nothing, nothing)
+    random = is_random(batch, group_size)
+    coupled = None if random else is_coupled(batch, search.first_open, group_size, generator)
+    for found, finding in ((random, RANDOM), (coupled, COUPLED)):
+        if found:
+            error = certificate.error.to(prediction.slope)
+            return Explanation(
+                nothing, False, (Finding(finding),), nothing[:, 0], nothing, nothing, nothing[:, 0], error
+            )
+    if coupled is None and batch.num_samples > 1:
+        search.findings.append(Finding(COUPLING_UNCHECKED))
     rounding = search.rounding()
-    again = search.right_in_company()
+    search.look_in_company()
     search.look_inside_range()
     search.look_beside_kinks()
     search.look_in_float64()
     search.look_again_where_others_fail()
     search.list_rest()
-    return Explanation(search.valid, True, tuple(search.findings), again, rounding, search.wrong)
+    return Explanation(
+        search.valid, True, tuple(search.findings), search.again, rounding, search.wrong, search.on_kink, search.error
+    )
 
 
 @dataclass
@@ -117,65 +129,43 @@ class _Search:
     findings: list[Finding] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.slope_only = bool(self.prediction.curvature.isnan().all())
+        self.slope_only = self.prediction.slope_only
         self.open = ~self.certificate.is_outcome("certified")
+        self.again = torch.zeros_like(self.open[:, 0])
+        self.error = self.certificate.error.where(~self.open, torch.nan).to(self.prediction.slope)
         self.valid = torch.ones_like(self.open)
         self.wrong = torch.zeros_like(self.open)  # though the certificate calls it something else
+        self.on_kink = torch.zeros_like(self.again)
 
-    def is_random(self) -> bool:
-        """Whether two forward passes on the same inputs differ."""
-
-        def repeats(few: slice) -> bool:
-            group = self.batch.select(few)
-            with torch.no_grad():
-                return _close(group.outputs(group.x), group.outputs(group.x))
-
-        count = min(NUM_REPEATED, self.batch.num_samples)
-        return not all(same for _, same in in_groups(count, self.group_size, repeats))
-
-    def is_coupled(self) -> bool:
-        """Whether the outputs of one sample depend on the other sample in a batch of two."""
-        pair = self.batch.select(self._samples()[:1]).repeat(2)
-        noise = self._noise(pair.x) * (pair.x.std(correction=0) + 1)
-        for scale in SCALES:
-            inputs = [torch.stack([pair.x[0], pair.x[1] + scale * other]) for other in noise]
-            try:
-                with torch.no_grad():
-                    alone, accompanied = (pair.outputs(x)[0] for x in inputs)
-            except Exception as error:  # an assertion on the range of the input, for example
-                if out_of_memory(error):
-                    self.findings.append(Finding(COUPLING_UNCHECKED))
-                    return False
-                continue
-            return not _close(alone, accompanied)
-        return False
+    @property
+    def first_open(self) -> int:
+        """The first sample with an entry without a cause."""
+        return int(self._samples()[0])
 
     def rounding(self) -> Tensor:
         """Second derivatives no larger than what rounding leaves of terms that cancel, as by values."""
-        x, norm, error = self.batch.x, self.prediction.spectral_norm, self.certificate.error
+        x, norm, by_values = self.batch.x, self.prediction.spectral_norm, self.certificate.difference
         limit = rounding_of_curvature(self.batch, self.certificate.size.to(x))
         slope, slope_limit = self.prediction.gradient_norm, limit * root_mean_square(x).unsqueeze(1)
         found = is_rounding(slope, slope_limit)
         if self.slope_only:
-            norm, error, limit = slope, self.certificate.slope_error, slope_limit
+            by_values = self.certificate.slope_error * slope.where(slope > 0, 1)
+            norm, limit = slope, slope_limit
         else:
             found |= is_rounding(norm, limit)
-        by_values = error.to(x) * norm.where(norm > 0, 1)
-        found &= self.open & (norm <= limit) & ~(by_values > limit)
+        found &= self.open & (norm <= limit) & ~(by_values.to(x) > limit)
         self.open = self.open & ~found
         return found
 
-    def right_in_company(self) -> Tensor:
+    def look_in_company(self) -> None:
         """Samples where kernels are wrong in one autodiff mode, or for a batch of one."""
         samples = self._samples("contradicted", "kink", "noise")
         try:
-            outcome = self._outcome(samples, in_company(self.batch.select(samples)))
+            found = self._compare(samples, in_company(self.batch.select(samples)))
         except MeasurementError:  # two samples do not fit the device
-            return torch.zeros_like(self.open[:, 0])
-        agreed = (outcome == CERTIFIED).all(dim=1)
-        again = torch.zeros_like(self.open[:, 0]).index_fill(0, samples[agreed], True)
-        self.open = self.open & ~again.unsqueeze(1)
-        return again
+            return
+        if found is not None:
+            self._compute_again(samples[found.is_outcome("certified").all(dim=1)])
 
     def look_inside_range(self) -> None:
         """Forwards that accept a range of inputs only: entries strictly inside the range of the data are moved."""
@@ -184,26 +174,30 @@ class _Search:
         inside = (few.x > self.batch.x.min()) & (few.x < self.batch.x.max())
         self._confirm(
             samples,
-            self._outcome(samples, few, direction=self.prediction.direction[samples] * inside.flatten(1)),
+            self._compare(samples, few, direction=self.prediction.direction[samples] * inside.flatten(1)),
             "The forward does not accept all inputs near {}, so only entries strictly inside the range of the data "
             "were moved to check the numbers there.",
         )
 
     def look_beside_kinks(self) -> None:
-        """Samples on kinks, at neighbors with derivatives of their own."""
+        """Samples on kinks: derivatives at neighbors agree with values, and those reported are computed as they are."""
         samples = self._samples("kink")
         if len(samples) == 0:
             return
-        few, direction = self.batch.select(samples), self.prediction.direction[samples]
-        outcome = outcome_beside(few, direction, self.group_size, self.generator, slope_only=self.slope_only)
+        predicted = self.prediction.select(samples)
+        found, reported = compare_beside(self.batch.select(samples), predicted, self.group_size, self.generator)
+        self._compute_again(samples[~reported.all(dim=1)])
+        if found is None:
+            return
+        self.on_kink |= self._at(samples, self.open[samples] & found.is_outcome("certified")).any(dim=1)
         self._confirm(
             samples,
-            outcome,
-            "The target has a kink exactly at {}: its slopes to both sides differ, as where equal neighbors tie in "
-            "max-pooling (the constant background of an image). There, gradient and Hessian are those of the "
-            "adjoining smooth piece that autograd picks.",
+            found,
+            "The target has a kink at {}, or too near to tell: its slopes to both sides differ, as where equal "
+            "neighbors tie in max-pooling (the constant background of an image). There, gradient and Hessian are those "
+            "of the adjoining smooth piece that autograd picks.",
         )
-        self.wrong |= self._at(samples, outcome == OUTCOMES.index("contradicted")) & self.open
+        self.wrong |= self._at(samples, found.is_outcome("contradicted")) & self.open
 
     def look_in_float64(self) -> None:
         """Derivatives that are right in float64 only."""
@@ -211,16 +205,16 @@ class _Search:
         if self.batch.x.dtype == torch.float64 or len(samples) == 0:
             return
         try:
-            outcome = self._outcome(samples, self.batch.select(samples).to(torch.float64))
-        except Exception as error:  # the model cannot be differentiated in it
-            if out_of_memory(error):
-                raise
+            found = self._compare(samples, self.batch.select(samples).to(torch.float64))
+        except TypeError:  # no float64 on this device
             return
-        lost = self._at(samples, outcome == CERTIFIED) & self.open
+        if found is None:
+            return
+        lost = self._at(samples, found.is_outcome("certified")) & self.open
         reported = self.prediction.gradient_norm if self.slope_only else self.prediction.spectral_norm
         what = "underflows in float32" if not reported[lost].any() else "is lost in the rounding of float32"
         number = "gradient" if self.slope_only else "curvature"
-        self._confirm(samples, outcome, f"The {number} at {{}} {what}: measure in float64.", lasts=False)
+        self._confirm(samples, found, f"The {number} at {{}} {what}: measure in float64.", lasts=False)
         self.valid &= ~lost
 
     def look_again_where_others_fail(self) -> None:
@@ -231,8 +225,9 @@ class _Search:
         if not self.wrong.any() or len(samples) == 0:
             return
         direction = self.prediction.direction[samples] + 2 * unit(self._noise(self.prediction.direction[samples]))
-        outcome = self._outcome(samples, self.batch.select(samples), direction=direction)
-        self.wrong |= self._at(samples, outcome == OUTCOMES.index("contradicted")) & certified
+        found = self._compare(samples, self.batch.select(samples), direction=direction)
+        if found is not None:
+            self.wrong |= self._at(samples, found.is_outcome("contradicted")) & certified
 
     def list_rest(self) -> None:
         """Entries that values contradict for no reason found, and those that nothing could confirm."""
@@ -253,19 +248,28 @@ class _Search:
                     entries, f"Differences of values could not confirm the numbers at {{}}: {cause}.", lasts=True
                 )
 
-    def _outcome(self, samples: Tensor, batch: TargetBatch, direction: Tensor | None = None) -> Tensor:
-        """How derivatives of ``batch``, along one direction of each of ``samples``, compare with its values, [n, K]."""
+    def _compare(self, samples: Tensor, batch: TargetBatch, direction: Tensor | None = None) -> Certificate | None:
+        """How derivatives of ``batch``, along one direction of each of ``samples``, compare with its values."""
         if len(samples) == 0:
-            return self.certificate.outcome[:0]
+            return None
         direction = self.prediction.direction[samples] if direction is None else direction
-        return outcome_along(batch, direction, self.group_size, slope_only=self.slope_only)
+        return compare_along(batch, direction, self.group_size, slope_only=self.slope_only)
 
-    def _confirm(self, samples: Tensor, outcome: Tensor, finding: str, *, lasts: bool = True) -> None:
+    def _confirm(self, samples: Tensor, found: Certificate | None, finding: str, *, lasts: bool = True) -> None:
         """The cause of the open entries that are certified now has been found; ``{}`` stands for their samples."""
-        entries = self._at(samples, outcome == CERTIFIED) & self.open
+        if found is None:
+            return
+        entries = self._at(samples, found.is_outcome("certified")) & self.open
         self.open = self.open & ~entries
         if entries.any():
             self._find(entries, finding, lasts=lasts)
+            errors = self.error.index_copy(0, samples, found.error.to(self.error))
+            self.error = self.error.where(~entries, errors)
+
+    def _compute_again(self, samples: Tensor) -> None:
+        """What is reported at these samples is not what reverse_over_reverse gives."""
+        self.again = self.again.index_fill(0, samples, True)
+        self.open = self.open & ~self.again.unsqueeze(1)
 
     def _at(self, samples: Tensor, entries: Tensor) -> Tensor:
         """Entries ``[n, K]`` of some samples among those of all."""
@@ -284,10 +288,3 @@ class _Search:
 
     def _noise(self, x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=self.generator, dtype=torch.float64).to(x)
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    """Equal up to what another order of summation may change; NaNs compare equal, and are reported elsewhere."""
-    tolerance = torch.finfo(a.dtype).eps ** 0.5
-    scale = float(torch.nan_to_num(a).abs().max())
-    return torch.allclose(a, b, rtol=0, atol=tolerance * scale, equal_nan=True)

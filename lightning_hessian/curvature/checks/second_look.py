@@ -9,64 +9,106 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from lightning_hessian.curvature.batching import in_groups
-from lightning_hessian.curvature.checks.certificate import OUTCOMES, certify
+from lightning_hessian.curvature.batching import concatenate, in_groups, out_of_memory
+from lightning_hessian.curvature.checks.certificate import OUTCOMES, Certificate, certify
 from lightning_hessian.curvature.checks.prediction import Prediction, predict_along, unit
 from lightning_hessian.curvature.checks.zero import root_mean_square
 from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse
 from lightning_hessian.curvature.target_batch import TargetBatch
+from lightning_hessian.errors import MeasurementError
 
-NEIGHBOR = 0.1  # how far from a kink derivatives are checked, in root mean squares of the sample's entries
-NEIGHBOR_STEP = 1e-4  # h there, in the same unit: below the distance to the kink
+# How far from a kink derivatives are checked, in root mean squares of the sample's entries; the shorter distances where
+# the forward accepts no longer one.
+NEIGHBORS = (0.1, 1e-2, 1e-3)
+NEIGHBOR_STEP = 1e-3  # h there, in distances: below that to the kink
 
 
 def in_company(batch: TargetBatch) -> TargetBatch:
     """The same targets, computed beside copies of the samples: never a batch of one."""
 
     def network(*inputs: Any) -> Tensor:
-        doubled = tree_map_only(Tensor, lambda t: torch.cat([t, t]), inputs)
-        return batch.network(*doubled)[: len(inputs[0])]
+        return batch.network(*tree_map_only(Tensor, lambda t: t.repeat_interleave(2, dim=0), inputs))[::2]
 
     return replace(batch, network=network)
 
 
-def outcome_along(
+def compare_along(
     batch: TargetBatch,
     direction: Tensor,
     group_size: int,
     first_step: Tensor | None = None,
     *,
     slope_only: bool = False,
-) -> Tensor:
-    """How derivatives by reverse_over_reverse along ``direction [N, D]`` compare with values, ``[N, K]``."""
+) -> Certificate | None:
+    """How derivatives by reverse_over_reverse along ``direction [N, D]`` compare with values.
+
+    None where the forward fails: it may not accept inputs in another precision, or beside the samples.
+    """
     moved = direction.any(dim=1, keepdim=True)
     direction = unit(direction)
 
-    def work(few: slice) -> Tensor:
+    def work(few: slice) -> Certificate:
         group = batch.select(few)
-        predicted = _predicted(group, direction[few].to(group.x), slope_only)
-        return certify(group, predicted, group_size, None if first_step is None else first_step[few]).outcome
+        predicted = predicted_along(group, direction[few].to(group.x), slope_only)
+        return certify(group, predicted, group_size, None if first_step is None else first_step[few])
 
-    found = torch.cat([outcome for _, outcome in in_groups(batch.num_samples, group_size, work)])
-    return found.where(moved, OUTCOMES.index("unverifiable"))
+    try:
+        found = concatenate([found for _, found in in_groups(batch.num_samples, group_size, work)])
+    except MeasurementError:  # a single sample does not fit the memory
+        raise
+    except Exception as error:  # an assertion on the range of the input, for example
+        if out_of_memory(error):
+            raise
+        return None
+    return replace(found, outcome=found.outcome.where(moved, OUTCOMES.index("unverifiable")))
 
 
-def outcome_beside(
-    batch: TargetBatch, direction: Tensor, group_size: int, generator: torch.Generator, *, slope_only: bool = False
-) -> Tensor:
-    """The same at neighbors of the samples, beside their kinks."""
+def compare_beside(
+    batch: TargetBatch, prediction: Prediction, group_size: int, generator: torch.Generator
+) -> tuple[Certificate | None, Tensor]:
+    """How derivatives at neighbors of the samples, beside their kinks, compare with values.
+
+    Neighbors stay inside the range of the data, outside of which a forward may refuse them. None where it does anyway.
+
+    Returns:
+        And where ``prediction`` is what reverse_over_reverse gives at the samples themselves, ``[N, K]``.
+    """
+    direction, slope_only = prediction.direction, prediction.slope_only
+
+    def at_samples(few: slice) -> Prediction:
+        return predicted_along(batch.select(few), direction[few], slope_only)
+
+    here = concatenate([found for _, found in in_groups(batch.num_samples, group_size, at_samples)])
     size = root_mean_square(batch.x)
     noise = torch.randn(direction.shape, generator=generator, dtype=torch.float64).to(direction)
-    moved = batch.x + (NEIGHBOR * size.unsqueeze(1) * noise).reshape(batch.x.shape)
-    steps = NEIGHBOR_STEP * size
-    return outcome_along(replace(batch, x=moved), direction, group_size, steps, slope_only=slope_only)
+    low, high = batch.x.min(), batch.x.max()
+    for distance in NEIGHBORS:
+        x = batch.x + (distance * size.unsqueeze(1) * noise).reshape(batch.x.shape)
+        if low < high:  # reflected at the ends of the range
+            x = high - (high - low - (x - low).abs()).abs()
+        steps = NEIGHBOR_STEP * distance * size
+        found = compare_along(replace(batch, x=x), direction, group_size, steps, slope_only=slope_only)
+        if found is not None:
+            return found, _is_same(prediction, here)
+    return None, _is_same(prediction, here)
 
 
-def _predicted(batch: TargetBatch, direction: Tensor, slope_only: bool) -> Prediction:
+def _is_same(reported: Prediction, other: Prediction) -> Tensor:
+    """Where two predictions along one direction agree, up to the tolerance of their precision, ``[N, K]``."""
+
+    def close(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+        return (a - b).abs() <= reported.tolerance * torch.maximum(scale, torch.maximum(a.abs(), b.abs()))
+
+    same = close(reported.slope, other.slope, reported.gradient_norm)
+    if reported.slope_only:
+        return same
+    return same & close(reported.curvature, other.curvature, reported.spectral_norm)
+
+
+def predicted_along(batch: TargetBatch, direction: Tensor, slope_only: bool) -> Prediction:
     """What reverse_over_reverse says along one direction ``[N, D]`` of every sample."""
     autodiff = ReverseOverReverse(batch)
     gradient = autodiff.gradient()
     if slope_only:
-        found = predict_along(direction, gradient, torch.zeros_like(gradient))
-        return replace(found, curvature=torch.full_like(found.curvature, torch.nan))
+        return replace(predict_along(direction, gradient, torch.zeros_like(gradient)), slope_only=True)
     return predict_along(direction, gradient, autodiff.hvp(direction.unsqueeze(1).expand(batch.shape).contiguous()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -73,14 +73,22 @@ def compare_through_outputs(
         ),
         len(z),
     )
-    curved = _looks_curved(of_outputs, prediction, z[:, 0], z[:, 4], 10 * h)
-    curved &= _same(of_outputs, z[:, 0], z[:, 4], 10 * h, z[:, 1], z[:, 3], h)
+    differences = _SecondDifferences(z[:, 2], _slopes(of_outputs))
+    curved = differences.looks_curved(prediction, z[:, 0], z[:, 4], 10 * h)
+    curved &= differences.same(z[:, 0], z[:, 4], 10 * h, z[:, 1], z[:, 3], h)
     which = curved.any(dim=1).nonzero().flatten()
     if len(which):
-        few, h = of_outputs.select(which), h[which]
-        more = _outputs(exact.select(which), prediction.direction[which], step[which], MORE_POINTS, group_size)
-        settled = _same(few, more[:, 0], more[:, 3], 100 * h, z[which, 0], z[which, 4], 10 * h)
-        settled &= _same(few, z[which, 1], z[which, 3], h, more[:, 1], more[:, 2], 0.1 * h)
+        few, h = differences.select(which), h[which]
+        try:
+            more = _outputs(exact.select(which), prediction.direction[which], step[which], MORE_POINTS, group_size)
+        except Exception as error:  # so far away, the forward does not accept the inputs
+            if out_of_memory(error):
+                raise
+            return None
+        if not more.isfinite().all():
+            return None
+        settled = few.same(more[:, 0], more[:, 3], 100 * h, z[which, 0], z[which, 4], 10 * h)
+        settled &= few.same(z[which, 1], z[which, 3], h, more[:, 1], more[:, 2], 0.1 * h)
         contradicted = torch.zeros_like(curved).index_copy(0, which, settled & curved[which])
         found = replace(found, outcome=found.outcome.masked_fill(contradicted, OUTCOMES.index("contradicted")))
     return replace(found, step=step, num_values=len(POINTS))
@@ -88,40 +96,51 @@ def compare_through_outputs(
 
 def _outputs(batch: TargetBatch, direction: Tensor, step: Tensor, points: tuple[float, ...], group_size: int) -> Tensor:
     """Outputs ``[N, points, C]`` at x + j h w."""
-    which = torch.arange(batch.num_samples, device=batch.x.device).repeat_interleave(len(points))
-    shift = (torch.tensor(points).to(batch.x) * step.to(batch.x).unsqueeze(1)).reshape(-1, 1)
+    offsets = torch.tensor(points).to(batch.x)
 
-    def work(rows: slice) -> Tensor:
-        few = batch.select(which[rows])  # copies, so that x may be moved in place
-        few.x.add_((direction[which[rows]].to(few.x) * shift[rows]).reshape(few.x.shape))
+    def work(some: slice) -> Tensor:
+        few = batch.select(some).repeat_interleave(len(points))  # copies, so that x may be moved in place
+        shift = (step[some].to(few.x).unsqueeze(1) * offsets).reshape(-1, 1)
+        along = direction[some].repeat_interleave(len(points), dim=0).to(few.x)
+        few.x.add_((along * shift).reshape(few.x.shape))
         with torch.no_grad():
             return few.outputs(few.x).to(torch.float64)
 
-    values = [found for _, found in in_groups(len(which), len(points) * group_size, work)]
+    values = [found for _, found in in_groups(batch.num_samples, group_size, work)]
     return torch.cat(values).reshape(batch.num_samples, len(points), -1)
 
 
-def _second(of_outputs: TargetBatch, below: Tensor, above: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ ∂τ/∂z Δ²z/h² ``[N, K]``, and what rounding may leave of it."""
+def _slopes(of_outputs: TargetBatch) -> Tensor:
+    """∂τ/∂z, ``[N, K, C]``."""
     z = of_outputs.x.detach().requires_grad_()
     values = of_outputs.values(z)
-    slopes = [torch.autograd.grad(values[:, k].sum(), z, retain_graph=True)[0] for k in range(values.shape[1])]
-    slope = torch.stack(slopes, dim=1)
-    second = ((above - 2 * z.detach() + below) / h**2).unsqueeze(1)
-    rounding = 4 * ROUNDING * torch.finfo(z.dtype).eps * z.detach().abs() / h**2
-    return (slope * second).sum(-1), (slope.abs() * rounding.unsqueeze(1)).sum(-1)
+    rows = [torch.autograd.grad(values[:, k].sum(), z, retain_graph=True)[0] for k in range(values.shape[1])]
+    return torch.stack(rows, dim=1)
 
 
-def _looks_curved(of_outputs: TargetBatch, prediction: Prediction, below: Tensor, above: Tensor, h: Tensor) -> Tensor:
-    """Where second differences of the outputs would matter to the Hessian, and are more than rounding."""
-    second, rounding = _second(of_outputs, below, above, h)
-    return (second.abs() > VISIBLE * prediction.spectral_norm.to(second)) & (second.abs() > MARGIN * rounding)
+@dataclass(frozen=True)
+class _SecondDifferences:
+    """Of the outputs z ``[N, C]``, weighted with the slopes ``[N, K, C]`` of the targets."""
 
+    z: Tensor
+    slopes: Tensor
 
-def _same(
-    of_outputs: TargetBatch, below: Tensor, above: Tensor, h: Tensor, nearer: Tensor, other: Tensor, shorter: Tensor
-) -> Tensor:
-    """Where second differences at two steps agree, up to rounding."""
-    second, _ = _second(of_outputs, below, above, h)
-    at_shorter, rounding = _second(of_outputs, nearer, other, shorter)
-    return (second - at_shorter).abs() <= STEADY * second.abs() + MARGIN * rounding
+    def select(self, samples: Tensor) -> _SecondDifferences:
+        return _SecondDifferences(self.z[samples], self.slopes[samples])
+
+    def at(self, below: Tensor, above: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Σ ∂τ/∂z Δ²z/h² ``[N, K]``, and what rounding may leave of it."""
+        second = ((above - 2 * self.z + below) / h**2).unsqueeze(1)
+        rounding = 4 * ROUNDING * torch.finfo(self.z.dtype).eps * self.z.abs() / h**2
+        return (self.slopes * second).sum(-1), (self.slopes.abs() * rounding.unsqueeze(1)).sum(-1)
+
+    def looks_curved(self, prediction: Prediction, below: Tensor, above: Tensor, h: Tensor) -> Tensor:
+        """Where second differences of the outputs would matter to the Hessian, and are more than rounding."""
+        second, rounding = self.at(below, above, h)
+        return (second.abs() > VISIBLE * prediction.spectral_norm.to(second)) & (second.abs() > MARGIN * rounding)
+
+    def same(self, below: Tensor, above: Tensor, h: Tensor, nearer: Tensor, other: Tensor, shorter: Tensor) -> Tensor:
+        """Where second differences at two steps agree, up to rounding."""
+        second, _ = self.at(below, above, h)
+        at_shorter, rounding = self.at(nearer, other, shorter)
+        return (second - at_shorter).abs() <= STEADY * second.abs() + MARGIN * rounding

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from lightning_hessian.curvature.batching import combine, out_of_memory
-from lightning_hessian.curvature.checks.certificate import FIRST_STEP, OUTCOMES, Certificate, certify
-from lightning_hessian.curvature.checks.diagnosis import Finding, joined
+from lightning_hessian.curvature.checks.certificate import FIRST_STEP, Certificate, certify
+from lightning_hessian.curvature.checks.diagnosis import Finding, about_some, joined
 from lightning_hessian.curvature.checks.explanation import Explanation, explain
 from lightning_hessian.curvature.checks.prediction import Prediction
-from lightning_hessian.curvature.checks.second_look import in_company, outcome_beside
+from lightning_hessian.curvature.checks.second_look import compare_beside, in_company
 from lightning_hessian.curvature.checks.through_outputs import compare_through_outputs
-from lightning_hessian.curvature.checks.zero import root_mean_square, weighted_targets, zero_in_float64
+from lightning_hessian.curvature.checks.zero import root_mean_square
 from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, random_vectors
 from lightning_hessian.curvature.target_batch import TargetBatch
 
@@ -32,8 +32,8 @@ class PreviousChecks:
     Attributes:
         steps: ``[N]``, h at which each sample was last checked.
         valid: ``[N]``, whether all its numbers were.
-        on_kink: ``[N]``, whether they could be confirmed beside the sample only, or not at all.
-        findings: about samples that are ``on_kink``.
+        on_kink: ``[N]``, whether they could be confirmed beside the sample only.
+        findings: about samples that could not be confirmed at themselves.
         turn: how many measurements have been checked in turn.
         circumstances: method, autodiff mode and kinds: where they change, every sample is checked again.
     """
@@ -48,13 +48,12 @@ class PreviousChecks:
     def select(self, samples: slice) -> PreviousChecks:
         """Those of some samples, numbered as in the whole."""
         numbers = range(len(self.steps))[samples]
-        kept = [replace(f, samples=tuple(n for n in f.samples if n in numbers)) for f in self.findings]
         return replace(
             self,
             steps=self.steps[samples],
             valid=self.valid[samples],
             on_kink=self.on_kink[samples],
-            findings=tuple(finding for finding in kept if finding.samples),
+            findings=about_some(self.findings, lambda number: number in numbers),
         )
 
     def due(self, numbers: Sequence[int], num_samples: int) -> Tensor:
@@ -70,42 +69,45 @@ class Verdict:
     """What the checks say about results.
 
     Attributes:
-        error: ``[N, K]``, see ``Spectrum.finite_difference_error``.
         steps: ``[N]``, see ``PreviousChecks``.
-        on_kink: ``[N]``, see ``PreviousChecks``.
-        explanation: of what was not certified.
+        explanation: what was certified, and why the rest was not.
     """
 
-    error: Tensor
     steps: Tensor
-    on_kink: Tensor
     explanation: Explanation
+
+    @property
+    def error(self) -> Tensor:
+        """``[N, K]``, see ``Spectrum.finite_difference_error``."""
+        return self.explanation.error
 
     def with_second(self, which: Tensor, second: Verdict, finding: Finding) -> Verdict:
         """The verdict after samples ``which`` have been measured again, with another one on them."""
+
+        def replaced(pair: list[Tensor]) -> Tensor:
+            return pair[0].index_copy(0, which, pair[1].to(pair[0]))
+
         first, last = self.explanation, second.explanation
-        explanation = Explanation(
-            valid=first.valid.index_copy(0, which, last.valid),
+        last = replace(last, valid=last.valid & ~last.again.unsqueeze(1))  # other numbers again: none is right
+        explanation = replace(
+            combine([first, last], replaced),
             trusted=first.trusted and last.trusted,
             findings=joined([finding, *first.findings, *last.findings]),
             again=first.again,
-            is_rounding=first.is_rounding.index_copy(0, which, last.is_rounding),
-            wrong=first.wrong.index_copy(0, which, last.wrong),
         )
-        return Verdict(
-            error=self.error.index_copy(0, which, second.error),
-            steps=self.steps.index_copy(0, which, second.steps),
-            on_kink=self.on_kink.index_copy(0, which, second.on_kink),
-            explanation=explanation,
-        )
+        return Verdict(replaced([self.steps, second.steps]), explanation)
 
-    def passed_on(self, previous: PreviousChecks | None, circumstances: tuple[str, ...]) -> PreviousChecks:
-        """What the next measurement needs to know."""
+    def passed_on(
+        self, previous: PreviousChecks | None, circumstances: tuple[str, ...], finite: Tensor | None = None
+    ) -> PreviousChecks:
+        """What the next measurement needs to know; ``finite [N]`` are samples of which there are numbers."""
         valid = self.explanation.valid.all(dim=1)
+        if finite is not None:
+            valid = valid & finite.to(valid.device)
         turn = 0 if previous is None else previous.turn + 1
         findings = tuple(finding for finding in self.explanation.findings if finding.lasts)
         # Copies: those of samples that were not checked again are views of the previous ones.
-        steps, valid, on_kink = (t.detach().cpu().clone() for t in (self.steps, valid, self.on_kink))
+        steps, valid, on_kink = (t.detach().cpu().clone() for t in (self.steps, valid, self.explanation.on_kink))
         return PreviousChecks(steps, valid, on_kink, findings, turn, circumstances)
 
 
@@ -147,47 +149,91 @@ def check(
     due: Tensor | None = None,
 ) -> Verdict:
     """Certifies the samples that are due, all of them if one fails, and explains what fails; see ``checked``."""
-    first_steps = FIRST_STEP * (SHORT if settings.piecewise_linear else 1.0) * root_mean_square(batch.x)
-    if previous is not None:
-        first_steps = previous.steps.to(first_steps)
-    generator = torch.Generator().manual_seed(settings.seed)
+    checks = _Checks(batch, prediction, numbers, settings)
+    found = None if previous is None or due is None else checks.of_some(previous, due.to(batch.x.device))
+    return found or checks.of_all()
 
-    def certified(chosen: Tensor) -> Certificate:
-        if settings.piecewise_linear and prediction.spectral_norm.any():
-            few = batch.select(chosen), prediction.select(chosen)
-            found = compare_through_outputs(*few, settings.group_size, first_steps[chosen])
+
+@dataclass(frozen=True)
+class _Checks:
+    batch: TargetBatch
+    prediction: Prediction
+    numbers: Sequence[int]
+    settings: CheckSettings
+
+    def of_all(self) -> Verdict:
+        """Of every sample."""
+        found = self._certified(torch.arange(self.batch.num_samples, device=self.batch.x.device), self._first_steps)
+        is_certified = found.is_outcome("certified")
+        error = found.error.to(self.prediction.slope)
+        steps = found.step.to(self._first_steps).where(is_certified.all(dim=1), self._first_steps)
+        if is_certified.all():
+            return Verdict(steps, _unexplained(error))
+        return Verdict(steps, self._explained(found))
+
+    def of_some(self, previous: PreviousChecks, due: Tensor) -> Verdict | None:
+        """Of samples that are due, about which the rest is known; None where one is not as it was."""
+        on_kink = previous.on_kink.to(due.device)
+        error = torch.full_like(self.prediction.slope, torch.nan)
+        steps, findings = previous.steps.to(self._first_steps), previous.findings
+        unconfirmed = {number for finding in findings for number in finding.samples}
+        if len(chosen := due[~on_kink[due]]):
+            found = self._certified(chosen, steps)
+            certified = found.is_outcome("certified").all(dim=1)
+            steps = steps.index_copy(0, chosen, found.step.to(steps).where(certified, self._first_steps[chosen]))
+            errors, failed = found.error.to(error), chosen[~certified]
+            if any(self.numbers[i] not in unconfirmed for i in failed.tolist()):
+                return None
+            if len(failed):
+                some = _Checks(*self._few(failed), self.settings)
+                why = some._explained(combine([found], lambda tensors: tensors[0][~certified]))
+                if not (why.trusted and why.valid.all()) or why.again.any():
+                    return None
+                errors = errors.index_copy(0, (~certified).nonzero().flatten(), why.error)
+            error = error.index_copy(0, chosen, errors)
+            confirmed = {self.numbers[i] for i in chosen[certified].tolist()}
+            findings = about_some(findings, lambda number: number not in confirmed)
+        if len(beside := due[on_kink[due]]):
+            few, predicted, _ = self._few(beside)
+            at_neighbors, reported = compare_beside(few, predicted, self.settings.group_size, self._generator())
+            if not reported.all() or (at_neighbors is not None and at_neighbors.is_outcome("contradicted").any()):
+                return None
+            if at_neighbors is not None:
+                error = error.index_copy(0, beside, at_neighbors.error.to(error))
+        return Verdict(steps, replace(_unexplained(error, findings), on_kink=on_kink))
+
+    @property
+    def _first_steps(self) -> Tensor:
+        """``[N]``, of samples about which nothing is known."""
+        return FIRST_STEP * (SHORT if self.settings.piecewise_linear else 1.0) * root_mean_square(self.batch.x)
+
+    def _few(self, chosen: Tensor) -> tuple[TargetBatch, Prediction, list[int]]:
+        numbers = [self.numbers[i] for i in chosen.tolist()]
+        return self.batch.select(chosen), self.prediction.select(chosen), numbers
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.settings.seed)
+
+    def _certified(self, chosen: Tensor, steps: Tensor) -> Certificate:
+        """The certificate of some samples."""
+        batch, prediction, _ = self._few(chosen)
+        group_size, steps = self.settings.group_size, steps[chosen]
+        if self.settings.piecewise_linear and prediction.spectral_norm.any():
+            found = compare_through_outputs(batch, prediction, group_size, steps)
             if found is not None:
                 failed = (~found.is_outcome("certified")).any(dim=1).nonzero().flatten()
-                return found if len(failed) == 0 else _with_kinks(found, failed, *few, settings.group_size)
-        return certify(batch.select(chosen), prediction.select(chosen), settings.group_size, first_steps[chosen])
+                return found if len(failed) == 0 else _with_kinks(found, failed, batch, prediction, group_size)
+        return certify(batch, prediction, group_size, steps)
 
-    nothing = torch.full_like(prediction.slope, torch.nan)
-    everything = torch.arange(batch.num_samples, device=batch.x.device)
-    if previous is not None and due is not None:
-        on_kink = previous.on_kink.to(batch.x.device)
-        due = due.to(batch.x.device)
-        chosen, beside = due[~on_kink[due]], due[on_kink[due]]
-        error, steps, passed = nothing, first_steps, True
-        if len(chosen):
-            found = certified(chosen)
-            error = error.index_copy(0, chosen, found.error.to(error))
-            steps = steps.index_copy(0, chosen, found.step.to(steps))
-            passed = bool(found.is_outcome("certified").all())
-        if len(beside):
-            few, direction = batch.select(beside), prediction.direction[beside]
-            outcome = outcome_beside(few, direction, settings.group_size, generator)
-            passed &= not bool((outcome == OUTCOMES.index("contradicted")).any())
-        if passed:
-            return Verdict(error, steps, on_kink, _unexplained(nothing, previous.findings))
-    found = certified(everything)
-    error, steps = found.error.to(nothing), found.step.to(first_steps)
-    is_certified = found.is_outcome("certified")
-    if is_certified.all():
-        return Verdict(error, steps, torch.zeros_like(is_certified[:, 0]), _unexplained(nothing))
-    why = explain(batch, prediction, found, group_size=settings.group_size, numbers=numbers, generator=generator)
-    on_kink = (~is_certified & why.valid & ~why.is_rounding).any(dim=1)
-    # What could not be compared at the sample itself has no error; ``why`` says so.
-    return Verdict(error.where(is_certified | ~why.valid, torch.nan), steps, on_kink, why)
+    def _explained(self, found: Certificate) -> Explanation:
+        return explain(
+            self.batch,
+            self.prediction,
+            found,
+            group_size=self.settings.group_size,
+            numbers=self.numbers,
+            generator=self._generator(),
+        )
 
 
 def _with_kinks(
@@ -235,39 +281,33 @@ def checked(
     rows = again(few, which)
     finding = Finding(
         f"The derivatives at {{}} were wrong as they were first computed ({computed_by}, in a batch of "
-        f"{batch.num_samples}), since a kernel of PyTorch is; they were computed again by reverse_over_reverse, beside "
-        f"copies of the samples.",
+        f"{batch.num_samples}): a kernel of PyTorch or a custom function is wrong in this autodiff mode or at this "
+        f"batch size. They were computed again by reverse_over_reverse, beside copies of the samples.",
         tuple(names),
     )
 
     def replaced(pair: list[Tensor]) -> Tensor:
-        return pair[0].index_copy(0, which[: len(pair[1])], pair[1])
+        if len(pair) == 1:  # whole matrices, of other samples only
+            return pair[0]
+        old, new = pair
+        # In half of the memory there may be fewer eigenvectors.
+        common = tuple(slice(min(sizes)) for sizes in zip(old.shape[1:], new.shape[1:], strict=True))
+        return old[(slice(None), *common)].index_copy(0, which[: len(new)], new[(slice(None), *common)])
 
     second = check(few, rows.prediction, numbers=names, settings=settings)
     return combine([results, rows], replaced), verdict.with_second(which, second, finding)
 
 
 def unchecked(batch: TargetBatch) -> Verdict:
-    """That on results that nobody asked to check."""
+    """The verdict on results that are not to be checked: all are valid, without an error."""
     nothing = batch.x.new_full(batch.shape[:2], torch.nan)
-    explanation = _unexplained(nothing)
-    return Verdict(nothing, nothing[:, 0], explanation.again, explanation)
+    return Verdict(nothing[:, 0], _unexplained(nothing))
 
 
-def _unexplained(entries: Tensor, findings: tuple[Finding, ...] = ()) -> Explanation:
-    false = torch.zeros_like(entries, dtype=torch.bool)
-    return Explanation(~false, True, findings, false[:, 0], false, false)
-
-
-def underflow(batch: TargetBatch, zero: Tensor, numbers: Sequence[int], generator: torch.Generator) -> list[Finding]:
-    """Whether Hessians that are ``zero [N, K]`` are so in this precision only: looked at for the first of them."""
-    samples = zero.any(dim=1).nonzero().flatten()
-    if batch.x.dtype == torch.float64:
-        return []
-    if zero_in_float64(weighted_targets(batch.select(samples[:1]), generator), generator):
-        return []
-    sentence = "The curvature at {} underflows in float32: measure in float64."
-    return [Finding(sentence, tuple(numbers[i] for i in samples.tolist()))]
+def _unexplained(error: Tensor, findings: tuple[Finding, ...] = ()) -> Explanation:
+    """That all is valid, with errors ``[N, K]``."""
+    false = torch.zeros_like(error, dtype=torch.bool)
+    return Explanation(~false, True, findings, false[:, 0], false, false, false[:, 0], error)
 
 
 def why_not_finite(batch: TargetBatch, generator: torch.Generator) -> str:

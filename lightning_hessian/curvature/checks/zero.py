@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.batching import out_of_memory
-from lightning_hessian.curvature.checks.diagnosis import Kind
+from lightning_hessian.curvature.batching import in_groups, out_of_memory
+from lightning_hessian.curvature.checks.diagnosis import Finding, Kind
 from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, random_vectors
 from lightning_hessian.curvature.target_batch import TargetBatch
+from lightning_hessian.errors import MeasurementError
 
 SCALES = (1.0, 10.0)  # of the moves to other inputs, in standard deviations of the input's entries plus one
 NUM_DRAWS = 4  # random outputs at which a target is looked at
 ROUNDING = 1000.0  # multiples of eps·max |t| per squared rms of the input
 LEAST_ROUNDING = 1e-7  # of that: what is smaller yet is no rounding
+AT_ONCE = 8  # samples that are looked at in float64
 SMALLER = (1e-2, 1e-4)  # where the forward accepts no input so far away
 
 
@@ -49,16 +52,55 @@ def kind_in_outputs(batch: TargetBatch, outputs: Tensor, generator: torch.Genera
 
 def zero_in_float64(batch: TargetBatch, generator: torch.Generator) -> bool:
     """Whether an HVP is no more than rounding in float64 too; True where the model cannot be evaluated in it."""
-    try:
-        exact = batch.to(torch.float64)
+    return not curved_in_float64(batch, generator).any()
+
+
+def curved_in_float64(batch: TargetBatch, generator: torch.Generator, vectors: Tensor | None = None) -> Tensor:
+    """Samples ``[N]`` with an HVP, along ``vectors [N, K, D]`` or random ones, of more than rounding in float64."""
+
+    def work(few: slice) -> Tensor:
+        exact = batch.select(few).to(torch.float64)
         autodiff = ReverseOverReverse(exact)
-        product = autodiff.hvp(random_vectors(exact, generator)).norm(dim=-1)
+        v = random_vectors(exact, generator) if vectors is None else vectors[few].to(exact.x)
+        product = autodiff.hvp(v).norm(dim=-1)
         limit = rounding_of_curvature(exact, autodiff.values.detach())
-        return not (product.bool() & ~is_rounding(product, limit)).any()
+        return (product.bool() & ~is_rounding(product, limit)).any(dim=1)
+
+    try:
+        return torch.cat([curved for _, curved in in_groups(batch.num_samples, AT_ONCE, work)])
     except Exception as error:  # no float64 on this device, or a forward that fails in it
-        if out_of_memory(error):
+        if out_of_memory(error) or isinstance(error, MeasurementError):
             raise
-        return True
+        return torch.zeros(batch.num_samples, dtype=torch.bool, device=batch.x.device)
+
+
+def underflow(
+    batch: TargetBatch,
+    zero: Tensor,
+    numbers: Sequence[int],
+    generator: torch.Generator,
+    vectors: Tensor | None = None,
+) -> tuple[Tensor, list[Finding]]:
+    """Which Hessians that are ``zero [N, K]`` are so in this precision only, and a finding about them.
+
+    Args:
+        batch: of the Hessians.
+        zero: those looked at.
+        numbers: of the samples, for the finding.
+        generator: of directions.
+        vectors: ``[N, K, D]``, of products that are zero, where it was products that were computed.
+    """
+    lost = torch.zeros_like(zero)
+    if batch.x.dtype != torch.float64:
+        for k in zero.any(dim=0).nonzero().flatten().tolist():
+            samples = zero[:, k].nonzero().flatten()
+            few = batch.select(samples)
+            single = replace(few, classes=few.classes[:, k : k + 1])
+            along = None if vectors is None else vectors[samples, k : k + 1]
+            lost[samples, k] = curved_in_float64(single, generator, along)
+    named = tuple(numbers[i] for i in lost.any(dim=1).nonzero().flatten().tolist())
+    sentence = "The curvature at {} underflows in float32: measure in float64."
+    return lost, [Finding(sentence, named)] if named else []
 
 
 def rounding_of_curvature(batch: TargetBatch, values: Tensor) -> Tensor:

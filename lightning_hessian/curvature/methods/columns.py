@@ -105,8 +105,9 @@ def hessians(
     """Symmetric whole Hessians ``[N, K, D, D]``, their asymmetry before, and how many columns each mode computed.
 
     By the first of ``modes``; by the next where that raises, or where a matrix is asymmetric or zero (what forward mode
-    gives where an operation has no rule for it and says nothing) and an HVP by reverse_over_reverse along a random
-    direction is another. A wrong mode whose matrices are symmetric is for values to detect (``checks.certificate``).
+    gives where an operation has no rule for it and says nothing) and disagrees with an HVP by reverse_over_reverse
+    along a random direction. A wrong mode whose matrices are symmetric is found by comparison with values
+    (``checks.certificate``).
 
     ``memory``, ``column_estimate`` and ``in_parts`` are as for ``BlockSize``; ``progress`` is called after every block:
     a column of n samples counts as n, of N·D. Cost: D columns, each (1 + K) or 2K passes.

@@ -20,7 +20,7 @@ from lightning_hessian.curvature.cost_model import (
     group_size,
     hessian_bytes,
 )
-from lightning_hessian.curvature.memory import kept_pages, return_pages
+from lightning_hessian.curvature.memory import return_pages
 from lightning_hessian.curvature.meter import Pace
 from lightning_hessian.curvature.methods.columns import hessians, symmetrize_
 from lightning_hessian.curvature.methods.duration import check_pace
@@ -57,39 +57,46 @@ def dense_spectrum(given: MethodInput) -> MethodResult:
         return found, prediction, whole[: max(0, given.num_matrices - samples.start)].clone(), by_mode
 
     groups, predictions, matrices, num_columns = [], [], [], Counter[AutodiffMode]()
-    with kept_pages(given.batch.x.device):
-        for samples, (found, prediction, first_matrices, by_mode) in in_groups(
-            given.batch.num_samples, _group_size(given, dense_bytes), work
-        ):
-            groups.append(found)
-            predictions.append(prediction)
-            matrices.append(first_matrices)
-            for mode, count in by_mode.items():
-                num_columns[mode] += count * (samples.stop - samples.start)
-            return_pages(given.memory_budget)
+    for samples, (found, prediction, first_matrices, by_mode) in in_groups(
+        given.batch.num_samples, _group_size(given, dense_bytes), work
+    ):
+        groups.append(found)
+        predictions.append(prediction)
+        matrices.append(first_matrices)
+        for mode, count in by_mode.items():
+            num_columns[mode] += count * (samples.stop - samples.start)
+        return_pages(given.memory_budget)
     return MethodResult(
         concatenate(groups),
         concatenate(predictions),
         num_matvecs=given.batch.num_inputs,
-        autodiff_mode=num_columns.most_common(1)[0][0],
+        autodiff_mode=_most_common(num_columns),
         matrices=torch.cat(matrices) if len(matrices) > 1 else matrices[0],
     )
 
 
-def whole_hessians(given: MethodInput) -> Tensor:
-    """Symmetric whole Hessians ``[N, K, D, D]`` of all samples; those of a single group are not copied."""
-    result, pace = None, _pace(given)
-    with kept_pages(given.batch.x.device):
-        for samples, (matrices, _, _) in in_groups(
-            given.batch.num_samples, _group_size(given, hessian_bytes), lambda samples: _hessians(given, samples, pace)
-        ):
-            if len(matrices) == given.batch.num_samples:
-                return matrices
-            result = matrices.new_empty(*given.batch.shape, given.batch.num_inputs) if result is None else result
-            result[samples] = matrices
-            return_pages(given.memory_budget)
+def whole_hessians(given: MethodInput) -> tuple[Tensor, AutodiffMode]:
+    """Symmetric whole Hessians ``[N, K, D, D]`` of all samples, and the mode of most columns.
+
+    Those of a single group are not copied.
+    """
+    result, pace, num_columns = None, _pace(given), Counter[AutodiffMode]()
+    for samples, (matrices, _, by_mode) in in_groups(
+        given.batch.num_samples, _group_size(given, hessian_bytes), lambda samples: _hessians(given, samples, pace)
+    ):
+        num_columns += by_mode
+        if len(matrices) == given.batch.num_samples:
+            return matrices, _most_common(num_columns)
+        result = matrices.new_empty(*given.batch.shape, given.batch.num_inputs) if result is None else result
+        result[samples] = matrices
+        return_pages(given.memory_budget)
     assert result is not None
-    return result
+    return result, _most_common(num_columns)
+
+
+def _most_common(num_columns: Counter[AutodiffMode]) -> AutodiffMode:
+    """JᵀAJ has no columns: its gradients are reverse mode's."""
+    return num_columns.most_common(1)[0][0] if num_columns else "reverse_over_reverse"
 
 
 def _pace(given: MethodInput) -> Pace:

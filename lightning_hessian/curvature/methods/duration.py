@@ -38,16 +38,6 @@ def expected_duration(
     return _seconds(batch, _options(plan, options), seconds_per_matvec, num_matrices)[plan.method]
 
 
-def what_makes_it_shorter(plan: Plan, batch: TargetBatch, options: Options) -> str:
-    """The arguments of a monitor that do, in words."""
-    found = ["heatmap_samples=0"] if plan.num_matrices and plan.method == "lanczos" else []
-    found += ["fewer num_samples"] if batch.num_samples > 1 else []
-    found += ["fewer classes"] if batch.num_classes > 1 else []
-    found += ["method='lanczos'"] if plan.method == "dense" else []
-    found += ["max_seconds"] if options.max_seconds is None else []
-    return f"{', '.join(found[:-1])} or {found[-1]}" if len(found) > 1 else "".join(found)
-
-
 def within_limit(
     plan: Plan,
     batch: TargetBatch,
@@ -84,7 +74,7 @@ def within_limit(
 
 def _without_late_heatmaps(plan: Plan, batch: TargetBatch, dense_seconds: float, seconds_left: float) -> Plan:
     """``dense_seconds``: those of all samples' whole matrices."""
-    if plan.num_matrices / batch.num_samples * dense_seconds <= HOPELESS * seconds_left:
+    if plan.num_matrices == 0 or plan.num_matrices / batch.num_samples * dense_seconds <= HOPELESS * seconds_left:
         return plan
     return replace(plan, num_matrices=0, dropped=(*plan.dropped, NO_HEATMAPS))
 

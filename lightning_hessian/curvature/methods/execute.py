@@ -18,10 +18,9 @@ from lightning_hessian.curvature.checks.verdict import (
     Verdict,
     checked,
     unchecked,
-    underflow,
     why_not_finite,
 )
-from lightning_hessian.curvature.checks.zero import kind_of_zero, weighted_targets
+from lightning_hessian.curvature.checks.zero import kind_of_zero, underflow, weighted_targets
 from lightning_hessian.curvature.cost_model import ModelCosts, check_group
 from lightning_hessian.curvature.meter import UNLIMITED, Meter, Progress, TimeLimit, duration, silent
 from lightning_hessian.curvature.methods.dense import dense_spectrum, whole_hessians
@@ -163,7 +162,7 @@ def execute(
         diagnosis=conclusion.diagnosis.with_findings(findings),
         cost=meter.cost(result.num_matvecs),
     )
-    checks = verdict.passed_on(share.checks, _circumstances(plan, result))
+    checks = verdict.passed_on(share.checks, _circumstances(plan, result), share.finite)
     return Measurement(spectrum, result.matrices if plan.num_matrices else None, plan, checks)
 
 
@@ -175,7 +174,7 @@ def _run(given: MethodInput, plan: Plan) -> MethodResult:
     if given.num_matrices and result.matrices is None:
         first = replace(given, batch=given.batch.select(slice(0, given.num_matrices)))
         try:
-            result = replace(result, matrices=whole_hessians(first))
+            result = replace(result, matrices=whole_hessians(first)[0])
         except TimeLimitError:
             result = replace(result, dropped=(NO_HEATMAPS, *result.dropped))
     return result
@@ -200,8 +199,8 @@ def _about_time(limit: TimeLimit, options: Options, dropped: tuple[str, ...]) ->
     if limit.max_seconds is not None and limit.seconds_left < -TOO_LATE * limit.max_seconds:
         seconds = limit.max_seconds - limit.seconds_left
         sentence = (
-            f"It took {duration(seconds)} all the same: no less gives numbers with errors. Measure fewer samples or "
-            f"classes, or fewer eigenvalues."
+            f"The measurement took {duration(seconds)}, more than max_seconds={limit.max_seconds:g}, and nothing more "
+            f"could be left out. Measure fewer samples, classes or eigenvalues."
         )
         findings.append(Finding(sentence))
     return findings
@@ -299,9 +298,9 @@ def _conclude(given: MethodInput, plan: Plan, found: Decomposition, verdict: Ver
         diagnosis = replace(diagnosis, kind="rounding") if everywhere else diagnosis.with_findings(findings)
     zero = valid & (norm == 0) & ~of_checks.is_rounding
     if zero.any() and not diagnosis.zero:
-        if found_underflow := underflow(batch, zero, share.numbers, generator):
-            diagnosis, valid = diagnosis.with_findings(found_underflow), valid & ~zero
-        elif (zero | ~valid).all():
+        lost, findings = underflow(batch, zero, share.numbers, generator)
+        diagnosis, valid, zero = diagnosis.with_findings(findings), valid & ~lost, zero & ~lost
+        if zero.any() and (zero | ~valid).all():
             first = batch.select(zero.any(dim=1).nonzero()[:1].flatten())
             diagnosis = replace(diagnosis, kind=kind_of_zero(weighted_targets(first, generator), generator))
         else:

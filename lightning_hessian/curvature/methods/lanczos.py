@@ -127,7 +127,7 @@ def lanczos_decomposition(
         count()
 
     operator = CountingOperator(hessian, counted)
-    others, each = _products_of_terms(hessian, batch, options)  # beside random vectors, and for every one of them
+    others, each = _cost_of_estimates(hessian, batch, options)
     others += 2 + CHECKS_IN_MATVECS * options.check
     # Signs from a stream of their own: where a Krylov space is exhausted, its basis draws more, and they would change.
     of_signs = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=options.generator())))
@@ -179,10 +179,10 @@ def _dropped(pairs: RitzPairs, num_vectors: int) -> tuple[str, ...]:
     return tuple(dropped)
 
 
-def _products_of_terms(
+def _cost_of_estimates(
     hessian: HessianOperator | GaussNewtonOperator, batch: TargetBatch, options: Options
 ) -> tuple[float, float]:
-    """As many products as ``_term_norms`` takes at most, beside random vectors; and one with every random vector."""
+    """What random vectors and the norms of both terms cost, in HVPs: once, and for every random vector."""
     if isinstance(hessian, GaussNewtonOperator):
         return 0.0, 1.0
     num_outputs = hessian.outputs.shape[1]

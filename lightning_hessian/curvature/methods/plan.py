@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-from lightning_hessian.curvature.checks.diagnosis import Diagnosis, Finding
+from lightning_hessian.curvature.checks.diagnosis import Diagnosis
 from lightning_hessian.curvature.cost_model import (
-    EIGH_SECONDS,
     ModelCosts,
-    expected_seconds,
     expected_work,
     gauss_newton_hessian_bytes,
     hessian_bytes,
@@ -27,7 +24,6 @@ from lightning_hessian.errors import MeasurementError
 # and give the whole spectrum exactly.
 LARGEST_DENSE = 256
 
-CHEAP = 1.0  # seconds that the whole spectrum may cost, whatever its ends would
 WORTH = 2.0  # how many times as much as its ends the whole spectrum may cost
 
 
@@ -38,10 +34,9 @@ class Plan:
     Attributes:
         method: its name.
         reason: why it was chosen, in words, with the numbers that decided.
-        diagnosis: of all samples; its findings say what does not fit the memory.
-        seconds_per_matvec: measured time of one HVP of every problem; None where it was not needed.
-        expected_seconds: of each method that was compared.
+        diagnosis: of all samples.
         num_matrices: for how many samples, counted from the first, whole matrices are computed.
+        memory_for_matrices: bytes with which they would be, where memory is too small for them; else None.
         density_vectors: in place of ``Options.density_vectors``, where they do not all fit ``max_seconds``.
         dropped: what was left out to stay within ``max_seconds``, as parts of a sentence.
     """
@@ -49,16 +44,15 @@ class Plan:
     method: MethodName
     reason: str
     diagnosis: Diagnosis
-    seconds_per_matvec: float | None = None
-    expected_seconds: Mapping[MethodName, float] = field(default_factory=dict)
     num_matrices: int = 0
+    memory_for_matrices: int | None = None
     density_vectors: int | None = None
     dropped: tuple[str, ...] = ()
 
     @property
     def reuse_for_run(self) -> bool:
-        """Whether later measurements of a run should use the same method, as time or memory decided, which vary."""
-        return self.seconds_per_matvec is not None or self.method == "lanczos"
+        """Whether later measurements of a run should use the same method: it depends on memory and time, which vary."""
+        return self.method != "low_rank"
 
 
 def make_plan(
@@ -69,16 +63,14 @@ def make_plan(
     *,
     previous_method: MethodName | None = None,
     num_matrices: int = 0,
-    seconds_per_matvec: float | None = None,
 ) -> Plan:
     """The cheapest method that is exact or has an error estimate, and fits the memory.
 
     Args:
         batch: what to differentiate, with its ``costs`` and ``diagnosis``.
-        previous_method: what an earlier measurement of the run chose by time or memory: used again where it still
-            applies, so that the curves of a run are comparable.
+        previous_method: of an earlier measurement of the run: used again where it still applies, so that the curves of
+            a run are comparable.
         num_matrices: for how many samples the whole matrices are wanted: planned where they fit beside the results.
-        seconds_per_matvec: of one HVP of every problem, where it is known; else work alone decides.
 
     Raises:
         MeasurementError: ``low_rank`` was asked for and the network is not piecewise linear.
@@ -93,16 +85,12 @@ def make_plan(
     if one_sample and diagnosis.network_is_piecewise_linear:
         one_sample = min(one_sample, gauss_newton_hessian_bytes(costs))
     fitting = num_matrices if result_bytes(batch, options, num_matrices) + one_sample <= memory else 0
-    plan = _choose(batch, costs, diagnosis, options, memory, previous_method, fitting, seconds_per_matvec)
+    plan = _choose(batch, costs, diagnosis, options, memory, previous_method, fitting)
     working = 0 if diagnosis.zero else max(one_sample, method_bytes(plan.method, costs, options))
     need = result_bytes(batch, options, num_matrices) + working
     if num_matrices == 0 or need <= memory:
         return replace(plan, num_matrices=num_matrices)
-    finding = Finding(
-        f"Whole matrices for heatmaps need {readable(need)}, and {readable(memory)} may be used, so no heatmap is "
-        f"drawn. Set heatmap_samples=0, or max_memory={need} to make them fit."
-    )
-    return replace(plan, num_matrices=0, diagnosis=diagnosis.with_findings([finding]))
+    return replace(plan, num_matrices=0, memory_for_matrices=need)
 
 
 def _choose(
@@ -113,7 +101,6 @@ def _choose(
     memory: int,
     previous_method: MethodName | None,
     num_matrices: int,
-    seconds_per_matvec: float | None,
 ) -> Plan:
     if options.method != "auto":
         return Plan(options.method, "asked for", diagnosis)
@@ -127,44 +114,28 @@ def _choose(
         what = "gradients of all outputs" if piecewise_linear else "whole matrices"
         reason = f"the {what} need {readable(need)} for one sample, and {readable(memory)} may be used"
         return Plan("lanczos" if less else whole, reason, diagnosis)
-    if previous_method == "lanczos" or (previous_method == "dense" and not piecewise_linear):
-        reason = "as in the first measurement of this run, so that its curves are comparable"
-        return Plan(previous_method, reason, diagnosis)
+    again = "as in the first measurement of this run, so that its curves are comparable"
+    if previous_method == "lanczos":
+        return Plan(previous_method, again, diagnosis)
     if piecewise_linear:
         return Plan("low_rank", "the network is piecewise linear: C gradients give the whole Hessian", diagnosis)
     if batch.num_inputs <= LARGEST_DENSE:
         return Plan("dense", f"D = {batch.num_inputs} is small enough for whole matrices", diagnosis)
+    if previous_method == "dense":
+        return Plan(previous_method, again, diagnosis)
     if num_matrices == batch.num_samples:
         return Plan("dense", "the whole matrices of every sample are wanted for heatmaps anyway", diagnosis)
-    eigh_seconds = EIGH_SECONDS[batch.x.dtype]
-    return cheaper(batch.shape, options, seconds_per_matvec, eigh_seconds, num_matrices, diagnosis=diagnosis)
+    return cheaper(batch.shape, options, num_matrices, diagnosis=diagnosis)
 
 
-def cheaper(
-    shape: tuple[int, int, int],
-    options: Options,
-    seconds_per_matvec: float | None,
-    eigh_seconds: float,
-    num_matrices: int = 0,
-    *,
-    diagnosis: Diagnosis,
-) -> Plan:
-    """``dense`` unless it costs much more than ``lanczos``: it is exact and complete. See ``expected_seconds``."""
-    if seconds_per_matvec is None:
-        work = expected_work(shape, options, num_matrices)
-        method: MethodName = "dense" if work["dense"] <= WORTH * work["lanczos"] else "lanczos"
-        reason = (
-            f"the whole spectrum (D = {shape[2]}) is expected to cost as much as {work['dense']:.0f} Hessian-vector "
-            f"products and its ends {work['lanczos']:.0f}"
-        )
-        return Plan(method, reason, diagnosis)
-    expected = expected_seconds(shape, options, seconds_per_matvec, eigh_seconds, num_matrices)
-    method = "dense" if expected["dense"] <= max(CHEAP, WORTH * expected["lanczos"]) else "lanczos"
+def cheaper(shape: tuple[int, int, int], options: Options, num_matrices: int = 0, *, diagnosis: Diagnosis) -> Plan:
+    """``dense`` unless it costs much more than ``lanczos``: it is exact and complete. See ``expected_work``."""
+    work = expected_work(shape, options, num_matrices)
     reason = (
-        f"with {seconds_per_matvec:.2g} s per Hessian-vector product, the whole spectrum (D = {shape[2]}) is expected "
-        f"to take {expected['dense']:.2g} s and its ends {expected['lanczos']:.2g} s"
+        f"the whole spectrum (D = {shape[2]}) is expected to cost as much as {work['dense']:.0f} Hessian-vector "
+        f"products and its ends {work['lanczos']:.0f}"
     )
-    return Plan(method, reason, diagnosis, seconds_per_matvec, expected)
+    return Plan("dense" if work["dense"] <= WORTH * work["lanczos"] else "lanczos", reason, diagnosis)
 
 
 def remaining_memory(plan: Plan, batch: TargetBatch, costs: ModelCosts, options: Options, memory: int) -> int:

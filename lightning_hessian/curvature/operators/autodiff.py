@@ -50,9 +50,10 @@ class ReverseOverReverse:
     def _gradients(self) -> list[Tensor]:
         return _gradients(self.values, self._x, create_graph=True)
 
-    def gradient(self) -> Tensor:
-        """The gradients ``[N, K, D]``."""
-        return torch.stack([g.detach().flatten(1) for g in self._gradients], dim=1)
+    def gradient(self, *, create_graph: bool = True) -> Tensor:
+        """The gradients ``[N, K, D]``; with their graph where HVPs of the same targets follow."""
+        rows = self._gradients if create_graph else _gradients(self.values, self._x, create_graph=False)
+        return torch.stack([g.detach().flatten(1) for g in rows], dim=1)
 
     def hvp(self, v: Tensor) -> Tensor:
         """Each problem's Hessian times its own vector, ``[N, K, D]`` to ``[N, K, D]``."""

@@ -19,7 +19,6 @@ from lightning_hessian.curvature.meter import Pace, TimeLimit, duration
 from lightning_hessian.curvature.methods.duration import (
     HOPELESS,
     expected_duration,
-    what_makes_it_shorter,
     within_limit,
 )
 from lightning_hessian.curvature.methods.lanczos import CHECKS_IN_MATVECS, MIN_VECTORS
@@ -129,7 +128,13 @@ def test_the_least_gives_both_ends(case, clock):
     assert found.cost.num_matvecs == 4 + CHECK_EVERY + MIN_VECTORS + 1
     assert found.eigenvalues.shape == (2, 1, 4)
     assert (found.lambda_max > found.lambda_min).all()
-    assert re.search(r"It took 14 s all the same.*Measure fewer samples", said(found))
+    late = "The measurement took 14 s, more than max_seconds=0.001, and nothing more could be left out. Measure fewer"
+    assert late in said(found)
+    assert "heatmaps" not in said(found)  # nobody asked for any
+
+
+def test_no_heatmaps_are_missed_that_nobody_wanted():
+    assert limited(Plan("lanczos", "", CURVED), -1.0, Options(max_seconds=1.0)).dropped == ()
 
 
 def test_every_group_of_samples_gets_its_share(case, clock, monkeypatch):
@@ -178,6 +183,25 @@ def test_heatmaps_go_first(case, clock):
     assert record(case, max_seconds=steps + CHECKS_IN_MATVECS + 250).hessian is not None
     least = record(case, max_seconds=20)
     assert re.search("no heatmaps were drawn, trace and norms .* and Lanczos ended after", least.message)
+
+
+def test_a_resumed_run_knows_what_fits_from_an_hvp_of_its_own(case, clock, monkeypatch):
+    """Checkpoints hold what the network is, but not how long an HVP took, perhaps on another device."""
+    of_outputs = autodiff.ReverseOverReverse.hvp_of_outputs
+
+    def timed(self, weights, v):
+        clock.now += 1
+        return of_outputs(self, weights, v)
+
+    monkeypatch.setattr(autodiff.ReverseOverReverse, "hvp_of_outputs", timed)
+    options = Options("lanczos", 4, density_vectors=3, max_seconds=100.0)
+    monitor = Measurer([1], "logit", "float64", options, heatmap_samples=0)
+    for _ in range(2):
+        found = monitor.measure(case[0], Samples(case[1], None))
+        assert "the density was not estimated" in found.message
+        assert found.seconds < 100
+        assert found.network == "curved"
+        monitor.state.seconds_per_matvec = None
 
 
 def batch(num_inputs=300, num_samples=4):
@@ -240,10 +264,6 @@ def test_what_a_measurement_is_expected_to_take():
     assert expected_duration(heatmaps, of, costs, Options(), 2.0) == pytest.approx(2 * (1.1 * 93 + 0.7 * 300 / 2))
     assert expected_duration(Plan("low_rank", "", PIECEWISE_LINEAR), of, costs, Options(), 2.0) == 3.0
     assert expected_duration(Plan("low_rank", "", Diagnosis("linear", "linear")), of, costs, Options(), 2.0) == 0
-    assert what_makes_it_shorter(heatmaps, of, Options()) == "heatmap_samples=0, fewer num_samples or max_seconds"
-    dense = Plan("dense", "", CURVED, num_matrices=2)
-    one = of.select(slice(0, 1))
-    assert what_makes_it_shorter(dense, one, Options(max_seconds=1.0)) == "method='lanczos'"
 
 
 def test_a_slow_first_part_is_not_taken_for_the_pace():
@@ -275,3 +295,4 @@ def test_what_is_no_limit_raises(value):
 
 def test_seconds_in_words():
     assert [duration(s) for s in (0.123, 9.96, 99, 720, 12600)] == ["0.12 s", "10 s", "99 s", "12 min", "3.5 h"]
+    assert [duration(s) for s in (99.4, 99.6, 123, 5964, 5988)] == ["99 s", "1.7 min", "2 min", "99 min", "1.66 h"]

@@ -1,0 +1,76 @@
+"""Whether a network is a fixed function of one sample: the same at every pass, and in every batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from lightning_hessian.curvature.batching import in_groups, out_of_memory
+from lightning_hessian.curvature.checks.certificate import OFFSETS
+from lightning_hessian.curvature.target_batch import TargetBatch
+
+SCALES = (1.0, 1e-2, 1e-4)  # of another sample's noise, in standard deviations; smaller where a forward refuses it
+NUM_REPEATED = 16  # samples that are evaluated again to see whether the forward is random
+
+
+def is_random(batch: TargetBatch, group_size: int) -> bool:
+    """Whether two forward passes on the same inputs differ."""
+
+    def repeats(few: slice) -> bool:
+        group = batch.select(few)
+        with torch.no_grad():
+            return _close(group.outputs(group.x), group.outputs(group.x))
+
+    count = min(NUM_REPEATED, batch.num_samples)
+    return not all(same for _, same in in_groups(count, group_size, repeats))
+
+
+def is_coupled(batch: TargetBatch, sample: int, group_size: int, generator: torch.Generator) -> bool | None:
+    """Whether the outputs of a sample change with the others in its batch: one more, or those it was measured with.
+
+    The second is looked at where the forward accepts no two samples.
+
+    Args:
+        batch: the samples.
+        sample: which of them is looked at.
+        group_size: samples whose five values fit the memory at a time.
+        generator: of noise.
+
+    Returns:
+        None where the forward accepts no other batch, or two samples do not fit the device.
+    """
+    num_samples = batch.num_samples
+    other = (sample + 1) % num_samples
+    pair = batch.select(torch.tensor([sample, sample], device=batch.x.device))
+    batches = [(pair, 0, batch.x[[sample, other]])]
+    if 1 < num_samples <= len(OFFSETS) * group_size:
+        batches.append((batch, sample, batch.x.roll(1, 0)))
+    for few, row, swapped in batches:
+        for x in _other_rows(few.x, row, swapped, generator):
+            try:
+                with torch.no_grad():
+                    return not _close(few.outputs(few.x)[row], few.outputs(x)[row])
+            except Exception as error:  # an assertion on the range of the input, for example
+                if out_of_memory(error):
+                    return None
+    return None
+
+
+def _other_rows(x: Tensor, row: int, swapped: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    """Inputs in which all rows but one differ: by noise, by other samples, and inside of the range of their own."""
+    noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) * (x.std(correction=0) + 1)
+    others = [x + scale * noise for scale in SCALES]
+    for other in (others[0], swapped, *others[1:], (x + x.mean()) / 2):
+        if not torch.equal(other, x):
+            changed = other.clone()
+            changed[row] = x[row]
+            yield changed
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    """Equal up to what another order of summation may change; NaNs compare equal, and are reported elsewhere."""
+    tolerance = torch.finfo(a.dtype).eps ** 0.5
+    scale = float(torch.nan_to_num(a).abs().max())
+    return torch.allclose(a, b, rtol=0, atol=tolerance * scale, equal_nan=True)

@@ -1,0 +1,322 @@
+"""Checks of whole measurements: what is wrong is found at every step of a run, and never blamed on what is right."""
+
+import warnings
+
+import pytest
+import torch
+from support.measuring import Measurer
+from torch import nn
+
+from lightning_hessian import input_hessian, input_spectrum
+from lightning_hessian.curvature.checks.certificate import certify
+from lightning_hessian.curvature.checks.diagnosis import Finding, joined
+from lightning_hessian.curvature.checks.prediction import predict
+from lightning_hessian.curvature.options import Options
+from lightning_hessian.curvature.target_batch import TargetBatch
+from lightning_hessian.training.samples import Samples
+
+F64 = torch.float64
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def random(*shape, dtype=F64, seed=0):
+    return torch.randn(shape, generator=generator(seed), dtype=F64).to(dtype)
+
+
+def quietly(function, *arguments, **named):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return function(*arguments, **named)
+
+
+def records_of(model, x, *, steps=4, target="logit", **options):
+    """The records of a run of some measurements."""
+    options = Options(**options)
+    measurer = Measurer(0, target, "float64" if x.dtype == F64 else "float32", options, heatmap_samples=0)
+    return [quietly(measurer.measure, model, Samples(x, None), step=step) for step in range(steps)]
+
+
+class HidesCurvature(torch.autograd.Function):
+    """x² with the second derivative that autograd sees zero where x > 1."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * torch.where(x > 1, 2 * x.detach(), 2 * x)
+
+
+def test_what_is_wrong_stays_so_at_every_later_measurement():
+    """The step at which a check failed is not where the next begins: there, noise would hide all curvature."""
+    x = torch.tensor([[0.3, 0.5], [1.5, 1.7], [0.2, 0.1]], dtype=F64)
+    for record in records_of(lambda x: HidesCurvature.apply(x).sum(1), x, steps=5):
+        assert record.valid[:, 0].tolist() == [True, False, True]
+
+
+def test_a_hessian_that_is_wrongly_zero_is_not_certified_by_noise():
+    x, zero = torch.tensor([[1.5, 1.7]], dtype=F64), torch.zeros(1, 1, dtype=F64)
+    gradient = 2 * x.unsqueeze(1)
+    batch = TargetBatch(lambda x: (x**2).sum(1, keepdim=True), lambda z, _: z, x, torch.zeros(1, 1).long())
+    for step in (1e-7, 1e-8):
+        predicted = predict(gradient, torch.zeros_like(gradient), zero, lambda w: zero, generator())
+        found = certify(batch, predicted, 4, torch.full((1,), step, dtype=F64))
+        assert not found.is_outcome("certified").any(), step
+
+
+class WrongTangent(torch.autograd.Function):
+    """sin²x, whose forward-mode derivative is wrong."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.sin() ** 2
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        (x,) = inputs
+        ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * WrongSine.apply(2 * x)
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        (x,) = ctx.saved_tensors
+        return tangent * (2 * x).sin()
+
+
+class WrongSine(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.sin()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0])
+        ctx.save_for_forward(inputs[0])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.saved_tensors[0].cos()
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return 3 * tangent * ctx.saved_tensors[0].cos()
+
+
+def test_what_is_reported_on_a_kink_is_what_was_confirmed_beside_it():
+    x = torch.tensor([[0.3, 0.3, 0.9, 0.4]], dtype=F64)  # |x0 - x1| has its kink here
+    expected = torch.diag(2 * (2 * x[0]).cos())
+
+    def model(x):
+        return WrongTangent.apply(x).sum(1) + (x[:, 0] - x[:, 1]).abs()
+
+    spectrum = quietly(input_spectrum, model, x, 0, method="dense")
+    assert bool(spectrum.valid.all())
+    assert torch.allclose(spectrum.eigenvalues[0, 0], torch.linalg.eigvalsh(expected).flip(0))
+    assert "computed again by reverse_over_reverse" in spectrum.diagnosis.message
+    assert "kink" in spectrum.diagnosis.message
+    assert bool(spectrum.finite_difference_error.isfinite().all())  # that of the neighbor
+
+
+class RefusesOnce(nn.Module):
+    """A forward that accepts no inputs but the samples while the first measurement lasts."""
+
+    def __init__(self, x):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, dtype=F64))
+        self.x, self.refuses = x, True
+
+    def forward(self, x):
+        if self.refuses and not all((row == self.x).all(1).any() for row in x):
+            raise ValueError("not one of the samples")
+        return (self.weight * x).sin().sum(1)
+
+
+def test_samples_that_could_not_be_confirmed_are_compared_at_themselves_the_next_time():
+    x = random(3, 2)
+    model = RefusesOnce(x)
+    options = Options()
+    measurer = Measurer(0, "logit", "float64", options, heatmap_samples=0)
+    first = quietly(measurer.measure, model, Samples(x, None), step=0)
+    assert "could not confirm" in first.message
+    model.refuses = False
+    later = [quietly(measurer.measure, model, Samples(x, None), step=step) for step in range(1, 5)]
+    assert sum(torch.tensor(record.finite_difference_error).isfinite().sum() for record in later) >= 3
+    assert "could not confirm" not in later[-1].message
+
+
+def test_samples_coupled_in_a_forward_of_one_batch_size_are_found():
+    matrix = random(3, 3, dtype=torch.float32)
+    spectrum = quietly(
+        input_spectrum, lambda x: (matrix @ x).pow(3).sum(1), random(3, 4, dtype=torch.float32, seed=1), 0
+    )
+    assert not spectrum.valid.any()
+    assert "changes with the other samples" in spectrum.diagnosis.message
+
+
+def test_coupling_is_found_where_the_forward_accepts_a_range_only():
+    def model(x):
+        assert x.min() >= 0
+        assert x.max() <= 1
+        return (x - x.mean(0)).pow(3).sum(1)
+
+    x = torch.rand(4, 5, generator=generator(), dtype=F64)
+    x[:, 0], x[:, 1] = 0, 1
+    spectrum = quietly(input_spectrum, model, x, 0)
+    assert "changes with the other samples" in spectrum.diagnosis.message
+
+
+class Scaled(torch.autograd.Function):
+    """v ↦ v with a gradient whose derivative is ``factor`` times too large."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return Scaled.apply(gradient, ctx.factor) if ctx.factor == 1 else Larger.apply(gradient, ctx.factor), None
+
+
+class Larger(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, g, factor):
+        ctx.factor = factor
+        return g.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.factor, None
+
+
+class TooLarge(nn.Module):
+    """Outputs of a small network, whose Hessians autograd takes to be too large."""
+
+    def __init__(self, num_outputs, factor, size=100):
+        super().__init__()
+        self.factor = factor
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(size, 40), nn.Tanh(), nn.Linear(40, num_outputs))
+
+    def forward(self, x):
+        return self.net(Scaled.apply(x, self.factor))
+
+
+@pytest.mark.parametrize("num_classes", [1, 10, 50])
+@pytest.mark.parametrize("method", ["dense", "lanczos"])
+def test_errors_are_seen_however_many_classes_share_a_direction(num_classes, method):
+    x = random(2, 100, dtype=torch.float32)
+    classes = list(range(num_classes))
+    spectrum = quietly(input_spectrum, TooLarge(50, 1.2), x, classes, method=method, num_eigenvalues=2)
+    assert not spectrum.valid.any()
+
+
+def test_opposite_classes_do_not_cancel_in_the_direction_of_the_check():
+    gradient, top = random(1, 1, 300), random(1, 1, 300, seed=1)
+    both = [torch.cat([v, -v], dim=1) for v in (gradient, top)]
+    one = torch.ones(1, 2, dtype=F64)
+    for seed in range(6):
+        found = predict(*both, one, lambda w: one, generator(seed))
+        assert found.slope.abs().min() / gradient.norm() > 0.3, seed
+
+
+def test_zero_hessians_of_one_class_are_no_underflow_where_another_is_curved():
+    x = random(3, 4, dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hessians = input_hessian(lambda x: torch.stack([x.sum(1), (x**2).sum(1)], 1), x, [0, 1])
+    assert not hessians[:, 0].any()
+
+
+def test_a_forward_that_accepts_a_range_only_is_measured_on_a_kink_at_every_step():
+    def model(x):
+        assert x.min() >= 0
+        assert x.max() <= 1
+        pairs = x.unflatten(1, (-1, 2))
+        return (pairs.amax(2) ** 3).sum(1)
+
+    x = torch.rand(2, 8, generator=generator(), dtype=F64)
+    x[:, :2], x[:, 2:4] = 0, 1  # ties at both ends of the range
+    for record in records_of(model, x, steps=4):
+        assert record.valid.all()
+
+
+def test_a_later_sample_that_is_computed_again_leaves_the_matrices_of_the_first():
+    """The kernel is wrong for the last sample only, of which no matrix is wanted."""
+
+    class WrongForOne(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, dtype=F64))
+
+        def forward(self, x):
+            factor = 1.3 if len(x) == 3 and x.requires_grad else 1.0  # wrong in the batch that is measured
+            marked = x[:, :1] > 10
+            return (self.weight * torch.where(marked, Scaled.apply(x, factor), x)).sin().sum(1)
+
+    x = random(3, 4)
+    x[2, 0] = 11
+    options = Options(method="lanczos", num_eigenvalues=2)
+    measurer = Measurer(0, "logit", "float64", options, heatmap_samples=1)
+    record = quietly(measurer.measure, WrongForOne(), Samples(x, None))
+    assert record.valid.all()
+    assert "computed again" in record.message
+    assert record.hessian.shape == (1, 1, 4, 4)
+
+
+def test_the_same_warning_is_given_once_for_samples_that_are_not_finite():
+    x = random(3, 2)
+    x[1, 0] = torch.nan
+    options = Options()
+    measurer = Measurer(0, "logit", "float64", options, heatmap_samples=0)
+    counts = []
+    for step in range(3):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            measurer.measure(lambda x: x.sin().sum(1), Samples(x, None), step=step)
+        counts.append(sum("not valid" in str(w.message) for w in caught))
+    assert counts == [1, 0, 0]
+
+
+def test_a_finding_about_all_samples_stays_one_about_all():
+    both = joined([Finding("s"), Finding("s", (3,), lasts=True)])
+    assert both == (Finding("s", (), lasts=True),)
+
+
+def test_the_error_of_a_zero_hessian_does_not_depend_on_the_scale_of_the_input():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(10, 30), nn.ReLU(), nn.Linear(30, 3)).double()
+    for scale in (1e-4, 1.0, 1e4):
+        spectrum = quietly(input_spectrum, net, scale * random(3, 10), 0)
+        assert spectrum.finite_difference_error.nan_to_num(0).max() < 1e-2, scale
+
+
+def test_what_could_not_be_confirmed_in_float32_is_looked_at_again():
+    """Values that are noisy at every step: rounded to a hundredth."""
+
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4))
+
+        def forward(self, x):
+            smooth = (self.weight * x).sin().sum(1)
+            return smooth + (1e3 * x).sin().sum(1).detach().mul(1e4).sin() * 1e-2
+
+    records = records_of(Noisy(), random(3, 4, dtype=torch.float32), steps=4)
+    assert all("could not confirm" in record.message for record in records)
