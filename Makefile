@@ -19,7 +19,7 @@ screenshots: $(VENV)/.dev
 
 # About a quarter of an hour on two quiet cores: what docs/performance.md is made of.
 bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks price low_rank lanczos dense statistics performance
+	$(BIN)/python -m benchmarks price scale demo low_rank lanczos dense statistics performance
 
 # An hour at most; the same command goes on where it was stopped.
 zoo: $(VENV)/.zoo

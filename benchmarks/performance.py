@@ -103,6 +103,54 @@ def price(result: dict[str, Any]) -> str:
     )
 
 
+def scale(result: dict[str, Any]) -> str:
+    """Networks of the usual size."""
+    rows = [
+        (
+            row["case"],
+            f"`{row['method']}`",
+            row["num_matvecs"],
+            row["seconds"],
+            row["gradients"],
+            f"{row['peak_gib']} ({row['peak_gib_of_a_gradient']} before)",
+            f"≤ {row['wanted_gib']:g}",
+            "" if row["peak_gib"] <= row["wanted_gib"] else MISS,
+        )
+        for row in result["rows"]
+    ]
+    head = ("network", "method", "HVPs", "seconds", "gradients", "GiB resident at most", "wanted", "")
+    return (
+        "## Networks of the usual size\n\n`input_spectrum` with its defaults on 3×224×224 (D = 150,528), from "
+        "transformers' configurations with random weights; each in a process of its own, whose memory after one "
+        f"gradient stands in parentheses.\n\n{table(head, rows)}"
+    )
+
+
+def demo(result: dict[str, Any]) -> str:
+    """The share of the demo's time that goes to measuring."""
+    rows = [
+        (
+            row["activation"],
+            row["heatmap_samples"],
+            f"`{row['method']}`",
+            ", ".join(f"{seconds:g}" for seconds in row["measurements"]),
+            f"{row['fit_seconds']:g}, {row['fit_seconds_without']:g}",
+            f"{row['share']:.1%}",
+            f"{row['share_by_difference']:.1%}",
+            f"≤ {row['wanted_at_most']:.0%}",
+            "" if row["share"] <= row["wanted_at_most"] else MISS,
+        )
+        for row in result["rows"]
+    ]
+    head = ("activation", "heatmaps of", "method", "seconds of each measurement", "of the fit, with and without")
+    return (
+        "## The demo\n\n`examples/mnist_cnn.py`: 4 samples, 2 classes, D = 784, measured five times in four epochs. By "
+        "difference of the two fits there is also what the process does beside training: importing matplotlib, and "
+        "drawing and compressing pictures in a thread of their own.\n\n"
+        f"{table((*head, 'share', 'by difference', 'wanted', ''), rows)}"
+    )
+
+
 def low_rank(result: dict[str, Any]) -> str:
     """Complete spectra of ReLU networks."""
     return (
@@ -224,6 +272,8 @@ def _detail(row: dict[str, Any]) -> str:
 
 SECTIONS = {
     "price": price,
+    "scale": scale,
+    "demo": demo,
     "dense": dense,
     "low_rank": low_rank,
     "lanczos": lanczos,

@@ -14,11 +14,13 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_hessian.curvature.options import ChunkSize, MethodChoice, Options
 from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.model.arguments import Target
-from lightning_hessian.model.function import ForwardFunction, OutputFunction
+from lightning_hessian.model.function import ForwardFunction
+from lightning_hessian.model.outputs import OutputFunction
 from lightning_hessian.records.record import Stage
 from lightning_hessian.records.retention import KeepMatrices, keep_policy
+from lightning_hessian.training.batch import InputFunction
 from lightning_hessian.training.run import MonitoringRun
-from lightning_hessian.training.samples import InputFunction, SampleSource
+from lightning_hessian.training.samples import SampleSource
 from lightning_hessian.training.schedule import Schedule
 from lightning_hessian.training.settings import MeasurementSettings, MonitorSettings, check_names
 from lightning_hessian.training.trainer_access import in_both_packages, last_logged_step
@@ -66,8 +68,9 @@ class InputHessianMonitor(_Callback):
         wrt: the submodule whose output is differentiated instead of the input (``"embedding"`` for tokens), by name;
             or the key or position of one of several inputs.
         input_fn: ``batch -> x`` or ``batch -> (x, labels)``, for batches that are not ``(x, labels)``; x may be a dict
-            (``module(**x)``) or tuple (``module(*x)``) of tensors. Without it, a batch that is a dict must hold exactly
-            one floating-point input, or ``wrt`` must name one of its inputs.
+            (``module(**x)``) or tuple (``module(*x)``) of tensors. Without it, a batch that is a dict, a dataclass or
+            another object must hold exactly one floating-point input, or ``wrt`` must name one of its inputs; masks
+            and labels do not count.
         forward_fn: ``(module, x) -> output``, instead of ``module(x)``.
         output_fn: ``output -> [N, C]``, for modules that return neither that nor an object with it as ``logits``.
         chunk_size: Hessian columns computed at once; ``"auto"``: the fastest number, found while measuring.

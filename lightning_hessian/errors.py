@@ -1,6 +1,8 @@
-"""The exceptions of this package, and the checks of arguments that every module uses."""
+"""The exceptions and warnings of this package, and the checks of arguments that every module uses."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class ConfigurationError(ValueError):
@@ -41,6 +43,29 @@ class WritingError(RuntimeError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class HessianWarning(UserWarning):
+    """What this package warns of."""
+
+
+def warn(message: str, stacklevel: int = 2) -> None:
+    """Warns, also inside of ``quiet``."""
+    warnings.warn(message, HessianWarning, stacklevel=stacklevel + 1)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Ignores warnings, of torch and of a user's model, but for those of this package, which come at the end."""
+    own: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as own:
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", HessianWarning)
+            yield
+    finally:
+        for each in own:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
 
 
 def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,9 +29,10 @@ from lightning_hessian.curvature.operators.autodiff import AutodiffMode, Reverse
 from lightning_hessian.curvature.options import ChunkSize, MethodChoice, Options
 from lightning_hessian.curvature.spectrum import Spectrum
 from lightning_hessian.curvature.target_batch import TargetBatch
-from lightning_hessian.errors import ConfigurationError, TimeLimitError
+from lightning_hessian.errors import ConfigurationError, TimeLimitError, warn
 from lightning_hessian.model.arguments import Classes, Model, Target
-from lightning_hessian.model.function import ForwardFunction, Inputs, ModelFunction, OutputFunction
+from lightning_hessian.model.function import ForwardFunction, Inputs, ModelFunction
+from lightning_hessian.model.outputs import OutputFunction
 from lightning_hessian.model.prepare import PreparedModel, prepare, usable_dtype
 
 FEW_INPUTS = 32  # up to which all columns are computed at once, without a look at the kind of network
@@ -451,7 +451,7 @@ def _settings(costs: ModelCosts, options: Options, kind: Diagnosis | None = None
 def _warn(message: str | None) -> None:
     """Warns in the line that called a function of this module."""
     if message is not None:
-        warnings.warn(message, UserWarning, stacklevel=3)
+        warn(message, stacklevel=3)
 
 
 @contextmanager

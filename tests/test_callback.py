@@ -312,7 +312,11 @@ def test_no_samples_to_measure_at(tmp_path, arguments, sentence):
 @pytest.mark.parametrize(
     ("held_out", "arguments", "sentence"),
     [
-        ([{"image": x, "mask": x > 0} for x in X], {}, r"dict with the keys \['image', 'mask'\].*input_fn"),
+        (
+            [{"left": x, "right": -x} for x in X],
+            {},
+            r"dict \{'left': .* \[10, 1, 8, 8\], 'right': .*input_fn=lambda batch",
+        ),
         (list(X), {"classes": "label"}, "classes='label' needs integer labels"),
         (list(zip((16 * X).byte(), Y, strict=True)), {}, "torch.uint8.*floating point"),
         (digits(64, 96), {"classes": 10}, "classes=10 is out of range: the model has 10 outputs"),

@@ -1,10 +1,13 @@
 """Bad input gets a sentence that says what was given and what to do."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from support.networks import mlp
 from torch import nn
 
+import lightning_hessian
 from lightning_hessian import input_gradient, input_hessian, input_hvp, input_spectrum
 from lightning_hessian.errors import ConfigurationError, MeasurementError
 
@@ -23,7 +26,12 @@ X = torch.zeros(2, 6, dtype=torch.float64)
         ({"target": "logits"}, "target='logits' is not known.*'logit'"),
         ({"target": lambda z, c: z}, r"returned \(2, 3\).*must return one scalar per sample and class"),
         ({"x": torch.zeros(6)}, r"got shape \(6,\).*unsqueeze"),
-        ({"x": torch.zeros(2, 6, dtype=torch.long)}, "torch.int64.*floating point"),
+        ({"x": torch.zeros(2, 6, dtype=torch.long)}, "torch.int64.*floating point.*wrt='embedding'"),
+        ({"x": torch.zeros(2, 6, dtype=torch.uint8)}, r"torch.uint8.*x.float\(\) / 255"),
+        ({"x": torch.zeros(2, 6, dtype=torch.bool)}, r"torch.bool.* Give x.float\(\)\.$"),
+        ({"x": torch.zeros(2, 6, dtype=torch.complex64)}, r"torch.complex64.*parts, torch.view_as_real\(x\)"),
+        ({"classes": torch.tensor([9, 0])}, r"classes, which has values from 0 to 9, is out of range: .* 3 outputs"),
+        ({"classes": "label"}, "classes='label' is not known"),
         ({"dtype": torch.float16}, "torch.float32 or torch.float64"),
         ({"chunk_size": 0}, "chunk_size=0 must be a whole number of at least 1"),
         ({"max_memory": 100}, "more than the 100 bytes.*max_memory"),
@@ -101,3 +109,9 @@ def test_nan_is_not_a_number():
 def test_an_unknown_method():
     with pytest.raises(ConfigurationError, match="method='magic' is not known"):
         input_spectrum(mlp(), X, 0, method="magic")
+
+
+def test_every_warning_is_one_that_a_measurement_lets_through():
+    package = Path(lightning_hessian.__file__).parent
+    direct = {str(file.relative_to(package)) for file in package.rglob("*.py") if "warnings.warn(" in file.read_text()}
+    assert direct == {"errors.py"}

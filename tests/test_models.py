@@ -15,7 +15,11 @@ from support.zoo import (
     Casting,
     Checkpointed,
     Encoder,
+    Forces,
+    Fourier,
+    InPlace,
     Learner,
+    Moved,
     OwnKernel,
     Recurrent,
     Swish,
@@ -110,6 +114,10 @@ CASES = [
     Case("activation checkpointing", lambda: Checkpointed(False)),
     Case("activation checkpointing, reentrant", lambda: Checkpointed(True), reference=lambda: Checkpointed(False)),
     Case("autograd.Function of the old form", lambda: cnn(Swish(), nn.Identity())),
+    Case("x.mul_(2) and inplace=True", InPlace, reference=lambda: InPlace(in_place=False)),
+    Case("torch.autograd.grad in the forward", Forces),
+    Case("complex weights (FNO)", Fourier, reference=lambda: Fourier(torch.complex128)),
+    Case("net.to(x.device) in the forward", Moved),
     Case("x.float() in the forward", Casting, warning=NOT_FLOAT64, reference=lambda: Casting(cast=False), **INSIDE),
 ]
 

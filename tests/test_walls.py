@@ -40,7 +40,10 @@ WALLS = {
     "curvature.analysis": Wall("torch", "curvature curvature.checks curvature.cost_model curvature.operators.*"),
     "curvature.methods": Wall("torch", "curvature.*"),
     "model": Wall("numpy torch"),
-    "model.prepare": Wall("torch", "curvature curvature.cost_model curvature.operators.* model"),
+    "model.differentiation_errors": Wall("torch", "curvature model"),
+    "model.prepare": Wall(
+        "torch", "curvature curvature.cost_model curvature.operators.* model model.differentiation_errors"
+    ),
     "functional": Wall("torch", "curvature.* model.*"),
     "records": Wall("numpy"),
     "records.payload": Wall("numpy safetensors"),

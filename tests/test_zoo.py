@@ -1,5 +1,6 @@
 """The judge of ``make zoo`` tells right from wrong, and needs no derivative for it."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from benchmarks.gpu.suite import SIZES, Suite
 from benchmarks.zoo import judge as judging
+from benchmarks.zoo.__main__ import without
 from benchmarks.zoo.judge import Case, judge, truth_of
 from benchmarks.zoo.page import summary
 from benchmarks.zoo.sources import case_of
@@ -110,6 +112,29 @@ def test_a_case_varies_some_entries_of_the_first_tensor() -> None:
     counts = summary([{"key": "op_db.mm/0", "verdict": "right"}, {"key": "op_db.mm/0", "verdict": "right"}])
     assert counts["counts"] == {"op_db": {"right": 2}}
     assert counts["cases"] == {"op_db": 1}
+
+
+def test_what_came_out_wrong_is_judged_again() -> None:
+    lines = [
+        {"commit": "a"},
+        *({"begin": "cos"}, {"key": "cos/0", "verdict": "right"}, {"end": "cos"}),
+        *({"begin": "sin"}, {"key": "sin/0", "verdict": "right"}, {"key": "sin/1", "verdict": "crashed"}),
+        *({"end": "sin"}, {"commit": "b"}, {"begin": "tan"}, {"end": "tan"}),
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    kept = [json.loads(line) for line in without(["crashed", "wrong"], text).splitlines()]
+    assert kept == [*lines[:4], *lines[8:]]
+    assert without([], text) == text
+
+
+def test_a_jump_beside_a_sample_and_a_pole_are_decided_by_short_steps() -> None:
+    """Long steps cross the jump at 3 and come near the pole there; short ones do not."""
+    x = torch.full((3, 4), 2.9, dtype=F64)
+    known = Case("case", lambda x: torch.stack([x.floor().sum(1), (1 / (x - 3)).sum(1)], dim=1), x)
+    truth = truth_of(known)
+    assert truth.kind == ["smooth"] * 3
+    torch.testing.assert_close(truth.hessian[0, 1].diagonal(), torch.full((4,), -2000.0, dtype=F64), rtol=1e-3, atol=0)
+    assert not truth.gradient[:, 0].any()
 
 
 def test_a_failure_on_a_gpu_is_a_result(tmp_path: Any) -> None:

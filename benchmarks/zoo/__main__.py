@@ -1,10 +1,12 @@
 """``python -m benchmarks.zoo FOLDER [SOURCE ...]``: judges all cases in processes of their own, and writes the page.
 
-FOLDER holds what is done: after an interruption the same command goes on. ``--page`` only writes the page from it.
+FOLDER holds what is done: after an interruption the same command goes on, and ``--again crashed alarmed`` repeats what
+came out so, for instance after a fix. ``--page`` only writes the page.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -13,23 +15,50 @@ import time
 from pathlib import Path
 
 from benchmarks.common import environment
+from benchmarks.zoo.judge import VERDICTS
 from benchmarks.zoo.page import summary, write
 from benchmarks.zoo.worker import SOURCES
 
-AT_A_TIME = 2  # processes, with one thread each
 SHARES = {"op_db": 2, "module_db": 1, "transformers": 2}
-LIMIT = 3600.0  # seconds, all together
+LIMIT = 3.0  # hours, all together
 SILENCE = 400.0  # seconds without a result after which a process counts as hanging
 
 
-def main(folder: Path, sources: list[str]) -> None:
+def main() -> None:
     """At most an hour on two cores."""
-    folder.mkdir(parents=True, exist_ok=True)
+    parser = argparse.ArgumentParser(prog="benchmarks.zoo")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("sources", nargs="*", metavar="SOURCE", help=", ".join(SOURCES))
+    parser.add_argument("--processes", type=int, default=2, help="at a time, with one thread each")
+    parser.add_argument("--again", nargs="+", choices=VERDICTS, default=[], metavar="VERDICT")
+    parser.add_argument("--page", action="store_true")
+    chosen = parser.parse_args()
+    if not chosen.page:
+        chosen.folder.mkdir(parents=True, exist_ok=True)
+        for path in chosen.folder.glob("*.jsonl"):
+            path.write_text(without(chosen.again, path.read_text()))
+        judge_all(chosen.folder, chosen.sources or list(SOURCES), chosen.processes)
+    finish(chosen.folder)
+
+
+def without(verdicts: list[str], text: str) -> str:
+    """The lines of a file of results, less those of every unit (operation, layer or network) with such a verdict."""
+    units: list[list[str]] = [[]]
+    for line in text.splitlines(keepends=True):
+        if "begin" in json.loads(line) or "commit" in json.loads(line):
+            units.append([])
+        units[-1].append(line)
+    kept = [unit for unit in units if not any(json.loads(line).get("verdict") in verdicts for line in unit)]
+    return "".join(line for unit in kept for line in unit)
+
+
+def judge_all(folder: Path, sources: list[str], at_a_time: int) -> None:
+    """Runs a process for each share of the sources until all is judged, or the time is over."""
     jobs = [(source, share) for source in sources for share in range(SHARES[source])]
     running: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
     begin = time.monotonic()
-    while (jobs or running) and time.monotonic() - begin < LIMIT:
-        while jobs and len(running) < AT_A_TIME:
+    while (jobs or running) and time.monotonic() - begin < 3600 * LIMIT:
+        while jobs and len(running) < at_a_time:
             job = jobs.pop(0)
             running[job] = _start(*job, folder)
         time.sleep(1)
@@ -43,13 +72,14 @@ def main(folder: Path, sources: list[str]) -> None:
                     jobs.insert(0, job)
     for process in running.values():
         process.kill()
-    finish(folder)
 
 
 def finish(folder: Path) -> None:
     """Results and page, from all that is done; the exit status says whether anything was wrong or crashed."""
     lines = [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
-    result = {"environment": environment(), **summary([line for line in lines if "verdict" in line])}
+    commits = list(dict.fromkeys(line["commit"] for line in lines if "commit" in line))
+    judgements = [line for line in lines if "verdict" in line]
+    result = {"environment": environment(), "commits": commits, **summary(judgements)}
     write(result)
     bad = {
         source: {v: n for v, n in counts.items() if v in ("wrong", "crashed")}
@@ -73,7 +103,4 @@ def _path(source: str, share: int, folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    names = [name for name in sys.argv[2:] if name != "--page"]
-    if "--page" in sys.argv:
-        finish(Path(sys.argv[1]))
-    main(Path(sys.argv[1]), names or list(SOURCES))
+    main()

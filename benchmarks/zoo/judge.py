@@ -22,6 +22,7 @@ SHARPEST = 1e-4  # relative: no other step is tried
 # In root mean squares of the input, each with its double and that one's; the long ones are for values as noisy as
 # float32's.
 STEPS = (1e-2, 1e-3, 3e-2, 1e-1, 1e-4)
+AT_A_TIME = 16  # points whose values are computed in one batch, for the sake of memory
 EPS = torch.finfo(torch.float64).eps
 
 
@@ -92,31 +93,43 @@ def _truth_at(case: Case, x: Tensor) -> tuple[str, Tensor, Tensor, Tensor, Tenso
         return "random", *none, nothing, nothing
     scale = float(x.square().mean().sqrt()) or 1.0
     best: tuple[Tensor, ...] | None = None
-    gradients = []
+    found: dict[float, tuple[Tensor, ...]] = {}
     for step in STEPS:
         h = step * scale
         (g1, h1, size), (g2, h2, _), (g4, h4, _) = (_differences(case, x, value, m * h) for m in (1, 2, 4))
         gradient, slope_change = _extrapolated(g1, g2, g4)
         hessian, change = _extrapolated(h1, h2, h4)
-        gradients.append(gradient)
         blur = change.abs().amax((1, 2)) + 16 * EPS * size / h**2
         slope_blur = slope_change.abs().amax(1) + 4 * EPS * size / h
+        found[step] = gradient, hessian, slope_blur, blur
         if best is None:
-            best = (gradient, hessian, slope_blur, blur)
+            best = found[step]
         else:
             better = (blur < best[3]) | best[3].isnan()
-            new = (gradient, hessian, slope_blur, blur)
-            best = tuple(n.where(better.reshape(-1, *[1] * (n.dim() - 1)), b) for n, b in zip(new, best, strict=True))
+            best = tuple(
+                n.where(better.reshape(-1, *[1] * (n.dim() - 1)), b) for n, b in zip(found[step], best, strict=True)
+            )
         if bool((best[3] <= SHARPEST * best[1].abs().amax((1, 2))).all()):
             break
     assert best is not None
     size = best[1].abs().amax((1, 2))
     floor = 1e-6 * (value.abs() + 1) / scale**2  # a curvature below this is zero for all that values can tell
     sharp = (best[3] <= SHARP * size) | (best[3] <= floor)
-    if step == STEPS[-1]:  # long steps do not see the stairs of ``round``
-        change = slope_blur + (gradient - gradients[0]).abs().amax(1)
-        sharp &= change <= 0.1 * gradients[0].abs().amax(1) + 1e-3 * (value.abs() + 1) / scale
+    if len(found) == len(STEPS):
+        sharp &= _is_steady(found, best, 1e-3 * (value.abs() + 1) / scale)
     return ("smooth" if sharp.all() else "rough"), *best
+
+
+def _is_steady(found: dict[float, tuple[Tensor, ...]], best: tuple[Tensor, ...], negligible: Tensor) -> Tensor:
+    """``[K]``, whether the shortest step (or the next, where that is the best) has about the gradient of the best.
+
+    Stairs have none for short steps, and that of a slope for long ones.
+    """
+    shortest, second = (found[step] for step in sorted(found)[:2])
+    is_shortest = shortest[3] == best[3]
+    gradient = second[0].where(is_shortest.unsqueeze(1), shortest[0])
+    blur = second[2].where(is_shortest, shortest[2])
+    return blur + (gradient - best[0]).abs().amax(1) <= 0.1 * best[0].abs().amax(1) + negligible
 
 
 def _extrapolated(at_h: Tensor, at_2h: Tensor, at_4h: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,7 +146,8 @@ def _differences(case: Case, x: Tensor, value: Tensor, h: float) -> tuple[Tensor
     shifts = [eye, -eye]
     shifts += [a * eye[upper] + b * eye[lower] for a, b in ((1, 1), (1, -1), (-1, 1), (-1, -1))]
     with torch.no_grad():
-        values = case.model(x + h * torch.cat(shifts)).double()
+        points = (x + h * torch.cat(shifts)).split(AT_A_TIME)
+        values = torch.cat([case.model(some) for some in points]).double()
     up, down, *corners = values.split([d, d, *[len(upper)] * 4])
     hessian = value.new_empty(len(value), d, d)
     hessian[:, range(d), range(d)] = ((up - 2 * value + down) / h**2).T

@@ -62,6 +62,7 @@ def page(result: dict[str, Any]) -> str:
         numbers = " | ".join(str(counts.get(v, 0)) for v in reversed(VERDICTS))
         rows.append(f"| `{source}` | {result['cases'][source]} | {numbers} |")
     environment = result["environment"]
+    commits = ", then ".join(f"`{c}`" for c in result["commits"])
     sections = [section(verdict, result["exceptions"]) for verdict in SHOWN]
     return f"""# What was measured right, refused and missed
 
@@ -69,7 +70,8 @@ def page(result: dict[str, Any]) -> str:
 `torch.testing._internal`), and the networks of transformers that can be made from a small configuration. Each is a
 function of a few entries of its first floating-point input, at one sample and at three, in float64 and partly in
 float32. Gradient and Hessian are compared with central differences of values in float64, which are computed apart from
-the package with three pairs of steps. This page is generated; torch {environment["torch"]}, {environment["date"][:10]}.
+the package with up to five triples of steps. This page is generated; torch {environment["torch"]},
+{environment["date"][:10]}, commit {commits}.
 
 | | cases | {" | ".join(reversed(VERDICTS))} |
 |---|---|{"---|" * len(VERDICTS)}

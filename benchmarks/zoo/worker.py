@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import traceback
 import types
@@ -19,7 +20,7 @@ import torch
 
 from benchmarks.zoo.judge import Case, Judgement, judge, truth_of
 
-LIMIT = 120  # seconds a case
+LIMIT = 120  # seconds of processor time for each measurement of a case
 SOURCES = ("op_db", "module_db", "transformers")
 
 
@@ -46,7 +47,7 @@ def work(source: str, number: int, of: int, path: Path) -> None:
     found = list(units(source))
     # Importing torch's own test lists forbids to change these flags, which a user's process allows.
     torch.backends.flags_frozen.__globals__["__allow_nonbracketed_mutation_flag"] = True
-    signal.signal(signal.SIGALRM, _too_long)
+    signal.signal(signal.SIGPROF, _too_long)
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     begun = Counter(line["begin"] for line in lines if "begin" in line)
     ended = {line["end"] for line in lines if "end" in line}
@@ -56,6 +57,7 @@ def work(source: str, number: int, of: int, path: Path) -> None:
             file.write(json.dumps(line) + "\n")
             file.flush()
 
+        write(commit=_commit())
         total = 0
         for i, (name, cases) in enumerate(found):
             if i % of != number or name in ended:
@@ -81,7 +83,7 @@ def _of_unit(name: str, cases: Callable[[], Iterator[Case]], total: int) -> Iter
         return
     for case in found:
         for how in ("truth", *ways(total)):
-            signal.alarm(LIMIT)
+            signal.setitimer(signal.ITIMER_PROF, LIMIT)
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
@@ -99,8 +101,14 @@ def _of_unit(name: str, cases: Callable[[], Iterator[Case]], total: int) -> Iter
                 print(f"{case.key} {how}: {traceback.format_exc(limit=-3)}", file=sys.stderr)
                 break
             finally:
-                signal.alarm(0)
+                signal.setitimer(signal.ITIMER_PROF, 0)
         total += 1
+
+
+def _commit() -> str:
+    """Of the package that is measured, marked where files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
+    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
 
 
 class _TooLongError(BaseException):

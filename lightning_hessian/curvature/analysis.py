@@ -61,9 +61,12 @@ class Analysis:
 
     @property
     def stand_ins(self) -> Tensor:
-        """``[N]``, which sample is computed in place of each: itself, or one with finite derivatives."""
+        """``[N]``, which sample is computed in place of each: itself, or the last finite one before it, else the first.
+
+        The samples keep their order, which may matter to the model.
+        """
         numbers = torch.arange(len(self.finite), device=self.finite.device)
-        return numbers.where(self.finite, self.finite.nonzero()[0])
+        return numbers.where(self.finite, self.finite.nonzero()[0]).cummax(dim=0).values
 
 
 def analyze(

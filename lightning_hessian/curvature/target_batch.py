@@ -73,12 +73,11 @@ class TargetBatch:
         return replace(self.repeat_interleave(self.num_classes), classes=self.classes.reshape(-1, 1))
 
     def repeat_interleave(self, times: int) -> TargetBatch:
-        """Every sample ``times`` times, its copies one after another: ``[times·N, ...]``."""
-        return self._with(lambda t: t.repeat_interleave(times, dim=0))
+        """Every sample ``times`` times, ``[times·N, ...]``: its copies one after another, since order may matter.
 
-    def repeat(self, times: int) -> TargetBatch:
-        """The same problems ``times`` times over, the copies one after another: ``[times·N, ...]``."""
-        return self._with(lambda t: t.repeat(times, *(1,) * (t.dim() - 1)))
+        A batch of sequences may have to be sorted by length.
+        """
+        return self._with(lambda t: t.repeat_interleave(times, dim=0))
 
     def to(self, dtype: torch.dtype) -> TargetBatch:
         """The same problems with ``x`` in another dtype; the network follows the dtype of its argument."""

@@ -26,9 +26,22 @@ def check_input(x: Tensor) -> None:
         )
     if not x.is_floating_point():
         raise ConfigurationError(
-            f"The input has dtype {x.dtype}, and a derivative needs floating point. Scale images to float "
-            f"first (x.float() / 255); for tokens, name the layer to measure at: wrt='embedding'."
+            f"The input has dtype {x.dtype}, and a derivative needs floating point. {_floating_point_of(x)}"
         )
+
+
+def _floating_point_of(x: Tensor) -> str:
+    """What to give instead of other numbers."""
+    if x.is_complex():
+        return (
+            "Give its real and imaginary parts, torch.view_as_real(x) [N, *shape, 2], with "
+            "forward_fn=lambda module, x: module(torch.view_as_complex(x))."
+        )
+    if x.dtype == torch.bool:
+        return "Give x.float()."
+    return (
+        "Scale images to float first (x.float() / 255); for tokens, name the layer that embeds them: wrt='embedding'."
+    )
 
 
 def check_lengths(tensors: list[Tensor]) -> None:
@@ -54,7 +67,9 @@ def resolve_dtype(dtype: torch.dtype | None, tensors: list[Tensor]) -> torch.dty
     return dtype
 
 
-def resolve_classes(classes: Classes, predicted: Tensor, num_outputs: int) -> Tensor:
+def resolve_classes(
+    classes: Classes | Literal["label"], predicted: Tensor, num_outputs: int, labels: Tensor | None = None
+) -> Tensor:
     """The classes as integers ``[N, K]`` on the outputs' device.
 
     Raises:
@@ -62,6 +77,8 @@ def resolve_classes(classes: Classes, predicted: Tensor, num_outputs: int) -> Te
     """
     num_samples = len(predicted)
     if isinstance(classes, str):
+        if classes == "label" and labels is not None:
+            return _labels_as_classes(labels, num_outputs).to(predicted.device)
         if classes == "predicted":
             return predicted.unsqueeze(1)
         if classes == "all":
@@ -82,8 +99,23 @@ def resolve_classes(classes: Classes, predicted: Tensor, num_outputs: int) -> Te
     else:
         wanted = wanted.reshape(1, -1).expand(num_samples, -1)
     if wanted.min() < 0 or wanted.max() >= num_outputs:
+        given = f"classes={classes!r}"
+        if isinstance(classes, Tensor):
+            given = f"classes, which has values from {int(wanted.min())} to {int(wanted.max())},"
         raise ConfigurationError(
-            f"classes={classes!r} is out of range: the model has {num_outputs} outputs per sample, so classes go "
+            f"{given} is out of range: the model has {num_outputs} outputs per sample, so classes go "
             f"from 0 to {num_outputs - 1}."
         )
     return wanted.long()
+
+
+def _labels_as_classes(labels: Tensor, num_outputs: int) -> Tensor:
+    least, largest = int(labels.min()), int(labels.max())
+    if least < 0 or largest >= num_outputs:
+        instead = f"ints from 0 to {num_outputs - 1}, 'predicted' or 'all'"
+        raise ConfigurationError(
+            f"classes='label' is not possible: the samples have labels from {least} to {largest}, and the model has "
+            f"{f'{num_outputs} outputs' if num_outputs > 1 else 'a single output'} per sample. "
+            f"Give classes={'0' if num_outputs == 1 else f'... ({instead})'}."
+        )
+    return labels.long().unsqueeze(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,12 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map_only
 
 from lightning_hessian.errors import ConfigurationError
+from lightning_hessian.model.isolation import wrapped_module
+from lightning_hessian.model.outputs import OutputFunction, outputs_of
 
 ForwardFunction = Callable[[Any, Any], Any]
-OutputFunction = Callable[[Any], Any]  # a tensor; Any, so that a YAML file may name one without annotations
 Inputs = Tensor | dict[str, Any] | tuple[Any, ...]
+
+# How torch, or what is made of its None, says that a derivative was asked for where gradients are off.
+WITHOUT_GRAPH = re.compile(r"grad\b|grad_fn|in the graph|NoneType")
 
 
 @dataclass
@@ -25,9 +31,12 @@ class ModelFunction:
     A model may return a tensor ``[N, C]`` or ``[N]``, or an object or dict that holds such a tensor as ``logits``.
 
     Floating-point parameters and buffers are cast to the dtype of x (bfloat16 weights are measured in float32, for
-    example). Parameters are copied once and detached: a forward that writes to them (a max-norm constraint) writes to
-    the copy, and nothing is ever accumulated into ``.grad``. Buffers are copied inside each call, since a forward may
-    write a tensor of the differentiation into them.
+    example), complex ones to the complex dtype of its precision. Parameters are copied once and detached: a forward
+    that writes to them (a max-norm constraint) writes to the copy, and nothing is ever accumulated into ``.grad``.
+    Buffers and inputs are copied inside each call, since a forward may write to them.
+
+    Without gradients, values are computed without a graph, unless the forward needs one: where it returns the forces
+    of an energy, for example. The copies of the parameters require gradients only where the forward asks for theirs.
 
     Args:
         model: an ``nn.Module`` (a ``LightningModule`` is one) or a callable.
@@ -51,6 +60,7 @@ class ModelFunction:
         self._caller = _Caller(self.model, self._call) if isinstance(self.model, nn.Module) else None
         self._replacements = {f"module.{name}": tensor for name, tensor in (self.tensors or {}).items()}
         self._cast: dict[torch.dtype, dict[str, Tensor]] = {}
+        self._needs_graph = self._parameters_require_grad = False
 
     @property
     def device(self) -> torch.device | None:
@@ -69,32 +79,64 @@ class ModelFunction:
             if isinstance(inputs, Tensor):
                 return x, None
             return x, {key: value for key, value in _by_key(inputs).items() if key != self.wrt}
-        layers = dict(self.model.named_modules()) if isinstance(self.model, nn.Module) else {}
+        layers = _layers(self.model) if isinstance(self.model, nn.Module) else {}
         if self.wrt not in layers:
             known = f"inputs: {_names(inputs)}; layers: {', '.join(list(layers)[1:12]) or 'none'}"
             raise ConfigurationError(f"wrt={self.wrt!r} is neither an input nor a layer of the model ({known}).")
-        self._layer = layers[str(self.wrt)]
-        with _hooked(self._layer, lambda output: output) as seen, torch.no_grad():
-            self._run(inputs, dtype)
+        layer = self._layer = layers[str(self.wrt)]
+
+        def run() -> list[Any]:
+            with _hooked(layer, lambda output: output) as seen:
+                self._run(inputs, dtype)
+            return seen
+
+        seen = self._without_graph(run)
         if len(seen) != 1 or not isinstance(seen[0], Tensor):
             raise ConfigurationError(
                 f"The layer wrt={self.wrt!r} must run once and return a tensor; it ran {len(seen)} times"
                 f"{'' if not seen else f' and returned {type(seen[0]).__name__}'}. Name a layer inside or around it."
             )
-        return seen[0], inputs
+        return seen[0].detach(), inputs
 
     def __call__(self, x: Tensor, fixed: Any = None) -> Tensor:
         """The outputs ``[N, C]`` at ``x``, with ``fixed`` from ``split``."""
+        if torch.is_grad_enabled():
+            return self._outputs(x, fixed)
+        x = x.detach()
+        return self._without_graph(lambda: self._outputs(x.requires_grad_(torch.is_grad_enabled()), fixed)).detach()
+
+    def _without_graph(self, work: Callable[[], Any]) -> Any:
+        """``work`` without a graph, or with one if that is what it takes."""
+        if not self._needs_graph:
+            try:
+                with torch.no_grad():
+                    return work()
+            except Exception as error:
+                if not WITHOUT_GRAPH.search(str(error)):
+                    raise
+        with torch.enable_grad():
+            try:
+                result = work()
+            except RuntimeError as error:
+                if self._parameters_require_grad or not WITHOUT_GRAPH.search(str(error)):
+                    raise
+                self._parameters_require_grad = True  # an inner loop may differentiate with respect to them
+                self._cast.clear()
+                result = work()
+        self._needs_graph = True
+        return result
+
+    def _outputs(self, x: Tensor, fixed: Any) -> Tensor:
         if self._layer is not None:
-            with _hooked(self._layer, lambda output: x):
+            with _hooked(self._layer, lambda output: x.clone()):
                 output = self._run(fixed, x.dtype)
         else:
             output = self._run(x if fixed is None else _assembled(fixed, self.wrt, x), x.dtype)
-        if self.output_fn is not None:
-            return _as_matrix(self.output_fn(output), "output", len(x))
-        return _as_matrix(*_outputs_in(output), len(x))
+        return outputs_of(output, self.output_fn, len(x))
 
     def _run(self, inputs: Inputs, dtype: torch.dtype) -> Any:
+        # Copies, since a forward may write to them.
+        inputs = tree_map_only(Tensor, lambda t: t.to(dtype_like(t, dtype), copy=True), inputs)
         if self._caller is None:
             return self._call(self.model, inputs)
         with _apparent_dtype(self._caller, dtype):
@@ -108,13 +150,16 @@ class ModelFunction:
     def _cast_tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
         assert self._caller is not None
         if dtype not in self._cast:
-            self._cast[dtype] = {n: self._copy(n, p, dtype) for n, p in self._caller.named_parameters()}
+            copies = {n: self._copy(n, p, dtype) for n, p in self._caller.named_parameters()}
+            for parameter in copies.values() if self._parameters_require_grad else ():
+                parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+            self._cast[dtype] = copies
         buffers = {name: self._copy(name, b, dtype) for name, b in self._caller.named_buffers()}
         return {**self._cast[dtype], **buffers}
 
     def _copy(self, name: str, own: Tensor, dtype: torch.dtype) -> Tensor:
         tensor = self._replacements.get(name, own).detach()
-        return tensor.to(own.device, dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+        return tensor.to(own.device, dtype_like(tensor, dtype), copy=True)
 
 
 class _Caller(nn.Module):
@@ -127,6 +172,13 @@ class _Caller(nn.Module):
 
     def forward(self, inputs: Inputs) -> Any:
         return self.call(self.module, inputs)
+
+
+def dtype_like(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """``dtype`` for floating-point tensors, the complex dtype of its precision for complex ones; else their own."""
+    if tensor.is_complex():
+        return dtype.to_complex()
+    return dtype if tensor.is_floating_point() else tensor.dtype
 
 
 @contextmanager
@@ -142,6 +194,13 @@ def _apparent_dtype(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             module.__dict__["_dtype"] = before
 
 
+def _layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The submodules by name; those of what a wrapper was made of by the names that they have there, too."""
+    layers = dict(model.named_modules())
+    inner = wrapped_module(model)
+    return layers if inner is None else {**_layers(inner), **layers}
+
+
 def _call(model: Any, inputs: Inputs) -> Any:
     if isinstance(inputs, dict):
         return model(**inputs)
@@ -154,7 +213,8 @@ def _hooked(layer: nn.Module, change: Callable[[Any], Any]) -> Iterator[list[Any
     seen: list[Any] = []
 
     def hook(module: nn.Module, arguments: Any, output: Any) -> Any:
-        seen.append(output)
+        # A copy: what follows may write to the layer's output.
+        seen.append(output.clone() if isinstance(output, Tensor) else output)
         return change(output)
 
     handle = layer.register_forward_hook(hook)
@@ -191,44 +251,3 @@ def _assembled(fixed: dict[Any, Any], wrt: Any, x: Tensor) -> Inputs:
     """All inputs, x among them: a dict by name, a tuple by position."""
     inputs = {**fixed, wrt: x}
     return inputs if isinstance(wrt, str) else tuple(inputs[i] for i in sorted(inputs))
-
-
-def _outputs_in(returned: Any) -> tuple[Any, str]:
-    """What a model returned, or the tensor it holds as ``logits``; and an expression for it."""
-    if isinstance(returned, Mapping):
-        return (returned["logits"], "output['logits']") if "logits" in returned else (returned, "output")
-    if isinstance(getattr(returned, "logits", None), Tensor):
-        return returned.logits, "output.logits"
-    return returned, "output"
-
-
-def _as_matrix(output: Any, name: str, num_samples: int) -> Tensor:
-    """``output`` as ``[N, C]``; ``name`` is an expression for it.
-
-    Raises:
-        ConfigurationError: it has another shape; the message shows an output_fn for it.
-    """
-    if isinstance(output, Tensor) and output.shape == (num_samples,):
-        return output.unsqueeze(1)
-    if isinstance(output, Tensor) and output.dim() == 2 and len(output) == num_samples:
-        return output
-    got, example = _describe(output, name)
-    raise ConfigurationError(
-        f"The model returned {got} for {num_samples} samples; outputs must be [N, C] or [N], alone or under the name "
-        f"'logits'. Give output_fn, which takes what the model returns and returns [N, C]"
-        f"{example and f', for example output_fn=lambda output: {example}'}."
-    )
-
-
-def _describe(output: Any, name: str) -> tuple[str, str]:
-    """What was returned, in words, and an expression that may find ``[N, C]`` in it, or nothing."""
-    if isinstance(output, Mapping):
-        keys = list(output)
-        return f"{type(output).__name__} with the keys {keys}", f"{name}[{keys[0] if keys else 'key'!r}]"
-    if isinstance(output, (tuple, list)):
-        return f"{type(output).__name__} of {len(output)}", f"{name}[0]"
-    if not isinstance(output, Tensor):
-        return type(output).__name__, f"{name}.prediction"
-    indices = {3: "[:, -1]", 4: "[:, :, row, column]"}  # a sequence [N, T, C], pixels [N, C, H, W]
-    got = f"{'a tensor' if name == 'output' else name} of shape {tuple(output.shape)}"
-    return got, f"{name}{indices[output.dim()]}" if output.dim() in indices else ""

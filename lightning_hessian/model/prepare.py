@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +16,7 @@ from lightning_hessian.curvature.cost_model import ForwardPass, fitting_samples
 from lightning_hessian.curvature.memory import AllocatedBytes, available_memory, kept_pages
 from lightning_hessian.curvature.meter import Meter
 from lightning_hessian.curvature.target_batch import TargetBatch
-from lightning_hessian.errors import ConfigurationError, MeasurementError
+from lightning_hessian.errors import ConfigurationError, MeasurementError, warn
 from lightning_hessian.model.arguments import (
     Classes,
     Target,
@@ -27,7 +25,8 @@ from lightning_hessian.model.arguments import (
     resolve_classes,
     resolve_dtype,
 )
-from lightning_hessian.model.function import Inputs, ModelFunction
+from lightning_hessian.model.differentiation_errors import explained_derivatives
+from lightning_hessian.model.function import Inputs, ModelFunction, dtype_like
 from lightning_hessian.model.isolation import isolated
 from lightning_hessian.model.targets import resolve_target, target_name
 
@@ -65,9 +64,10 @@ class PreparedModel:
 def prepare(
     network: ModelFunction,
     inputs: Inputs,
-    classes: Classes,
+    classes: Classes | Literal["label"],
     target: Target,
     *,
+    labels: Tensor | None = None,
     dtype: torch.dtype | None = None,
     max_memory: int | None = None,
 ) -> Iterator[PreparedModel]:
@@ -78,6 +78,7 @@ def prepare(
         inputs: its inputs.
         classes: which outputs.
         target: the scalar made of them.
+        labels: integers ``[N]``, for ``classes="label"``.
         dtype: float32 or float64, as ``usable_dtype`` gives it; None: that of the inputs.
         max_memory: bytes that may be used; None: half of what is free on the device.
 
@@ -88,33 +89,18 @@ def prepare(
     device = network.device or leaves[0].device
     meter = Meter(device)
     dtype = resolve_dtype(dtype, leaves)
-    with kept_pages(device), isolated(network.model, device, dtype), _explained_derivatives():
+    with kept_pages(device), isolated(network.model, device, dtype):
         x, fixed = network.split(_moved(inputs, device, dtype), dtype)
         check_input(x)
         outputs, forward = _outputs(network, x, fixed, max_memory or available_memory(device))
         predicted = outputs.argmax(dim=1)
-        resolved = resolve_classes(classes, predicted, outputs.shape[1])
+        resolved = resolve_classes(classes, predicted, outputs.shape[1], labels)
         function = resolve_target(target, outputs.shape[1])
         with torch.no_grad():
             function(outputs, resolved)  # a callable target that returns another shape raises here
         batch = TargetBatch(network, function, x, resolved, fixed)
-        yield PreparedModel(batch, target_name(target), predicted, forward, meter)
-
-
-@contextmanager
-def _explained_derivatives() -> Iterator[None]:
-    """Names the operation that PyTorch cannot differentiate twice."""
-    try:
-        yield
-    except RuntimeError as error:
-        found = re.search(r"derivative for '?(?:aten::)?(\w+)(?:: \w+)?'? is not implemented", str(error))
-        if found is None:
-            raise
-        name = found[1].strip("_").removesuffix("_backward")
-        raise MeasurementError(
-            f"PyTorch cannot differentiate {name} twice, which the model or the target uses. Replace it by an "
-            f"operation that can be, or name a layer behind it with wrt."
-        ) from error
+        with explained_derivatives():
+            yield PreparedModel(batch, target_name(target), predicted, forward, meter)
 
 
 def usable_dtype(network: ModelFunction, inputs: Inputs, dtype: torch.dtype | None = None) -> torch.dtype:
@@ -148,7 +134,7 @@ def usable_dtype(network: ModelFunction, inputs: Inputs, dtype: torch.dtype | No
         raise
     except Exception as error:  # x.float() in a forward, a device without float64
         reason = str(error).splitlines()[0]
-    warnings.warn(f"The model cannot be evaluated in float64 ({reason}): measured in float32.", stacklevel=5)
+    warn(f"The model cannot be evaluated in float64 ({reason}): measured in float32.", stacklevel=5)
     return torch.float32
 
 
@@ -185,6 +171,4 @@ def _outputs(network: ModelFunction, x: Tensor, fixed: Any, memory_budget: int) 
 
 def _moved(inputs: Any, device: torch.device, dtype: torch.dtype) -> Any:
     """Copies of all tensors on the device, floating-point ones in ``dtype``."""
-    return tree_map_only(
-        Tensor, lambda t: t.detach().to(device, dtype if t.is_floating_point() else t.dtype, copy=True), inputs
-    )
+    return tree_map_only(Tensor, lambda t: t.detach().to(device, dtype_like(t, dtype), copy=True), inputs)

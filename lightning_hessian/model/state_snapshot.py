@@ -6,7 +6,6 @@ import functools
 import random
 import sys
 import types
-import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from lightning_hessian.errors import warn
 
 DEPTH = 4  # how deep containers and plain objects inside a module's attributes are followed
 NOT_FOLLOWED = ("torch", "lightning", "pytorch_lightning", "numpy", "builtins")  # trainers, optimizers, loaders
@@ -207,15 +208,15 @@ def _warning_if_written(values: Any) -> Callable[[], None]:
         return lambda: None
     version = values._version
 
-    def warn() -> None:
+    def check() -> None:
         if values._version != version:
-            warnings.warn(
+            warn(
                 f"The forward writes to a plain tensor of more than {LARGEST_COPY >> 20} MiB that the model holds: a "
                 f"measurement leaves it changed. Register it with register_buffer, and it will be restored.",
                 stacklevel=2,
             )
 
-    return warn
+    return check
 
 
 def _is_foreign(home: str | None) -> bool:

@@ -90,7 +90,7 @@ def resolve_target(target: str | TargetFunction, num_outputs: int) -> TargetFunc
 
 def _checked(target: TargetFunction) -> TargetFunction:
     def checked(outputs: Tensor, classes: Tensor) -> Tensor:
-        values = target(outputs, classes)
+        values = target(outputs.clone(), classes)  # a target may write to them
         if not isinstance(values, Tensor) or values.shape != classes.shape:
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ConfigurationError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +18,7 @@ from lightning_hessian.curvature.methods.duration import expected_duration, with
 from lightning_hessian.curvature.methods.plan import Plan, make_plan
 from lightning_hessian.curvature.options import Options
 from lightning_hessian.curvature.target_batch import TargetBatch
+from lightning_hessian.errors import warn
 from lightning_hessian.model.arguments import Target
 from lightning_hessian.model.prepare import PreparedModel
 from lightning_hessian.training.distributed import ProcessGroup
@@ -145,7 +145,7 @@ def _choose_target(prepared: PreparedModel, settings: MeasurementSettings, netwo
         return settings.target
     if network not in ("linear", "piecewise_linear") or prepared.num_outputs == 1:
         return "logit"
-    warnings.warn(
+    warn(
         f"{settings.title}: the network is {network.replace('_', ' ')} in its input"
         f"{' (as ReLU networks are)' if network == 'piecewise_linear' else ''}, so the Hessian of its outputs is zero. "
         f"target='auto' measures 'prob' instead; give target=... to choose.",

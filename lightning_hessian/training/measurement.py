@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from lightning_hessian.curvature.methods.duration import ends_only
 from lightning_hessian.curvature.methods.execute import Measurement, Share, execute
 from lightning_hessian.curvature.methods.merge import merged, on_cpu
 from lightning_hessian.curvature.options import Options
-from lightning_hessian.errors import ConfigurationError, MeasurementError, TimeLimitError
+from lightning_hessian.errors import ConfigurationError, MeasurementError, TimeLimitError, warn
 from lightning_hessian.model.arguments import Model
 from lightning_hessian.model.function import ModelFunction
 from lightning_hessian.model.prepare import PreparedModel, prepare, usable_dtype
@@ -138,9 +137,11 @@ def _prepared(
     network: ModelFunction, samples: Samples, settings: MeasurementSettings, state: RunState, dtype: torch.dtype
 ) -> Iterator[PreparedModel]:
     """The model inside its isolation, with the target that is known so far."""
-    classes: Any = samples.labels if settings.classes == "label" else settings.classes
+    classes: Any = settings.classes
     target, max_memory = first_target(settings, state), settings.options.max_memory
-    with prepare(network, samples.inputs, classes, target, dtype=dtype, max_memory=max_memory) as prepared:
+    with prepare(
+        network, samples.inputs, classes, target, labels=samples.labels, dtype=dtype, max_memory=max_memory
+    ) as prepared:
         names = settings.class_names
         if names and len(names) != prepared.num_outputs:
             raise ConfigurationError(
@@ -228,7 +229,7 @@ def _check_valid(measurement: Measurement, settings: MeasurementSettings, before
     invalid = (~spectrum.valid).any(dim=1)
     num_invalid = int(invalid.sum())
     if num_invalid and (before is None or (invalid & before.valid).any()):
-        warnings.warn(
+        warn(
             f"{settings.title}: {num_invalid} of {len(spectrum.valid)} samples are not valid and are left out. "
             f"{' '.join(map(str, spectrum.diagnosis.findings))}",
             stacklevel=2,

@@ -30,7 +30,7 @@ class SampleFinder:
             ConfigurationError: they cannot be used, or not be read.
         """
         try:
-            return self._selected(self._source.given)
+            return self._checked(self._source.select, self._source.given)
         except ConfigurationError:
             raise
         except Exception as error:  # of the user's dataset, or of tensors without data
@@ -42,16 +42,16 @@ class SampleFinder:
     def of_batch(self, trainer: Any, batch: Any, dataloader_idx: int) -> Samples | None:
         """Those of a validation or test batch; None if it comes from another loader."""
         chosen = chosen_batch(trainer, batch, dataloader_idx, self._source.val_dataloader_idx)
-        return None if chosen is None else self._selected(chosen)
+        return None if chosen is None else self._checked(self._source.select_from_batch, chosen)
 
     def ahead(self, trainer: Any) -> Samples | None:
         """Those of the first validation batch, before it comes; None where reading it might change the run."""
         batch = first_validation_batch(trainer, self._source.val_dataloader_idx)
-        return None if batch is None else self._selected(batch)
+        return None if batch is None else self._checked(self._source.select_from_batch, batch)
 
-    def _selected(self, source: Any) -> Samples:
+    def _checked(self, select: Callable[[Any], Samples], source: Any) -> Samples:
         try:
-            samples = self._source.select(source)
+            samples = select(source)
         except ConfigurationError:
             raise
         except Exception as error:

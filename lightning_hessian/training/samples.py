@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,15 +14,13 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from lightning_hessian.errors import ConfigurationError
-from lightning_hessian.model.arguments import check_lengths
 from lightning_hessian.model.function import Inputs
 from lightning_hessian.model.isolation import frozen_random_streams
 from lightning_hessian.model.state_snapshot import unchanged
+from lightning_hessian.training.batch import InputFunction, find_inputs
+from lightning_hessian.training.batch_structure import structure
 
 LARGEST_COPY = 2**30  # bytes of an in-memory dataset that may be copied temporarily
-LABEL_NAMES = ("labels", "label")  # of batches that are dicts: transformers' own, and the common one
-
-InputFunction = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class SampleSource:
     wrt: str | int | None = None
 
     def select(self, source: Any) -> Samples:
-        """The samples of a batch or a map-style dataset, copied to the CPU.
+        """The samples of what a user gave: a batch, or a map-style dataset.
 
         The batch, the dataset, ``input_fn`` and all random streams stay as they are.
 
@@ -71,18 +69,37 @@ class SampleSource:
 
     def _selected(self, source: Any) -> Samples:
         if isinstance(source, (Tensor, list, tuple, Mapping)) or not hasattr(source, "__getitem__"):
-            inputs, labels = self._found(source)
-            chosen = self._chosen(len(tree_leaves(inputs)[0]), "there are {} samples to choose from")
-            with torch.inference_mode(False):  # an inference tensor could not be differentiated
-                taken = tree_map_only(Tensor, lambda t: t.detach()[chosen].to("cpu", copy=True), (inputs, labels))
-                return Samples(*taken)
+            return self.select_from_batch(source)
         if not hasattr(source, "__len__"):
             raise ConfigurationError(
                 "The samples must be a map-style dataset with a length; give a tensor or (x, labels)."
             )
         chosen = self._chosen(len(source), "the dataset has {} samples")
-        batch = default_collate([source[i] for i in chosen])
-        return replace(self, num_samples=len(chosen), sample_indices=None)._selected(batch)
+        taken = [source[i] for i in chosen]
+        try:
+            batch = default_collate(taken)
+        except (TypeError, RuntimeError) as error:  # of another kind, or of different shapes
+            raise ConfigurationError(
+                f"The samples of the dataset, such as {structure(taken[0])}, cannot be put into a batch "
+                f"({str(error).splitlines()[0]}). Give samples=x or samples=(x, labels), with x [N, *shape]."
+            ) from error
+        return replace(self, num_samples=len(chosen), sample_indices=None).select_from_batch(batch)
+
+    def select_from_batch(self, batch: Any) -> Samples:
+        """The samples of a batch, copied to the CPU; the batch, ``input_fn`` and random streams stay as they are.
+
+        Raises:
+            ConfigurationError: as ``select``.
+        """
+        with frozen_random_streams(), unchanged(batch, self.input_fn):
+            return self._of_batch(batch)
+
+    def _of_batch(self, batch: Any) -> Samples:
+        inputs, labels = find_inputs(batch, self.wrt, self.input_fn)
+        chosen = self._chosen(len(tree_leaves(inputs)[0]), "there are {} samples to choose from")
+        with torch.inference_mode(False):  # an inference tensor could not be differentiated
+            taken = tree_map_only(Tensor, lambda t: t.detach()[chosen].to("cpu", copy=True), (inputs, labels))
+            return Samples(*taken)
 
     def _chosen(self, size: int, available: str) -> list[int]:
         if self.sample_indices is None:
@@ -95,21 +112,6 @@ class SampleSource:
                 "sample_indices=[] selects no sample: give at least one index, or None for the first samples."
             )
         return chosen
-
-    def _found(self, batch: Any) -> tuple[Inputs, Tensor | None]:
-        """Inputs and labels of a batch; in a dict, only what is unambiguous."""
-        if self.input_fn is not None:
-            return _split(self.input_fn(batch), "(from input_fn)")
-        if not isinstance(batch, Mapping):
-            return _split(batch)
-        tensors = {name: t for name, t in batch.items() if isinstance(t, Tensor) and name not in LABEL_NAMES}
-        labels = next((batch[name] for name in LABEL_NAMES if name in batch), None)
-        if self.wrt in tensors:
-            return _split((tensors, labels))
-        large = [t for t in tensors.values() if t.dim() >= 2]
-        if len(large) != 1 or (self.wrt is None and not large[0].is_floating_point()):
-            raise _not_found(batch)
-        return _split((large[0], labels))
 
 
 def first_batch(loader: Any) -> Any | None:
@@ -141,28 +143,3 @@ def _arrays(value: object, depth: int = 4) -> Iterable[Tensor | np.ndarray[Any, 
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
         for item in (*inner, *getattr(value, "__dict__", {}).values()):
             yield from _arrays(item, depth - 1)
-
-
-def _split(batch: Any, source: str = "") -> tuple[Inputs, Tensor | None]:
-    """``x``, ``(x,)`` or ``(x, labels, ...)`` as inputs and labels."""
-    first, labels, *_ = (*batch, None, None) if isinstance(batch, (list, tuple)) else (batch, None)
-    inputs = dict(first) if isinstance(first, Mapping) else tuple(first) if isinstance(first, list) else first
-    several = isinstance(inputs, (dict, tuple))
-    tensors: list[Any] = [*inputs.values()] if isinstance(inputs, dict) else [*inputs] if several else [inputs]
-    if not tensors or not all(isinstance(t, Tensor) and t.dim() >= (1 if several else 2) for t in tensors):
-        raise _not_found(batch, source)
-    check_lengths(tensors)
-    is_labels = isinstance(labels, Tensor) and labels.shape == tensors[0].shape[:1] and not labels.is_floating_point()
-    return inputs, labels if is_labels else None
-
-
-def _not_found(batch: Any, source: str = "") -> ConfigurationError:
-    first = next(iter(batch), None) if isinstance(batch, (list, tuple)) else batch
-    got = f"{type(batch).__name__} with {type(first).__name__}" if first is not None else "an empty batch"
-    if isinstance(batch, Mapping):
-        got = f"{type(batch).__name__} with the keys {list(batch)}"
-    return ConfigurationError(
-        f"The input was not found in {' '.join(filter(None, [got, source]))}. Give input_fn, which takes a batch and "
-        f"returns x [N, *shape] or (x, labels), for example input_fn=lambda batch: (batch['image'], batch['label']); "
-        f"for several inputs x is a dict or tuple of tensors, and wrt names the one to differentiate."
-    )

@@ -10,7 +10,8 @@ from typing import Literal
 from lightning_hessian.curvature.options import Options
 from lightning_hessian.errors import ConfigurationError, check_at_least, check_choice
 from lightning_hessian.model.arguments import Target, check_input
-from lightning_hessian.model.function import ForwardFunction, OutputFunction, differentiated
+from lightning_hessian.model.function import ForwardFunction, differentiated
+from lightning_hessian.model.outputs import OutputFunction
 from lightning_hessian.model.targets import TARGET_NAMES
 from lightning_hessian.records.retention import KeepMatrices
 from lightning_hessian.training.samples import Samples, SampleSource

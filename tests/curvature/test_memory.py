@@ -2,7 +2,6 @@
 
 import os
 import platform
-import re
 import subprocess
 import sys
 
@@ -13,7 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_hessian import MeasurementError, input_spectrum
-from lightning_hessian.curvature import cost_model
+from lightning_hessian.curvature import cost_model, memory
 from lightning_hessian.curvature.batching import in_groups, out_of_memory
 from lightning_hessian.curvature.checks.zero import zero_in_float64
 from lightning_hessian.curvature.cost_model import ModelCosts, result_bytes
@@ -253,16 +252,15 @@ def test_thousands_of_outputs_are_never_squared():
 
 
 @pytest.mark.parametrize("method", ["lanczos", "low_rank"])
-def test_heatmaps_that_do_not_fit_are_left_out_with_a_message(method):
+def test_whole_matrices_that_do_not_fit_are_left_out(method):
+    """The monitor says so, with the memory that they need (``test_plan``)."""
     given = few_targets(mlp(nn.ReLU if method == "low_rank" else nn.GELU, inputs=300), inputs=300)
     enough = result_bytes(given, Options(), 1) + 8 * 300**2
     found = measure(given, "prob", Options(method=method, max_memory=enough), num_matrices=1)
     assert found.hessian is None
     assert found.plan.num_matrices == 0
-    message = found.spectrum.diagnosis.message
-    assert "no heatmap is drawn. Set heatmap_samples=0" in message
     assert found.spectrum.diagnosis.trusted
-    need = int(re.search(r"max_memory=(\d+)", message).group(1))
+    need = found.plan.memory_for_matrices
     assert measure(given, "prob", Options(method=method, max_memory=need), num_matrices=1).hessian is not None
     assert measure(given, "prob", Options(method=method, max_memory=need - 1), num_matrices=1).hessian is None
 
@@ -363,3 +361,19 @@ def test_pages_are_kept_inside_the_context_alone(setting):
     assert after > many
     assert (inside > many) == bool(setting)  # the user's own setting is respected
     assert resident < 64 * 2**20
+
+
+def test_glibc_has_the_highest_values_it_adapts_to_afterwards(monkeypatch):
+    calls = []
+
+    class Libc:
+        def mallopt(self, parameter, value):
+            calls.append((parameter, value))
+
+        def malloc_trim(self, pad):
+            calls.append("trim")
+
+    monkeypatch.setattr(memory, "_adjustable_glibc", Libc)
+    with memory.kept_pages(torch.device("cpu")):
+        assert calls == [(-3, 2**31 - 1), (-1, 2**31 - 1)]
+    assert calls[2:] == [(-3, 32 * 2**20), (-1, 64 * 2**20), "trim"]

@@ -1,5 +1,6 @@
 """Inputs and outputs of real models: several inputs, hidden layers, tokens, tuples, many samples."""
 
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -155,3 +156,18 @@ def test_a_hundred_thousand_points_of_two_inputs():
     torch.testing.assert_close(spectrum.trace[:, 0], -2 * u(x), rtol=0, atol=1e-10)
     product = input_hvp(u, x, torch.tensor([1.0, 0.0]), 0)
     torch.testing.assert_close(product[:, 0, 0], -u(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "advice"),
+    [
+        (lambda z: z[:, None].expand(-1, 5, -1), "output[:, -1]"),
+        (lambda z: z[:, :, None, None].expand(-1, -1, 2, 2), "output[:, :, row, column]"),
+        (lambda z: {"scores": z}, "output['scores']"),
+        (lambda z: (z, None), "output[0]"),
+    ],
+)
+def test_the_message_shows_an_output_fn_that_may_fit(wrapped, advice):
+    net = nn.Linear(4, 3)
+    with pytest.raises(ConfigurationError, match=re.escape(f"for example output_fn=lambda output: {advice}.")):
+        input_gradient(lambda x: wrapped(net(x)), torch.randn(2, 4), 0)

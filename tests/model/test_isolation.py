@@ -11,7 +11,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_hessian import input_hessian, input_spectrum
+from lightning_hessian.model import torch_settings
 from lightning_hessian.model.isolation import isolated
+from lightning_hessian.model.torch_settings import CHECKPOINT_GENERATOR, PRECISION_SWITCHES, precision_switch
 
 X = torch.randn(3, 6, generator=torch.Generator().manual_seed(2))
 CPU = torch.device("cpu")
@@ -28,13 +30,12 @@ def flags():
         "matmul": torch.get_float32_matmul_precision(),
         "cudnn_tf32": backends.cudnn.allow_tf32,
         "cudnn": backends.cudnn.enabled,
-        "conv": backends.cudnn.conv.fp32_precision,
-        "mkldnn": backends.mkldnn.matmul.fp32_precision,
+        **{name: switch.fp32_precision for name in PRECISION_SWITCHES if (switch := precision_switch(name))},
         "fast_path": backends.mha.get_fastpath_enabled(),
         "math": backends.cuda.math_sdp_enabled(),
         "flash": backends.cuda.flash_sdp_enabled(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "checkpoint": torch.utils.checkpoint._checkpoint_without_reentrant_generator,
+        "checkpoint": [v for n, v in vars(torch.utils.checkpoint).items() if n.startswith(CHECKPOINT_GENERATOR)],
         "reentrant": torch.utils.checkpoint.CheckpointFunction.apply,
     }
 
@@ -345,3 +346,43 @@ def test_float64_falls_back_where_a_forward_says_float():
         hessian = input_hessian(Casting(), X, 0, dtype=torch.float64)
     assert hessian.dtype == torch.float32
     torch.testing.assert_close(hessian, input_hessian(net, X, 0))
+
+
+class Node:
+    def __init__(self, following):
+        self.following = following
+
+
+def test_long_chains_of_objects_are_followed_a_few_steps_only():
+    model = mlp().float()
+    model.chain = None
+    for _ in range(5000):
+        model.chain = Node(model.chain)
+    assert input_hessian(model, X, 0).isfinite().all()
+
+
+def test_a_sparse_tensor_that_a_module_holds():
+    class Graph(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.adjacency = mlp().float(), torch.eye(6).to_sparse()
+
+        def forward(self, x):
+            return self.net((self.adjacency @ x.T).T)
+
+    model = Graph()
+    torch.testing.assert_close(input_hessian(model, X, 0), input_hessian(model.net, X, 0))
+
+
+def test_the_names_of_other_versions_of_torch(monkeypatch):
+    """2.6 has no switches of the new kind, and 2.15 checkpoints by a function of another name."""
+    monkeypatch.setattr(torch_settings, "PRECISION_SWITCHES", ("cuda.matmul", "cudnn.convolution", "quantum.matmul"))
+    name = f"{CHECKPOINT_GENERATOR}_impl"
+    monkeypatch.setattr(torch.utils.checkpoint, name, flags, raising=False)
+    before = flags()
+    with isolated(nn.Linear(2, 2), CPU, torch.float32):
+        generator = getattr(torch.utils.checkpoint, name)(mlp(), (X,), {}, use_reentrant=False)
+        assert next(generator) is None
+        assert next(generator, "end") == "end"
+        assert precision_switch("cudnn.convolution") is precision_switch("quantum.matmul") is None
+    assert flags() == before

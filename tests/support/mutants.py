@@ -2,8 +2,9 @@
 
 Places are drawn with a seed in ``curvature/`` and ``model/``, by cosmic-ray's operators: other comparisons, arithmetic,
 numbers, ``and`` for ``or``, loops that never run. Each mutant lives in a copy of the repository. It is killed if a test
-fails or takes too long; survivors are listed with their change, and each wants a test or an explanation. One after the
-other takes hours; two processes work at the same time, and a second call goes on where the first was stopped.
+fails or takes too long. All tests run once without any change, to see which lines each of them executes; after that,
+a mutant meets the tests that can notice it, until one does. Survivors want a test, or an explanation in
+``survivors.py``. A second call goes on where the first was stopped.
 """
 
 from __future__ import annotations
@@ -17,18 +18,19 @@ import shutil
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Queue
 from typing import Any
+
+from support.survivors import EXPLAINED
+from support.tests_by_line import SECONDS, tests_of
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "lightning_hessian"
 ROOMS = ("curvature", "model")
 TESTS = ("tests/curvature", "tests/model", "tests/test_functional.py", "tests/test_pitfalls.py")
-AT_A_TIME = 2
-LIMIT = 1200.0  # seconds of all tests of one mutant
+RESULTS = ROOT / "benchmarks" / "results" / "mutants.json"
+LIMIT = 1800.0  # seconds of all tests of one mutant, should a process hang
 # Changes that no test could notice: of types, and a name for another that means the same.
 LEFT_OUT = ("RemoveDecorator", "VariableReplacer", "VariableInserter", "BitOr")
 
@@ -75,29 +77,24 @@ def drawn(number: int, seed: int) -> list[Mutant]:
     return [generator.choice(by_file[place]) for place in generator.sample(places, min(number, len(places)))]
 
 
-def tests_of(path: str) -> list[str]:
-    """All tests of the rooms, those that mirror the changed file first."""
-    mirror = ROOT / "tests" / Path(path).relative_to(PACKAGE).parent / f"test_{Path(path).name}"
-    first = [str(mirror.relative_to(ROOT))] if mirror.exists() else []
-    return [*first, *TESTS]
-
-
-def tested(copy: Path, tests: list[str], limit: float | None) -> subprocess.CompletedProcess[str]:
+def tested(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs tests in a copy, until one fails."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "support.tests_by_line"]
     paths = [str(copy), str(copy / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=copy, env=environ, capture_output=True, text=True, timeout=limit)
+    return subprocess.run([*command, *arguments], cwd=copy, env=environ, capture_output=True, text=True, timeout=LIMIT)
 
 
-def check_unchanged(copy: Path) -> None:
-    """Raises unless the tests pass without any change: else every mutant would seem to be noticed."""
-    ran = tested(copy, list(TESTS), None)
+def record(copy: Path, folder: Path) -> None:
+    """Lines and times of all tests, which must pass without any change: else every mutant would seem to be noticed."""
+    rooms = [str(copy / PACKAGE / room) for room in ROOMS]
+    ran = tested(copy, "--record", str(folder), *TESTS, "--of", *rooms)
     if ran.returncode != 0:
-        sys.exit(f"The tests fail without any change:\n{ran.stdout[-3000:]}")
+        (folder / SECONDS).unlink(missing_ok=True)
+        sys.exit(f"The tests fail without any change:\n{ran.stdout[-3000:]}{ran.stderr[-1000:]}")
 
 
-def judged(mutant: Mutant, copy: Path) -> dict[str, Any]:
+def judged(mutant: Mutant, copy: Path, folder: Path) -> dict[str, Any]:
     """What the tests say about a mutant, made in a copy of the repository that is whole again afterwards."""
     from cosmic_ray.mutating import mutate_code
     from cosmic_ray.plugins import get_operator
@@ -105,20 +102,30 @@ def judged(mutant: Mutant, copy: Path) -> dict[str, Any]:
     path = copy / mutant.path
     before = path.read_text()
     after = mutate_code(before, get_operator(mutant.operator)(), mutant.occurrence)
-    change = list(difflib.unified_diff(before.split("\n"), after.split("\n"), n=0, lineterm=""))[3:]
-    path.write_text(after)
+    old, new = before.split("\n"), after.split("\n")
+    change = list(difflib.unified_diff(old, new, n=0, lineterm=""))[3:]
+    parts = difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
+    lines = [line + 1 for kind, i, j, *_ in parts if kind != "equal" for line in range(i, max(j, i + 1))]
+    tests = tests_of(path, lines, folder)
+    result = {"mutant": mutant.name, "change": [line for line in change if not line.startswith("@@")]}
+    if not tests:
+        return {**result, "verdict": "survived", "by": "no test executes this line", "seconds": 0}
+    chosen = folder / "tests.txt"
+    chosen.write_text("\n".join(tests))
     begin = time.monotonic()
+    path.write_text(after)
     try:
-        ran = tested(copy, tests_of(mutant.path), LIMIT)
-        lines = ran.stdout.splitlines()
-        failed = next((line for line in lines if line.startswith(("FAILED", "ERROR"))), "")
+        ran = tested(copy, "--time-limits", str(folder), f"@{chosen}")
+        failed = [line for line in ran.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
         verdict = "survived" if ran.returncode == 0 else "killed"
+        by = (
+            "" if ran.returncode == 0 else (failed or ["took too long" if ran.returncode < 0 else ran.stderr[-200:]])[0]
+        )
     except subprocess.TimeoutExpired:
-        verdict, failed = "killed", "took too long"
+        verdict, by = "killed", "took too long"
     finally:
         path.write_text(before)
-    took = round(time.monotonic() - begin)
-    return {"mutant": mutant.name, "verdict": verdict, "by": failed[:200], "seconds": took, "change": change}
+    return {**result, "verdict": verdict, "by": by[:200], "seconds": round(time.monotonic() - begin)}
 
 
 def copied(folder: Path) -> Path:
@@ -135,45 +142,51 @@ def copied(folder: Path) -> Path:
 def main() -> None:
     """Judges what was drawn and not judged yet, and prints the survivors."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path, help="of copies and results")
+    parser.add_argument("folder", type=Path, help="of the copy and the results")
     parser.add_argument("--number", type=int, default=100)
     parser.add_argument("--first", type=int, help="of those drawn, only so many")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--again", action="store_true", help="the survivors, with tests written in the meantime")
     chosen = parser.parse_args()
-    chosen.folder.mkdir(parents=True, exist_ok=True)
-    results = chosen.folder / "mutants.jsonl"
+    folder = chosen.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    results, copy = folder / "mutants.jsonl", copied(folder / "copy")
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    if chosen.again:
+        done = [each for each in done if each["verdict"] == "killed"]
+        results.write_text("".join(json.dumps(each) + "\n" for each in done))
+        (folder / SECONDS).unlink(missing_ok=True)
+    if not (folder / SECONDS).exists():
+        record(copy, folder)
     names = {each["mutant"] for each in done}
-    mutants = [m for m in drawn(chosen.number, chosen.seed)[: chosen.first] if m.name not in names]
-    copies: Queue[Path] = Queue()
-    for i in range(AT_A_TIME):
-        copies.put(copied(chosen.folder / f"copy{i}"))
-
-    if not done:
-        check_unchanged(chosen.folder / "copy0")
-
-    def work(mutant: Mutant) -> None:
-        copy = copies.get()
-        try:
-            result = judged(mutant, copy)
-        finally:
-            copies.put(copy)
-        done.append(result)
-        print(f"{result['verdict']} after {result['seconds']} s: {result['mutant']}", flush=True)
-        with results.open("a") as file:
-            file.write(json.dumps(result) + "\n")
-
-    with ThreadPoolExecutor(AT_A_TIME) as pool:
-        list(pool.map(work, mutants))
-    report(done)
+    for mutant in drawn(chosen.number, chosen.seed)[: chosen.first]:
+        if mutant.name not in names:
+            result = judged(mutant, copy, folder)
+            done.append(result)
+            print(f"{result['verdict']} after {result['seconds']} s: {result['mutant']}", flush=True)
+            with results.open("a") as file:
+                file.write(json.dumps(result) + "\n")
+    report(done, chosen.number, chosen.seed)
 
 
-def report(done: list[dict[str, Any]]) -> None:
-    """Counts, and the survivors with their changes."""
+def report(done: list[dict[str, Any]], number: int, seed: int) -> None:
+    """Counts, and the survivors with their changes and explanations, here and in the results."""
     survivors = [each for each in done if each["verdict"] == "survived"]
-    print(f"\n{len(done) - len(survivors)} of {len(done)} mutants were noticed.")
     for each in survivors:
-        print(f"\nsurvived: {each['mutant']}", *each["change"], sep="\n  ")
+        each["explanation"] = EXPLAINED.get((each["mutant"].split()[0], *each["change"]), "")
+        print(f"\nsurvived: {each['mutant']}", *each["change"], each["explanation"], sep="\n  ")
+    head = subprocess.run(["git", "rev-parse", "--short=7", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    result = {
+        "commit": head.stdout.strip(),
+        "seed": seed,
+        "drawn": number,
+        "run": len(done),
+        "noticed": len(done) - len(survivors),
+        "survivors": [{k: each[k] for k in ("mutant", "change", "explanation")} for each in survivors],
+        "killed": {each["mutant"]: each["by"] for each in done if each["verdict"] == "killed"},
+    }
+    RESULTS.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    print(f"\n{result['noticed']} of {result['run']} mutants were noticed.")
 
 
 if __name__ == "__main__":

@@ -274,3 +274,56 @@ class Casting(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x.float() if self.cast else x)
+
+
+class InPlace(nn.Module):
+    """Normalizes its input in place, and has activations that write to theirs."""
+
+    def __init__(self, in_place: bool = True) -> None:
+        super().__init__()
+        self.in_place = in_place
+        self.net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.SiLU(inplace=in_place), nn.Flatten(), nn.Linear(144, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.in_place:
+            return self.net(2 * (x - 0.5))
+        x -= 0.5
+        return self.net(x.mul_(2))
+
+
+class Forces(nn.Module):
+    """Returns the gradient of an energy, for which it needs a graph of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.energy = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(self.energy(x).sum(), x, create_graph=True)
+        return -slope.flatten(1)[:, 20:30]
+
+
+class Fourier(nn.Module):
+    """A layer of a Fourier neural operator: complex weights of frequencies."""
+
+    def __init__(self, dtype: torch.dtype = torch.complex64) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.randn(5, 5, 5, dtype=dtype))
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        spectrum = torch.einsum("nrf,frg->nrg", torch.fft.rfft2(x)[:, 0, :5], self.weights)
+        return self.head(torch.tanh(torch.fft.irfft2(spectrum, s=(8, 8))).flatten(1))
+
+
+class Moved(nn.Module):
+    """Moves its network to where its input is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = plain_cnn()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net.to(x.device)(x)

@@ -115,7 +115,6 @@ def test_labels_are_integers_one_per_sample():
     [
         {"x": X, "y": X},
         {"x": X.byte()},
-        {"x": X, "mask": X.bool()},
         {"labels": X},
         {},
         (),
@@ -180,7 +179,7 @@ def test_an_input_fn_may_give_several_inputs(returned, inputs, labels):
 
 def test_several_inputs_have_one_row_per_sample():
     with pytest.raises(ConfigurationError, match=r"first dimensions are \[3, 10\].*forward_fn"):
-        samples_from(((X, X[:3]), Y), 2)
+        samples_from(((X, X[:3]), Y), 2, wrt=0)
 
 
 def test_samples_taken_in_inference_mode_can_be_differentiated():

@@ -74,7 +74,7 @@ def test_loaders_that_are_lists_of_numbers(tmp_path, mode, sanity):
         arguments = {"loaders": CombinedLoader(loaders, mode), "num_sanity_val_steps": sanity, "max_epochs": 1}
         fit(tmp_path, monitor, model=Numbers(), **arguments)
         assert load_records(tmp_path)[-1].x[0, 0, 0, 0] == pytest.approx(4 / 9)
-        with pytest.raises(MisconfigurationException, match="input was not found in int"):
+        with pytest.raises(MisconfigurationException, match="input was not found in the batch: int"):
             fit(tmp_path / "guess", quick(), model=Numbers(), **{**arguments, "num_sanity_val_steps": 2})
 
 

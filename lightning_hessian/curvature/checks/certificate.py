@@ -8,7 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.batching import in_groups, on_few, out_of_memory
+from lightning_hessian.curvature.batching import on_few, out_of_memory
+from lightning_hessian.curvature.checks.differences import OFFSETS, SECOND, Differences, differences_at
 from lightning_hessian.curvature.checks.prediction import Prediction
 from lightning_hessian.curvature.checks.zero import root_mean_square
 from lightning_hessian.curvature.target_batch import TargetBatch
@@ -24,10 +25,6 @@ FACTOR = 10.0  # between two steps
 # Exponents of the factor after the first step: shorter ones down to 1e-6, where values hold no second difference any
 # more; where the values are as noisy as float32, one that is short enough for most kinks, and two longer ones.
 SHORTER, LONGER = (-1, -2, -3, -4, -5), (-2, 1, 2, -1, -3)
-OFFSETS = (-2, -1, 0, 1, 2)
-# Of values with independent errors of standard deviation σ, the fourth difference has √70 σ and the second √6 σ.
-FOURTH, SECOND = 70**0.5, 6**0.5
-ROUNDING = 2  # multiples of eps that a value is taken to be off by, at least
 MARGIN = 4  # standard deviations by which noise may explain a difference
 STEADY = 0.3  # relative change of a difference quotient from one step to the next, of one that has settled
 LOW_PRECISION = 1e-6  # relative to the value: noise up to here may come from a forward that computes in float32
@@ -62,31 +59,6 @@ class Certificate:
     def is_outcome(self, outcome: Outcome) -> Tensor:
         """``[N, K]``, which entries ended so."""
         return self.outcome == OUTCOMES.index(outcome)
-
-
-@dataclass(frozen=True)
-class _Differences:
-    """What one step gave, ``[N, K]`` each, or ``[S, N, K]`` of all steps; NaN where there are no values.
-
-    Attributes:
-        step: h.
-        size: largest |t|.
-        second: Δ²t/h².
-        noise: standard deviation of the values, from their fourth difference.
-        error: |wᵀHw − Δ²t/h²|.
-        blur: how far noise and the length of the step may move Δ²t/h².
-        slope_error: |gᵀw − Δt/2h|.
-        slope_blur: the same of Δt/2h.
-    """
-
-    step: Tensor
-    size: Tensor
-    second: Tensor
-    noise: Tensor
-    error: Tensor
-    blur: Tensor
-    slope_error: Tensor
-    slope_blur: Tensor
 
 
 def certify(
@@ -139,9 +111,9 @@ def compare(
 
     Source: Moré and Wild, "Estimating computational noise" (2011), for noise from differences.
     """
-    p, tolerance = prediction.to(batch.x), prediction.tolerance * min(1, prediction.share)
+    p, tolerance = prediction.to(batch.x), prediction.tolerance * prediction.share
     first = FIRST_STEP * root_mean_square(batch.x) if first_step is None else first_step.to(batch.x)
-    steps = [_at_step(batch, p, torch.arange(batch.num_samples, device=batch.x.device), first, group_size)]
+    steps = [differences_at(batch, p, torch.arange(batch.num_samples, device=batch.x.device), first, group_size)]
     ignored = ~(p.spectral_norm.isfinite() & p.slope.isfinite())
     size = root_mean_square(batch.x).unsqueeze(1)
     agreed = _agrees(steps[0], p, tolerance, size, torch.full_like(p.slope, torch.inf)) | ignored
@@ -155,10 +127,10 @@ def compare(
             break
         step = first[active] * FACTOR ** torch.where(is_low_precision[active], longer, shorter).to(first)
         last = last.index_copy(0, active, step)
-        steps.append(_at_step(batch, p, active, step, group_size))
+        steps.append(differences_at(batch, p, active, step, group_size))
         num_values += len(OFFSETS) * len(active)
         seen = torch.stack([_beyond_noise(step) for step in steps]).amin(dim=0)
-        agreed |= _agrees(steps[-1], p, tolerance, size, seen)
+        agreed |= _agrees(steps[-1], p, tolerance, size, seen) & ~_slope_is_refuted(steps, p, tolerance)
     return _certificate(steps, agreed, p, tolerance, size, last, num_values / batch.num_samples)
 
 
@@ -173,62 +145,12 @@ def _evaluates(batch: TargetBatch) -> bool:
         return False
 
 
-def _at_step(batch: TargetBatch, p: Prediction, active: Tensor, step: Tensor, group_size: int) -> _Differences:
-    offsets = torch.tensor(OFFSETS).to(step)
-
-    def work(some: slice) -> Tensor:
-        which = active[some].repeat_interleave(len(OFFSETS))
-        points = batch.select(which)  # copies, so that x may be moved in place
-        shift = (step[some].unsqueeze(1) * offsets).reshape(-1, 1)
-        points.x.add_(p.direction[which].mul_(shift).reshape(points.x.shape))
-        return _values(points)
-
-    values = [found for _, found in in_groups(len(active), group_size, work)]
-    t = torch.cat(values).reshape(len(active), len(OFFSETS), -1)
-    rounding_unit = ROUNDING * torch.finfo(t.dtype).eps
-    t = t.to(batch.x.dtype)
-    h = step.unsqueeze(1)
-    second = (t[:, 3] - 2 * t[:, 2] + t[:, 1]) / h**2
-    slope = (t[:, 3] - t[:, 1]) / (2 * h)
-    third = (t[:, 4] - 2 * t[:, 3] + 2 * t[:, 1] - t[:, 0]).abs()
-    fourth = (t[:, 0] - 4 * t[:, 1] + 6 * t[:, 2] - 4 * t[:, 3] + t[:, 4]).abs()
-    size = t.abs().amax(dim=1)
-    rounding = rounding_unit * size
-    noise = torch.maximum(fourth / FOURTH, rounding)
-    found = {
-        "step": h.expand_as(second),
-        "size": size,
-        "second": second,
-        "noise": noise,
-        "error": (second - p.curvature[active]).abs(),
-        "blur": SECOND * noise / h**2,
-        "slope_error": (slope - p.slope[active]).abs(),
-        "slope_blur": torch.maximum(third / 4, rounding) / h,
-    }
-    nothing = torch.full_like(p.slope, torch.nan)
-    return _Differences(**{name: nothing.index_copy(0, active, value) for name, value in found.items()})
-
-
-def _values(batch: TargetBatch) -> Tensor:
-    """Values ``[n, K]`` at ``batch.x``; NaN where the forward does not accept an input."""
-    try:
-        with torch.no_grad():
-            return batch.values(batch.x)
-    except Exception as error:  # an assertion on the range of the input, for example; a shorter step may pass
-        if out_of_memory(error):
-            raise
-        if batch.num_samples <= len(OFFSETS):
-            return batch.x.new_full(batch.shape[:2], torch.nan)
-        rows = range(0, batch.num_samples, len(OFFSETS))  # one sample must not spoil the others
-        return torch.cat([_values(batch.select(slice(row, row + len(OFFSETS)))) for row in rows])
-
-
-def _beyond_noise(found: _Differences) -> Tensor:
+def _beyond_noise(found: Differences) -> Tensor:
     """The error where noise does not explain it, else infinity."""
     return found.error.where(found.error > MARGIN * found.blur, torch.inf)
 
 
-def _agrees(found: _Differences, p: Prediction, tolerance: float, size: Tensor, seen: Tensor) -> Tensor:
+def _agrees(found: Differences, p: Prediction, tolerance: float, size: Tensor, seen: Tensor) -> Tensor:
     """Where derivatives and differences agree, and the differences are sharp enough to tell.
 
     ``size [N, 1]`` is that of the input. ``seen [N, K]`` is the smallest error beyond noise of any step: where the
@@ -238,7 +160,7 @@ def _agrees(found: _Differences, p: Prediction, tolerance: float, size: Tensor, 
     slope = found.slope_error <= tolerance * scale + MARGIN * found.slope_blur
     if p.slope_only:
         return slope & ((found.slope_blur <= BLUR * p.gradient_norm) | (p.gradient_norm == 0))
-    allowed = torch.minimum(tolerance * norm + MARGIN * found.blur, LARGEST_ERROR * min(1, p.share) * norm)
+    allowed = torch.minimum(tolerance * norm + MARGIN * found.blur, LARGEST_ERROR * p.share * norm)
     curvature = (found.error <= allowed) & (found.blur <= BLUR * norm)
     zero = (norm == 0) & (found.error <= MARGIN * found.blur) & (MARGIN * found.blur <= STEADY * seen)
     # Less than would change the gradient over the size of the input; where the gradient is zero too, the values are
@@ -249,13 +171,23 @@ def _agrees(found: _Differences, p: Prediction, tolerance: float, size: Tensor, 
     return (curvature | zero) & slope
 
 
-def _slope_scale(found: _Differences, p: Prediction) -> Tensor:
+def _slope_is_refuted(steps: list[Differences], p: Prediction, tolerance: float) -> Tensor:
+    """Where the last step is longer than another that has a sharper slope, which is not the gradient's."""
+    refuted = torch.zeros_like(p.slope, dtype=torch.bool)
+    for each in steps[:-1]:
+        blur = each.slope_blur + each.noise / each.step
+        sharper = (each.step < steps[-1].step) & (blur < steps[-1].slope_blur)
+        refuted |= sharper & (each.slope_error > tolerance * _slope_scale(each, p) + MARGIN * blur)
+    return refuted
+
+
+def _slope_scale(found: Differences, p: Prediction) -> Tensor:
     """What errors of a slope are relative to: ‖g‖, or its change over one step where that is more."""
     return torch.maximum(p.gradient_norm, p.spectral_norm * found.step)
 
 
 def _certificate(
-    steps: list[_Differences],
+    steps: list[Differences],
     agreed: Tensor,
     p: Prediction,
     tolerance: float,
@@ -263,14 +195,14 @@ def _certificate(
     last: Tensor,
     num_values: float,
 ) -> Certificate:
-    every = _Differences(*(torch.stack([getattr(d, f.name) for d in steps]) for f in fields(_Differences)))
+    every = Differences(*(torch.stack([getattr(d, f.name) for d in steps]) for f in fields(Differences)))
     every = _by_step(every)
     # The sharpest differences, among those that agree where some do: a long step may cross a kink.
     close = every.error <= LARGEST_ERROR * p.spectral_norm
     blur = every.blur.where(close | ~agreed, torch.inf)
     blur = blur.where(p.spectral_norm > 0, every.error + MARGIN * every.blur)
     sharpest = blur.nan_to_num(torch.inf).argmin(dim=0, keepdim=True)
-    at = _Differences(*(getattr(every, f.name).gather(0, sharpest)[0] for f in fields(every)))
+    at = Differences(*(getattr(every, f.name).gather(0, sharpest)[0] for f in fields(every)))
     outcome = torch.full_like(agreed, OUTCOMES.index("unverifiable"), dtype=torch.long)
     for name, chosen in (
         ("noise", every.second.isfinite().any(dim=0)),
@@ -295,13 +227,13 @@ def _certificate(
     )
 
 
-def _by_step(every: _Differences) -> _Differences:
+def _by_step(every: Differences) -> Differences:
     """Sorted from the longest step to the shortest; samples without values last."""
     order = every.step.nan_to_num(0).argsort(dim=0, descending=True)
-    return _Differences(*(getattr(every, f.name).gather(0, order) for f in fields(every)))
+    return Differences(*(getattr(every, f.name).gather(0, order) for f in fields(every)))
 
 
-def _grows_like_kink(every: _Differences) -> Tensor:
+def _grows_like_kink(every: Differences) -> Tensor:
     """Whether Δ²t/h² is inversely proportional to h over three steps, and more than noise."""
     jump = every.second * every.step
     noise = SECOND * every.noise.nan_to_num(torch.inf).amin(dim=0)
@@ -310,7 +242,7 @@ def _grows_like_kink(every: _Differences) -> Tensor:
     return (steady[1:] & steady[:-1]).any(dim=0)
 
 
-def _contradicted(every: _Differences, p: Prediction, tolerance: float) -> Tensor:
+def _contradicted(every: Differences, p: Prediction, tolerance: float) -> Tensor:
     """Whether a quotient has settled, over two steps, where the derivatives say something else."""
     wrong = _is_wrong(every.error, every.blur, tolerance * p.spectral_norm)
     wrong_slope = _is_wrong(every.slope_error, every.slope_blur, tolerance * _slope_scale(every, p))

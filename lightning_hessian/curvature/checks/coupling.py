@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_hessian.curvature.batching import in_groups, out_of_memory
-from lightning_hessian.curvature.checks.certificate import OFFSETS
+from lightning_hessian.curvature.checks.differences import OFFSETS
 from lightning_hessian.curvature.target_batch import TargetBatch
 
 SCALES = (1.0, 1e-2, 1e-4)  # of another sample's noise, in standard deviations; smaller where a forward refuses it

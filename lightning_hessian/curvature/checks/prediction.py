@@ -28,6 +28,7 @@ class Prediction:
         gradient_norm: ‖g‖, ``[N, K]``, which errors of the slope are relative to.
         spectral_norm: max |λ|, ``[N, K]``, which errors of the curvature are relative to.
         slope_only: whether only the slope is to be compared; there is no curvature then.
+        share: of a class's own vectors in w², against that with one class: w sees that much of an error.
     """
 
     direction: Tensor
@@ -36,6 +37,7 @@ class Prediction:
     gradient_norm: Tensor
     spectral_norm: Tensor
     slope_only: bool = False
+    share: float = 1.0
 
     def select(self, samples: Tensor) -> Prediction:
         """That of some samples."""
@@ -44,11 +46,6 @@ class Prediction:
     def to(self, like: Tensor) -> Prediction:
         """The same in the precision and on the device of ``like``."""
         return combine([self], lambda tensors: tensors[0].to(like))
-
-    @property
-    def share(self) -> float:
-        """Of a class's own vectors in w², against that with one class: what w sees of an error is so much smaller."""
-        return 3 / (2 * self.slope.shape[1] + 1)
 
     @property
     def tolerance(self) -> float:
@@ -92,6 +89,7 @@ def predict(
         curvature=curvature(w),
         gradient_norm=gradient.norm(dim=-1),
         spectral_norm=spectral_norm,
+        share=3 / (2 * gradient.shape[1] + 1),
     )
 
 

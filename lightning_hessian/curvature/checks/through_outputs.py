@@ -11,11 +11,11 @@ from lightning_hessian.curvature.batching import in_groups, out_of_memory
 from lightning_hessian.curvature.checks.certificate import (
     MARGIN,
     OUTCOMES,
-    ROUNDING,
     STEADY,
     Certificate,
     compare,
 )
+from lightning_hessian.curvature.checks.differences import ROUNDING
 from lightning_hessian.curvature.checks.prediction import Prediction
 from lightning_hessian.curvature.target_batch import TargetBatch
 
@@ -70,6 +70,7 @@ def compare_through_outputs(
             curvature=prediction.curvature / size.to(prediction.slope) ** 2,
             gradient_norm=prediction.gradient_norm / size.to(prediction.slope),
             spectral_norm=prediction.spectral_norm / size.to(prediction.slope) ** 2,
+            share=prediction.share,
         ),
         len(z),
     )
@@ -96,17 +97,16 @@ def compare_through_outputs(
 
 def _outputs(batch: TargetBatch, direction: Tensor, step: Tensor, points: tuple[float, ...], group_size: int) -> Tensor:
     """Outputs ``[N, points, C]`` at x + j h w."""
-    offsets = torch.tensor(points).to(batch.x)
+    which = torch.arange(batch.num_samples, device=batch.x.device).repeat_interleave(len(points))
+    shift = (torch.tensor(points).to(batch.x) * step.to(batch.x).unsqueeze(1)).reshape(-1, 1)
 
-    def work(some: slice) -> Tensor:
-        few = batch.select(some).repeat_interleave(len(points))  # copies, so that x may be moved in place
-        shift = (step[some].to(few.x).unsqueeze(1) * offsets).reshape(-1, 1)
-        along = direction[some].repeat_interleave(len(points), dim=0).to(few.x)
-        few.x.add_((along * shift).reshape(few.x.shape))
+    def work(rows: slice) -> Tensor:
+        few = batch.select(which[rows])  # copies, so that x may be moved in place
+        few.x.add_((direction[which[rows]].to(few.x) * shift[rows]).reshape(few.x.shape))
         with torch.no_grad():
             return few.outputs(few.x).to(torch.float64)
 
-    values = [found for _, found in in_groups(batch.num_samples, group_size, work)]
+    values = [found for _, found in in_groups(len(which), len(points) * group_size, work)]
     return torch.cat(values).reshape(batch.num_samples, len(points), -1)
 
 

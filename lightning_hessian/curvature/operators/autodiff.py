@@ -69,7 +69,7 @@ class ReverseOverReverse:
         """Builds the graph of that many copies of the batch."""
         if self._copies is None or len(self._copies.batch.x) != num_columns * self.batch.num_samples:
             self._copies = None  # frees the graph of the last block size before the next is built
-            self._copies = ReverseOverReverse(self.batch.repeat(num_columns))
+            self._copies = ReverseOverReverse(self.batch.repeat_interleave(num_columns))
 
     def columns(self, basis: Tensor) -> Tensor:
         """Every Hessian times the M rows of ``basis [M, D]``: ``[N, K, D, M]``, on M copies of the batch."""
@@ -77,9 +77,9 @@ class ReverseOverReverse:
         num_samples, num_classes, num_inputs = self.batch.shape
         self.prepare(times)
         assert self._copies is not None
-        vectors = basis[:, None, None, :].expand(times, num_samples, num_classes, num_inputs)
-        products = self._copies.hvp(vectors.reshape(times * num_samples, num_classes, num_inputs))
-        return products.reshape(times, num_samples, num_classes, num_inputs).permute(1, 2, 3, 0)
+        vectors = basis[None, :, None, :].expand(num_samples, times, num_classes, num_inputs)
+        products = self._copies.hvp(vectors.reshape(num_samples * times, num_classes, num_inputs))
+        return products.reshape(num_samples, times, num_classes, num_inputs).permute(0, 2, 3, 1)
 
 
 def pull_back(of: Tensor, by: Tensor, weights: Tensor) -> Tensor:

@@ -183,9 +183,9 @@ def _output_hvps(outputs: TargetBatch, vectors: Tensor) -> Tensor:
     """A v for M vectors of each sample, ``[N, C, M]`` to ``[N, K, C, M]``, on M copies of the outputs."""
     num_samples, num_classes, num_outputs = outputs.shape
     times = vectors.shape[-1]
-    v = vectors.permute(2, 0, 1).reshape(times * num_samples, 1, num_outputs).expand(-1, num_classes, -1)
-    products = ReverseOverReverse(outputs.repeat(times)).hvp(v)
-    return products.reshape(times, num_samples, num_classes, num_outputs).permute(1, 2, 3, 0)
+    v = vectors.mT.reshape(num_samples * times, 1, num_outputs).expand(-1, num_classes, -1)
+    products = ReverseOverReverse(outputs.repeat_interleave(times)).hvp(v)
+    return products.reshape(num_samples, times, num_classes, num_outputs).permute(0, 2, 3, 1)
 
 
 def has_zero_hessian(outputs: TargetBatch) -> bool:

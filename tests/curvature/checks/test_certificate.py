@@ -5,7 +5,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from lightning_hessian.curvature.checks.certificate import OUTCOMES, compare
+from lightning_hessian.curvature.checks.certificate import OUTCOMES, _is_wrong, compare
 from lightning_hessian.curvature.checks.prediction import Prediction, predict
 from lightning_hessian.curvature.target_batch import TargetBatch
 
@@ -131,6 +131,11 @@ FALSE = {
         "contradicted",
     ),
     "a detached factor": (lambda x: gelu(x) * gelu(x).detach().softmax(1), DIGITS, "contradicted"),
+    "a thousandth of the gradient left out": (
+        lambda x: gelu(x) + 1e-4 * x.detach().flatten(1).sum(1, keepdim=True),
+        torch.randn(4, 1, 8, 8, dtype=F64, generator=torch.Generator().manual_seed(0)),
+        "contradicted",
+    ),
     "samples that influence each other": (lambda x: gelu(x - 0.5 * x.mean(0)), DIGITS, "contradicted"),
     "dropout left on": (lambda x: gelu(nn.functional.dropout(x, 0.3)), DIGITS, "noise"),
     "noise of 1e-3": (lambda x: gelu(x) + 1e-3 * torch.randn(len(x), 10, dtype=F64), DIGITS, "noise"),
@@ -168,3 +173,14 @@ def test_the_direction_never_vanishes(seed):
     generator = torch.Generator().manual_seed(seed)
     found = predict(one, -one, one[..., 0], lambda w: w, generator)
     assert torch.equal(found.direction.abs(), torch.ones(2, 1, dtype=F64))
+
+
+def test_an_error_that_shorter_steps_do_not_show_is_no_mistake():
+    """Steps from the longest to the shortest: a long one may cross kinks, a short one shows what is there."""
+    blur = torch.zeros(3, 1, 1)
+    assert not _is_wrong(torch.tensor([5.0, 5.0, 0.1]).reshape(3, 1, 1), blur, torch.ones(())).any()
+    assert _is_wrong(torch.tensor([0.1, 5.0, 5.0]).reshape(3, 1, 1), blur, torch.ones(())).flatten().tolist() == [
+        False,
+        True,
+        True,
+    ]

@@ -242,3 +242,40 @@ def test_whole_hessians_of_piecewise_linear_networks_are_checked_through_their_o
     IN_FLOAT64.clear()
     input_hessian(Counting(net), torch.randn(3, 60), 1, "prob")
     assert len(IN_FLOAT64) == 3 * 5 + 1  # and what the network is, at one sample
+
+
+def test_curvature_that_autograd_lacks_is_not_rounding():
+    """Its gradient is as small as rounding and its Hessian zero, but the values are those of a parabola."""
+    spectrum = spectrum_of(lambda x: 3 + 1e-15 * x + x.detach().square().sum(1, keepdim=True))
+    assert not spectrum.valid.any()
+
+
+class Coarse(torch.autograd.Function):
+    """A cube whose derivative is half as large again in float32."""
+
+    @staticmethod
+    def forward(context, x):
+        context.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(context, gradient):
+        (x,) = context.saved_tensors
+        return gradient * x.square() * (4.5 if x.dtype == torch.float32 else 3)
+
+
+def test_curvature_lost_in_float32_costs_no_other_class_its_numbers():
+    spectrum = spectrum_of(
+        lambda x: torch.stack([(x**3).sum(1), Coarse.apply(x).sum(1)], 1), x=X.float(), classes="all"
+    )
+    assert spectrum.valid.tolist() == [[True, False]] * 3
+    assert "lost in the rounding of float32" in spectrum.diagnosis.message
+
+
+def test_the_sample_on_a_kink_of_a_piecewise_linear_network_is_named():
+    x = torch.tensor([[0.3, -0.5], [0.7, 0.4], [0.0, 0.2]], dtype=torch.float64)
+    slopes = torch.tensor([[1.0, 2.0], [-0.5, 1.5]], dtype=torch.float64)
+    spectrum = spectrum_of(lambda x: torch.cat([x, x.relu()], 1) @ torch.cat([slopes, slopes.T]), "prob", x)
+    assert spectrum.diagnosis.network == "piecewise_linear"
+    assert spectrum.valid.all()
+    assert "kink at sample 2," in spectrum.diagnosis.message

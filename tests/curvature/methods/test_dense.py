@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.networks import measure, mlp
 
+from lightning_hessian import input_hessian
 from lightning_hessian.curvature.cost_model import ModelCosts, dense_bytes, result_bytes
 from lightning_hessian.curvature.methods import columns, dense
 from lightning_hessian.curvature.methods.columns import BlockSize, hessians, symmetrize_
@@ -233,3 +234,25 @@ def test_symmetrize(dtype, scratch, monkeypatch):
     norm = torch.linalg.matrix_norm(before).clamp_min(1e-30)
     torch.testing.assert_close(asymmetry, torch.linalg.matrix_norm(before - before.mT) / norm)
     assert asymmetry[1, 2] == 0
+
+
+def test_the_estimate_of_a_column_is_for_all_samples(monkeypatch):
+    estimates = []
+
+    def noting(*arguments, column_estimate, **more):
+        estimates.append(column_estimate)
+        return hessians(*arguments, column_estimate=column_estimate, **more)
+
+    monkeypatch.setattr(dense, "hessians", noting)
+    for num_samples in (1, 3):
+        input_hessian(mlp(), torch.randn(num_samples, 6, dtype=F64), 0, check=False)
+    assert estimates[1] == 3 * estimates[0]
+
+
+def test_whole_hessians_and_the_norms_of_their_terms_need_room_at_once():
+    batch = TargetBatch(
+        mlp(outputs=500), lambda z, c: z.gather(1, c), torch.randn(2, 6, dtype=F64), torch.zeros(2, 1).long()
+    )
+    costs = ModelCosts(batch)
+    gradients = costs.num_outputs * 3 * 6 * 8
+    assert dense_bytes(costs) >= 4 * costs.matrix_bytes + gradients

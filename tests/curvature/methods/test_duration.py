@@ -18,6 +18,7 @@ from lightning_hessian.curvature.cost_model import ModelCosts
 from lightning_hessian.curvature.meter import Pace, TimeLimit, duration
 from lightning_hessian.curvature.methods.duration import (
     HOPELESS,
+    _rounded_up,
     expected_duration,
     within_limit,
 )
@@ -296,3 +297,7 @@ def test_what_is_no_limit_raises(value):
 def test_seconds_in_words():
     assert [duration(s) for s in (0.123, 9.96, 99, 720, 12600)] == ["0.12 s", "10 s", "99 s", "12 min", "3.5 h"]
     assert [duration(s) for s in (99.4, 99.6, 123, 5964, 5988)] == ["99 s", "1.7 min", "2 min", "99 min", "1.66 h"]
+
+
+def test_the_limit_that_would_do_is_given_to_two_digits():
+    assert [_rounded_up(seconds) for seconds in (8.1, 81, 0.13)] == ["9.8", "98", "0.16"]

@@ -1,0 +1,64 @@
+"""Sentences for what PyTorch raises where a model can be evaluated, but not differentiated."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lightning_hessian.curvature.batching import out_of_memory
+from lightning_hessian.errors import MeasurementError
+from lightning_hessian.model.function import ModelFunction
+
+PACKAGE = __name__.partition(".")[0]
+AUTOGRAD = ("torch.autograd", "torch._functorch", "torch.func")
+REMEDY = "or name a layer behind it with wrt."
+
+
+@contextmanager
+def explained_derivatives() -> Iterator[None]:
+    """Raises a MeasurementError in place of what PyTorch raises while a model that can be evaluated is differentiated.
+
+    PyTorch knows three ways to refuse: no formula for an operation, a formula that raises, and an operation that does
+    not accept tensors that require gradients, which raises in the forward pass. Errors of other code pass.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, MeasurementError) or out_of_memory(error):
+            raise
+        sentence = _sentence(error)
+        if not sentence:
+            raise
+        raise MeasurementError(sentence) from error
+
+
+def _sentence(error: RuntimeError) -> str:
+    """Empty where the error does not come from a derivative that this package takes."""
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not any(name.startswith(f"{PACKAGE}.curvature.") for name in modules):
+        return ""
+    message = str(error).partition("\n")[0].rstrip(".")
+    no_formula = re.search(r"derivative for '?(?:aten::)?(\w+)(?:: \w+)?'? is not implemented", message)
+    if no_formula is not None:
+        name = no_formula[1].strip("_")
+        operation = name.removesuffix("_backward")
+        twice = (
+            "twice, which the model or the target uses" if operation != name else "as the model or the target uses it"
+        )
+        return f"PyTorch cannot differentiate {operation} {twice}. Replace it by an operation that can be, {REMEDY}"
+    if modules[-1].startswith(AUTOGRAD):
+        return (
+            f"PyTorch cannot differentiate the model or the target at these samples: {message}. Replace the operation "
+            f"by one that can be differentiated twice, {REMEDY}"
+        )
+    if ModelFunction.__module__ in modules:
+        theirs = [i for i, name in enumerate(modules) if not name.startswith((f"{PACKAGE}.", "torch."))]
+        place = traceback.extract_tb(error.__traceback__)[theirs[-1]] if theirs else None
+        where = f", at {place.line!r} in line {place.lineno} of {place.filename}" if place else ""
+        return (
+            f"The model can be evaluated, but raised an error while it was differentiated{where}: {message}. Its "
+            f"forward pass must also accept tensors that require gradients, and other numbers of samples."
+        )
+    return ""

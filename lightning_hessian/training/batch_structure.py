@@ -1,0 +1,118 @@
+"""What is in a batch, by name and place, and as text."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+LABEL_NAMES = ("labels", "label", "targets", "target", "y")  # transformers' own, and the common ones
+MOST_SHOWN = 12  # entries of a dict or list
+DEPTH = 4  # how deep a batch is looked through
+
+
+def fields_of(value: Any) -> dict[Any, Any] | None:
+    """What a batch holds by name: a dict's entries, a dataclass's or NamedTuple's fields, an object's attributes."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return dict(value._asdict())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, (Tensor, np.ndarray, nn.Module, list, tuple, str, bytes, type)):
+        return None
+    if callable(getattr(value, "keys", None)) and hasattr(value, "__getitem__"):  # PyTorch Geometric's graphs
+        return {key: value[key] for key in value.keys()}  # noqa: SIM118
+    if callable(value):
+        return None
+    return {n: v for n, v in vars(value).items() if not n.startswith("_")} if hasattr(value, "__dict__") else None
+
+
+def structure(value: Any, depth: int = DEPTH) -> str:
+    """Keys, dtypes and shapes, in a line."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {[*value.shape]}"
+    if isinstance(value, np.ndarray):
+        return f"NumPy {value.dtype} {[*value.shape]}"
+    kind = type(value).__name__
+    if depth == 0 or value is None:
+        return kind if depth == 0 else "None"
+    fields = fields_of(value)
+    if fields is not None:
+        return f"{kind} {{{_shortened([f'{key!r}: {structure(each, depth - 1)}' for key, each in fields.items()])}}}"
+    if isinstance(value, (list, tuple)):
+        inner = [structure(each, depth - 1) for each in value]
+        if len(inner) > 2 and len(set(inner)) == 1:
+            return f"{kind} of {len(inner)} times {inner[0]}"
+        return f"{kind} [{_shortened(inner)}]"
+    return kind
+
+
+def _shortened(inner: list[str]) -> str:
+    more = [f"and {len(inner) - MOST_SHOWN} more"] if len(inner) > MOST_SHOWN else []
+    return ", ".join(inner[:MOST_SHOWN] + more)
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A tensor of a batch: its own name or position, an expression for it, one for what holds it, and its value."""
+
+    name: Any
+    expression: str
+    holder: str
+    value: Tensor
+
+
+def leaves(
+    value: Any, expression: str = "batch", holder: str = "", name: Any = "", depth: int = DEPTH
+) -> Iterator[Leaf]:
+    """All tensors of a batch."""
+    if isinstance(value, Tensor):
+        yield Leaf(name, expression, holder, value)
+    fields = fields_of(value)
+    if depth == 0 or (fields is None and not isinstance(value, (list, tuple))):
+        return
+    is_attribute = fields is not None and not isinstance(value, Mapping)
+    for key, each in list(enumerate(value) if fields is None else fields.items())[:MOST_SHOWN]:
+        part = f".{key}" if is_attribute else f"[{quoted(key)}]"
+        yield from leaves(each, expression + part, expression, key, depth - 1)
+
+
+def quoted(name: Any) -> str:
+    """A key or position as Python source."""
+    return json.dumps(name) if isinstance(name, str) else repr(name)
+
+
+def is_integer(value: Any) -> bool:
+    """Whether this is a tensor of integers."""
+    return isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
+
+
+def are_labels(value: Any, num_samples: int | None = None) -> bool:
+    """Whether this can be labels: integers ``[N]``."""
+    return is_integer(value) and value.dim() == 1 and num_samples in (None, len(value))
+
+
+def names_labels(name: Any, value: Any) -> bool:
+    """Whether this is what a model's output is compared with, by its name."""
+    return name in LABEL_NAMES[:2] or (name in LABEL_NAMES and are_labels(value))
+
+
+def may_be_input(name: Any, value: Any) -> bool:
+    """Whether this can be the input alone: floating point, with a row per sample, neither labels nor a mask."""
+    is_large = isinstance(value, Tensor) and value.dim() >= 2 and value.is_floating_point()
+    return is_large and not names_labels(name, value) and "mask" not in str(name).lower()
+
+
+def is_list_of_samples(batch: Sequence[Any]) -> bool:
+    """Whether nobody has put the samples together."""
+    if not batch or not all(type(sample) is type(batch[0]) for sample in batch):
+        return False
+    if isinstance(batch[0], Mapping):
+        return True
+    rest = [sample[1:] if isinstance(sample, tuple) else () for sample in batch]
+    return all(r and not any(isinstance(t, Tensor) and t.dim() for t in r) for r in rest)

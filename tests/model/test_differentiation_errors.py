@@ -1,0 +1,71 @@
+"""What PyTorch cannot differentiate is a sentence that names the operation; other errors stay what they are."""
+
+import pytest
+import torch
+
+from lightning_hessian import input_gradient, input_hessian, input_spectrum
+from lightning_hessian.errors import MeasurementError
+from lightning_hessian.model.function import ModelFunction
+from lightning_hessian.model.prepare import prepare
+
+FUNCTIONS = (input_gradient, input_hessian, input_spectrum)
+
+
+def eigenvectors(x):
+    """Their phase is arbitrary, and PyTorch's derivative says so."""
+    rotation = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=x.dtype)
+    vectors = torch.linalg.eig(x.reshape(-1, 2, 2) + rotation).eigenvectors
+    return torch.view_as_real(vectors).flatten(1) @ torch.arange(8.0, dtype=x.dtype).unsqueeze(1)
+
+
+def resized(x):
+    return (x * 1).resize_(len(x), 4)
+
+
+def overwritten(x):
+    powers = x.exp()
+    return powers.mul_(2)
+
+
+def through_numpy(x):
+    return x + torch.as_tensor((x * 1).numpy())
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (eigenvectors, "cannot differentiate the model or the target at these samples: linalg_eig_backward"),
+        (overwritten, r"has been modified by an inplace operation.*output 0 of Exp"),
+        (resized, r"at 'return \(x \* 1\)\.resize_\(len\(x\), 4\)' in line \d+ of .*: cannot resize variables"),
+        (through_numpy, r"the model can be evaluated, but raised an error.*Can't call numpy\(\)"),
+        (lambda x: torch.igamma(x, x + 1), "cannot differentiate igamma as the model or the target uses it"),
+        (lambda x: torch.floor_divide(x, 2), "cannot differentiate floor_divide as the model or the target uses it"),
+        (lambda x: torch.heaviside(x, x), "cannot differentiate heaviside as the model or the target uses it"),
+    ],
+)
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_what_cannot_be_differentiated_is_named(function, model, said):
+    x = torch.rand(3, 4, dtype=torch.float64)
+    with pytest.raises(MeasurementError, match=f"(?i){said}"):
+        function(model, x, 0)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS[1:])
+def test_what_has_one_derivative_has_no_second(function):
+    x = torch.rand(3, 4, dtype=torch.float64)
+    with pytest.raises(MeasurementError, match="cannot differentiate hardsigmoid twice"):
+        function(torch.nn.Hardsigmoid(), x, 0)
+    assert input_gradient(torch.nn.Hardsigmoid(), x, 0)[:, 0, 0].tolist() == pytest.approx([1 / 6] * 3)
+
+
+def test_errors_of_other_code_pass():
+    x = torch.rand(3, 4)
+    with (
+        pytest.raises(RuntimeError, match="does not require grad") as raised,
+        prepare(ModelFunction(torch.sin), x, 0, "logit"),
+    ):
+        torch.autograd.grad(torch.ones(1), torch.ones(1))
+    assert type(raised.value) is RuntimeError
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as raised:
+        input_spectrum(torch.nn.Linear(3, 2), x, 0)
+    assert type(raised.value) is RuntimeError

@@ -1,0 +1,205 @@
+"""Batches as people have them: the input where it is unambiguous, else the structure and the argument that fits."""
+
+import dataclasses
+import re
+from collections import UserDict
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from lightning_hessian.errors import ConfigurationError
+from lightning_hessian.training.batch_structure import structure
+from lightning_hessian.training.samples import SampleSource
+
+X, Y = torch.rand(10, 3, 4, 4), torch.arange(10)
+TOKENS = torch.arange(80).reshape(10, 8)
+MASK = TOKENS > 3
+
+
+@dataclasses.dataclass
+class Images:
+    image: torch.Tensor
+    mask: torch.Tensor
+    target: torch.Tensor
+
+
+class Named(NamedTuple):
+    index: torch.Tensor
+    image: torch.Tensor
+    label: torch.Tensor
+
+
+class Short(NamedTuple):
+    picture: torch.Tensor
+    digit: torch.Tensor
+
+
+class Plain:
+    def __init__(self):
+        self.x, self.y, self._seen = X, Y, X
+
+
+class Graphs:
+    """Has the manners of PyTorch Geometric's ``Batch``."""
+
+    def __init__(self, **stored):
+        self.stored = stored
+
+    def keys(self):
+        return list(self.stored)
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, key):
+        return self.stored[key]
+
+    def __call__(self):
+        raise AssertionError
+
+
+GRAPHS = Graphs(x=torch.rand(40, 3), edge_index=torch.zeros(2, 80, dtype=torch.long), y=Y[:4])
+
+
+def found_in(batch, **options):
+    return SampleSource(num_samples=2, **options).select_from_batch(batch)
+
+
+@pytest.mark.parametrize(
+    ("batch", "labels"),
+    [
+        ({"image": X, "mask": (X[:, 0] * 9).long()}, None),
+        ({"image": X, "mask": X[:, :1], "target": Y}, [0, 1]),
+        ({"pixel_values": X, "pixel_mask": MASK, "labels": [{"boxes": X}]}, None),
+        (Images(X, X[:, :1], Y), [0, 1]),
+        (Named(Y, X, Y + 3), [3, 4]),
+        (Short(X, Y), [0, 1]),
+        (Plain(), [0, 1]),
+        (UserDict(image=X, y=Y), [0, 1]),
+        ([[X], Y], [0, 1]),
+        ([[X, Y]], [0, 1]),
+        (({"image": X}, Y), [0, 1]),
+        (({"image": X, "path": ["a"] * 10}, Y), [0, 1]),
+        ([[[X, Y]]], [0, 1]),
+        ((X, torch.rand(10, 1)), None),
+        ((X, Y, torch.rand(10)), [0, 1]),
+    ],
+)
+@pytest.mark.parametrize("wrt", [None, "layer"])
+def test_the_input_is_found_where_it_is_unambiguous(batch, labels, wrt):
+    if wrt is not None and isinstance(batch, tuple) and isinstance(batch[0], dict):
+        return  # the layer's module may take the dict's names
+    found = found_in(batch, wrt=wrt)
+    assert torch.equal(found.inputs, X[:2])
+    assert (None if found.labels is None else found.labels.tolist()) == labels
+
+
+def test_several_inputs_by_name_or_place():
+    found = found_in([[X, X + 1], Y], wrt=1)
+    assert torch.equal(found.inputs[1], X[:2] + 1)
+    assert found.labels.tolist() == [0, 1]
+    named = found_in(Images(X, MASK, Y), wrt="image")
+    assert list(named.inputs) == ["image", "mask"]
+    assert named.labels.tolist() == [0, 1]
+
+
+# A batch, and what helps: an expression that gives this input and these labels of it.
+AMBIGUOUS = [
+    ([[X, X + 1], Y], "(batch[0][0], batch[1])", "wrt=0"),
+    ({"view1": X, "view2": X, "target": Y}, '(batch["view1"], batch["target"])', 'wrt="view1"'),
+    (({"a": X, "b": X + 1}, Y), '(batch[0]["a"], batch[1])', 'wrt="a"'),
+    ({"inputs": {"image": X}, "targets": {"cls": Y}}, '(batch["inputs"]["image"], batch["targets"]["cls"])', ""),
+    ((Y, X), "(batch[1], batch[0])", ""),
+    ({"image": (X * 255).byte(), "label": Y}, '(batch["image"].float() / 255, batch["label"])', ""),
+    ([{"image": x, "label": int(y)} for x, y in zip(X, Y, strict=True)],
+     '(torch.stack([sample["image"] for sample in batch]), torch.tensor([int(sample["label"]) for sample in batch]))',
+     "It is a list of samples"),
+    (list(zip(X, Y.tolist(), strict=True)), "torch.utils.data.default_collate(batch)", "It is a list of samples"),
+    ((list(X), [{"boxes": X}] * 10), "torch.stack(list(batch[0]))", "module(list(x))"),
+    ((tuple(X), ({"boxes": X},) * 10), "torch.stack(list(batch[0]))", "output_fn"),
+    (([X[0]], [{"boxes": X}]), "torch.stack(list(batch[0]))", ""),
+    ({"input_ids": TOKENS, "attention_mask": MASK, "labels": Y},
+     '({"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}, batch["labels"])',
+     "wrt='embedding'"),
+    ({"input_ids": TOKENS, "attention_mask": MASK.float()},
+     '{"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}', "Tokens have no derivative"),
+    ({"input_ids": TOKENS, "labels": Y}, '(batch["input_ids"], batch["labels"])', "wrt='embedding'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("batch", "expression", "words"), AMBIGUOUS)
+def test_the_message_shows_what_helps_and_it_does(batch, expression, words):
+    with pytest.raises(ConfigurationError) as error:
+        found_in(batch)
+    message = str(error.value)
+    assert structure(batch) in message
+    assert f"input_fn=lambda batch: {expression}" in message
+    assert words in message
+    wrt = "embedding" if "wrt='embedding'" in message or "Tokens" in message else None
+    given = eval(f"lambda batch: {expression}", {"torch": torch})  # a user pastes it
+    found = found_in(batch, input_fn=given, wrt=wrt)
+    x, labels = (given(batch), None) if not isinstance(given(batch), (tuple, list)) else given(batch)
+    torch.testing.assert_close(found.inputs["input_ids"] if isinstance(x, dict) else found.inputs,
+                               (x["input_ids"] if isinstance(x, dict) else x)[:2])  # fmt: skip
+    assert (found.labels is None) == (labels is None)
+
+
+@pytest.mark.parametrize("batch", [GRAPHS, (GRAPHS, Y[:4])])
+def test_graphs_are_neither_samples_nor_datasets(batch):
+    with pytest.raises(ConfigurationError, match=r"'edge_index': int64 \[2, 80\].*A graph is one sample.*forward_fn="):
+        found_in(batch)
+
+
+@pytest.mark.parametrize("labels", [None, Y[:3]])
+def test_packed_sequences_have_no_rows(labels):
+    packed = pack_padded_sequence(torch.rand(3, 4, 2), torch.tensor([4, 3, 2]), batch_first=True)
+    place = "" if labels is None else r"\[0\]"
+    with pytest.raises(ConfigurationError, match=rf"PackedSequence .*pad_packed_sequence\(batch{place}, batch_first=T"):
+        found_in(packed if labels is None else (packed, labels))
+
+
+@pytest.mark.parametrize("batch", [[1, 2, 3], "text", ["a", "b"], None, 3, [], {}, {"x": X.numpy()}, [[]], [None]])
+def test_nothing_to_differentiate(batch):
+    with pytest.raises(ConfigurationError, match=r"not found in the batch: .*Give input_fn, which takes a batch"):
+        found_in(batch)
+
+
+def test_labels_of_another_number_say_that_rows_are_no_samples():
+    with pytest.raises(ConfigurationError, match="not found in the batch"):
+        found_in({"nodes": X, "label": Y[:3]})
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (X, "float32 [10, 3, 4, 4]"),
+        ({"a": [Y, None], 3: "text"}, "dict {'a': list [int64 [10], None], 3: str}"),
+        ([Y] * 5, "list of 5 times int64 [10]"),
+        (Short(X, np.zeros(2)), "Short {'picture': float32 [10, 3, 4, 4], 'digit': NumPy float64 [2]}"),
+        ([[[[[Y]]]]], "list [list [list [list [list]]]]"),
+    ],
+)
+def test_structure(value, text):
+    assert structure(value) == text
+
+
+def test_a_long_structure_is_cut():
+    assert re.fullmatch(r"dict \{('\d+': int, ){12}and 88 more\}", structure({str(n): n for n in range(100)}))
+
+
+def test_a_dataset_whose_samples_make_no_batch():
+    with pytest.raises(
+        ConfigurationError, match=r"such as tuple \[float32 \[1, 3\], int\], cannot be put into a batch"
+    ):
+        SampleSource(num_samples=3).select(Ragged())
+
+
+class Ragged(torch.utils.data.Dataset):
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, i):
+        return torch.rand(i + 1, 3), i
