@@ -185,7 +185,8 @@ class InputHessianMonitor(_Callback):
             callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
             check_names([c._settings.measurement.name for c in callbacks if isinstance(c, InputHessianMonitor)])
             warn = partial(rank_zero_warn, category=UserWarning)
-            self._current_run = MonitoringRun(self._settings, trainer, warn=warn, inform=rank_zero_info)
+            before = None if stage == "fit" else self._current_run
+            self._current_run = MonitoringRun(self._settings, trainer, warn=warn, inform=rank_zero_info, before=before)
         if self._early_state:
             self._run.load_state_dict(self._early_state)
             self._early_state = {}
@@ -211,7 +212,8 @@ class InputHessianMonitor(_Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Completes the saved state, and waits for the files of what was measured."""
         if self._current_run is not None:
-            self._run.complete_checkpoint(trainer, checkpoint["callbacks"].get(self.state_key, {}))
+            with self._guarded(trainer):
+                self._run.complete_checkpoint(trainer, checkpoint["callbacks"].get(self.state_key, {}))
 
     def on_validation_batch_start(
         self,
@@ -222,7 +224,7 @@ class InputHessianMonitor(_Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Takes the samples from the first validation batch, if none were given."""
-        with self._misconfiguration():
+        with self._guarded(trainer):
             self._run.take_batch(trainer, batch, dataloader_idx)
 
     on_test_batch_start = on_validation_batch_start
@@ -230,14 +232,15 @@ class InputHessianMonitor(_Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures once at the end of a standalone ``trainer.validate()`` or ``trainer.test()``."""
         if trainer.state.fn != "fit":
-            self._measure(trainer, pl_module)
+            with self._guarded(trainer):
+                self._run.measure(trainer, pl_module)
 
     on_test_end = on_validation_end
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures before training, or makes the measurement that was missed when a resumed run was interrupted."""
-        with self._misconfiguration():
-            if self._run.start_fit(trainer, pl_module):
+        with self._guarded(trainer):
+            if self._run.start_fit(trainer):
                 self._run.measure(trainer, pl_module)
         self._run.start_clock()
 
@@ -245,33 +248,45 @@ class InputHessianMonitor(_Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measures after every n-th optimizer step."""
-        if self._run.is_due_after_batch(trainer):
-            self._measure(trainer, pl_module)
+        with self._guarded(trainer):
+            if self._run.is_due_after_batch(trainer):
+                self._run.measure(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures at the end of chosen epochs, before callbacks such as EarlyStopping read the metrics."""
-        if self._run.is_due_after_epoch(trainer):
-            self._measure(trainer, pl_module, last_logged_step(trainer))
+        with self._guarded(trainer):
+            if self._run.is_due_after_epoch(trainer):
+                self._run.measure(trainer, pl_module, last_logged_step(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures the final weights, if that was not done yet."""
-        if self._run.is_new(trainer):
-            self._measure(trainer, pl_module, last_logged_step(trainer))
-        self._run.finish()
+        """Measures the final weights, if that was not done yet; says so if nothing was measured."""
+        with self._guarded(trainer):
+            if self._run.is_new(trainer):
+                self._run.measure(trainer, pl_module, last_logged_step(trainer))
+            self._run.finish()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Writes what was measured before training ended early."""
         if self._current_run is not None:
-            self._run.close()
+            with self._guarded(trainer, ending=True):
+                self._run.close()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Writes what is left, before the loggers are closed."""
         if self._current_run is not None:
-            self._run.close()
+            with self._guarded(trainer, ending=True):
+                self._run.close()
 
-    def _measure(self, trainer: Trainer, pl_module: LightningModule, at_logged_step: int | None = None) -> None:
+    @contextmanager
+    def _guarded(self, trainer: Trainer, *, ending: bool = False) -> Iterator[None]:
+        """Lets an exception end the run only where ``on_error`` says so, or before training, for wrong settings."""
         with self._misconfiguration():
-            self._run.measure(trainer, pl_module, at_logged_step)
+            try:
+                yield
+            except Exception as error:
+                if not ending and self._run.must_raise(error, trainer):
+                    raise
+                self._run.survive(error)
 
     def _misconfiguration(self) -> AbstractContextManager[None]:
         return _misconfiguration(self._settings.measurement.title)

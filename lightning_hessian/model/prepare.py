@@ -133,7 +133,7 @@ def usable_dtype(network: ModelFunction, inputs: Inputs, dtype: torch.dtype | No
     except (ConfigurationError, MeasurementError):  # MeasurementError: a single sample does not fit the memory
         raise
     except Exception as error:  # x.float() in a forward, a device without float64
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
     warn(f"The model cannot be evaluated in float64 ({reason}): measured in float32.", stacklevel=5)
     return torch.float32
 

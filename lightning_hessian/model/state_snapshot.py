@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import random
+import sys
 import types
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -61,8 +63,19 @@ class StateSnapshot:
         attributes = vars(owner)
         before = dict(attributes)
         self._undo.append(lambda: _refill(attributes, before))
+        for kind in type(owner).__mro__:
+            if id(kind) not in self._seen and not _is_library(kind.__module__):
+                self._add_class(kind, depth)
         for name, value in before.items():
             self._add(value, 1 if name in ("_parameters", "_modules") else depth)
+
+    def _add_class(self, kind: type, depth: int) -> None:
+        """What methods may write to: the class itself, and the globals that they name."""
+        self._seen.add(id(kind))
+        for name, value in list(vars(kind).items()):
+            if isinstance(value, (bool, int, float, str, tuple, type(None))) and not name.startswith("__"):
+                self._undo.append(functools.partial(setattr, kind, name, value))
+            self._add(getattr(value, "__func__", getattr(value, "fget", value)), depth)
 
     def _add(self, value: Any, depth: int) -> None:
         if depth == 0 or id(value) in self._seen:
@@ -110,9 +123,8 @@ class StateSnapshot:
                 continue
             self._undo.append(functools.partial(setattr, cell, "cell_contents", content))
             self._add(content, depth - 1)
-        named = {
-            name: function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__
-        }
+        names = _names(function.__code__)
+        named = {name: function.__globals__[name] for name in names if name in function.__globals__}
         self._undo.append(lambda: function.__globals__.update(named))
         self._add_all(named.values(), depth)
 
@@ -121,7 +133,7 @@ class StateSnapshot:
         self._seen.add(id(values))
         if hasattr(values, "to_local"):  # a sharded one: only this process's shard, as comparing whole is collective
             values = values.detach().to_local()
-        if isinstance(values, Tensor) and values.layout != torch.strided:
+        if isinstance(values, Tensor) and (values.layout != torch.strided or values.is_meta):
             return
         if values.nbytes > LARGEST_COPY:
             self._undo.append(_warning_if_written(values))
@@ -136,6 +148,24 @@ class StateSnapshot:
                     values.copy_(copy)
 
         self._undo.append(undo)
+
+
+@contextmanager
+def unchanged(*owners: object) -> Iterator[None]:
+    """Restores what code of these objects and functions may write to."""
+    snapshot = StateSnapshot()
+    for owner in owners:
+        snapshot._add(owner, DEPTH)
+    try:
+        yield
+    finally:
+        snapshot.restore()
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """The names that a function uses, in the functions inside it, too."""
+    inner = [_names(value) for value in code.co_consts if isinstance(value, types.CodeType)]
+    return set(code.co_names).union(*inner)
 
 
 def _refill(container: Any, contents: Any) -> None:
@@ -191,6 +221,13 @@ def _warning_if_written(values: Any) -> Callable[[], None]:
 
 def _is_foreign(home: str | None) -> bool:
     return home is None or home.split(".")[0] in NOT_FOLLOWED
+
+
+@functools.cache
+def _is_library(home: str | None) -> bool:
+    """Whether a class comes from an installed package, whose methods are not expected to write to globals."""
+    file = getattr(sys.modules.get(home or ""), "__file__", None) or ""
+    return _is_foreign(home) or "site-packages" in file or "dist-packages" in file
 
 
 def _is_plain(value: object) -> bool:

@@ -21,7 +21,7 @@ from plotly.offline import get_plotlyjs
 from lightning_hessian._version import __version__
 from lightning_hessian.records.answers.history import describe, metric_table
 from lightning_hessian.records.event_format import EVENT_FORMAT_VERSION
-from lightning_hessian.records.files import write_whole
+from lightning_hessian.records.locations import write_whole
 from lightning_hessian.report.contents import Store, Tag, find_runs, gather
 
 STATIC = Path(__file__).parent.parent / "tensorboard_plugin" / "static"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,29 +23,42 @@ class RunOutput:
         settings: of the monitor.
         warn: shows a warning on the first process.
         inform: shows a message there.
+        known: warnings about the Trainer and the model that need no repetition.
     """
 
     def __init__(
-        self, settings: MonitorSettings, warn: Callable[[str], object], inform: Callable[[str], object]
+        self,
+        settings: MonitorSettings,
+        warn: Callable[[str], object],
+        inform: Callable[[str], object],
+        known: Collection[str] = (),
     ) -> None:
         self._on_error = settings.on_error
         self._title = settings.measurement.title
         self._show_warning, self._show_message = warn, inform
         self._warned: set[str] = set()
+        self.notices = set(known)
+        self.failure: str | None = None  # of the last measurement that failed
         self._is_open = False
         self._expected = 0.0
         self._advised = False
         self._make = partial(Publisher, keep_matrices=settings.keep_matrices, name=settings.measurement.name)
         self._publisher = self._make((), None)
 
-    def open(self, loggers: Sequence[Any], folder: str | None) -> None:
-        """Publishes to these loggers and this folder from now on."""
+    def open(self, loggers: Sequence[Any]) -> None:
+        """Publishes to these loggers from now on."""
         if not self._is_open:
-            self._publisher, self._is_open = self._make(loggers, folder), True
+            self._publisher, self._is_open = self._make(loggers, None), True
+
+    def save_in(self, folder: str) -> None:
+        """Saves records in this directory from now on."""
+        self._publisher.save_in(folder)
 
     def publish(self, record: Record) -> tuple[dict[str, float], list[WritingError]]:
         """Publishes a record; returns its scalars, and what could not be written so far."""
         metrics = self._publisher.publish(record)
+        for delay in self._publisher.delays():
+            self.warn(delay)
         return metrics, self.flush() if self._on_error == "raise" else self._publisher.faults()
 
     def skip(self, reason: str, num_skipped: int, at: TrainingPosition) -> None:
@@ -55,13 +68,18 @@ class RunOutput:
 
     def fail(self, error: Exception, at: TrainingPosition, *, before_training: bool) -> None:
         """Raises a failed measurement where ``on_error`` says so or the settings are at fault; else warns."""
-        if self._on_error == "raise" or (before_training and isinstance(error, ConfigurationError)):
+        if self.must_raise(error, before_training=before_training):
             raise error
+        self.failure = f"{type(error).__name__}: {error}"
         self.warn(
-            f"no measurement at step {at.step}, and the run continues. {type(error).__name__}: {error}",
+            f"no measurement at step {at.step}, and the run continues. {self.failure}",
             cause=getattr(error, "cause", str(error)),
         )
         self._publisher.publish_failure(str(error), at.logged_step)
+
+    def must_raise(self, error: Exception, *, before_training: bool) -> bool:
+        """Whether a failure ends the run: ``on_error`` says so, or the settings are at fault and nothing is lost."""
+        return self._on_error == "raise" or (before_training and isinstance(error, ConfigurationError))
 
     def report(self, unwritten: Sequence[WritingError]) -> None:
         """Raises what could not be saved or shown where ``on_error`` says so; else warns."""
@@ -103,6 +121,12 @@ class RunOutput:
     def inform(self, message: str) -> None:
         """Shows a message on the first process."""
         self._show_message(f"{self._title}: {message}")
+
+    def notice(self, message: str) -> None:
+        """Warns about the Trainer, once for a fit and the validations and tests after it."""
+        if message not in self.notices:
+            self.notices.add(message)
+            self.warn(message)
 
     def warn(self, message: str, cause: str | None = None) -> None:
         """Warns on the first process, once per cause, ignoring numbers in the message."""

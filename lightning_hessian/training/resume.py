@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from lightning_hessian.curvature.checks.verdict import PreviousChecks
 from lightning_hessian.errors import ConfigurationError, MeasurementError
 from lightning_hessian.model.targets import target_name
 from lightning_hessian.records.files import load_record
+from lightning_hessian.records.locations import Location, location
 from lightning_hessian.records.record import Record
 from lightning_hessian.training.run_state import RunState
 from lightning_hessian.training.samples import Samples
@@ -85,7 +85,7 @@ def from_state(
     run.method = saved["method"]
     if (checks := saved["checks"]) is not None:
         run.checks = PreviousChecks(**{**checks, "findings": tuple(Finding(**f) for f in checks["findings"])})
-    path = saved["last_record"] and Path(saved["last_record"])
+    path = location(saved["last_record"]) if saved["last_record"] else None
     run.previous = _previous(path, saved["last_record_measured_at"])
     run.record_path = path if run.previous else None
     return run, None
@@ -124,10 +124,10 @@ def _same(a: Samples, b: Samples | None) -> bool:
     return form == other and all(map(equal, ours, theirs))
 
 
-def _previous(path: Path | None, measured_at: float | None) -> Record | None:
+def _previous(path: Location | None, measured_at: float | None) -> Record | None:
     """The record in a file, or where another run set it aside, without whole matrices; None if it is not found."""
     for candidate in () if path is None else (path, *path.parent.glob(f"superseded_*/{path.name}")):
-        with suppress(OSError, ValueError):  # gone, or damaged
+        with suppress(Exception):  # gone, damaged, or on a file system that fails in its own way
             record = load_record(candidate, matrices=False)
             if record.measured_at == measured_at:
                 return record

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from lightning_hessian.curvature.checks.verdict import PreviousChecks
 from lightning_hessian.curvature.options import MethodName
 from lightning_hessian.model.arguments import Target
+from lightning_hessian.records.locations import Location
 from lightning_hessian.records.record import Record
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.training.schedule import START, TrainingPosition
@@ -36,6 +36,6 @@ class RunState:
     checks: PreviousChecks | None = None
     seconds_per_matvec: float | None = None
     previous: Record | None = None
-    record_path: Path | None = None
+    record_path: Location | None = None
     measured_step: int | None = None
     position: TrainingPosition = START

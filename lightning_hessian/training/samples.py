@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.model.function import Inputs
 from lightning_hessian.model.isolation import frozen_random_streams
+from lightning_hessian.model.state_snapshot import unchanged
 from lightning_hessian.training.batch import InputFunction, find_inputs
 from lightning_hessian.training.batch_structure import structure
 
@@ -58,9 +59,15 @@ class SampleSource:
     def select(self, source: Any) -> Samples:
         """The samples of what a user gave: a batch, or a map-style dataset.
 
+        The batch, the dataset, ``input_fn`` and all random streams stay as they are.
+
         Raises:
             ConfigurationError: the input is not found in it, or an index is out of range.
         """
+        with frozen_random_streams(), unchanged(source, self.input_fn):
+            return self._selected(source)
+
+    def _selected(self, source: Any) -> Samples:
         if isinstance(source, (Tensor, list, tuple, Mapping)) or not hasattr(source, "__getitem__"):
             return self.select_from_batch(source)
         if not hasattr(source, "__len__"):
@@ -68,23 +75,26 @@ class SampleSource:
                 "The samples must be a map-style dataset with a length; give a tensor or (x, labels)."
             )
         chosen = self._chosen(len(source), "the dataset has {} samples")
-        with frozen_random_streams():
-            taken = [source[i] for i in chosen]
-            try:
-                batch = default_collate(taken)
-            except (TypeError, RuntimeError) as error:  # of another kind, or of different shapes
-                raise ConfigurationError(
-                    f"The samples of the dataset, such as {structure(taken[0])}, cannot be put into a batch "
-                    f"({str(error).splitlines()[0]}). Give samples=x or samples=(x, labels), with x [N, *shape]."
-                ) from error
+        taken = [source[i] for i in chosen]
+        try:
+            batch = default_collate(taken)
+        except (TypeError, RuntimeError) as error:  # of another kind, or of different shapes
+            raise ConfigurationError(
+                f"The samples of the dataset, such as {structure(taken[0])}, cannot be put into a batch "
+                f"({str(error).splitlines()[0]}). Give samples=x or samples=(x, labels), with x [N, *shape]."
+            ) from error
         return replace(self, num_samples=len(chosen), sample_indices=None).select_from_batch(batch)
 
     def select_from_batch(self, batch: Any) -> Samples:
-        """The samples of a batch, copied to the CPU; leaves all random streams as they are.
+        """The samples of a batch, copied to the CPU; the batch, ``input_fn`` and random streams stay as they are.
 
         Raises:
             ConfigurationError: as ``select``.
         """
+        with frozen_random_streams(), unchanged(batch, self.input_fn):
+            return self._of_batch(batch)
+
+    def _of_batch(self, batch: Any) -> Samples:
         inputs, labels = find_inputs(batch, self.wrt, self.input_fn)
         chosen = self._chosen(len(tree_leaves(inputs)[0]), "there are {} samples to choose from")
         with torch.inference_mode(False):  # an inference tensor could not be differentiated
@@ -116,13 +126,13 @@ def first_batch(loader: Any) -> Any | None:
         return None
     if sum(array.nbytes for array in _arrays(loader.dataset)) > LARGEST_COPY:
         return None
-    with frozen_random_streams():
-        try:
-            dataset, sampler = copy.deepcopy((loader.dataset, loader.batch_sampler))
+    try:
+        dataset, sampler = copy.deepcopy((loader.dataset, loader.batch_sampler))
+        with frozen_random_streams(), unchanged(dataset, sampler, loader.collate_fn):
             indices = next(iter(sampler), None)
             return None if indices is None else loader.collate_fn([dataset[i] for i in indices])
-        except Exception:  # the dataset cannot be copied, or opens its file in a worker: a real batch will come
-            return None
+    except Exception:  # the dataset cannot be copied, or opens its file in a worker: a real batch will come
+        return None
 
 
 def _arrays(value: object, depth: int = 4) -> Iterable[Tensor | np.ndarray[Any, Any]]:

@@ -6,17 +6,16 @@ import sys
 from typing import Any
 
 import torch.distributed as dist
-import torch.utils._pytree as pytree
 
 from lightning_hessian.errors import ConfigurationError
-from lightning_hessian.model.isolation import frozen_random_streams, preserved
 from lightning_hessian.training.distributed import ProcessGroup
 from lightning_hessian.training.samples import first_batch
 from lightning_hessian.training.schedule import TrainingPosition
-from lightning_hessian.writers.loggers import tensorboard_loggers
 
 # Strategies that hold parameters in flat buffers of their own, from which torch cannot restore a whole module.
 UNSUPPORTED_STRATEGIES = ("FSDPStrategy", "DeepSpeedStrategy")
+TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+LIGHTNINGS_HOOKS = ("lightning.pytorch.core.hooks", "pytorch_lightning.core.hooks")
 
 
 def in_both_packages(own: type) -> type:
@@ -75,17 +74,10 @@ def training_position(trainer: Any) -> TrainingPosition:
     )
 
 
-def log_folder(trainer: Any) -> str | None:
-    """Where records are saved: beside the event file if there is one; nowhere in a fast_dev_run. Collective."""
-    log_dir = trainer.log_dir  # Lightning broadcasts it
-    if trainer.fast_dev_run:
-        return None
-    loggers = tensorboard_loggers(trainer.loggers)
-    return loggers[0].log_dir if loggers else log_dir
-
-
 def chosen_batch(trainer: Any, batch: Any, dataloader_idx: int, wanted: int) -> Any | None:
     """The part of a validation or test batch that comes from the loader ``wanted``, or None.
+
+    A batch of several loaders that a hook of the user has rearranged is returned whole.
 
     Raises:
         ConfigurationError: there is no such loader.
@@ -94,11 +86,17 @@ def chosen_batch(trainer: Any, batch: Any, dataloader_idx: int, wanted: int) -> 
     _check_index(loaders, wanted)
     if loaders._mode == "sequential":
         return batch if dataloader_idx == wanted else None
-    return _part(loaders, batch, wanted)
+    try:
+        return loaders._spec.flatten_up_to(batch)[wanted]
+    except ValueError:
+        return batch
 
 
-def first_validation_batch(trainer: Any, pl_module: Any, wanted: int) -> Any | None:
-    """The first batch of a validation loader, read from copies and passed through the user's hooks; None if impossible.
+def first_validation_batch(trainer: Any, wanted: int) -> Any | None:
+    """The first batch of a validation loader, read from copies of its dataset and sampler.
+
+    None where that is not possible, or where the user's own batch-transfer hooks would have to run once more: what
+    they write to (counters, random streams, files) belongs to the run.
 
     Raises:
         ConfigurationError: there is no such loader.
@@ -107,21 +105,17 @@ def first_validation_batch(trainer: Any, pl_module: Any, wanted: int) -> Any | N
     if loaders is None:
         return None
     _check_index(loaders, wanted)
-    one_by_one = loaders._mode == "sequential"
-    batch = first_batch(loaders.flattened[wanted]) if one_by_one else pytree.tree_map(first_batch, loaders.iterables)
-    if batch is None or (not one_by_one and _part(loaders, batch, wanted) is None):
+    if _transfers_batches(trainer.lightning_module) or _transfers_batches(trainer.datamodule):
         return None
-    index = wanted if one_by_one else 0
-    # It is processed like any validation batch; the user's hooks may look at the trainer's stage.
-    trainer.validating = True
-    try:
-        with frozen_random_streams(trainer.strategy.root_device), preserved(pl_module):
-            batch = trainer.precision_plugin.convert_input(batch)
-            batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=index)
-            batch = trainer.strategy.batch_to_device(batch, dataloader_idx=index)
-    finally:
-        trainer.training = True
-    return batch if one_by_one else _part(loaders, batch, wanted)
+    batch = first_batch(loaders.flattened[wanted])
+    return None if batch is None else trainer.precision_plugin.convert_input(batch)
+
+
+def _transfers_batches(owner: Any) -> bool:
+    """Whether a module or data module has batch-transfer hooks of its own, in place of Lightning's empty ones."""
+    hooks = [getattr(owner, name, None) for name in TRANSFER_HOOKS]
+    homes = [getattr(getattr(hook, "__func__", hook), "__module__", None) for hook in hooks if hook is not None]
+    return any(home not in LIGHTNINGS_HOOKS for home in homes)
 
 
 def _combined_loader(trainer: Any) -> Any:
@@ -136,9 +130,3 @@ def _check_index(loaders: Any, wanted: int) -> None:
             f"val_dataloader_idx={wanted} is out of range: the number of loaders is {len(loaders.flattened)}, and they "
             f"are counted from 0."
         )
-
-
-def _part(loaders: Any, batch: Any, wanted: int) -> Any:
-    """The part of a combined batch that comes from the loader ``wanted``: both have the same structure."""
-    paths, _ = pytree.tree_flatten_with_path(loaders.iterables)
-    return pytree.key_get(batch, paths[wanted][0])

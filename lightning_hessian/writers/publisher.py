@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,8 +14,11 @@ from lightning_hessian.errors import WritingError
 from lightning_hessian.records import event_format
 from lightning_hessian.records.files import record_folder, save_record
 from lightning_hessian.records.histogram import Histogram
+from lightning_hessian.records.locations import is_in_memory
 from lightning_hessian.records.record import Array, Record
 from lightning_hessian.records.retention import KeepMatrices, MatrixRetention
+from lightning_hessian.writers.background import BackgroundJobs
+from lightning_hessian.writers.layout import margin_charts
 from lightning_hessian.writers.loggers import log_picture, picture_loggers, tensorboard_loggers
 from lightning_hessian.writers.scalars import scalars
 from lightning_hessian.writers.tags import cost_tag, diagnosis_tag
@@ -31,7 +34,8 @@ from lightning_hessian.writers.tensorboard import (
 from lightning_hessian.writers.text import about_skipped, diagnosis_text
 
 MAX_UNFINISHED = 3  # jobs, one running and two waiting, each holding a record: matrices of all its samples and classes
-THREAD_NAME = "lightning-hessian-writer"
+MAX_IN_MEMORY = 2**28  # bytes of records of a run for which Lightning writes no files
+SLOW = 10.0  # seconds that training waits for a logger, above which a warning says so
 
 
 class Publisher:
@@ -44,7 +48,7 @@ class Publisher:
 
     Args:
         loggers: of the Trainer; all get the scalars, some also pictures, TensorBoard gets everything.
-        folder: where records are saved, or None for nowhere.
+        folder: where records are saved, or None for nowhere, until ``save_in`` is called.
         keep_matrices: which whole matrices the saved files hold; None: none.
         name: of the monitor, in tags.
     """
@@ -54,11 +58,12 @@ class Publisher:
     ) -> None:
         self._loggers = list(loggers)
         self._picture_loggers = picture_loggers(loggers)
-        self._folder = folder
-        self._retention = MatrixRetention(keep_matrices, None if folder is None else record_folder(folder, name))
-        self._name = name
-        self._executor: ThreadPoolExecutor | None = None  # from the first job to the next flush
-        self._unfinished = threading.BoundedSemaphore(MAX_UNFINISHED)
+        self._keep_matrices, self._name = keep_matrices, name
+        self.save_in(folder)
+        self._jobs = BackgroundJobs(
+            MAX_UNFINISHED, lambda error: self._add_fault("writing in the background", "Please report it.", error)
+        )
+        self._delays: deque[str] = deque()
         self._drawn: deque[tuple[int, dict[str, Array]]] = deque()
         self._saved = threading.Event()
         self._saved.set()
@@ -68,6 +73,13 @@ class Publisher:
         for logger in tensorboard_loggers(loggers):
             with self._reported("opening the event file", "Fix the logger or remove it."):
                 self._writers.append(logger.experiment)
+
+    def save_in(self, folder: str | None) -> None:
+        """Saves records in this directory from now on."""
+        self._folder = folder
+        place = None if folder is None else record_folder(folder, self._name)
+        self._retention = MatrixRetention(self._keep_matrices, place)
+        self._num_bytes = 0
 
     def publish(self, record: Record) -> dict[str, float]:
         """Logs the scalars of ``record``, returns them, and arranges for the rest."""
@@ -86,17 +98,15 @@ class Publisher:
                 by_tag = histograms(record)
                 payload = event_format.pack_summary(record, stored)
         saved = threading.Event()
-        needs_layout = record.stage == "fit" and not self._has_layout
-        self._has_layout |= needs_layout
 
         def write() -> None:
             try:
                 self._save(stored)
             finally:
                 saved.set()
-            self._show(record, by_tag, payload, needs_layout)
+            self._show(record, by_tag, payload)
 
-        self._submit(write)
+        self._jobs.submit(write)
         self._saved = saved  # not before: an interrupted submit would leave it unset for ever
         return values
 
@@ -115,52 +125,34 @@ class Publisher:
         self._saved.wait()
 
     def flush(self) -> None:
-        """Waits until everything is written, ends the thread, and logs the last pictures."""
-        self._end_thread()
+        """Waits until everything is written, and logs the last pictures."""
+        if self._has_layout:
+            self._jobs.submit(partial(self._add_layout, None))
+        self._jobs.wait()
         self._log_pictures()
 
     def faults(self) -> list[WritingError]:
         """What has failed since the last call."""
         return [self._faults.popleft() for _ in range(len(self._faults))]
 
-    def _submit(self, job: Callable[[], None]) -> None:
-        """Runs a job on the writing thread, after those before it; waits while too many are unfinished."""
-        self._unfinished.acquire()
-        try:
-            self._executor = self._executor or ThreadPoolExecutor(1, THREAD_NAME)
-            self._executor.submit(self._run, job)
-        except RuntimeError:  # no thread can be started, or the interpreter is exiting: slower, but nothing is lost
-            self._end_thread()
-            try:
-                job()
-            finally:
-                self._unfinished.release()
-
-    def _run(self, job: Callable[[], None]) -> None:
-        try:
-            job()
-        except BaseException as error:  # an executor would keep it to itself
-            self._add_fault("writing in the background", "Please report it.", error)
-        finally:
-            self._unfinished.release()
-
-    def _end_thread(self) -> None:
-        """Waits until its jobs are done."""
-        if self._executor is not None:
-            self._executor.shutdown(wait=True)
-            self._executor = None
+    def delays(self) -> list[str]:
+        """The loggers for which training has waited long since the last call."""
+        return [self._delays.popleft() for _ in range(len(self._delays))]
 
     def _log(self, values: dict[str, float], logged_step: int) -> None:
         for logger in self._loggers:
-            with self._reported(f"logging scalars to {type(logger).__name__}", "Fix the logger or remove it."):
+            begin, name = time.perf_counter(), type(logger).__name__
+            with self._reported(f"logging scalars to {name}", "Fix the logger or remove it."):
                 logger.log_metrics(dict(values), step=logged_step)
+            if (seconds := time.perf_counter() - begin) > SLOW:
+                self._delays.append(f"logging scalars to {name} took {seconds:.0f} s, for which training waited.")
 
     def _publish_text(self, markdown: str, logged_step: int) -> None:
         if self._writers:
             tag = diagnosis_tag(self._name)
-            self._submit(partial(self._add, "the text", add_text, tag, markdown, logged_step))
+            self._jobs.submit(partial(self._add, "the text", add_text, tag, markdown, logged_step))
 
-    def _show(self, record: Record, by_tag: Mapping[str, Histogram], payload: bytes, needs_layout: bool) -> None:
+    def _show(self, record: Record, by_tag: Mapping[str, Histogram], payload: bytes) -> None:
         """Everything but scalars and the file, in the background."""
         drawn: dict[str, Array] = {}
         if self._writers or self._picture_loggers:
@@ -171,11 +163,18 @@ class Publisher:
         if payload:
             tag = event_format.tag(record.name, record.stage)
             self._add("the numbers of the tab", add_payload, tag, payload, record.logged_step)
-        if needs_layout:
-            self._add("the custom scalar charts", add_layout, record)
+        self._add_layout(record)
         self._add("the histograms", add_histograms, by_tag, record.logged_step)
         self._add("the pictures", add_pictures, drawn, record.logged_step)
         self._add("the text", add_text, diagnosis_tag(self._name), diagnosis_text(record), record.logged_step)
+
+    def _add_layout(self, record: Record | None) -> None:
+        """Lays out the charts of a fit's first record; later, only what others have replaced is put back."""
+        is_first = record is not None and record.stage == "fit" and not self._has_layout
+        if self._writers and (is_first or self._has_layout):
+            self._has_layout = True
+            category = margin_charts(record) if is_first and record is not None else None
+            self._add("the custom scalar charts", add_layout, category)
 
     def _save(self, record: Record) -> None:
         if self._folder is None:
@@ -183,8 +182,14 @@ class Publisher:
         remedy = (
             f"Free space in {self._folder} or make it writable, or give the Trainer another directory for its logs."
         )
+        if is_in_memory(self._folder):
+            remedy = "Give the Trainer a logger or a default_root_dir, and records are saved there."
         with self._reported("saving the record", remedy):
-            save_record(record, self._folder)
+            if is_in_memory(self._folder) and self._num_bytes > MAX_IN_MEMORY:
+                raise MemoryError(f"the records of this run take {self._num_bytes / 2**20:.4g} MiB already")
+            path = save_record(record, self._folder)
+            if is_in_memory(self._folder):
+                self._num_bytes += path.stat().st_size
 
     def _add(self, what: str, add: Any, *arguments: Any) -> None:
         """Adds something to every event file."""

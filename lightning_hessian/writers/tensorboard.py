@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from lightning_hessian.records.color_scale import MAX_CLASSES
 from lightning_hessian.records.event_format import CONTENT, PLUGIN_NAME
 from lightning_hessian.records.histogram import Histogram, mean_histogram
-from lightning_hessian.records.metrics import LOGGED
 from lightning_hessian.records.record import Array, ClassId, Record
-from lightning_hessian.records.statistics import PERCENTILES
 from lightning_hessian.render.canvas import to_image
 from lightning_hessian.render.composite import composite
-from lightning_hessian.writers.tags import histogram_tag, metric_tag, picture_tag, spread_tag
-
-_layouts: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()  # what each writer was given so far
+from lightning_hessian.writers.layout import layout_of
+from lightning_hessian.writers.tags import histogram_tag, picture_tag
 
 
 def histograms(record: Record) -> dict[str, Histogram]:
@@ -34,7 +30,7 @@ def pictures(record: Record) -> dict[str, Array]:
 
 
 def _shown(record: Record) -> tuple[ClassId, ...]:
-    """The classes that have pictures, histograms and margin charts: the first ones."""
+    """The classes that have pictures and histograms: the first ones."""
     return record.class_ids[:MAX_CLASSES]
 
 
@@ -55,21 +51,14 @@ def add_text(writer: Any, tag: str, markdown: str, logged_step: int) -> None:
     writer.add_text(tag, markdown, logged_step)
 
 
-def add_layout(writer: Any, record: Record) -> None:
-    """Lays out a margin chart (mean, 10th to 90th percentile over samples) per metric and class; once a run.
-
-    TensorBoard knows only the last layout of a run: it must hold the charts of earlier monitors, too.
-    """
-    charts: dict[str, list[Any]] = {}
-    for metric in reversed(LOGGED):  # TensorBoard shows a layout's charts last one first
-        for class_id in reversed(_shown(record)):
-            suffix = record.tag_suffix(class_id)
-            tags = [metric_tag(metric.name, suffix), *(spread_tag(metric.name, suffix, p) for p in PERCENTILES)]
-            charts[f"{metric.title}, {suffix.replace('_', ' ')}"] = ["Margin", tags]
-    title = "Input-Hessian" if record.name is None else f"Input-Hessian {record.name}"
-    layout = _layouts.setdefault(writer, {})
-    layout[f"{title}: mean and 10th to 90th percentile over samples"] = charts
-    writer.add_custom_scalars(layout)
+def add_layout(writer: Any, category: Any | None) -> None:
+    """Adds our charts to the layout of Custom scalars, and puts back those that another layout has replaced."""
+    flush = getattr(writer, "flush", None)
+    if flush is not None:
+        flush()  # so that every layout written so far is in a file
+    summary = layout_of(writer).summary(category)
+    if summary is not None:
+        writer._get_file_writer().add_summary(_in_protos_of(writer, summary), 0)
 
 
 def add_payload(writer: Any, tag: str, payload: bytes, logged_step: int) -> None:

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import keystr, tree_flatten_with_path
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from support.training import digits, trainer_of
 
@@ -138,6 +140,24 @@ def counting_hook(history):
         history.append(calls)
 
     return hook
+
+
+class Globals(nn.Module):
+    """Draws from a stream of its file, and counts on its class."""
+
+    calls = 0
+
+    def __init__(self):
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x):
+        type(self).calls += 1
+        noise = self.noise()
+        return self.net(x + 0.01 * (noise + self.calls % 3) if self.training else x)
+
+    def noise(self):
+        return STREAM.random()
 
 
 class OwnAutocast(nn.Module):
@@ -266,6 +286,19 @@ class Quiet(Learner):
         pass
 
 
+class Unpacks(Quiet):
+    """Its batches are objects."""
+
+    def on_train_batch_start(self, batch, batch_idx):
+        super().on_train_batch_start((batch.x, batch.y), batch_idx)
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step((batch.x, batch.y), batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        super().validation_step((batch.x, batch.y), batch_idx)
+
+
 class Transfers(Learner):
     """Counts and augments where batches go to the device."""
 
@@ -276,6 +309,74 @@ class Transfers(Learner):
     def on_after_batch_transfer(self, batch, dataloader_idx):
         self.moved += 1
         return batch[0] + 0.01 * self.moved * torch.rand(batch[0].shape, generator=self.noise), batch[1]
+
+
+class Collates(LightningDataModule):
+    """Augments where batches are put together, by streams of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.moved, self.noise, self.numbers = 0, torch.Generator().manual_seed(5), iter(range(1000))
+
+    def setup(self, stage):
+        self.train, self.held_out = Augmented(digits(0, 24)), Augmented(digits(64, 72))
+
+    def train_dataloader(self):
+        return DataLoader(self.train, 8, shuffle=True, collate_fn=self.together)
+
+    def val_dataloader(self):
+        return DataLoader(self.held_out, 8, collate_fn=self.together)
+
+    def together(self, samples):
+        x, y = default_collate(samples)
+        return x + 0.01 * torch.rand(x.shape, generator=self.noise) + 0.01 * STREAM.random(), y
+
+
+class OwnStreams(Collates):
+    """Counts and augments where batches go to the device, too."""
+
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        self.moved += 1
+        return batch
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        noise = torch.rand(batch[0].shape, generator=self.noise)
+        return batch[0] + 0.01 * (self.moved + next(self.numbers)) * noise, batch[1]
+
+
+STREAM = np.random.default_rng(7)  # a module's own, as transforms often have
+
+
+class Pack:
+    """A batch that is an object."""
+
+    def __init__(self, samples):
+        self.x, self.y = default_collate(samples)
+
+    def to(self, device, **options):
+        return self
+
+
+class FirstOf(Learner):
+    """Validates on the first of several loaders."""
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        first = batch["first"] if isinstance(batch, dict) else batch
+        if first is not None:  # max_size has used up the shorter loader
+            super().validation_step(first, batch_idx)
+
+
+class Counts(Callback):
+    """Has a state that depends on what it sees."""
+
+    def __init__(self):
+        self.seen, self.stream = [], np.random.default_rng(9)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.seen.append(float(batch[0].sum()) + self.stream.random())
+
+    def state_dict(self):
+        return {"seen": self.seen, "stream": self.stream.bit_generator.state}
 
 
 class Augmented(Dataset):
@@ -292,6 +393,29 @@ class Augmented(Dataset):
         return x + 0.05 * torch.randn_like(x) + 0.01 * (np.random.rand() + random.random()), y  # noqa: NPY002
 
 
+class Drawing(Dataset):
+    """Draws from a stream of its file."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return digits()[i][0] + 0.01 * STREAM.random(), 1
+
+
+class DrawingLogger(Logger):
+    """Draws from the global streams, as servers' clients do for names and delays."""
+
+    name, version = "drawing", 0
+
+    def log_metrics(self, metrics, step=None):
+        if any(name.startswith("hessian_") for name in metrics):
+            random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
+
+    def log_hyperparams(self, params, *arguments, **more):
+        pass
+
+
 # Runs
 
 
@@ -304,6 +428,8 @@ class Case:
     loader: dict = field(default_factory=dict)
     callbacks: Callable[[], list[Callback]] = list
     monitor: dict = field(default_factory=dict)
+    data: Callable[[], LightningDataModule] | None = None
+    several: str | None = None  # how CombinedLoader takes from two validation loaders
 
 
 def run(case: Case, folder: Path, *callbacks: Callback) -> dict[str, object]:
@@ -312,12 +438,19 @@ def run(case: Case, folder: Path, *callbacks: Callback) -> dict[str, object]:
     np.random.seed(0)  # noqa: NPY002
     torch.manual_seed(0)
     torch.compiler.reset()
+    STREAM.bit_generator.state = np.random.default_rng(7).bit_generator.state
     model, others = case.make(), case.callbacks()
     loader = {"batch_size": 8, **case.loader}
     train = DataLoader(Augmented(digits(0, 24)), shuffle=True, **loader)
     held_out = DataLoader(Augmented(digits(64, 72)), **loader)
+    if case.several is not None:
+        other = DataLoader(Augmented(digits(72, 88)), **loader)
+        held_out = CombinedLoader({"first": held_out, "other": [other]}, case.several)
     trainer = trainer_of(folder, *others, *callbacks, **case.trainer)
-    trainer.fit(model, train, held_out)
+    if case.data is None:
+        trainer.fit(model, train, held_out)
+    else:
+        trainer.fit(model, datamodule=case.data())
     return outcome(trainer, others)
 
 
@@ -359,6 +492,9 @@ def outcome(trainer: Trainer, callbacks: list[Callback]) -> dict[str, object]:
         "scheduler": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
         "average": [c._average_model.state_dict() for c in callbacks if isinstance(c, WeightAveraging)],
         "plain": [plain_attributes(m) for m in careless] + [getattr(model, "moved", 0)],
+        "data": [] if trainer.datamodule is None else [trainer.datamodule.moved, trainer.datamodule.noise.get_state()],
+        "stream": STREAM.bit_generator.state,
+        "callbacks": [c.state_dict() for c in callbacks if isinstance(c, Counts)],
         "hidden": [dict(m.hidden[0].state_dict()) for m in careless],
         "compiled": list(getattr(model, "compiled", ())),
         "torch": torch.get_rng_state(),

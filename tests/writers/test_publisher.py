@@ -22,7 +22,8 @@ from lightning_hessian import KeepMatrices, load_records
 from lightning_hessian.curvature.options import Options
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.writers import publisher as publisher_module
-from lightning_hessian.writers.publisher import MAX_UNFINISHED, THREAD_NAME, Publisher
+from lightning_hessian.writers.background import THREAD_NAME
+from lightning_hessian.writers.publisher import MAX_UNFINISHED, Publisher
 
 
 def writers() -> list[threading.Thread]:
@@ -35,22 +36,22 @@ def idle_publisher(*loggers, folder=None):
 
 def test_jobs_run_in_order_on_a_thread_that_ends_with_them():
     publisher, seen = idle_publisher(), []
-    publisher._submit(lambda: time.sleep(0.1))
+    publisher._jobs.submit(lambda: time.sleep(0.1))
     for number in range(5):
-        publisher._submit(lambda number=number: seen.append((number, threading.current_thread().name)))
+        publisher._jobs.submit(lambda number=number: seen.append((number, threading.current_thread().name)))
     publisher.flush()
-    assert seen == [(number, f"{THREAD_NAME}_0") for number in range(5)]
+    assert seen == [(number, THREAD_NAME) for number in range(5)]
     assert not writers()
 
 
 def test_whoever_gives_jobs_waits_while_too_many_are_unfinished():
     publisher, gate, seen = idle_publisher(), threading.Event(), []
     running = threading.Event()
-    publisher._submit(lambda: (running.set(), gate.wait()))
+    publisher._jobs.submit(lambda: (running.set(), gate.wait()))
     running.wait()
     for number in range(MAX_UNFINISHED - 1):
-        publisher._submit(lambda number=number: seen.append(number))
-    giver = threading.Thread(target=publisher._submit, args=(lambda: seen.append("last"),))
+        publisher._jobs.submit(lambda number=number: seen.append(number))
+    giver = threading.Thread(target=publisher._jobs.submit, args=(lambda: seen.append("last"),))
     giver.start()
     giver.join(0.2)
     assert giver.is_alive()
@@ -67,8 +68,8 @@ def test_a_job_that_fails_is_reported_and_the_jobs_after_it_run():
         gate.wait()
         raise SystemExit
 
-    publisher._submit(leave)
-    publisher._submit(lambda: seen.append("after"))
+    publisher._jobs.submit(leave)
+    publisher._jobs.submit(lambda: seen.append("after"))
     gate.set()
     publisher.flush()
     assert seen == ["after"]
@@ -84,9 +85,9 @@ def test_where_no_thread_can_be_started_the_work_is_done_at_once(monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", fail)
         for _ in range(MAX_UNFINISHED + 1):
-            publisher._submit(lambda: seen.append(threading.current_thread()))
+            publisher._jobs.submit(lambda: seen.append(threading.current_thread()))
     assert seen == [threading.main_thread()] * (MAX_UNFINISHED + 1)
-    publisher._submit(lambda: seen.append(threading.current_thread()))
+    publisher._jobs.submit(lambda: seen.append(threading.current_thread()))
     publisher.flush()
     assert len(seen) == MAX_UNFINISHED + 2
     assert seen[-1] is not threading.main_thread()
@@ -102,7 +103,7 @@ def test_an_interrupt_while_working_at_once_is_not_swallowed(monkeypatch):
     monkeypatch.setattr(threading.Thread, "start", fail)
     publisher = idle_publisher()
     with pytest.raises(KeyboardInterrupt):
-        publisher._submit(interrupted)
+        publisher._jobs.submit(interrupted)
 
 
 EXITS = """
@@ -110,7 +111,7 @@ import sys, time
 from lightning_hessian.writers.publisher import Publisher
 publisher = Publisher([], None, keep_matrices=None)
 for number in range(3):
-    publisher._submit(lambda number=number: (time.sleep(0.1), print(number, flush=True)))
+    publisher._jobs.submit(lambda number=number: (time.sleep(0.1), print(number, flush=True)))
 """
 
 
@@ -144,9 +145,6 @@ class Writer:
 
     def add_text(self, tag, text, step):
         self._note(tag, step)
-
-    def add_custom_scalars(self, layout):
-        self._note("layout", 0)
 
     def _get_file_writer(self):
         return self
@@ -182,7 +180,7 @@ def test_only_scalars_are_logged_on_the_calling_thread_and_each_tag_keeps_its_or
     assert logger.threads == {threading.main_thread()}
     assert threading.main_thread() not in savers | logger.experiment.threads
     steps = logger.experiment.steps
-    assert steps.pop("layout") == [0]
+    assert steps.pop("custom_scalars__config__") == [0]
     assert steps.pop("hessian_diagnosis") == [0, 100, 1, 101, 2, 102, 3, 103, 4, 104]
     kinds = ("hessian", "hessian_spectrum_signed_log10")
     assert set(steps) == {f"{kind}/prob_class_{k}" for kind in kinds for k in (0, 2)} | {"input_hessian"}
@@ -209,7 +207,7 @@ def test_a_picture_is_logged_right_before_newer_scalars():
     logger = WandbLogger()
     publisher = idle_publisher(logger)
     publisher.publish(record_of(0))
-    publisher._end_thread()
+    publisher._jobs.wait()
     publisher.publish(record_of(1))
     publisher.flush()
     pictures = [[(f"hessian/prob_class_{k}", step) for k in (0, 2)] for step in (0, 1)]

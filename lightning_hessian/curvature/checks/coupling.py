@@ -28,9 +28,10 @@ def is_random(batch: TargetBatch, group_size: int) -> bool:
 
 
 def is_coupled(batch: TargetBatch, sample: int, group_size: int, generator: torch.Generator) -> bool | None:
-    """Whether the outputs of a sample change with the others in its batch: one more, or those it was measured with.
+    """Whether what is measured of a sample changes with the others in its batch: one more, or those it was beside.
 
-    The second is looked at where the forward accepts no two samples.
+    The sample is the first and the last of its batch in turn: it may depend on those before it only. The whole batch is
+    looked at where the forward accepts no two samples.
 
     Args:
         batch: the samples.
@@ -44,17 +45,29 @@ def is_coupled(batch: TargetBatch, sample: int, group_size: int, generator: torc
     num_samples = batch.num_samples
     other = (sample + 1) % num_samples
     pair = batch.select(torch.tensor([sample, sample], device=batch.x.device))
-    batches = [(pair, 0, batch.x[[sample, other]])]
+    batches = [(pair, 0, batch.x[[sample, other]]), (pair, 1, batch.x[[other, sample]])]
     if 1 < num_samples <= len(OFFSETS) * group_size:
-        batches.append((batch, sample, batch.x.roll(1, 0)))
-    for few, row, swapped in batches:
-        for x in _other_rows(few.x, row, swapped, generator):
-            try:
-                with torch.no_grad():
-                    return not _close(few.outputs(few.x)[row], few.outputs(x)[row])
-            except Exception as error:  # an assertion on the range of the input, for example
-                if out_of_memory(error):
-                    return None
+        batches += [(batch, row, batch.x.roll(1, 0)) for row in (sample, num_samples - 1)]
+    answers = [_changes(few, row, swapped, generator) for few, row, swapped in batches[:2]]
+    if answers == [None, None]:
+        answers = [_changes(few, row, swapped, generator) for few, row, swapped in batches[2:]]
+    return True if True in answers else (False if False in answers else None)
+
+
+def _changes(batch: TargetBatch, row: int, swapped: Tensor, generator: torch.Generator) -> bool | None:
+    """Whether outputs or targets of one row change with other rows; None where none are accepted, or do not fit."""
+
+    def of_row(x: Tensor) -> Tensor:
+        outputs = batch.outputs(x)
+        return torch.cat([outputs[row], batch.targets(outputs)[row]])
+
+    for x in _other_rows(batch.x, row, swapped, generator):
+        try:
+            with torch.no_grad():
+                return not _close(of_row(batch.x), of_row(x))
+        except Exception as error:  # an assertion on the range of the input, for example
+            if out_of_memory(error):
+                return None
     return None
 
 

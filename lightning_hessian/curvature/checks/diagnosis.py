@@ -80,6 +80,8 @@ class Diagnosis:
     @property
     def message(self) -> str:
         """The diagnosis in words: what it means and what to do."""
+        if not self.trusted:  # what the derivatives seem to say means nothing
+            return " ".join(map(str, self.findings))
         advice = (self.advice,) if self.kind in ("piecewise_linear", "linear") and self.advice else ()
         return " ".join((MESSAGES[self.kind], *advice, *map(str, self.findings)))
 

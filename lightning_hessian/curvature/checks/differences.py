@@ -61,7 +61,12 @@ def differences_at(batch: TargetBatch, p: Prediction, active: Tensor, step: Tens
         points.x.add_(p.direction[which[rows]].mul_(shift[rows]).reshape(points.x.shape))
         return _values(points)
 
-    values = [found for _, found in in_groups(len(which), num_points * group_size, work)]
+    # The last sample apart from the others: beside them, what all samples have in common would be what it was when they
+    # were differentiated (their mean, about which the five points are symmetric).
+    split = len(which) - num_points
+    values = [found for _, found in in_groups(split, num_points * group_size, work)]
+    alone = in_groups(num_points, num_points, lambda rows: work(slice(split + rows.start, split + rows.stop)))
+    values += [found for _, found in alone]
     t = torch.cat(values).reshape(len(active), num_points, -1)
     rounding_unit = ROUNDING * torch.finfo(t.dtype).eps
     t = t.to(batch.x.dtype)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.checks.certificate import Certificate, Outcome
+from lightning_hessian.curvature.checks.certificate import LARGEST_ERROR, Certificate, Outcome
 from lightning_hessian.curvature.checks.coupling import is_coupled, is_random
 from lightning_hessian.curvature.checks.diagnosis import Finding
 from lightning_hessian.curvature.checks.prediction import Prediction, unit
@@ -232,7 +232,7 @@ class _Search:
     def list_rest(self) -> None:
         """Entries that values contradict for no reason found, and those that nothing could confirm."""
         of = self.certificate
-        slope = self.wrong & ~(of.slope_error <= of.error)
+        slope = self.wrong & ((of.slope_error > LARGEST_ERROR) | ~(of.slope_error <= of.error))
         self.valid &= ~self.wrong
         # Without numbers, which would make it another sentence at every measurement: they are in the error.
         for what, entries, help_ in (

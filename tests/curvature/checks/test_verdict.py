@@ -7,7 +7,7 @@ import torch
 from support.measuring import Measurer
 from torch import nn
 
-from lightning_hessian import input_hessian, input_spectrum
+from lightning_hessian import input_gradient, input_hessian, input_spectrum
 from lightning_hessian.curvature.checks.certificate import certify
 from lightning_hessian.curvature.checks.diagnosis import Finding, joined
 from lightning_hessian.curvature.checks.prediction import predict
@@ -320,3 +320,34 @@ def test_what_could_not_be_confirmed_in_float32_is_looked_at_again():
 
     records = records_of(Noisy(), random(3, 4, dtype=torch.float32), steps=4)
     assert all("could not confirm" in record.message for record in records)
+
+
+@pytest.mark.parametrize("num_samples", [2, 4])
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda x: (x - x.mean(0)).pow(2).sum(1),
+        lambda x: (x - x.mean(0).detach()).pow(3).sum(1),
+        lambda x: x.tanh().cumsum(0).sum(1),
+    ],
+    ids=["mean", "detached mean", "causal"],
+)
+def test_samples_that_share_a_mean_or_depend_on_those_before_them_are_coupled(model, num_samples):
+    x = random(num_samples, 5)
+    with pytest.warns(UserWarning, match="changes with the other samples"):
+        input_gradient(model, x, 0)
+    spectrum = quietly(input_spectrum, model, x, 0)
+    assert not spectrum.valid.any()
+    assert "changes with the other samples" in spectrum.diagnosis.message
+    assert "This is correct" not in spectrum.diagnosis.message
+
+
+def test_a_target_that_couples_samples():
+    with pytest.warns(UserWarning, match="changes with the other samples"):
+        input_hessian(nn.Linear(5, 2), random(3, 5, dtype=torch.float32), 0, lambda z, c: (z - z.mean(0))[:, :1] ** 2)
+
+
+def test_a_gradient_that_lacks_a_part_is_found_in_many_dimensions():
+    x, c = random(2, 300), random(300, seed=1)
+    with pytest.warns(UserWarning, match="Finite differences contradict the gradient"):
+        input_gradient(lambda x: (3 * x).sin().sum(1) + x.detach() @ c, x, 0)
