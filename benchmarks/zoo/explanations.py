@@ -108,6 +108,11 @@ EXPLANATIONS: tuple[tuple[str, str, str], ...] = (
         "Random weights leave a Hessian of 1e-47, which underflows in float32, as the message says.",
     ),
     ("transformers.yoso/*", "caught", "Its backward pass is an approximation of its own, not the derivative."),
+    (
+        "transformers.levit/*",
+        "crashed",
+        "It keeps a tensor of the last evaluation, in float64, which its forward cannot combine with float32.",
+    ),
     ("transformers.*", "refused", NO_SECOND),
     ("transformers.llama4/*", "undecidable", "Sends tokens to other experts within the steps: a jump."),
     ("transformers.*moe*/*", "undecidable", "ReLU, or tokens sent to other experts: kinks or jumps within the steps."),
@@ -116,5 +121,8 @@ EXPLANATIONS: tuple[tuple[str, str, str], ...] = (
         "undecidable",
         "Computes partly in float32, and bends so sharply that no step is within 1 %.",
     ),
-    *((f"transformers.{name}/*", "undecidable", RELU) for name in ("ctrl", "longt5", "m2m_100", "t5", "textnet")),
+    *(
+        (f"transformers.{name}/*", "undecidable", RELU)
+        for name in ("ctrl", "longt5", "m2m_100", "mobilebert", "t5", "textnet")
+    ),
 )

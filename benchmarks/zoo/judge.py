@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_hessian import input_hessian, input_spectrum
+from lightning_hessian import input_gradient, input_hessian, input_spectrum
 from lightning_hessian.errors import ConfigurationError, MeasurementError
 
 Verdict = Literal["wrong", "crashed", "alarmed", "refused", "caught", "undecidable", "right"]
@@ -171,12 +170,13 @@ def judge(case: Case, truth: Truth, how: str) -> Judgement:
         warnings.simplefilter("always")
         try:
             result = _measured(function, case.model, x)
+            gradient = input_gradient(case.model, x, "all") if function == "hessian" else result.gradient
         except (ConfigurationError, MeasurementError) as error:
             return Judgement(case.key, how, "refused", str(error)[:600])
         except Exception as error:
             return Judgement(case.key, how, "crashed", f"{type(error).__name__}: {error}"[:600])
     said = " ".join(str(w.message) for w in heard if "cannot be trusted" in str(w.message))
-    error, strict, valid = _errors(function, result, _gradient(case.model, x), truth, dtype, said)
+    error, strict, valid = _errors(function, result, gradient, truth, dtype, said)
     return _verdict(case, how, truth, error, strict, valid, said)
 
 
@@ -186,27 +186,14 @@ def _measured(function: str, model: Callable[[Tensor], Tensor], x: Tensor) -> An
     return input_spectrum(model, x, "all", method="lanczos" if function == "lanczos" else "auto")
 
 
-def _gradient(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """What autograd says ``[N, K, D]``, for functions that return no gradient; NaN where it says nothing."""
-    point = x.clone().requires_grad_()
-    model = copy.deepcopy(model).to(x.dtype) if isinstance(model, nn.Module) else model
-    found = []
-    for row in model(point).sum(0):
-        try:
-            found.append(torch.autograd.grad(row, point, retain_graph=True, allow_unused=True)[0])
-        except RuntimeError:  # no graph at all: a constant
-            found.append(None)
-    return torch.stack([torch.zeros_like(x) if g is None else g for g in found], dim=1)
-
-
 def _errors(
-    function: str, result: Any, own_gradient: Tensor, truth: Truth, dtype: torch.dtype, said: str
+    function: str, result: Any, gradient: Tensor, truth: Truth, dtype: torch.dtype, said: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Relative errors ``[N, K]`` beyond what the truth may be off by, and which entries count as valid.
 
     The first errors allow for rounding as well: what is beyond them is wrong. What is not beyond the second is right.
     """
-    n = len(own_gradient)
+    n = len(gradient)
     reference, blur = truth.hessian[:n], truth.hessian_blur[:n]
     size = reference.abs().amax((2, 3))
     if function == "hessian":
@@ -214,7 +201,6 @@ def _errors(
         away = (found - reference).abs().amax((2, 3))
         size = torch.maximum(size, found.abs().amax((2, 3)))
         valid = torch.full(size.shape, not said)
-        gradient = own_gradient
     else:
         eigenvalues, exact = result.eigenvalues.double(), torch.linalg.eigvalsh(reference.nan_to_num(0))
         zeros = eigenvalues.new_zeros(*size.shape, exact.shape[-1] - eigenvalues.shape[-1])
@@ -225,7 +211,7 @@ def _errors(
             away = (torch.cat([eigenvalues, zeros], -1).sort(-1).values - exact).abs().amax(-1)
             away = torch.maximum(away, (result.trace.double() - exact.sum(-1)).abs() / exact.shape[-1])
         size = torch.maximum(size, result.spectral_norm.double())
-        gradient, valid = result.gradient, result.valid
+        valid = result.valid
     rounding = (1e-6 if dtype == torch.float32 else 1e-12) * (1 + truth.gradient[:n].abs().amax(2))
     slope_size = truth.gradient[:n].abs().amax(2)
     slope_away = (gradient.double() - truth.gradient[:n]).abs().amax(2)

@@ -21,4 +21,9 @@ EXPLAINED: dict[tuple[str, ...], str] = {
         "-    at_once = SCRATCH_BYTES // (2 * each[0].numel() * each.element_size())",
         "+    at_once = SCRATCH_BYTES // (2 * each[ -1].numel() * each.element_size())",
     ): "Equivalent: all matrices have the size of the first.",
+    (
+        "lightning_hessian/curvature/checks/certificate.py",
+        "-@dataclass(frozen=True)",
+        "+@dataclass(frozen=False)",
+    ): "Nothing assigns to its fields; frozen only forbids it.",
 }
