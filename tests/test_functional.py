@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.counting import Notes
 from support.networks import mlp
 from torch import nn
 
@@ -225,7 +226,7 @@ def test_mnist_cnn_with_relu_has_exactly_zero_logit_hessians():
 class Seen(nn.Module):
     """``squares`` of all samples at once, or of those a forward accepts; notes how large batches with a graph are."""
 
-    sizes: list[int] = []  # noqa: RUF012 # of the class: a measurement restores what a forward writes to its model
+    sizes = Notes()
 
     def forward(self, x):
         if x.requires_grad:

@@ -48,38 +48,48 @@ WALLS = {
     "records": Wall("numpy"),
     "records.payload": Wall("numpy safetensors"),
     "records.event_format": Wall("numpy safetensors", "records records.payload"),
-    "records.files": Wall("numpy safetensors", "records records.event_format records.payload"),
+    "records.locations": Wall("numpy safetensors", "records records.payload", when_needed="fsspec"),
+    "records.files": Wall("numpy safetensors", "records records.event_format records.locations records.payload"),
     "records.answers": Wall("numpy safetensors", "records records.event_format records.payload"),
     "records.dataframe": Wall("numpy", "records", when_needed="pandas"),
     "render": Wall("matplotlib numpy", "records"),
     "writers": Wall("numpy", "records"),
+    "writers.layout": Wall("numpy", "records writers", when_needed="tensorboard"),
     "writers.tensorboard": Wall(
         "matplotlib numpy safetensors",
-        "records records.event_format render writers",
+        "records records.event_format render writers writers.layout",
         when_needed="tensorboard tensorboardX",
     ),
     "writers.publisher": Wall(
-        "matplotlib safetensors", "records records.event_format records.files writers writers.tensorboard"
+        "matplotlib safetensors",
+        "records records.event_format records.files records.locations writers writers.layout writers.tensorboard",
     ),
     "tensorboard_plugin": Wall(
         "grpc numpy safetensors tensorboard werkzeug", "records records.answers records.event_format records.payload"
     ),
     "report": Wall("numpy plotly safetensors", "_version records.*"),
     "cli": Wall("plotly safetensors", "_version report"),
-    "training": Wall("numpy torch", "_version curvature.* model.* records training.distributed training.schedule"),
+    "training": Wall(
+        "numpy safetensors torch",
+        "_version curvature.* model.* records records.locations training.distributed training.schedule",
+    ),
+    "training.places": Wall("numpy safetensors", "records records.files records.locations writers"),
+    "training.sample_finder": Wall("numpy safetensors torch", "training training.trainer_access"),
     "training.distributed": Wall("torch", "curvature"),
     "training.progress": Wall(),
     "training.schedule": Wall(),
     "training.trainer_access": Wall("torch", "model training training.distributed training.schedule writers"),
     "training.resume": Wall(
-        "safetensors torch", "curvature.checks model records records.files training training.schedule"
+        "safetensors torch", "curvature.checks model records records.files records.locations training training.schedule"
     ),
     "training.output": Wall(
         "matplotlib safetensors torch",
         "records records.event_format records.files training training.schedule writers writers.publisher",
     ),
-    "training.run": Wall("matplotlib safetensors torch", "curvature records records.files training.* writers"),
-    "callback": Wall("lightning matplotlib safetensors torch", "curvature model records training.*"),
+    "training.run": Wall(
+        "matplotlib safetensors torch", "curvature model records records.files records.locations training.* writers"
+    ),
+    "callback": Wall("fsspec lightning matplotlib safetensors torch", "curvature model records training.*"),
 }
 
 

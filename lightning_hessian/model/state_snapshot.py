@@ -232,4 +232,6 @@ def _is_library(home: str | None) -> bool:
 
 def _is_plain(value: object) -> bool:
     """Whether this is an object of the user's own, with attributes that a forward may write to."""
-    return not isinstance(value, type) and not _is_foreign(type(value).__module__) and hasattr(value, "__dict__")
+    if isinstance(value, type) or _is_foreign(type(value).__module__):
+        return False
+    return isinstance(getattr(value, "__dict__", None), dict)  # list[int] has that of list, which cannot be written to

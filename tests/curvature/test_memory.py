@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from support.counting import Notes
 from support.networks import measure, mlp
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -87,7 +88,7 @@ def test_the_memory_of_a_measurement_is_bounded(method, case, count, mebibytes):
     assert difference < 1e-4
 
 
-TOO_LARGE = []  # outside of the model, whose attributes a measurement restores
+TOO_LARGE = Notes()
 
 
 class Small(nn.Module):

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from support.counting import Notes
 from support.networks import mlp
 
 from lightning_hessian import ConfigurationError
@@ -16,7 +17,7 @@ F32, F64 = torch.float32, torch.float64
 class SinglePrecision(torch.nn.Module):
     """Casts its input to float32 and counts its calls outside of itself."""
 
-    calls: list[int] = []  # noqa: RUF012 - outside of the instance, whose attributes a measurement restores
+    calls = Notes()
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,10 +46,10 @@ def test_the_dtype_that_was_asked_for(x, dtype, expected):
 def test_float32_needs_no_forward_pass_and_float64_two_samples():
     SinglePrecision.calls.clear()
     usable_dtype(ModelFunction(SinglePrecision()), torch.randn(9, 6))
-    assert SinglePrecision.calls == []
+    assert list(SinglePrecision.calls) == []
     with pytest.warns(UserWarning, match="measured in float32"):
         usable_dtype(ModelFunction(SinglePrecision()), torch.randn(9, 6), F64)
-    assert SinglePrecision.calls == [2]
+    assert list(SinglePrecision.calls) == [2]
 
 
 def test_prepare_uses_the_given_dtype_and_no_other():

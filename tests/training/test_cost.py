@@ -13,6 +13,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from support.counting import Notes
 from support.measuring import Measurer
 from support.networks import mlp
 from support.training import Classifier, events, fit, scalar, small_monitor
@@ -371,7 +372,7 @@ def test_a_monitor_holds_no_tensors_but_its_samples(tmp_path, method):
 class Wide(nn.Module):
     """Notes every large intermediate result."""
 
-    seen: list[weakref.ref]
+    seen = Notes()
 
     def __init__(self, activation: type[nn.Module]) -> None:
         super().__init__()
@@ -393,7 +394,7 @@ def tensor_bytes() -> int:
 @pytest.mark.parametrize("fails", [False, True])
 def test_graphs_are_freed_at_once(method, activation, fails):
     """Without waiting for the garbage collector: nothing lies in a cycle of references."""
-    Wide.seen = []
+    Wide.seen = Notes()
     net, monitor = Wide(activation), Measurer([0], "prob", "float64", Options(method), heatmap_samples=1)
     samples, when = Samples(torch.randn(2, 6), None), {"step": 0, "logged_step": 0, "epoch": 0}
     monitor.measure(net, samples, **when)
@@ -418,7 +419,7 @@ def test_graphs_are_freed_at_once(method, activation, fails):
 class Failing(Classifier):
     """Cannot be measured any more once it has been trained; notes what it had computed when it failed."""
 
-    seen: list[weakref.ref]
+    seen = Notes()
 
     def forward(self, x):
         hidden = self.net[0](x)
@@ -442,7 +443,7 @@ class Freed(Callback):
 
 
 def test_a_failed_measurement_of_a_run_holds_nothing(tmp_path):
-    Failing.seen = []
+    Failing.seen = Notes()
     monitor, freed = small_monitor(on_error="warn", target="logit"), Freed()
     with pytest.warns(UserWarning, match="no measurement at step 4.*this forward fails"):
         fit(tmp_path, monitor, freed, model=Failing(), max_epochs=1)

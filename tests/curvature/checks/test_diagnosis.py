@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from support.counting import Notes
 from support.networks import mlp
 from torch import nn
 
@@ -221,7 +222,7 @@ def test_a_hessian_that_is_not_finite_is_named_beside_another_finding():
     assert hessian.isfinite().flatten(1).all(1).tolist() == [False, True, True]
 
 
-IN_FLOAT64 = []  # outside of the model, whose attributes a measurement restores
+IN_FLOAT64 = Notes()
 
 
 class Counting(nn.Module):

@@ -1,0 +1,36 @@
+"""Notes of what a model did, which outlast a measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+
+class Notes:
+    """A list that no measurement puts back, as it does whatever a forward writes to: it has no ``__dict__``."""
+
+    __slots__ = ("_seen",)
+
+    def __init__(self) -> None:
+        self._seen: list[Any] = []
+
+    def append(self, value: Any) -> None:
+        self._seen.append(value)
+
+    def extend(self, values: Iterable[Any]) -> None:
+        self._seen.extend(values)
+
+    def clear(self) -> None:
+        self._seen.clear()
+
+    def count(self, value: Any) -> int:
+        return self._seen.count(value)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._seen)
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._seen[index]
