@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,8 +36,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str]] = {
 
 
 def peak() -> float:
-    """GiB that were resident in this process at most."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB, 2)
+    """GiB that were resident in this process at most, on Linux; ``ru_maxrss`` may be that of the parent."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return round(int(line.split()[1]) * 1024 / GIB, 2)
 
 
 def measured(name: str) -> dict[str, Any]:

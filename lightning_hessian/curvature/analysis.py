@@ -17,6 +17,8 @@ from lightning_hessian.curvature.options import Options
 from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.errors import MeasurementError
 
+FEW = 4  # samples for each that is examined apart from the others, at least
+
 
 @dataclass(frozen=True)
 class Derivatives:
@@ -90,8 +92,8 @@ def analyze(
         network: what the outputs are as functions of the input, if that is known.
         look_again: whether that was at other weights, where a network that was not curved is examined again.
         is_timed: whether an HVP is timed though the network is known.
-        examined: the samples at which it is then, where it was linear or piecewise linear beyond the samples too; None:
-            all.
+        examined: the samples at which it is then, where it was linear or piecewise linear beyond the samples too, if
+            they are a quarter of all at most (they take another forward pass); None: all.
         forward: what a forward pass has shown already.
 
     Raises:
@@ -103,6 +105,7 @@ def analyze(
     costs = ModelCosts(batch, memory, forward)
     examine = network is None or (look_again and network != "curved") or is_timed
     in_turns = examine and not is_timed and examined is not None and network in ("linear", "piecewise_linear")
+    in_turns &= examined is not None and FEW * len(examined) <= batch.num_samples
     found = differentiate(batch, costs, memory, options.generator() if examine and not in_turns else None)
     finite, findings = finite_samples(batch, found.values, found.gradient)
     hvp, generator = found.outputs_hvp, options.generator()
