@@ -104,12 +104,13 @@ def analyze(
     memory = options.memory(batch.x.device)
     costs = ModelCosts(batch, memory, forward)
     examine = network is None or (look_again and network != "curved") or is_timed
-    in_turns = examine and not is_timed and examined is not None and network in ("linear", "piecewise_linear")
-    in_turns &= examined is not None and FEW * len(examined) <= batch.num_samples
-    found = differentiate(batch, costs, memory, options.generator() if examine and not in_turns else None)
+    apart = None
+    if examine and not is_timed and examined is not None and network in ("linear", "piecewise_linear"):
+        apart = examined if FEW * len(examined) <= batch.num_samples else None
+    found = differentiate(batch, costs, memory, options.generator() if examine and apart is None else None)
     finite, findings = finite_samples(batch, found.values, found.gradient)
     hvp, generator = found.outputs_hvp, options.generator()
-    if in_turns and examined is not None and len(few := examined[finite[examined]]):
+    if apart is not None and len(few := apart[finite[apart]]):
         some = differentiate(batch.select(few), costs, memory, generator).outputs_hvp
         hvp = None if some is None else some.new_zeros(len(finite), batch.num_inputs).index_copy(0, few, some)
     first = batch.select(finite.nonzero()[:1].flatten())

@@ -45,13 +45,13 @@ def is_coupled(batch: TargetBatch, sample: int, group_size: int, generator: torc
     num_samples = batch.num_samples
     other = (sample + 1) % num_samples
     pair = batch.select(torch.tensor([sample, sample], device=batch.x.device))
-    batches = [(pair, 0, batch.x[[sample, other]]), (pair, 1, batch.x[[other, sample]])]
-    if 1 < num_samples <= len(OFFSETS) * group_size:
-        batches += [(batch, row, batch.x.roll(1, 0)) for row in (sample, num_samples - 1)]
-    answers = [_changes(few, row, swapped, generator) for few, row, swapped in batches[:2]]
-    if answers == [None, None]:
-        answers = [_changes(few, row, swapped, generator) for few, row, swapped in batches[2:]]
-    return True if True in answers else (False if False in answers else None)
+    answers = [
+        _changes(pair, 0, batch.x[[sample, other]], generator),
+        _changes(pair, 1, batch.x[[other, sample]], generator),
+    ]
+    if answers == [None, None] and 1 < num_samples <= len(OFFSETS) * group_size:
+        answers = [_changes(batch, row, batch.x.roll(1, 0), generator) for row in (sample, num_samples - 1)]
+    return next((answer for answer in (True, False) if answer in answers), None)
 
 
 def _changes(batch: TargetBatch, row: int, swapped: Tensor, generator: torch.Generator) -> bool | None:

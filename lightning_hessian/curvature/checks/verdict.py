@@ -295,6 +295,10 @@ def checked(
         return old[(slice(None), *common)].index_copy(0, which[: len(new)], new[(slice(None), *common)])
 
     second = check(few, rows.prediction, numbers=names, settings=settings)
+    if second.explanation.again.any():
+        lost = tuple(names[i] for i in second.explanation.again.nonzero().flatten().tolist())
+        more = Finding("No two computations of the derivatives at {} agree, so their numbers are left out.", lost)
+        second = replace(second, explanation=replace(second.explanation, findings=(*second.explanation.findings, more)))
     return combine([results, rows], replaced), verdict.with_second(which, second, finding)
 
 

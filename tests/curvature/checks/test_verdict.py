@@ -1,6 +1,7 @@
 """Checks of whole measurements: what is wrong is found at every step of a run, and never blamed on what is right."""
 
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torch import nn
 from lightning_hessian import input_gradient, input_hessian, input_spectrum
 from lightning_hessian.curvature.checks.certificate import certify
 from lightning_hessian.curvature.checks.diagnosis import Finding, joined
-from lightning_hessian.curvature.checks.prediction import predict
+from lightning_hessian.curvature.checks.prediction import Prediction, predict, predict_slope
+from lightning_hessian.curvature.checks.verdict import CheckSettings, checked
 from lightning_hessian.curvature.options import Options
 from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.training.samples import Samples
@@ -351,3 +353,31 @@ def test_a_gradient_that_lacks_a_part_is_found_in_many_dimensions():
     x, c = random(2, 300), random(300, seed=1)
     with pytest.warns(UserWarning, match="Finite differences contradict the gradient"):
         input_gradient(lambda x: (3 * x).sin().sum(1) + x.detach() @ c, x, 0)
+
+
+@dataclass(frozen=True)
+class Reported:
+    """Gradients, and what they are said to predict."""
+
+    numbers: torch.Tensor
+    prediction: Prediction
+
+
+def test_what_is_wrong_when_it_is_computed_again_is_not_valid_and_said_to_be_so():
+    batch = TargetBatch(lambda x: x.sin(), lambda z, _: z.sum(1, keepdim=True), random(3, 4), torch.zeros(3, 1).long())
+
+    def wrong(few):
+        gradient = 2 * few.x.cos().unsqueeze(1)
+        return Reported(gradient, predict_slope(gradient, generator()))
+
+    settings = CheckSettings(group_size=4)
+    _, verdict = checked(
+        batch,
+        wrong(batch),
+        lambda few, _: wrong(few),
+        numbers=range(3),
+        computed_by="reverse_over_reverse",
+        settings=settings,
+    )
+    assert not verdict.explanation.valid.any()
+    assert "No two computations of the derivatives" in " ".join(map(str, verdict.explanation.findings))
