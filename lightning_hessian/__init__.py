@@ -18,6 +18,7 @@ _HOME = {
     "input_hvp": "functional",
     "input_hessian": "functional",
     "input_spectrum": "functional",
+    "input_hessian_operator": "operator",
     "ConfigurationError": "errors",
     "MeasurementError": "errors",
     "Spectrum": "curvature.spectrum",
@@ -39,6 +40,7 @@ __all__ = [
     "Spectrum",
     "input_gradient",
     "input_hessian",
+    "input_hessian_operator",
     "input_hvp",
     "input_spectrum",
     "load_records",
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from lightning_hessian.curvature.spectrum import Spectrum
     from lightning_hessian.errors import ConfigurationError, MeasurementError
     from lightning_hessian.functional import input_gradient, input_hessian, input_hvp, input_spectrum
+    from lightning_hessian.operator import input_hessian_operator
     from lightning_hessian.records.dataframe import to_dataframe
     from lightning_hessian.records.files import load_records
     from lightning_hessian.records.record import Record

@@ -15,7 +15,17 @@ import pytest
 
 PACKAGE = "lightning_hessian"
 SOURCE = Path(__file__).parent.parent / PACKAGE
-ROOT_FILES = {"__init__.py", "_version.py", "callback.py", "cli.py", "errors.py", "functional.py", "py.typed"}
+ROOT_FILES = {
+    "__init__.py",
+    "_version.py",
+    "callback.py",
+    "cli.py",
+    "errors.py",
+    "functional.py",
+    "linear_operators.py",
+    "operator.py",
+    "py.typed",
+}
 
 
 class Wall(NamedTuple):
@@ -38,13 +48,20 @@ WALLS = {
     "curvature.cost_model": Wall("torch", "curvature curvature.algorithms curvature.checks curvature.operators.*"),
     "curvature.spectrum": Wall("torch", "curvature curvature.algorithms curvature.checks curvature.operators.*"),
     "curvature.analysis": Wall("torch", "curvature curvature.checks curvature.cost_model curvature.operators.*"),
-    "curvature.methods": Wall("torch", "curvature.*"),
+    "curvature.methods": Wall(
+        "torch",
+        "curvature curvature.algorithms curvature.analysis curvature.checks curvature.cost_model curvature.operators "
+        "curvature.spectrum",
+    ),
     "model": Wall("numpy torch"),
     "model.differentiation_errors": Wall("torch", "curvature model"),
     "model.prepare": Wall(
         "torch", "curvature curvature.cost_model curvature.operators.* model model.differentiation_errors"
     ),
-    "functional": Wall("torch", "curvature.* model.*"),
+    "curvature.functions": Wall("torch", "curvature.*"),
+    "linear_operators": Wall("torch", "curvature.* model.*", when_needed="scipy"),
+    "operator": Wall("torch", "curvature.* linear_operators model.*"),
+    "functional": Wall("torch", "curvature curvature.* model operator", when_needed="typing_extensions"),
     "records": Wall("numpy"),
     "records.payload": Wall("numpy safetensors"),
     "records.event_format": Wall("numpy safetensors", "records records.payload"),
@@ -89,7 +106,7 @@ WALLS = {
     "training.run": Wall(
         "matplotlib safetensors torch", "curvature model records records.files records.locations training.* writers"
     ),
-    "callback": Wall("fsspec lightning matplotlib safetensors torch", "curvature model records training.*"),
+    "callback": Wall("fsspec lightning matplotlib safetensors scipy torch", "curvature model records training.*"),
 }
 
 
@@ -222,7 +239,7 @@ for module in modules:
 print(json.dumps(loaded))
 """
 WATCHED = {name for wall in WALLS.values() for name in f"{wall.packages} {wall.when_needed}".split()}
-WATCHED = WATCHED - {"numpy"} | {"jsonargparse", "pytorch_lightning"}  # torch brings numpy along
+WATCHED = WATCHED - {"numpy", "typing_extensions"} | {"jsonargparse", "pytorch_lightning"}  # torch brings those two
 
 
 def loaded_by(*modules: str) -> dict[str, list[str]]:

@@ -89,7 +89,7 @@ def prepare(
     device = network.device or leaves[0].device
     meter = Meter(device)
     dtype = resolve_dtype(dtype, leaves)
-    with kept_pages(device), isolated(network.model, device, dtype):
+    with differentiable(network, device, dtype):
         x, fixed = network.split(_moved(inputs, device, dtype), dtype)
         check_input(x)
         outputs, forward = _outputs(network, x, fixed, max_memory or available_memory(device))
@@ -99,8 +99,40 @@ def prepare(
         with torch.no_grad():
             function(outputs, resolved)  # a callable target that returns another shape raises here
         batch = TargetBatch(network, function, x, resolved, fixed)
-        with explained_derivatives():
-            yield PreparedModel(batch, target_name(target), predicted, forward, meter)
+        yield PreparedModel(batch, target_name(target), predicted, forward, meter)
+
+
+@contextmanager
+def differentiable(network: ModelFunction, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """The isolation in which a model may be differentiated; what torch refuses is explained."""
+    with kept_pages(device), isolated(network.model, device, dtype), explained_derivatives():
+        yield
+
+
+class ModelAccess:
+    """A prepared model, and the isolation in which it may be differentiated, opened for one piece of work.
+
+    Attributes:
+        is_isolated: whether that is open already.
+        is_closed: whether nothing may be computed any more.
+    """
+
+    def __init__(self, network: ModelFunction, prepared: PreparedModel) -> None:
+        self.prepared = prepared
+        self.is_isolated, self.is_closed = True, False
+        self._network = network
+
+    @contextmanager
+    def isolated(self) -> Iterator[PreparedModel]:
+        """Opens it, unless it is open."""
+        if self.is_closed:
+            raise ConfigurationError("The operator is closed: use it inside of its with block.")
+        if self.is_isolated:
+            yield self.prepared
+            return
+        x = self.prepared.batch.x
+        with differentiable(self._network, x.device, x.dtype):
+            yield replace(self.prepared, meter=Meter(x.device))
 
 
 def usable_dtype(network: ModelFunction, inputs: Inputs, dtype: torch.dtype | None = None) -> torch.dtype:
@@ -134,7 +166,7 @@ def usable_dtype(network: ModelFunction, inputs: Inputs, dtype: torch.dtype | No
         raise
     except Exception as error:  # x.float() in a forward, a device without float64
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-    warn(f"The model cannot be evaluated in float64 ({reason}): measured in float32.", stacklevel=5)
+    warn(f"The model cannot be evaluated in float64 ({reason}): measured in float32.")
     return torch.float32
 
 

@@ -213,7 +213,6 @@ def _warning_if_written(values: Any) -> Callable[[], None]:
             warn(
                 f"The forward writes to a plain tensor of more than {LARGEST_COPY >> 20} MiB that the model holds: a "
                 f"measurement leaves it changed. Register it with register_buffer, and it will be restored.",
-                stacklevel=2,
             )
 
     return check

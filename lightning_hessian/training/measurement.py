@@ -232,5 +232,4 @@ def _check_valid(measurement: Measurement, settings: MeasurementSettings, before
         warn(
             f"{settings.title}: {num_invalid} of {len(spectrum.valid)} samples are not valid and are left out. "
             f"{' '.join(map(str, spectrum.diagnosis.findings))}",
-            stacklevel=2,
         )

@@ -55,6 +55,11 @@ class CheckedDerivatives:
         return about_invalid(what, self.valid, " ".join(map(str, self.findings)))
 
 
+def unchecked_derivatives(numbers: Tensor) -> CheckedDerivatives:
+    """Derivatives ``[N, K, ...]`` that were not to be compared with values."""
+    return CheckedDerivatives(numbers, torch.ones(numbers.shape[:2], dtype=torch.bool, device=numbers.device), ())
+
+
 def about_invalid(what: str, valid: Tensor, why: str) -> str:
     """How many samples have an entry of ``valid [N, K]`` that is False, and why."""
     return f"The {what} of {int((~valid).any(dim=1).sum())} of {len(valid)} samples cannot be trusted. {why}"
