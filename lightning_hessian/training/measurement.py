@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from lightning_hessian.curvature.checks.verdict import PreviousChecks
 from lightning_hessian.curvature.meter import Progress, silent
@@ -94,6 +95,8 @@ def measure(
     """
     state = RunState() if state is None else state
     with _explained(samples), ExitStack() as stack:
+        if isinstance(model, nn.Module):
+            _check_initialized(model)
         tensors = group.tensors(model) if isinstance(model, nn.Module) else {}
         network = ModelFunction(model, settings.forward_fn, settings.output_fn, settings.wrt, tensors)
         dtype = group.on_first(lambda: usable_dtype(network, samples.inputs, getattr(torch, settings.dtype)))
@@ -203,6 +206,17 @@ def _measure_share(
         if options.method != "auto":
             raise
         return _Share(prepared, late=True)
+
+
+def _check_initialized(model: nn.Module) -> None:
+    """Raises where a first forward pass is still to make parameters: a measurement must not be that pass."""
+    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise MeasurementError(
+            f"The model's lazy layers have no parameters yet ({', '.join(lazy[:3])}{', …' if lazy[3:] else ''}). The "
+            f"first training step makes them; to measure before it, run one forward pass in configure_model or keep "
+            f"the sanity check (num_sanity_val_steps)."
+        )
 
 
 @contextmanager

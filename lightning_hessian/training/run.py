@@ -8,10 +8,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
-import torch
-
 from lightning_hessian.curvature.meter import duration
-from lightning_hessian.errors import ConfigurationError, MeasurementError, WritingError
+from lightning_hessian.errors import ConfigurationError, WritingError
 from lightning_hessian.model.isolation import frozen_random_streams
 from lightning_hessian.model.state_snapshot import unchanged
 from lightning_hessian.records.files import record_path
@@ -19,7 +17,7 @@ from lightning_hessian.records.locations import absolute
 from lightning_hessian.records.record import Record
 from lightning_hessian.training.measurement import measure
 from lightning_hessian.training.output import RunOutput
-from lightning_hessian.training.places import Places, RecordFolder, places, writes_files
+from lightning_hessian.training.places import Places, RecordFolder, notice_of_places, places
 from lightning_hessian.training.progress import MeasurementBar
 from lightning_hessian.training.resume import explain_restored, from_state, to_state
 from lightning_hessian.training.run_state import RunState
@@ -31,10 +29,9 @@ from lightning_hessian.training.trainer_access import (
     logged_step,
     optimizer_steps,
     process_group,
+    show_metrics,
     training_position,
 )
-from lightning_hessian.writers.loggers import picture_loggers, tensorboard_loggers
-from lightning_hessian.writers.tags import SPREAD
 
 NO_SAMPLES = (
     "its samples are the ones that are measured, and it has received no validation batch. Give samples=..., or every "
@@ -94,19 +91,8 @@ class MonitoringRun:
                 "limit_val_batches is 0), and no samples were given. Give samples=x, samples=(x, labels) or "
                 "samples=dataset."
             )
-        if trainer.fast_dev_run:
-            self._output.notice("fast_dev_run: measurements are made to test them, but nothing is saved or drawn.")
-        elif not writes_files(trainer):
-            self._output.notice(
-                "Without a logger or a default_root_dir, Lightning writes no files, and nothing is saved or drawn here "
-                "either: load_records(trainer.log_dir) returns the records until this process ends. Give "
-                "Trainer(logger=TensorBoardLogger(...)) to keep them."
-            )
-        elif not tensorboard_loggers(trainer.loggers) + picture_loggers(trainer.loggers):
-            self._output.notice(
-                "No TensorBoard logger: scalars go to the other loggers and records to files, but there are no "
-                "pictures. Give Trainer(logger=TensorBoardLogger(...)) to see them."
-            )
+        if (notice := notice_of_places(trainer)) is not None:
+            self._output.notice(notice)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of the run."""
@@ -216,7 +202,6 @@ class MonitoringRun:
             self._output.inform(f"measuring {len(samples)} samples, now and at later steps of the run.")
         try:
             with self._budget.measuring(), self._undisturbed():
-                _check_initialized(module)
                 self._group.on_first(lambda: self._output.open(trainer.loggers))
                 with MeasurementBar(trainer.progress_bar_callback) as progress:
                     record = measure(
@@ -236,7 +221,7 @@ class MonitoringRun:
             untried = self._samples_restored and self._num_records == 0
             self._output.fail(explain_restored(error) if untried else error, at, before_training=before_training)
         else:
-            _show(metrics, trainer)
+            show_metrics(metrics, trainer)
             self._output.report(unwritten)
         self._output.advise(self._budget)
         self._state.measured_step = at.step  # only now: a checkpoint saved meanwhile must not call it measured
@@ -307,21 +292,3 @@ class MonitoringRun:
         if self._samples_failure is not None:
             raise self._samples_failure
         return self._state.samples
-
-
-def _check_initialized(module: Any) -> None:
-    """Raises where a first forward pass is still to make parameters: a measurement must not be that pass."""
-    lazy = [name for name, parameter in module.named_parameters() if torch.nn.parameter.is_lazy(parameter)]
-    if lazy:
-        raise MeasurementError(
-            f"The model's lazy layers have no parameters yet ({', '.join(lazy[:3])}{', …' if lazy[3:] else ''}). The "
-            f"first training step makes them; to measure before it, run one forward pass in configure_model or keep "
-            f"the sanity check (num_sanity_val_steps)."
-        )
-
-
-def _show(metrics: Mapping[str, float], trainer: Any) -> None:
-    """Gives the scalars to callbacks that watch metrics, such as early stopping."""
-    device = trainer.strategy.root_device
-    watched = {k: torch.tensor(v, device=device) for k, v in metrics.items() if not k.startswith(SPREAD)}
-    trainer.callback_metrics.update(watched)
