@@ -19,11 +19,11 @@ from lightning_hessian.model.outputs import OutputFunction
 from lightning_hessian.records.record import Stage
 from lightning_hessian.records.retention import KeepMatrices, keep_policy
 from lightning_hessian.training.batch import InputFunction
-from lightning_hessian.training.run import MonitoringRun
 from lightning_hessian.training.samples import SampleSource
 from lightning_hessian.training.schedule import Schedule
 from lightning_hessian.training.settings import MeasurementSettings, MonitorSettings, check_names
 from lightning_hessian.training.trainer_access import in_both_packages, last_logged_step
+from lightning_hessian.training.trainer_run import TrainerRun
 
 if TYPE_CHECKING:
     _Callback = Callback
@@ -166,14 +166,14 @@ class InputHessianMonitor(_Callback):
                 keep_matrices=keep_policy(keep_matrices),
                 on_error=on_error,
             )
-        self._current_run: MonitoringRun | None = None
+        self._current_run: TrainerRun | None = None
         self._early_state: dict[str, Any] = {}  # of a checkpoint that was loaded before there was a run
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_current_run": None}  # a run belongs to its Trainer, in this process
 
     @property
-    def _run(self) -> MonitoringRun:
+    def _run(self) -> TrainerRun:
         assert self._current_run is not None, "setup comes before all other hooks"
         return self._current_run
 
@@ -186,7 +186,7 @@ class InputHessianMonitor(_Callback):
             check_names([c._settings.measurement.name for c in callbacks if isinstance(c, InputHessianMonitor)])
             warn = partial(rank_zero_warn, category=UserWarning)
             before = None if stage == "fit" else self._current_run
-            self._current_run = MonitoringRun(self._settings, trainer, warn=warn, inform=rank_zero_info, before=before)
+            self._current_run = TrainerRun(self._settings, trainer, warn=warn, inform=rank_zero_info, before=before)
         if self._early_state:
             self._run.load_state_dict(self._early_state)
             self._early_state = {}

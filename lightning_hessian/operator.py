@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_hessian.curvature import functions
 from lightning_hessian.curvature.checks.derivatives import CheckedDerivatives, about_invalid
 from lightning_hessian.curvature.cost_model import ModelCosts, fitting_samples
+from lightning_hessian.curvature.memory import kept_pages
 from lightning_hessian.curvature.operators.autodiff import random_vectors
 from lightning_hessian.curvature.operators.blocks import ProblemBlocks
 from lightning_hessian.curvature.operators.gauss_newton import GaussNewtonOperator
@@ -216,7 +217,7 @@ def input_hessian_operator(
         output_fn=output_fn,
     ) as operator:
         pass  # the model is as it was; every product isolates it again
-    with closing(operator):
+    with kept_pages(operator.device), closing(operator):
         yield operator
 
 

@@ -93,7 +93,7 @@ WALLS = {
     "training.places": Wall("numpy safetensors", "records records.files records.locations writers"),
     "training.sample_finder": Wall("numpy safetensors torch", "training training.trainer_access"),
     "training.distributed": Wall("torch", "curvature"),
-    "training.progress": Wall(),
+    "training.progress": Wall(when_needed="tqdm"),
     "training.schedule": Wall(),
     "training.trainer_access": Wall("torch", "model training training.distributed training.schedule writers"),
     "training.resume": Wall(
@@ -104,8 +104,11 @@ WALLS = {
         "records records.event_format records.files training training.schedule writers writers.publisher",
     ),
     "training.run": Wall(
-        "matplotlib safetensors torch", "curvature model records records.files records.locations training.* writers"
+        "matplotlib safetensors torch",
+        "curvature model records records.files records.locations training training.distributed training.output "
+        "training.places training.progress training.resume training.schedule",
     ),
+    "training.trainer_run": Wall("matplotlib safetensors torch", "training.*"),
     "callback": Wall("fsspec lightning matplotlib safetensors scipy torch", "curvature model records training.*"),
 }
 
@@ -239,7 +242,10 @@ for module in modules:
 print(json.dumps(loaded))
 """
 WATCHED = {name for wall in WALLS.values() for name in f"{wall.packages} {wall.when_needed}".split()}
-WATCHED = WATCHED - {"numpy", "typing_extensions"} | {"jsonargparse", "pytorch_lightning"}  # torch brings those two
+WATCHED = WATCHED - {"numpy", "tqdm", "typing_extensions"} | {
+    "jsonargparse",
+    "pytorch_lightning",
+}  # torch brings those three
 
 
 def loaded_by(*modules: str) -> dict[str, list[str]]:

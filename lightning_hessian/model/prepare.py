@@ -89,7 +89,7 @@ def prepare(
     device = network.device or leaves[0].device
     meter = Meter(device)
     dtype = resolve_dtype(dtype, leaves)
-    with differentiable(network, device, dtype):
+    with kept_pages(device), isolated(network.model, device, dtype):
         x, fixed = network.split(_moved(inputs, device, dtype), dtype)
         check_input(x)
         outputs, forward = _outputs(network, x, fixed, max_memory or available_memory(device))
@@ -99,14 +99,8 @@ def prepare(
         with torch.no_grad():
             function(outputs, resolved)  # a callable target that returns another shape raises here
         batch = TargetBatch(network, function, x, resolved, fixed)
-        yield PreparedModel(batch, target_name(target), predicted, forward, meter)
-
-
-@contextmanager
-def differentiable(network: ModelFunction, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """The isolation in which a model may be differentiated; what torch refuses is explained."""
-    with kept_pages(device), isolated(network.model, device, dtype), explained_derivatives():
-        yield
+        with explained_derivatives():
+            yield PreparedModel(batch, target_name(target), predicted, forward, meter)
 
 
 class ModelAccess:
@@ -131,7 +125,7 @@ class ModelAccess:
             yield self.prepared
             return
         x = self.prepared.batch.x
-        with differentiable(self._network, x.device, x.dtype):
+        with isolated(self._network.model, x.device, x.dtype), explained_derivatives():
             yield replace(self.prepared, meter=Meter(x.device))
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_hessian import load_records
-from lightning_hessian.training.run import MonitoringRun
+from lightning_hessian.training.trainer_run import TrainerRun
 
 
 def told(folder, *monitors, **arguments):
@@ -42,7 +42,7 @@ def test_what_fails_in_a_hook_does_not_end_the_run(tmp_path, monkeypatch, method
 
     plain = fit(tmp_path / "without", enable_checkpointing=True)
     with monkeypatch.context() as patched:
-        patched.setattr(MonitoringRun, method, fails)
+        patched.setattr(TrainerRun, method, fails)
         messages = told(tmp_path / "with", quick(on_error="warn"), enable_checkpointing=True)
         assert sum("ZeroDivisionError: a bug of ours" in m for m in messages) >= 1
         assert sum("an unexpected failure" in m for m in messages) == 1
