@@ -1,8 +1,9 @@
 """How curved is what a network computes, around the inputs it will meet?
 
 ``InputHessianMonitor`` is a Lightning callback that measures the Hessian of selected class outputs with
-respect to the *input* on held-out samples during training; ``input_gradient``, ``input_hvp``,
-``input_hessian`` and ``input_spectrum`` measure the same without a Trainer. Importing this package loads
+respect to the *input* on held-out samples during training; ``InputHessianRecorder`` does the same in any other loop.
+``input_gradient``, ``input_hvp``, ``input_hessian`` and ``input_spectrum`` are plain functions, and
+``input_hessian_operator`` gives the Hessians as linear operators. Importing this package loads
 neither torch nor Lightning: each public name is loaded when it is first used.
 """
 
@@ -13,6 +14,7 @@ from lightning_hessian._version import __version__ as __version__
 
 _HOME = {
     "InputHessianMonitor": "callback",
+    "InputHessianRecorder": "recorder",
     "KeepMatrices": "records.retention",
     "input_gradient": "functional",
     "input_hvp": "functional",
@@ -34,6 +36,7 @@ _HOME = {
 __all__ = [
     "ConfigurationError",
     "InputHessianMonitor",
+    "InputHessianRecorder",
     "KeepMatrices",
     "MeasurementError",
     "Record",
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
     from lightning_hessian.errors import ConfigurationError, MeasurementError
     from lightning_hessian.functional import input_gradient, input_hessian, input_hvp, input_spectrum
     from lightning_hessian.operator import input_hessian_operator
+    from lightning_hessian.recorder import InputHessianRecorder
     from lightning_hessian.records.dataframe import to_dataframe
     from lightning_hessian.records.files import load_records
     from lightning_hessian.records.record import Record

@@ -391,7 +391,7 @@ def test_a_log_in_the_forward_is_silent_while_measuring(tmp_path):
 
 
 def test_few_samples_warn(tmp_path):
-    with pytest.warns(UserWarning, match="num_samples=100, but the batch or dataset has only 16"):
+    with pytest.warns(UserWarning, match="num_samples=100, but the batch has only 16"):
         fit(tmp_path, small_monitor(num_samples=100), max_epochs=1)
 
 

@@ -70,7 +70,7 @@ WALLS = {
     "records.answers": Wall("numpy safetensors", "records records.event_format records.payload"),
     "records.dataframe": Wall("numpy", "records", when_needed="pandas"),
     "render": Wall("matplotlib numpy", "records"),
-    "writers": Wall("numpy", "records"),
+    "writers": Wall("numpy", "records", when_needed="torch"),
     "writers.layout": Wall("numpy", "records writers", when_needed="tensorboard"),
     "writers.tensorboard": Wall(
         "matplotlib numpy safetensors",
@@ -109,6 +109,12 @@ WALLS = {
         "training.places training.progress training.resume training.schedule",
     ),
     "training.trainer_run": Wall("matplotlib safetensors torch", "training.*"),
+    "recorder": Wall(
+        "matplotlib safetensors torch",
+        "model records records.locations training training.distributed training.places training.progress training.run "
+        "training.sample_finder training.schedule writers",
+        when_needed="typing_extensions",
+    ),
     "callback": Wall("fsspec lightning matplotlib safetensors scipy torch", "curvature model records training.*"),
 }
 
