@@ -128,11 +128,16 @@ class MonitorOptions(TypedDict, total=False):
     name: str | None
 
 
-class MonitorArguments(MonitorOptions, total=False):
-    """All arguments of ``InputHessianMonitor`` but those that say when to measure."""
+class RecorderOptions(MonitorOptions, total=False):
+    """The same with what is looked at."""
 
     classes: int | Sequence[int] | str
     target: Target | Literal["auto"]
+
+
+class MonitorArguments(RecorderOptions, total=False):
+    """All arguments of ``InputHessianMonitor`` but those that say when to measure."""
+
     samples: Any
     val_dataloader_idx: int
 
