@@ -112,9 +112,10 @@ def main() -> None:
     print(f"Held-out accuracy: {trainer.callback_metrics['val_accuracy']:.1%}")
     logdir = shlex.quote(args.log_dir)
     if args.checkpoints:
+        classes = " ".join(map(str, args.classes))
         print(
-            f"Measure them: .venv/bin/lightning-hessian measure examples.mnist_cnn:MnistCNN {trainer.log_dir}/checkpoints "
-            f"--samples checkpoint --classes {' '.join(map(str, args.classes))} --heatmap-samples 2 "
+            f"Measure them: .venv/bin/lightning-hessian measure examples.mnist_cnn:MnistCNN "
+            f"{trainer.log_dir}/checkpoints --samples checkpoint --classes {classes} --heatmap-samples 2 "
             f"--log-dir {logdir}/from_checkpoints"
         )
     print(f"Look: .venv/bin/tensorboard --logdir {logdir}, then open the address that it prints")

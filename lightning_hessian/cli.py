@@ -71,16 +71,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="MB",
         help="largest size of the page, which says what was left out (default: %(default)g)",
     )
-    _add_measure(commands.add_parser("measure", **_ABOUT_MEASURE))
+    measure = commands.add_parser(
+        "measure",
+        help="measure checkpoints that a training has saved, or is saving",
+        description="Measures the input-Hessians of saved checkpoints in a process and on a device of its own, with the "
+        "numbers that InputHessianMonitor would have logged in the run, and at no cost to it. Checkpoints that were "
+        "measured before are left out.",
+    )
+    _add_measure(measure)
     return parser
-
-
-_ABOUT_MEASURE = {
-    "help": "measure checkpoints that a training has saved, or is saving",
-    "description": "Measures the input-Hessians of saved checkpoints in a process and on a device of its own, with the "
-    "numbers that InputHessianMonitor would have logged in the run, and at no cost to it. Checkpoints that were "
-    "measured before are left out.",
-}
 
 
 def _add_measure(parser: argparse.ArgumentParser) -> None:
