@@ -97,7 +97,10 @@ def _of_several(floating: list[Leaf], found: list[Leaf]) -> str:
     by_name = all(isinstance(leaf.name, str) for leaf in inputs)
     place = chosen.name if by_name else next(i for i, leaf in enumerate(inputs) if leaf is chosen)
     together = _with_labels(_together(inputs), size, found, is_tuple=not by_name)
-    return f"{sentence}; or, if the model takes all of them, input_fn=lambda batch: {together} and the one to differentiate, wrt={quoted(place)}."
+    return (
+        f"{sentence}; or, if the model takes all of them, input_fn=lambda batch: {together} and the one to "
+        f"differentiate, wrt={quoted(place)}."
+    )
 
 
 def _of_tokens(tokens: Leaf, found: list[Leaf], wrt: str | int | None) -> str:
