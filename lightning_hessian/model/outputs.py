@@ -45,9 +45,8 @@ def _as_matrix(output: Any, name: str, num_samples: int) -> Tensor:
         )
     if isinstance(output, Tensor) and not output.is_floating_point():
         raise ConfigurationError(
-            f"The model returned {output.dtype}, which has no derivative. Give output_fn, or a forward_fn, that returns "
-            f"the scores from which these numbers were chosen, for example "
-            f"forward_fn=lambda module, x: module.network(x)."
+            f"The model returned {output.dtype}, which has no derivative. Give output_fn, or a forward_fn, that "
+            f"returns the scores behind these numbers, for example forward_fn=lambda module, x: module.network(x)."
         )
     if isinstance(output, Tensor) and output.shape == (num_samples,):
         return output.unsqueeze(1)

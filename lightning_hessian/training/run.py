@@ -17,7 +17,7 @@ from lightning_hessian.records.locations import absolute
 from lightning_hessian.records.record import Record
 from lightning_hessian.training.measurement import measure
 from lightning_hessian.training.output import RunOutput
-from lightning_hessian.training.places import Places, RecordFolder, notice_of_places, places
+from lightning_hessian.training.places import Places, RecordFolder, notice_of, places
 from lightning_hessian.training.progress import MeasurementBar
 from lightning_hessian.training.resume import explain_restored, from_state, to_state
 from lightning_hessian.training.run_state import RunState
@@ -91,8 +91,6 @@ class MonitoringRun:
                 "limit_val_batches is 0), and no samples were given. Give samples=x, samples=(x, labels) or "
                 "samples=dataset."
             )
-        if (notice := notice_of_places(trainer)) is not None:
-            self._output.notice(notice)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of the run."""
@@ -193,7 +191,10 @@ class MonitoringRun:
             if trainer.state.fn != "fit":
                 self._output.warn("No measurement: no batch came from the loader val_dataloader_idx. Give samples=...")
             return
-        self._places = self._places or places(trainer)
+        if self._places is None:
+            self._places = places(trainer)
+            if (notice := notice_of(self._places, trainer)) is not None:
+                self._output.notice(notice)
         if not self._group.on_first(self._budget.allows):
             self._output.skip(self._budget.skip(), self._budget.num_skipped, at)
             self._state.measured_step = at.step

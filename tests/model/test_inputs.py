@@ -139,7 +139,7 @@ def test_outputs_of_a_regression_are_looked_at_as_classes():
 
 
 def test_outputs_that_are_classes():
-    with pytest.raises(ConfigurationError, match="returned torch.int64, which has no derivative"):
+    with pytest.raises(ConfigurationError, match=r"returned torch\.int64, which has no derivative"):
         input_hessian(lambda x: x.argmax(1, keepdim=True), torch.rand(2, 3), 0)
 
 
