@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import functools
 import random
 import types
@@ -19,6 +20,7 @@ from lightning_hessian.model.attributes import is_foreign, is_library, is_plain,
 from lightning_hessian.model.stand_ins import stand_in
 
 DEPTH = 4  # how deep containers and plain objects inside a module's attributes are followed
+BUFFERS = (bytearray, array.array)
 LARGEST_COPY = 2**26  # bytes; of larger plain tensors and arrays only the reference is restored
 
 
@@ -112,7 +114,7 @@ class StateSnapshot:
             self._seen.add(id(value))
             state, set_state = stream
             self._undo.append(lambda: set_state(state))
-        elif isinstance(value, (dict, list, set, deque, bytearray)):
+        elif isinstance(value, (dict, list, set, deque, *BUFFERS)):
             self._add_container(value, depth)
         elif isinstance(value, type):
             self._add_class(value, depth - 1)
@@ -125,21 +127,23 @@ class StateSnapshot:
 
     def _add_container(self, container: Any, depth: int) -> None:
         self._seen.add(id(container))
-        contents = container.copy()
-        if isinstance(container, (list, bytearray)):
+        contents: Any = container[:] if isinstance(container, BUFFERS) else container.copy()
+        if isinstance(container, (list, *BUFFERS)):
             self._undo.append(lambda: container.__setitem__(slice(None), contents))
         else:
             self._undo.append(lambda: _refill(container, contents))
         if isinstance(container, (dict, list)):
             self._substitute(contents if isinstance(contents, dict) else enumerate(contents), container.__setitem__)
-        if not isinstance(container, (set, bytearray)):
+        if not isinstance(container, (set, *BUFFERS)):
             self._add_all(contents.values() if isinstance(contents, dict) else contents, depth)
 
     def _add_function(self, function: types.FunctionType, depth: int) -> None:
-        """What a function may write to: its closure, and the globals it names."""
+        """What a function may write to: its closure, attributes and defaults, and the globals it names."""
         if is_foreign(function.__module__):
             return
         self._seen.add(id(function))
+        self._add(function.__dict__, depth)
+        self._add_all((*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()), depth)
         for cell in function.__closure__ or ():
             try:
                 content = cell.cell_contents

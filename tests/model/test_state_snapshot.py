@@ -1,8 +1,10 @@
 """What a forward may write to besides tensors and dicts comes back: slots, classes, modules, caches, counters."""
 
+import array
 import dataclasses
 import enum
 import functools
+import inspect
 import itertools
 import sys
 import types
@@ -97,6 +99,15 @@ def count_in_a_module(held):
     STATE.calls += 1
 
 
+def count_on_a_function(held):
+    count_on_a_function.calls += 1
+
+
+def count_in_a_default(held, calls=[0], *, more={"calls": 0}):  # noqa: B006 - as it is often done
+    calls[0] += 1
+    more["calls"] += 1
+
+
 def count_in_bytes(held):
     held[0] += 1
 
@@ -108,18 +119,22 @@ def count_in_bytes(held):
         (PrivateSlots, PrivateSlots.count, repr),
         (lambda: None, count_on_a_class, lambda held: Totals.calls),
         (lambda: None, count_in_a_module, lambda held: STATE.calls),
+        (lambda: None, count_on_a_function, lambda held: count_on_a_function.calls),
+        (lambda: None, count_in_a_default, lambda held: repr(inspect.signature(count_in_a_default))),
         (lambda: bytearray(2), count_in_bytes, bytes),
+        (lambda: array.array("i", [0]), count_in_bytes, list),
         (
             lambda: torch.quasirandom.SobolEngine(1),
             lambda held: held.draw(),
             lambda held: (held.num_generated, held.quasi.tolist()),
         ),
     ],
-    ids=["slots", "private_slots", "class", "module", "bytes", "sobol"],
+    ids=["slots", "private_slots", "class", "module", "function", "default", "bytes", "array", "sobol"],
 )
 def test_what_is_written_comes_back(monkeypatch, make, use, state):
     monkeypatch.setattr(Totals, "calls", 0)
     monkeypatch.setattr(STATE, "calls", 0, raising=False)
+    monkeypatch.setattr(count_on_a_function, "calls", 0, raising=False)
     model = Network(make(), use)
     before = state(model.held)
     model(X)
