@@ -78,7 +78,7 @@ def _of_leaves(found: list[Leaf], wrt: str | int | None) -> str:
         return _of_several(floating, found)
     if images:
         x = _with_labels(f"{images[0].expression}.float() / 255", len(images[0].value), found)
-        return f"Give input_fn=lambda batch: {x}."
+        return f"Give input_fn=lambda batch: {x}; without the division if the model scales images itself."
     if tokens:
         return _of_tokens(tokens[0], found, wrt)
     if numbers:
