@@ -74,8 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     measure = commands.add_parser(
         "measure",
         help="measure checkpoints that a training has saved, or is saving",
-        description="Measures the input-Hessians of saved checkpoints in a process and on a device of its own, with the "
-        "numbers that InputHessianMonitor would have logged in the run, and at no cost to it. Checkpoints that were "
+        description="Measures the input-Hessians of saved checkpoints in a process and on a device of its own, with "
+        "the numbers that InputHessianMonitor would have logged in the run, and at no cost to it. Checkpoints that were "
         "measured before are left out.",
     )
     _add_measure(measure)

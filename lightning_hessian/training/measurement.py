@@ -31,6 +31,8 @@ from lightning_hessian.training.samples import Samples
 from lightning_hessian.training.schedule import START, TrainingPosition
 from lightning_hessian.training.settings import MeasurementSettings
 
+LIGHTNINGS_FORWARD = ("lightning.pytorch.core.module", "pytorch_lightning.core.module")  # it only raises
+
 
 @dataclass(frozen=True)
 class _Share:
@@ -97,6 +99,7 @@ def measure(
     with _explained(samples), ExitStack() as stack:
         if isinstance(model, nn.Module):
             _check_initialized(model)
+            _check_forward(model, settings)
         tensors = group.tensors(model) if isinstance(model, nn.Module) else {}
         network = ModelFunction(model, settings.forward_fn, settings.output_fn, settings.wrt, tensors)
         dtype = group.on_first(lambda: usable_dtype(network, samples.inputs, getattr(torch, settings.dtype)))
@@ -216,6 +219,18 @@ def _check_initialized(model: nn.Module) -> None:
             f"The model's lazy layers have no parameters yet ({', '.join(lazy[:3])}{', …' if lazy[3:] else ''}). The "
             f"first training step makes them; to measure before it, run one forward pass in configure_model or keep "
             f"the sanity check (num_sanity_val_steps)."
+        )
+
+
+def _check_forward(model: nn.Module, settings: MeasurementSettings) -> None:
+    """Raises where a module has no forward of its own, as where all its steps call what it holds."""
+    own = type(model).forward
+    is_missing = own.__name__ == "_forward_unimplemented" or own.__module__ in LIGHTNINGS_FORWARD
+    if is_missing and settings.forward_fn is None:
+        name = next((name for name, _ in model.named_children()), "network")
+        raise ConfigurationError(
+            f"{type(model).__name__} has no forward method. Give forward_fn, which calls what computes the outputs, "
+            f"for example forward_fn=lambda module, x: module.{name}(x)."
         )
 
 
