@@ -75,8 +75,8 @@ def _parser() -> argparse.ArgumentParser:
         "measure",
         help="measure checkpoints that a training has saved, or is saving",
         description="Measures the input-Hessians of saved checkpoints in a process and on a device of its own, with "
-        "the numbers that InputHessianMonitor would have logged in the run, and at no cost to it. Checkpoints that were "
-        "measured before are left out.",
+        "the numbers that InputHessianMonitor would have logged in the run, and at no cost to it. Checkpoints that "
+        "were measured before are left out.",
     )
     _add_measure(measure)
     return parser
