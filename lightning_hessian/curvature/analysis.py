@@ -194,7 +194,7 @@ def finite_samples(batch: TargetBatch, values: Tensor, gradient: Tensor) -> tupl
 
 
 _HELP = {
-    "Values of the target are": " Look for NaN in the weights, and for overflow.",
+    "Values of the target are": " Look for NaN in the weights, for log(0) or a division by zero, and for overflow.",
     "The values are finite but gradients are": (
         " Look for torch.where over a branch that is infinite or NaN where it is not taken, and for 0/0 in the "
         "derivative of a norm or a square root at zero."

@@ -72,21 +72,26 @@ class Certificate:
 
 
 def certify(
-    batch: TargetBatch, prediction: Prediction, group_size: int, first_step: Tensor | None = None
+    batch: TargetBatch,
+    prediction: Prediction,
+    group_size: int,
+    first_step: Tensor | None = None,
+    *,
+    precision: float = 0.0,
 ) -> Certificate:
     """Compares derivatives with differences of values in float64, or in the precision of ``batch`` where none exist.
 
     Args:
         batch: as it was differentiated.
-        prediction, group_size, first_step: as for ``compare``.
+        prediction, group_size, first_step, precision: as for ``compare``.
     """
     try:
         exact = batch.to(torch.float64)
     except TypeError:  # MPS has no float64
         exact = batch
-    found = compare(exact, prediction, group_size, first_step)
+    found = compare(exact, prediction, group_size, first_step, precision=precision)
     if exact.x.dtype != batch.x.dtype and found.is_outcome("unverifiable").all():
-        found = compare(batch, prediction, group_size, first_step)
+        found = compare(batch, prediction, group_size, first_step, precision=precision)
     return found
 
 
@@ -141,7 +146,7 @@ def compare(
     agreed = _agrees(_sharpened(steps[0], ~is_noisy), p, tolerance, size, torch.full_like(p.slope, torch.inf)) | ignored
     if steps[0].size.isnan().all() and not _evaluates(batch):
         return _certificate(steps, agreed, p, tolerance, size, first)
-    is_low_precision = ((steps[0].noise <= LOW_PRECISION * steps[0].size) | agreed).all(dim=1)
+    is_low_precision = ((steps[0].noise <= max(LOW_PRECISION, MARGIN * precision) * steps[0].size) | agreed).all(dim=1)
     length = _length(steps[0], p)
     is_short = FIRST_STEP * length < first / FACTOR
     base = torch.where(is_short, FIRST_STEP * length, first)
@@ -216,13 +221,13 @@ def _agrees(found: Differences, p: Prediction, tolerance: float, size: Tensor, s
 
 
 def _is_refuted(steps: list[Differences], p: Prediction, tolerance: float) -> Tensor:
-    """Where shorter steps than the last contradict the derivatives: two, or the slope at a sharper one."""
-    last = steps[-1]
-    shorter = [masked(each, each.step < last.step) for each in steps[:-1]]
-    refuted = contradicts(by_step(shorter), p, tolerance) if len(shorter) > 1 else torch.zeros_like(p.slope).bool()
-    for each in shorter:
-        wrong = each.slope_error > tolerance * slope_scale(each, p) + MARGIN * each.slope_blur
-        refuted |= wrong & (each.slope_blur < last.slope_blur)
+    """Where sharper steps than the last contradict the derivatives: two, or the slope at a shorter one."""
+    last, refuted = steps[-1], torch.zeros_like(p.slope, dtype=torch.bool)
+    if len(steps) > 2:
+        refuted = contradicts(by_step([masked(each, each.blur < last.blur) for each in steps[:-1]]), p, tolerance)
+    for each in steps[:-1]:
+        sharper = (each.step < last.step) & (each.slope_blur < last.slope_blur)
+        refuted |= sharper & (each.slope_error > tolerance * slope_scale(each, p) + MARGIN * each.slope_blur)
     return refuted
 
 

@@ -78,9 +78,9 @@ def predict(
     """
     if random is None:
         random = torch.randn(gradient.shape[-1], generator=generator, dtype=torch.float64).to(gradient)
-    gradient, top = gradient.nan_to_num(0, 0, 0), top.nan_to_num(0, 0, 0)
     w = torch.zeros_like(gradient[:, 0])
-    for vectors in (*unit(gradient).unbind(1), *unit(top).unbind(1), unit(random).expand_as(w)):
+    gradients, eigenvectors = (unit(vectors.nan_to_num(0, 0, 0)).unbind(1) for vectors in (gradient, top))
+    for vectors in (*gradients, *eigenvectors, unit(random).expand_as(w)):
         w = w + torch.where((w * vectors).sum(-1, keepdim=True) < 0, -1, 1) * vectors
     w = unit(w)
     return Prediction(

@@ -320,7 +320,7 @@ def why_not_finite(batch: TargetBatch, generator: torch.Generator) -> str:
         try:
             exact = batch.to(torch.float64)
             if ReverseOverReverse(exact).hvp(random_vectors(exact, generator)).isfinite().all():
-                return "It overflows in float32: measure in float64."
+                return "It overflows or underflows in float32: measure in float64."
         except Exception as error:  # no float64 here
             if out_of_memory(error):
                 raise

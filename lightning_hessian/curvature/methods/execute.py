@@ -285,7 +285,8 @@ def _conclude(given: MethodInput, plan: Plan, found: Decomposition, verdict: Ver
         diagnosis = diagnosis.with_findings(where(lost, f"The Hessian at {{}} is not finite. {why}"))
         if not finite.any():
             raise MeasurementError(" ".join(map(str, diagnosis.findings)))
-    asymmetric = valid & ~of_checks.is_rounding & (found.asymmetry > ASYMMETRY_TOLERANCE[batch.x.dtype])
+    allowed = max(ASYMMETRY_TOLERANCE[batch.x.dtype], of_checks.precision)
+    asymmetric = valid & ~of_checks.is_rounding & (found.asymmetry > allowed)
     if asymmetric.any():
         worst = float(found.asymmetry[asymmetric].max())
         help_ = " It is lost in rounding: measure in float64." if batch.x.dtype == torch.float32 else ""
