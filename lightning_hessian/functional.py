@@ -13,11 +13,11 @@ from torch import Tensor
 
 from lightning_hessian.curvature.analysis import Analysis, analyze, differentiate, finite_samples
 from lightning_hessian.curvature.batching import concatenate, in_groups
+from lightning_hessian.curvature.checks.coupling import has_changed_at_random
 from lightning_hessian.curvature.checks.derivatives import CheckableDerivatives, about_invalid, check_derivatives
-from lightning_hessian.curvature.checks.diagnosis import Diagnosis
 from lightning_hessian.curvature.checks.prediction import predict_along, predict_of_matrices, predict_slope
 from lightning_hessian.curvature.checks.verdict import CheckSettings
-from lightning_hessian.curvature.cost_model import ModelCosts, check_group, fitting_samples
+from lightning_hessian.curvature.cost_model import ForwardPass, ModelCosts, check_group, fitting_samples
 from lightning_hessian.curvature.memory import readable
 from lightning_hessian.curvature.meter import UNLIMITED, TimeLimit
 from lightning_hessian.curvature.methods.dense import whole_hessians
@@ -109,7 +109,7 @@ def input_gradient(
             batch,
             checkable(first.gradient),
             lambda few, _: checkable(gradients(few)),
-            _settings(costs, options),
+            _settings(costs, options, prepared.forward, first.values),
             finite=finite,
             findings=findings,
         )
@@ -194,7 +194,7 @@ def input_hvp(
             problems,
             checkable(torch.arange(problems.num_samples, device=v.device), first),
             lambda few, which: checkable(which, products(few, vectors[which])),
-            _settings(costs, options),
+            _settings(costs, options, prepared.forward, first.values),
             finite=finite.repeat_interleave(each),
             findings=findings,
             numbers=[n // each for n in range(problems.num_samples)],
@@ -294,7 +294,12 @@ def input_hessian(
             batch,
             checkable(gradient, hessians),
             again,
-            _settings(analysis.costs, options, analysis.diagnosis),
+            CheckSettings(
+                check_group(analysis.costs, options.memory(batch.x.device)),
+                options.seed,
+                analysis.diagnosis.network_is_piecewise_linear,
+                analysis.is_random,
+            ),
             finite=analysis.finite,
             findings=analysis.diagnosis.findings,
             computed_by=mode,
@@ -443,9 +448,11 @@ class _Products:
     values: Tensor
 
 
-def _settings(costs: ModelCosts, options: Options, kind: Diagnosis | None = None) -> CheckSettings:
-    group_size = check_group(costs, options.memory(costs.batch.x.device))
-    return CheckSettings(group_size, options.seed, kind is not None and kind.network_is_piecewise_linear)
+def _settings(costs: ModelCosts, options: Options, first: ForwardPass, values: Tensor) -> CheckSettings:
+    """How to check derivatives at ``values``, which should be those of the ``first`` pass."""
+    group_size = check_group(costs, options.memory(values.device))
+    is_random = has_changed_at_random(costs.batch, values, first.outputs, group_size)
+    return CheckSettings(group_size, options.seed, is_random=is_random)
 
 
 def _warn(message: str | None) -> None:

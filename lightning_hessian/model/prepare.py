@@ -166,7 +166,7 @@ def _outputs(network: ModelFunction, x: Tensor, fixed: Any, memory_budget: int) 
         size = fitting_samples(memory_budget, bytes_per_sample)
         groups = in_groups(rest.num_samples, size, lambda samples: outputs(rest.select(samples)))
         found = torch.cat([first, *(rows for _, rows in groups)])
-    return found, ForwardPass(found.shape[1], bytes_per_sample)
+    return found, ForwardPass(found, bytes_per_sample)
 
 
 def _moved(inputs: Any, device: torch.device, dtype: torch.dtype) -> Any:

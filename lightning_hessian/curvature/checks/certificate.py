@@ -160,6 +160,7 @@ def compare(
         steps.append(differences(active, step))
         seen = torch.stack([_beyond_noise(step) for step in steps]).amin(dim=0)
         agreed |= _agrees(steps[-1], p, tolerance, size, seen) & ~_is_refuted(steps, p, tolerance)
+        agreed &= ~_has_changed(steps, precision)  # by chance, a random forward may agree
     return _certificate(steps, agreed, p, tolerance, size, last)
 
 
@@ -229,6 +230,13 @@ def _is_refuted(steps: list[Differences], p: Prediction, tolerance: float) -> Te
         sharper = (each.step < last.step) & (each.slope_blur < last.slope_blur)
         refuted |= sharper & (each.slope_error > tolerance * slope_scale(each, p) + MARGIN * each.slope_blur)
     return refuted
+
+
+def _has_changed(steps: list[Differences], precision: float) -> Tensor:
+    """Where the value at the sample itself is another one at the last step."""
+    first, last = steps[0], steps[-1]
+    noise = MARGIN * torch.maximum(first.noise, last.noise)
+    return (last.value - first.value).abs() > noise + max(LOW_PRECISION, MARGIN * precision) * last.size
 
 
 def _certificate(

@@ -38,6 +38,11 @@ def is_random(batch: TargetBatch, group_size: int, sample: int = 0) -> bool:
         return False
 
 
+def has_changed_at_random(batch: TargetBatch, values: Tensor, outputs: Tensor, group_size: int) -> bool:
+    """Whether ``values [N, K]`` are not those of earlier ``outputs [N, C]``, since the forward is random."""
+    return not _close(values, batch.targets(outputs)) and is_random(batch, group_size)
+
+
 def is_coupled(
     batch: TargetBatch, sample: int, group_size: int, generator: torch.Generator, precision: float = 0.0
 ) -> bool | None:

@@ -25,6 +25,7 @@ class Differences:
 
     Attributes:
         step: h.
+        value: t₀, at the sample itself.
         size: largest |t|.
         second: t″, the difference quotient.
         one_sided: by how much the second difference quotient ahead of the sample exceeds the one behind it.
@@ -37,6 +38,7 @@ class Differences:
     """
 
     step: Tensor
+    value: Tensor
     size: Tensor
     second: Tensor
     one_sided: Tensor
@@ -97,6 +99,7 @@ def differences_at(
     noise = torch.maximum(weighted(FOURTH).abs() / deviation(FOURTH), rounding)
     found = {
         "step": h.expand_as(second),
+        "value": t[:, 2],
         "size": size,
         "second": second,
         "one_sided": third / h**2,

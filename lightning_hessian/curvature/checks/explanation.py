@@ -58,6 +58,12 @@ class Explanation:
     precision: float = 0.0
 
 
+def not_a_function(finding: str, error: Tensor) -> Explanation:
+    """That nothing is a derivative, since outputs are no function of one sample; with errors ``[N, K]``."""
+    nothing = torch.zeros_like(error, dtype=torch.bool)
+    return Explanation(nothing, False, (Finding(finding),), nothing[:, 0], nothing, nothing, nothing[:, 0], error)
+
+
 def explain(
     batch: TargetBatch,
     prediction: Prediction,
@@ -81,17 +87,13 @@ def explain(
     HVP and differences of values, at the samples in question.
     """
     search = CauseSearch(batch, prediction, certificate, group_size, numbers, generator)
-    nothing = torch.zeros_like(search.open)
     dtype = coarsest_dtype(batch)
     precision = torch.finfo(dtype).eps
     random = is_random(batch, group_size, search.first_open)
     coupled = None if random else is_coupled(batch, search.first_open, group_size, generator, precision)
     for found, finding in ((random, RANDOM), (coupled, COUPLED)):
         if found:
-            error = certificate.error.to(prediction.slope)
-            return Explanation(
-                nothing, False, (Finding(finding),), nothing[:, 0], nothing, nothing, nothing[:, 0], error
-            )
+            return not_a_function(finding, certificate.error.to(prediction.slope))
     if coupled is None and batch.num_samples > 1:
         search.findings.append(Finding(COUPLING_UNCHECKED))
     if precision > torch.finfo(torch.float32).eps:

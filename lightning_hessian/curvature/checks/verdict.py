@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_hessian.curvature.batching import combine, out_of_memory
 from lightning_hessian.curvature.checks.certificate import FIRST_STEP, Certificate, certify
 from lightning_hessian.curvature.checks.diagnosis import Finding, about_some, joined
-from lightning_hessian.curvature.checks.explanation import Explanation, explain
+from lightning_hessian.curvature.checks.explanation import RANDOM, Explanation, explain, not_a_function
 from lightning_hessian.curvature.checks.prediction import Prediction
 from lightning_hessian.curvature.checks.second_look import compare_beside, in_company
 from lightning_hessian.curvature.checks.through_outputs import compare_through_outputs
@@ -132,11 +132,13 @@ class CheckSettings:
         group_size: samples worked on at a time.
         seed: of random inputs.
         piecewise_linear: whether the network is, whose kinks only short steps do not cross.
+        is_random: whether the forward has been seen to be random, so that nothing can be checked.
     """
 
     group_size: int
     seed: int = 0
     piecewise_linear: bool = False
+    is_random: bool = False
 
 
 def check(
@@ -150,6 +152,8 @@ def check(
 ) -> Verdict:
     """Certifies the samples that are due, all of them if one fails, and explains what fails; see ``checked``."""
     checks = _Checks(batch, prediction, numbers, settings)
+    if settings.is_random:
+        return Verdict(checks.first_steps, not_a_function(RANDOM, torch.full_like(prediction.slope, torch.nan)))
     found = None if previous is None or due is None else checks.of_some(previous, due.to(batch.x.device))
     return found or checks.of_all()
 
@@ -163,10 +167,10 @@ class _Checks:
 
     def of_all(self) -> Verdict:
         """Of every sample."""
-        found = self._certified(torch.arange(self.batch.num_samples, device=self.batch.x.device), self._first_steps)
+        found = self._certified(torch.arange(self.batch.num_samples, device=self.batch.x.device), self.first_steps)
         is_certified = found.is_outcome("certified")
         error = found.error.to(self.prediction.slope)
-        steps = found.step.to(self._first_steps).where(is_certified.all(dim=1), self._first_steps)
+        steps = found.step.to(self.first_steps).where(is_certified.all(dim=1), self.first_steps)
         if is_certified.all():
             return Verdict(steps, _unexplained(error))
         return Verdict(steps, self._explained(found))
@@ -175,12 +179,12 @@ class _Checks:
         """Of samples that are due, about which the rest is known; None where one is not as it was."""
         on_kink = previous.on_kink.to(due.device)
         error = torch.full_like(self.prediction.slope, torch.nan)
-        steps, findings = previous.steps.to(self._first_steps), previous.findings
+        steps, findings = previous.steps.to(self.first_steps), previous.findings
         unconfirmed = {number for finding in findings for number in finding.samples}
         if len(chosen := due[~on_kink[due]]):
             found = self._certified(chosen, steps)
             certified = found.is_outcome("certified").all(dim=1)
-            steps = steps.index_copy(0, chosen, found.step.to(steps).where(certified, self._first_steps[chosen]))
+            steps = steps.index_copy(0, chosen, found.step.to(steps).where(certified, self.first_steps[chosen]))
             errors, failed = found.error.to(error), chosen[~certified]
             if any(self.numbers[i] not in unconfirmed for i in failed.tolist()):
                 return None
@@ -203,8 +207,8 @@ class _Checks:
         return Verdict(steps, replace(_unexplained(error, findings), on_kink=on_kink))
 
     @property
-    def _first_steps(self) -> Tensor:
-        """``[N]``, of samples about which nothing is known."""
+    def first_steps(self) -> Tensor:
+        """``[N]``, h of samples about which nothing is known."""
         return FIRST_STEP * (SHORT if self.settings.piecewise_linear else 1.0) * root_mean_square(self.batch.x)
 
     def _few(self, chosen: Tensor) -> tuple[TargetBatch, Prediction, list[int]]:

@@ -142,7 +142,8 @@ def execute(
     )
     results, verdict = _Results(gradient, _run(given, plan)), unchecked(batch)
     if options.check:
-        results, verdict = _checked(given, plan, results, share)
+        is_random = analysis is not None and analysis.is_random
+        results, verdict = _checked(given, plan, results, share, is_random)
     result = results.of_method
     conclusion = _conclude(given, plan, result.decomposition, verdict, share)
     error = verdict.error
@@ -217,7 +218,9 @@ def _zero_spectrum(gradient: Tensor, options: Options, num_matrices: int) -> Met
     return MethodResult(found, prediction, matrices=matrices)
 
 
-def _checked(given: MethodInput, plan: Plan, results: _Results, share: Share) -> tuple[_Results, Verdict]:
+def _checked(
+    given: MethodInput, plan: Plan, results: _Results, share: Share, is_random: bool
+) -> tuple[_Results, Verdict]:
     """Results, some of them computed again, and what the checks say about them."""
     due = None
     if share.checks is not None and share.checks.circumstances == _circumstances(plan, results.of_method):
@@ -243,7 +246,7 @@ def _checked(given: MethodInput, plan: Plan, results: _Results, share: Share) ->
         numbers=share.numbers,
         computed_by=results.of_method.autodiff_mode,
         settings=CheckSettings(
-            check_group(given.costs, given.memory_budget), given.options.seed, given.piecewise_linear
+            check_group(given.costs, given.memory_budget), given.options.seed, given.piecewise_linear, is_random
         ),
         previous=share.checks,
         due=due,
