@@ -162,7 +162,7 @@ class CauseSearch:
         number = "gradient" if self.slope_only else "curvature"
         errors = self.error.where(~(right & ~lost), of.error.to(self.error))
         self._confirm(samples, found, f"The {number} at {{}} {what}: measure in float64.", among=lost, lasts=False)
-        self._confirm(samples, found, f"Rounding in float32 is more than a thousandth of the {number} at {{}}.")
+        self._confirm(samples, found, "Rounding in float32 is more than a thousandth of the numbers at {}.")
         self.error = errors
         self.valid &= ~lost
 

@@ -84,7 +84,7 @@ def differences_at(
     alone = in_groups(num_points, num_points, lambda rows: work(slice(split + rows.start, split + rows.stop)))
     values += [found for _, found in alone]
     t = torch.cat(values).reshape(len(active), num_points, -1)
-    rounding_unit = ROUNDING * max(torch.finfo(t.dtype).eps, precision)
+    rounding_unit = max(ROUNDING * torch.finfo(t.dtype).eps, precision / 2)
     t = t.to(batch.x.dtype)
     h = step.unsqueeze(1)
 
