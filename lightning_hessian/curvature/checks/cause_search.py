@@ -24,10 +24,15 @@ WRONG_HESSIAN = (
     "Look for .detach() or torch.no_grad() over part of the forward, for a custom autograd.Function whose backward is "
     "not itself differentiable, and for an operation whose second derivative PyTorch gets wrong at these inputs."
 )
+ONLY_THERE = (
+    "Finite differences contradict the {} at {{}}, though not beside them: the target is not differentiable there "
+    "(equal entries in a median or a sort, for example), or PyTorch's derivative is wrong at such points (a norm at "
+    "zero)."
+)
 NO_FURTHER = ", and could not be compared with values any closer."
 UNCONFIRMED: dict[Outcome, str] = {
     "unverifiable": "the model gives no finite values near them, in float64 where it can be evaluated in it",
-    "noise": "rounding in the forward hides second differences of the values",
+    "noise": "rounding in the forward hides second differences of the values, or they do not settle as the step shrinks",
     "kink": "the target has a kink there",
     "jump": "the values jump there",
     "curvature_jump": "the second derivative jumps there",
@@ -184,18 +189,34 @@ class CauseSearch:
         slope = self.wrong & ((of.slope_error > LARGEST_ERROR) | ~(of.slope_error <= of.error))
         self.valid &= ~self.wrong
         # Without numbers, which would make it another sentence at every measurement: they are in the error.
+        beside = self._right_beside()
         for what, entries, help_ in (
             ("gradient", slope, WRONG_GRADIENT),
             ("Hessian", self.wrong & ~slope, WRONG_HESSIAN),
         ):
-            if entries.any():
-                self._find(entries, f"Finite differences contradict the {what} at {{}}. {help_}")
+            if (entries & beside).any():
+                self._find(entries & beside, ONLY_THERE.format(what))
+            if (entries & ~beside).any():
+                self._find(entries & ~beside, f"Finite differences contradict the {what} at {{}}. {help_}")
         for outcome, cause in UNCONFIRMED.items():
             entries = self.open & of.is_outcome(outcome) & ~self.wrong
             if entries.any():
                 self._find(
                     entries, f"Differences of values could not confirm the numbers at {{}}: {cause}.", lasts=True
                 )
+
+    def _right_beside(self) -> Tensor:
+        """Which wrong entries ``[N, K]`` belong to derivatives that are right beside the samples."""
+        samples = self.wrong.any(dim=1).nonzero().flatten()
+        if len(samples) == 0:
+            return self.wrong
+        predicted = self.prediction.select(samples)
+        found, _ = compare_beside(self.batch.select(samples), predicted, self.group_size, self.generator)
+        return (
+            torch.zeros_like(self.wrong)
+            if found is None
+            else self._at(samples, found.is_outcome("certified")) & self.wrong
+        )
 
     def _compare(self, samples: Tensor, batch: TargetBatch, direction: Tensor | None = None) -> Certificate | None:
         """How derivatives of ``batch``, along one direction of each of ``samples``, compare with its values."""

@@ -165,14 +165,15 @@ def compare(
 
 
 def _length(found: Differences, p: Prediction) -> Tensor:
-    """``[N]``, over which gradient or value change by themselves, as the Hessian says.
+    """``[N]``, over which gradient or value change by themselves, as the derivatives say.
 
     It is short beside the input where entries are in units that are far apart, or far from zero.
     """
-    norm = p.spectral_norm
-    scale = norm.where(norm > 0, 1)
-    lengths = torch.maximum(p.gradient_norm / scale, (found.size / scale).sqrt())
-    return lengths.where(norm > 0, torch.inf).nan_to_num(torch.inf).amin(dim=1)
+    if p.slope_only:
+        lengths = found.size / p.gradient_norm
+    else:  # without values there, the first alone
+        lengths = torch.fmax(p.gradient_norm / p.spectral_norm, (found.size / p.spectral_norm).sqrt())
+    return lengths.nan_to_num(torch.inf).amin(dim=1)
 
 
 def _sharpened(found: Differences, where: Tensor) -> Differences:

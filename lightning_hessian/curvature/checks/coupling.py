@@ -46,10 +46,10 @@ def has_changed_at_random(batch: TargetBatch, values: Tensor, outputs: Tensor, g
 def is_coupled(
     batch: TargetBatch, sample: int, group_size: int, generator: torch.Generator, precision: float = 0.0
 ) -> bool | None:
-    """Whether what is measured of a sample changes with the others in its batch: one more, or those it was beside.
+    """Whether what is measured of a sample changes with the others in its batch, or with its place among them.
 
     The sample is the first and the last of its batch in turn: it may depend on those before it only. The whole batch is
-    looked at where the forward accepts no two samples.
+    looked at where the forward accepts no two samples, for the others only.
 
     Args:
         batch: the samples.
@@ -65,12 +65,23 @@ def is_coupled(
     other = (sample + 1) % num_samples
     pair = batch.select(torch.tensor([sample, sample], device=batch.x.device))
     answers = [
+        _depends_on_place(pair, precision),
         _changes(pair, 0, batch.x[[sample, other]], generator, precision),
         _changes(pair, 1, batch.x[[other, sample]], generator, precision),
     ]
-    if answers == [None, None] and 1 < num_samples <= len(OFFSETS) * group_size:
+    if answers == [None] * 3 and 1 < num_samples <= len(OFFSETS) * group_size:
         answers = [_changes(batch, row, batch.x.roll(1, 0), generator, precision) for row in (sample, num_samples - 1)]
     return next((answer for answer in (True, False) if answer in answers), None)
+
+
+def _depends_on_place(pair: TargetBatch, precision: float) -> bool | None:
+    """Whether the same sample twice gives two results; None where the forward accepts no two, or they do not fit."""
+    try:
+        with torch.no_grad():
+            outputs = pair.outputs(pair.x)
+            return not _close(outputs[0], outputs[1], precision)
+    except Exception:  # a forward that accepts a single sample, or two that do not fit the device
+        return None
 
 
 def _changes(

@@ -21,9 +21,9 @@ RANDOM = (
     "noise), and rows of one Hessian would come from different functions. Make it deterministic in eval mode."
 )
 COUPLED = (
-    "The output for one sample changes with the other samples in the batch (batch norm without running "
-    "statistics, or a mean over the batch): there is no Hessian per sample. Measure with a forward that "
-    "treats samples one by one."
+    "The output for one sample changes with the other samples in the batch, or with its place among them (batch norm "
+    "without running statistics, or a mean over the batch): there is no Hessian per sample. Measure with a forward "
+    "that treats samples one by one."
 )
 COUPLING_UNCHECKED = (
     "Whether the output for one sample changes with the other samples in the batch could not be checked: the forward "

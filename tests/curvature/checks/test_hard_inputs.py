@@ -197,3 +197,22 @@ def test_norms_of_large_and_small_hessians_do_not_overflow(scale):
 def test_values_that_are_not_finite_are_not_blamed_on_the_weights_alone():
     with pytest.raises(MeasurementError, match=r"log\(0\)"):
         input_gradient(lambda x: x.abs().log().sum(1), torch.zeros(1, 2), 0)
+
+
+def test_units_far_apart_are_no_reason_to_doubt_a_gradient():
+    units = torch.tensor([1e6] * 4 + [1e-6] * 4, dtype=F64)
+    assert told(input_gradient, lambda x: (x * units.to(x)).sin().sum(1), random(3, 8) / units, 0)[1] == ""
+
+
+def test_outputs_that_depend_on_the_place_in_the_batch_are_found():
+    def model(x):
+        return (x.sin() * torch.arange(len(x)).to(x).unsqueeze(1)).sum(1)
+
+    for function in (input_gradient, input_hessian, input_spectrum):
+        assert "with its place among them" in told(function, model, random(3, 8), 0)[1]
+
+
+def test_derivatives_that_are_wrong_at_the_sample_alone_are_not_blamed_on_a_custom_backward():
+    _, message = told(input_gradient, lambda x: x.median(1).values.sin(), torch.ones(2, 5, dtype=F64), 0)
+    assert "though not beside them: the target is not differentiable there" in message
+    assert "custom" not in message
