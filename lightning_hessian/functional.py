@@ -16,7 +16,7 @@ from lightning_hessian.curvature.batching import concatenate, in_groups
 from lightning_hessian.curvature.checks.coupling import has_changed_at_random
 from lightning_hessian.curvature.checks.derivatives import CheckableDerivatives, about_invalid, check_derivatives
 from lightning_hessian.curvature.checks.prediction import predict_along, predict_of_matrices, predict_slope
-from lightning_hessian.curvature.checks.verdict import CheckSettings
+from lightning_hessian.curvature.checks.result_check import CheckSettings
 from lightning_hessian.curvature.cost_model import ForwardPass, ModelCosts, check_group, fitting_samples
 from lightning_hessian.curvature.memory import readable
 from lightning_hessian.curvature.meter import UNLIMITED, TimeLimit

@@ -32,7 +32,7 @@ ONLY_THERE = (
 NO_FURTHER = ", and could not be compared with values any closer."
 UNCONFIRMED: dict[Outcome, str] = {
     "unverifiable": "the model gives no finite values near them, in float64 where it can be evaluated in it",
-    "noise": "rounding in the forward hides second differences of the values, or they do not settle as the step shrinks",
+    "noise": "rounding in the forward hides second differences of the values, or none settle as the step shrinks",
     "kink": "the target has a kink there",
     "jump": "the values jump there",
     "curvature_jump": "the second derivative jumps there",

@@ -12,7 +12,7 @@ from lightning_hessian.curvature.checks.cause_search import NO_FURTHER, UNCONFIR
 from lightning_hessian.curvature.checks.diagnosis import Diagnosis, Finding
 from lightning_hessian.curvature.checks.explanation import COUPLING_UNCHECKED
 from lightning_hessian.curvature.checks.prediction import Prediction
-from lightning_hessian.curvature.checks.verdict import CheckSettings, checked, why_not_finite
+from lightning_hessian.curvature.checks.result_check import CheckSettings, checked, why_not_finite
 from lightning_hessian.curvature.checks.zero import underflow
 from lightning_hessian.curvature.operators.autodiff import AutodiffMode
 from lightning_hessian.curvature.target_batch import TargetBatch
@@ -75,7 +75,7 @@ def check_derivatives(
     kind: Diagnosis | None = None,
     along: Tensor | None = None,
 ) -> CheckedDerivatives:
-    """Compares derivatives with values; see ``verdict.checked``.
+    """Compares derivatives with values; see ``result_check.checked``.
 
     Args:
         what: the derivatives are, for findings.

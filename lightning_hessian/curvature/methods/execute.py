@@ -12,14 +12,8 @@ from lightning_hessian.curvature.analysis import Analysis, differentiate
 from lightning_hessian.curvature.batching import combine
 from lightning_hessian.curvature.checks.diagnosis import Diagnosis, Finding
 from lightning_hessian.curvature.checks.prediction import Prediction, predict
-from lightning_hessian.curvature.checks.verdict import (
-    CheckSettings,
-    PreviousChecks,
-    Verdict,
-    checked,
-    unchecked,
-    why_not_finite,
-)
+from lightning_hessian.curvature.checks.result_check import CheckSettings, checked, why_not_finite
+from lightning_hessian.curvature.checks.verdict import PreviousChecks, Verdict, unchecked
 from lightning_hessian.curvature.checks.zero import kind_of_zero, underflow, weighted_targets
 from lightning_hessian.curvature.cost_model import ModelCosts, check_group
 from lightning_hessian.curvature.meter import UNLIMITED, Meter, Progress, TimeLimit, duration, silent
