@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from lightning_hessian.curvature.algorithms.hutchinson import NUM_VECTORS
 from lightning_hessian.curvature.algorithms.lanczos import basis_size
@@ -40,10 +41,15 @@ LANCZOS_OVERHEAD = 1.1  # a Lanczos iteration, orthogonalisation included, over 
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """What a forward pass showed: C outputs, and the bytes of all tensors that it makes for a sample."""
+    """What a forward pass showed: the outputs ``[N, C]``, and the bytes of all tensors that it makes for a sample."""
 
-    num_outputs: int
+    outputs: Tensor
     bytes_per_sample: int
+
+    @property
+    def num_outputs(self) -> int:
+        """C."""
+        return self.outputs.shape[1]
 
 
 @dataclass(frozen=True)

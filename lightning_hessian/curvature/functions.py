@@ -11,15 +11,15 @@ from torch import Tensor
 
 from lightning_hessian.curvature.analysis import Analysis, analyze, differentiate, finite_samples
 from lightning_hessian.curvature.batching import concatenate, in_groups
+from lightning_hessian.curvature.checks.coupling import has_changed_at_random
 from lightning_hessian.curvature.checks.derivatives import (
     CheckableDerivatives,
     CheckedDerivatives,
     check_derivatives,
     unchecked_derivatives,
 )
-from lightning_hessian.curvature.checks.diagnosis import Diagnosis
 from lightning_hessian.curvature.checks.prediction import predict_along, predict_of_matrices, predict_slope
-from lightning_hessian.curvature.checks.verdict import CheckSettings
+from lightning_hessian.curvature.checks.result_check import CheckSettings
 from lightning_hessian.curvature.cost_model import ForwardPass, ModelCosts, check_group, fitting_samples
 from lightning_hessian.curvature.memory import readable
 from lightning_hessian.curvature.meter import UNLIMITED, Meter, TimeLimit
@@ -63,7 +63,7 @@ def gradient(batch: TargetBatch, options: Options, forward: ForwardPass) -> Chec
         batch,
         checkable(first.gradient),
         lambda few, _: checkable(gradients(few)),
-        _settings(costs, options),
+        _settings(costs, options, forward, first.values),
         finite=finite,
         findings=findings,
     )
@@ -109,7 +109,7 @@ def hvp(batch: TargetBatch, v: Tensor, options: Options, forward: ForwardPass) -
         problems,
         checkable(torch.arange(problems.num_samples, device=v.device), first),
         lambda few, which: checkable(which, products(few, vectors[which])),
-        _settings(costs, options),
+        _settings(costs, options, forward, first.values),
         finite=finite.repeat_interleave(each),
         findings=findings,
         numbers=[n // each for n in range(problems.num_samples)],
@@ -164,7 +164,12 @@ def hessian(batch: TargetBatch, options: Options, forward: ForwardPass, meter: M
         batch,
         checkable(gradient, hessians),
         again,
-        _settings(analysis.costs, options, analysis.diagnosis),
+        CheckSettings(
+            check_group(analysis.costs, memory),
+            options.seed,
+            analysis.diagnosis.network_is_piecewise_linear,
+            analysis.is_random,
+        ),
         finite=analysis.finite,
         findings=analysis.diagnosis.findings,
         computed_by=mode,
@@ -238,6 +243,8 @@ def _whole_hessians(
     return whole_hessians(MethodInput(batch, costs, unused, linear, options, memory_budget, modes=modes, limit=limit))
 
 
-def _settings(costs: ModelCosts, options: Options, kind: Diagnosis | None = None) -> CheckSettings:
-    group_size = check_group(costs, options.memory(costs.batch.x.device))
-    return CheckSettings(group_size, options.seed, kind is not None and kind.network_is_piecewise_linear)
+def _settings(costs: ModelCosts, options: Options, first: ForwardPass, values: Tensor) -> CheckSettings:
+    """How to check derivatives at ``values``, which should be those of the ``first`` pass."""
+    group_size = check_group(costs, options.memory(values.device))
+    is_random = has_changed_at_random(costs.batch, values, first.outputs, group_size)
+    return CheckSettings(group_size, options.seed, is_random=is_random)

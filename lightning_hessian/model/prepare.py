@@ -138,7 +138,7 @@ def usable_dtype(network: ModelFunction, inputs: Inputs, dtype: torch.dtype | No
     Raises:
         ConfigurationError: an argument does not fit the model.
 
-    Cost: for float64 one forward pass of two samples; else none.
+    Cost: for float64 one forward pass of two samples (or three of three); else none.
     """
     leaves = _checked_leaves(inputs, network.wrt)
     dtype = resolve_dtype(dtype, leaves)
@@ -153,7 +153,8 @@ def usable_dtype(network: ModelFunction, inputs: Inputs, dtype: torch.dtype | No
             return network(*network.split(_moved(few, device, torch.float64), torch.float64)).dtype == torch.float64
 
     try:
-        if next(in_groups(2, 2, evaluates))[1]:
+        count = _first_group(len(leaves[0]))
+        if next(in_groups(count, count, evaluates))[1]:
             return dtype
         reason = "its outputs are not float64"
     except (ConfigurationError, MeasurementError):  # MeasurementError: a single sample does not fit the memory
@@ -187,12 +188,17 @@ def _outputs(network: ModelFunction, x: Tensor, fixed: Any, memory_budget: int) 
 
     network.copy_parameters(x.dtype)  # before memory is counted: they belong to no sample
     with torch.no_grad():
-        first, bytes_per_sample = on_few(batch, 3 if len(x) == 3 else 2, counted)  # no group of one if avoidable
+        first, bytes_per_sample = on_few(batch, _first_group(len(x)), counted)
         rest = batch.select(slice(len(first), None))
         size = fitting_samples(memory_budget, bytes_per_sample)
         groups = in_groups(rest.num_samples, size, lambda samples: outputs(rest.select(samples)))
         found = torch.cat([first, *(rows for _, rows in groups)])
-    return found, ForwardPass(found.shape[1], bytes_per_sample)
+    return found, ForwardPass(found, bytes_per_sample)
+
+
+def _first_group(num_samples: int) -> int:
+    """How many samples are evaluated first: no group of one if avoidable."""
+    return 3 if num_samples == 3 else 2
 
 
 def _moved(inputs: Any, device: torch.device, dtype: torch.dtype) -> Any:

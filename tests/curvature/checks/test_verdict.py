@@ -12,7 +12,7 @@ from lightning_hessian import input_gradient, input_hessian, input_spectrum
 from lightning_hessian.curvature.checks.certificate import certify
 from lightning_hessian.curvature.checks.diagnosis import Finding, joined
 from lightning_hessian.curvature.checks.prediction import Prediction, predict, predict_slope
-from lightning_hessian.curvature.checks.verdict import CheckSettings, checked
+from lightning_hessian.curvature.checks.result_check import CheckSettings, checked
 from lightning_hessian.curvature.options import Options
 from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.training.samples import Samples
