@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.analysis import Analysis, analyze, differentiate, finite_samples
+from lightning_hessian.curvature.analysis import Analysis, analyze, curved, differentiate, finite_samples
 from lightning_hessian.curvature.batching import concatenate, in_groups
 from lightning_hessian.curvature.checks.derivatives import CheckableDerivatives, about_invalid, check_derivatives
 from lightning_hessian.curvature.checks.diagnosis import Diagnosis
@@ -20,6 +21,7 @@ from lightning_hessian.curvature.checks.verdict import CheckSettings
 from lightning_hessian.curvature.cost_model import ModelCosts, check_group, fitting_samples
 from lightning_hessian.curvature.memory import readable
 from lightning_hessian.curvature.meter import UNLIMITED, TimeLimit
+from lightning_hessian.curvature.methods.columns import WholeHessians
 from lightning_hessian.curvature.methods.dense import whole_hessians
 from lightning_hessian.curvature.methods.duration import ends_only, within_limit
 from lightning_hessian.curvature.methods.execute import Share, execute
@@ -263,7 +265,7 @@ def input_hessian(
         batch = prepared.batch
         shape = (*batch.shape, batch.num_inputs)
         result_bytes = torch.Size(shape).numel() * batch.x.element_size()
-        memory = options.memory(batch.x.device)
+        memory = prepared.memory
         options = replace(options, max_memory=memory)
         if result_bytes > memory:
             fewer = "Ask for fewer samples or classes" if len(batch.x) * batch.num_classes > 1 else "Use input_hvp"
@@ -276,20 +278,27 @@ def input_hessian(
         costs = ModelCosts(batch, budget, prepared.forward)
         whole = partial(_whole_hessians, costs=costs, options=options, memory_budget=budget, limit=limit)
         if not check:
-            return whole(batch)[0]
-        analysis = analyze(
-            batch, options, "curved" if batch.num_inputs <= FEW_INPUTS else None, forward=prepared.forward
-        )
-        batch, gradient = batch.select(analysis.stand_ins), analysis.gradient[analysis.stand_ins]
-        hessians, mode = whole(batch, analysis)
+            return whole(batch).matrices
+        analysis = None
+        if batch.num_inputs <= FEW_INPUTS or prepared.forward.is_curved:
+            found = whole(batch)
+            assert found.first_derivatives is not None
+            analysis = curved(batch, costs, *found.first_derivatives)
+        if analysis is None:
+            analysis = analyze(
+                batch, options, "curved" if batch.num_inputs <= FEW_INPUTS else None, forward=prepared.forward
+            )
+            batch = batch.select(analysis.stand_ins)
+            found = whole(batch, analysis)
+        gradient, hessians = analysis.gradient[analysis.stand_ins], found.matrices
 
         def checkable(gradient: Tensor, hessians: Tensor) -> CheckableDerivatives:
             return CheckableDerivatives(hessians, predict_of_matrices(gradient, hessians, options.generator()))
 
         def again(few: TargetBatch, _: Tensor) -> CheckableDerivatives:
-            return checkable(gradients(few), whole(few, analysis, ("reverse_over_reverse",), limit=UNLIMITED)[0])
+            return checkable(gradients(few), whole(few, analysis, ("reverse_over_reverse",), limit=UNLIMITED).matrices)
 
-        found = check_derivatives(
+        result = check_derivatives(
             "Hessian",
             batch,
             checkable(gradient, hessians),
@@ -297,11 +306,11 @@ def input_hessian(
             _settings(analysis.costs, options, analysis.diagnosis),
             finite=analysis.finite,
             findings=analysis.diagnosis.findings,
-            computed_by=mode,
+            computed_by=found.mode,
             kind=analysis.diagnosis,
         )
-    _warn(found.warning("Hessian"))
-    return found.numbers
+    _warn(result.warning("Hessian"))
+    return result.numbers
 
 
 def input_spectrum(
@@ -382,7 +391,7 @@ def input_spectrum(
     network = ModelFunction(model, forward_fn, output_fn, wrt)
     with _prepared(network, x, classes, target, dtype, max_memory) as prepared:
         batch = prepared.batch
-        options = replace(options, max_memory=options.memory(batch.x.device))  # read once: the plan counts on it
+        options = replace(options, max_memory=prepared.memory)  # read once: the plan counts on it
         analysis = analyze(batch, options, forward=prepared.forward)
         plan = make_plan(batch, analysis.costs, analysis.diagnosis, options)
         plan = within_limit(
@@ -425,10 +434,11 @@ def _whole_hessians(
     options: Options,
     memory_budget: int,
     limit: TimeLimit,
-) -> tuple[Tensor, AutodiffMode]:
-    """Those of a batch: zeros, JᵀAJ or column by column, as its analysis allows; and the mode of most columns."""
+) -> WholeHessians:
+    """Those of a batch: zeros, JᵀAJ or column by column, as its analysis allows."""
     if analysis is not None and analysis.diagnosis.zero:
-        return batch.x.new_zeros(*batch.shape, batch.num_inputs), "reverse_over_reverse"
+        zero = batch.x.new_zeros(*batch.shape, batch.num_inputs)
+        return WholeHessians(zero, zero[..., 0, 0], Counter())
     linear = analysis is not None and analysis.diagnosis.network_is_piecewise_linear
     unused = batch.x.new_empty(0)  # whole matrices need no gradient
     return whole_hessians(MethodInput(batch, costs, unused, linear, options, memory_budget, modes=modes, limit=limit))

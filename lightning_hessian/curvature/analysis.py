@@ -126,6 +126,14 @@ def analyze(
     return Analysis(costs, found.gradient, finite, diagnosis, found.seconds_per_matvec)
 
 
+def curved(batch: TargetBatch, costs: ModelCosts, values: Tensor, gradient: Tensor) -> Analysis | None:
+    """That of a curved network whose first derivatives are known, or None where not all of them are finite."""
+    if not all(numbers.isfinite().all() for numbers in (batch.x, values, gradient)):
+        return None
+    diagnosis = Diagnosis("curved", "curved", advice=advice(costs.num_outputs))
+    return Analysis(costs, gradient, torch.ones(batch.num_samples, dtype=torch.bool, device=batch.x.device), diagnosis)
+
+
 def differentiate(
     batch: TargetBatch, costs: ModelCosts, memory_budget: int, generator: torch.Generator | None = None
 ) -> Derivatives:
