@@ -31,7 +31,7 @@ BLOCK_IN_BYTES, SMALL_BLOCK_BYTES = 7 * 2**20, 128 * 2**20
 
 # Relative asymmetry, or difference from reverse_over_reverse, above which forward_over_reverse is wrong.
 TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-6}
-SCRATCH_BYTES = 4 * 2**20  # of matrices that are made symmetric at once
+SCRATCH_BYTES = 6 * 2**20  # of matrices that are made symmetric at once, for each thread
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def symmetrize_(matrices: Tensor) -> Tensor:
         The relative asymmetry ‖H − Hᵀ‖/‖H‖ there was (Frobenius, ``[n, K]``; 0 for a zero matrix).
     """
     each = matrices.view(-1, *matrices.shape[-2:])  # raises where it would be a copy, which nobody would see
-    at_once = SCRATCH_BYTES // (2 * each[0].numel() * each.element_size())
+    at_once = SCRATCH_BYTES * torch.get_num_threads() // (2 * each[0].numel() * each.element_size())
     # One matrix as a matrix: torch transposes those by tiles, batches of them entry by entry.
     groups = torch.split(each, at_once) if at_once > 1 else each.unbind()
     transposed, difference = groups[0].new_empty(groups[0].shape), groups[0].new_empty(groups[0].shape)
