@@ -245,7 +245,7 @@ def dense(result: dict[str, Any]) -> str:
     return (
         '## Whole Hessians\n\nTimes the speed of `vmap(torch.func.hessian)`, K outputs in one call. "Pages kept": '
         "`MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` are large, so that freed memory stays with the process. "
-        "Wanted of the geometric mean is 1. Large networks have fewer cases: a single call of the peer takes seconds there."
+        "Wanted of the geometric mean is 1. Large networks have fewer cases: one call of the peer takes seconds."
         f"\n\n{table(head, rows)}\n\n{DENSE_LIMITS}\n\n<details><summary>Every case</summary>\n\n{every}\n\n</details>"
     )
 
