@@ -132,6 +132,18 @@ def analyze(
     return Analysis(costs, found.gradient, finite, diagnosis, found.seconds_per_matvec, is_random)
 
 
+def curved(
+    batch: TargetBatch, costs: ModelCosts, forward: ForwardPass, values: Tensor, gradient: Tensor
+) -> Analysis | None:
+    """That of a curved network whose first derivatives are known, or None where not all of them are finite."""
+    if not all(numbers.isfinite().all() for numbers in (batch.x, values, gradient)):
+        return None
+    diagnosis = Diagnosis("curved", "curved", advice=advice(costs.num_outputs))
+    finite = torch.ones(batch.num_samples, dtype=torch.bool, device=batch.x.device)
+    is_random = has_changed_at_random(batch, values, forward.outputs, check_group(costs, costs.memory))
+    return Analysis(costs, gradient, finite, diagnosis, is_random=is_random)
+
+
 def differentiate(
     batch: TargetBatch, costs: ModelCosts, memory_budget: int, generator: torch.Generator | None = None
 ) -> Derivatives:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import get_args
@@ -9,7 +10,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.analysis import Analysis, analyze, differentiate, finite_samples
+from lightning_hessian.curvature.analysis import Analysis, analyze, curved, differentiate, finite_samples
 from lightning_hessian.curvature.batching import concatenate, in_groups
 from lightning_hessian.curvature.checks.coupling import has_changed_at_random
 from lightning_hessian.curvature.checks.derivatives import (
@@ -23,6 +24,7 @@ from lightning_hessian.curvature.checks.result_check import CheckSettings
 from lightning_hessian.curvature.cost_model import ForwardPass, ModelCosts, check_group, fitting_samples
 from lightning_hessian.curvature.memory import readable
 from lightning_hessian.curvature.meter import UNLIMITED, Meter, TimeLimit
+from lightning_hessian.curvature.methods.columns import WholeHessians
 from lightning_hessian.curvature.methods.dense import whole_hessians
 from lightning_hessian.curvature.methods.duration import ends_only, within_limit
 from lightning_hessian.curvature.methods.execute import Share, execute
@@ -140,29 +142,36 @@ def hessian(batch: TargetBatch, options: Options, forward: ForwardPass, meter: M
             f"may be used. {fewer}, or raise max_memory (in bytes)."
         )
     budget = memory - result_bytes
+    costs = ModelCosts(batch, budget, forward)
     whole = partial(
         _whole_hessians,
-        costs=ModelCosts(batch, budget, forward),
+        costs=costs,
         options=options,
         memory_budget=budget,
         limit=meter.limit(options.max_seconds),
     )
     if not options.check:
-        return unchecked_derivatives(whole(batch)[0])
-    analysis = analyze(batch, options, "curved" if batch.num_inputs <= FEW_INPUTS else None, forward=forward)
-    batch, gradient = batch.select(analysis.stand_ins), analysis.gradient[analysis.stand_ins]
-    hessians, mode = whole(batch, analysis)
+        return unchecked_derivatives(whole(batch).matrices)
+    analysis = None
+    if batch.num_inputs <= FEW_INPUTS or forward.is_curved:
+        found = whole(batch)
+        assert found.first_derivatives is not None
+        analysis = curved(batch, costs, forward, *found.first_derivatives)
+    if analysis is None:
+        analysis = analyze(batch, options, "curved" if batch.num_inputs <= FEW_INPUTS else None, forward=forward)
+        batch = batch.select(analysis.stand_ins)
+        found = whole(batch, analysis)
 
     def checkable(gradient: Tensor, hessians: Tensor) -> CheckableDerivatives:
         return CheckableDerivatives(hessians, predict_of_matrices(gradient, hessians, options.generator()))
 
     def again(few: TargetBatch, _: Tensor) -> CheckableDerivatives:
-        return checkable(gradients(few), whole(few, analysis, ("reverse_over_reverse",), limit=UNLIMITED)[0])
+        return checkable(gradients(few), whole(few, analysis, ("reverse_over_reverse",), limit=UNLIMITED).matrices)
 
     return check_derivatives(
         "Hessian",
         batch,
-        checkable(gradient, hessians),
+        checkable(analysis.gradient[analysis.stand_ins], found.matrices),
         again,
         CheckSettings(
             check_group(analysis.costs, memory),
@@ -172,7 +181,7 @@ def hessian(batch: TargetBatch, options: Options, forward: ForwardPass, meter: M
         ),
         finite=analysis.finite,
         findings=analysis.diagnosis.findings,
-        computed_by=mode,
+        computed_by=found.mode,
         kind=analysis.diagnosis,
     )
 
@@ -234,10 +243,11 @@ def _whole_hessians(
     options: Options,
     memory_budget: int,
     limit: TimeLimit,
-) -> tuple[Tensor, AutodiffMode]:
-    """Those of a batch: zeros, JᵀAJ or column by column, as its analysis allows; and the mode of most columns."""
+) -> WholeHessians:
+    """Those of a batch: zeros, JᵀAJ or column by column, as its analysis allows."""
     if analysis is not None and analysis.diagnosis.zero:
-        return batch.x.new_zeros(*batch.shape, batch.num_inputs), "reverse_over_reverse"
+        zero = batch.x.new_zeros(*batch.shape, batch.num_inputs)
+        return WholeHessians(zero, zero[..., 0, 0], Counter())
     linear = analysis is not None and analysis.diagnosis.network_is_piecewise_linear
     unused = batch.x.new_empty(0)  # whole matrices need no gradient
     return whole_hessians(MethodInput(batch, costs, unused, linear, options, memory_budget, modes=modes, limit=limit))

@@ -21,6 +21,7 @@ from lightning_hessian.model.stand_ins import stand_in
 
 DEPTH = 4  # how deep containers and plain objects inside a module's attributes are followed
 BUFFERS = (bytearray, array.array)
+CONSTANTS = (bool, int, float, str, type(None))
 LARGEST_COPY = 2**26  # bytes; of larger plain tensors and arrays only the reference is restored
 
 
@@ -89,7 +90,7 @@ class StateSnapshot:
         self._seen.add(id(kind))
         attributes = dict(vars(kind))
         for name, value in attributes.items():
-            if isinstance(value, (bool, int, float, str, tuple, type(None))) and not name.startswith("__"):
+            if isinstance(value, (*CONSTANTS, tuple)) and not name.startswith("__"):
                 self._undo.append(functools.partial(put_back, kind, name, value))
             self._add(getattr(value, "__func__", getattr(value, "fget", value)), depth)
 
@@ -100,9 +101,11 @@ class StateSnapshot:
         self._substitute(attributes, write)
 
     def _add(self, value: Any, depth: int) -> None:
-        if depth == 0 or id(value) in self._seen:
+        if depth == 0 or type(value) in CONSTANTS or id(value) in self._seen:
             return
-        if isinstance(value, (tuple, functools.partial, types.MethodType)):
+        if isinstance(value, (dict, list, set, deque, *BUFFERS)):
+            self._add_container(value, depth)
+        elif isinstance(value, (tuple, functools.partial, types.MethodType)):
             self._add_all(_members(value), depth)
         elif isinstance(value, nn.Module):
             self._add_module(value)
@@ -114,8 +117,6 @@ class StateSnapshot:
             self._seen.add(id(value))
             state, set_state = stream
             self._undo.append(lambda: set_state(state))
-        elif isinstance(value, (dict, list, set, deque, *BUFFERS)):
-            self._add_container(value, depth)
         elif isinstance(value, type):
             self._add_class(value, depth - 1)
         elif is_plain(value):
@@ -214,6 +215,8 @@ def _names(code: types.CodeType) -> set[str]:
 
 def _refill(container: Any, contents: Any) -> None:
     """Uses the base type's methods: a subclass, such as transformers' ModelOutput, may forbid its own."""
+    if not container and not contents:
+        return
     if isinstance(container, deque):
         container.clear()
         container.extend(contents)

@@ -169,7 +169,7 @@ def _run(given: MethodInput, plan: Plan) -> MethodResult:
     if given.num_matrices and result.matrices is None:
         first = replace(given, batch=given.batch.select(slice(0, given.num_matrices)))
         try:
-            result = replace(result, matrices=whole_hessians(first)[0])
+            result = replace(result, matrices=whole_hessians(first).matrices)
         except TimeLimitError:
             result = replace(result, dropped=(NO_HEATMAPS, *result.dropped))
     return result
