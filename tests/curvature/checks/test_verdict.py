@@ -1,7 +1,7 @@
 """Checks of whole measurements: what is wrong is found at every step of a run, and never blamed on what is right."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from lightning_hessian import input_gradient, input_hessian, input_spectrum
 from lightning_hessian.curvature.checks.certificate import certify
 from lightning_hessian.curvature.checks.diagnosis import Finding, joined
 from lightning_hessian.curvature.checks.prediction import Prediction, predict, predict_slope
-from lightning_hessian.curvature.checks.verdict import CheckSettings, checked
+from lightning_hessian.curvature.checks.verdict import CheckSettings, checked, unchecked
 from lightning_hessian.curvature.options import Options
 from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.training.samples import Samples
@@ -381,3 +381,11 @@ def test_what_is_wrong_when_it_is_computed_again_is_not_valid_and_said_to_be_so(
     )
     assert not verdict.explanation.valid.any()
     assert "No two computations of the derivatives" in " ".join(map(str, verdict.explanation.findings))
+
+
+def test_a_sample_is_valid_where_all_its_classes_are():
+    batch = TargetBatch(lambda x: x, lambda z, k: z.gather(1, k), random(3, 4), torch.tensor([[0, 1]] * 3))
+    verdict, valid = unchecked(batch), torch.tensor([[True, True], [True, False], [True, True]])
+    verdict = replace(verdict, explanation=replace(verdict.explanation, valid=valid))
+    assert verdict.passed_on(None, ()).valid.tolist() == [True, False, True]
+    assert verdict.passed_on(None, (), torch.tensor([False, True, True])).valid.tolist() == [False, False, True]
