@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from support.survivors import explanation_of
+from support.survivors import KINDS, explanation_of
 from support.tests_by_line import SECONDS, tests_of
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +43,7 @@ that execute them. This page is generated from `benchmarks/results/mutants.json`
 - **noticed since**: no test failed, and one was written that does.
 - **equivalent**: nothing that the code computes or says can differ.
 - **choice**: a constant that might as well have the other value: when a method gives up, how often something is tried.
+- **removed**: nothing used the code, and it is there no more.
 - **unexplained**: everything else. There, a mistake would not be noticed."""
 # Changes that no test could notice: of types, and a name for another that means the same.
 LEFT_OUT = ("RemoveDecorator", "VariableReplacer", "VariableInserter", "BitOr")
@@ -212,7 +213,7 @@ def report(done: list[dict[str, Any]], number: int, seed: int) -> None:
 
 def page(results: list[dict[str, Any]]) -> str:
     """The results in words: counts for each commit, and every survivor."""
-    kinds = ("equivalent", "choice", "unexplained")
+    kinds = (*KINDS, "unexplained")
     rows = [
         [each["commit"], f"{each['run']} of {each['drawn']}", each["noticed_at_once"], each["noticed_since"]]
         + [sum(survivor["kind"] == kind for survivor in each["survivors"]) for kind in kinds]
@@ -221,8 +222,8 @@ def page(results: list[dict[str, Any]]) -> str:
     lines = [
         *INTRODUCTION.splitlines(),
         "",
-        "| code of | run | noticed at once | noticed since | equivalent | choice | unexplained |",
-        "|" + "---|" * 7,
+        f"| code of | run | noticed at once | noticed since | {' | '.join(kinds)} |",
+        "|" + "---|" * (4 + len(kinds)),
         *("| " + " | ".join(map(str, row)) + " |" for row in rows),
     ]
     for each in results:

@@ -17,6 +17,11 @@ EQUIVALENT: dict[tuple[str, ...], str] = {
         '-        return f"sample {numbers[0]}"',
         '+        return f"sample {numbers[ -1]}"',
     ): "There is a single number there.",
+    (
+        "lightning_hessian/curvature/checks/certificate.py",
+        "-    at = Differences(*(getattr(every, f.name).gather(0, sharpest)[0] for f in fields(every)))",
+        "+    at = Differences(*(getattr(every, f.name).gather(0, sharpest)[ -1] for f in fields(every)))",
+    ): "``sharpest`` has a single row.",
 }
 
 # Constants that might as well have the other value.
@@ -43,10 +48,19 @@ CHOICES: dict[tuple[str, ...], str] = {
     ): "Three random outputs instead of four, which differ from each other as well.",
 }
 
-EXPLAINED = {**EQUIVALENT, **CHOICES}
+# Code that is there no more.
+REMOVED: dict[tuple[str, ...], str] = {
+    (
+        "lightning_hessian/curvature/operators/autodiff.py",
+        "-        vectors = v.transpose(0, 1).reshape(self.batch.num_classes, *self._x.shape)",
+        "+        vectors = v.transpose(0, 0).reshape(self.batch.num_classes, *self._x.shape)",
+    ): "Nothing used this function, and it was removed.",
+}
+KINDS = {"equivalent": EQUIVALENT, "choice": CHOICES, "removed": REMOVED}
 
 
 def explanation_of(path: str, change: list[str]) -> tuple[str, str]:
     """The kind of a survivor, and why it is one."""
     key = (path, *change)
-    return "equivalent" if key in EQUIVALENT else "choice" if key in CHOICES else "unexplained", EXPLAINED.get(key, "")
+    found = ((kind, known[key]) for kind, known in KINDS.items() if key in known)
+    return next(found, ("unexplained", ""))

@@ -134,6 +134,14 @@ def test_what_is_reported_on_a_kink_is_what_was_confirmed_beside_it():
     assert bool(spectrum.finite_difference_error.isfinite().all())  # that of the neighbor
 
 
+def test_what_is_wrong_on_one_side_of_a_kink_is_found_where_all_inputs_are_equal():
+    """Neighbors lie on both sides of a sample, also where data have no range that they could be kept in."""
+    spectrum = quietly(
+        input_spectrum, lambda x: HidesCurvature.apply(x).sum(1) + (x - 1).abs().sum(1), torch.ones(2, 8, dtype=F64), 0
+    )
+    assert not spectrum.valid.any()
+
+
 class RefusesOnce(nn.Module):
     """A forward that accepts no inputs but the samples while the first measurement lasts."""
 
