@@ -8,6 +8,11 @@ EQUIVALENT: dict[tuple[str, ...], str] = {
         "+    at_once = SCRATCH_BYTES // (2 * each[ -1].numel() * each.element_size())",
     ): "All matrices have the size of the first.",
     (
+        "lightning_hessian/curvature/methods/columns.py",
+        "-    transposed, difference = groups[0].new_empty(groups[0].shape), groups[0].new_empty(groups[0].shape)",
+        "+    transposed, difference = groups[ -1].new_empty(groups[0].shape), groups[0].new_empty(groups[0].shape)",
+    ): "``new_empty`` takes type and device alone from what it is called on.",
+    (
         "lightning_hessian/curvature/checks/certificate.py",
         "-@dataclass(frozen=True)",
         "+@dataclass(frozen=False)",
