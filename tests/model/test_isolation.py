@@ -363,7 +363,8 @@ def test_a_sparse_tensor_that_a_module_holds():
 
 def test_the_names_of_other_versions_of_torch(monkeypatch):
     """2.6 has no switches of the new kind, and 2.15 checkpoints by a function of another name."""
-    monkeypatch.setattr(torch_settings, "PRECISION_SWITCHES", ("cuda.matmul", "cudnn.convolution", "quantum.matmul"))
+    unknown = ("cudnn.convolution", "quantum.matmul")
+    monkeypatch.setattr(torch_settings, "PRECISION_SWITCHES", (*PRECISION_SWITCHES, *unknown))
     name = f"{CHECKPOINT_GENERATOR}_impl"
     monkeypatch.setattr(torch.utils.checkpoint, name, flags, raising=False)
     before = flags()
