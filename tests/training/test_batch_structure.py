@@ -81,33 +81,37 @@ def found_in(batch, **options):
     return SampleSource(num_samples=2, **options).select_from_batch(batch)
 
 
+UNAMBIGUOUS = [
+    ({"image": X, "mask": (X[:, 0] * 9).long()}, None),
+    ({"image": X, "mask": X[:, :1], "target": Y}, [0, 1]),
+    ({"pixel_values": X, "pixel_mask": MASK, "labels": [{"boxes": X}]}, None),
+    (Images(X, X[:, :1], Y), [0, 1]),
+    (Named(Y, X, Y + 3), [3, 4]),
+    (Short(X, Y), [0, 1]),
+    (Plain(), [0, 1]),
+    (UserDict(image=X, y=Y), [0, 1]),
+    ([[X], Y], [0, 1]),
+    ([[X, Y]], [0, 1]),
+    (({"image": X}, Y), [0, 1]),
+    (({"image": X, "label": Y},), [0, 1]),
+    ({"image": X, "target": torch.rand(10, 2)}, None),
+    (InSlots(X, Y), [0, 1]),
+    (({"image": X, "path": ["a"] * 10}, Y), [0, 1]),
+    ([[[X, Y]]], [0, 1]),
+    ((X, torch.rand(10, 1)), None),
+    ((X, Y, torch.rand(10)), [0, 1]),
+]
+
+
 @pytest.mark.parametrize(
-    ("batch", "labels"),
+    ("wrt", "batch", "labels"),
     [
-        ({"image": X, "mask": (X[:, 0] * 9).long()}, None),
-        ({"image": X, "mask": X[:, :1], "target": Y}, [0, 1]),
-        ({"pixel_values": X, "pixel_mask": MASK, "labels": [{"boxes": X}]}, None),
-        (Images(X, X[:, :1], Y), [0, 1]),
-        (Named(Y, X, Y + 3), [3, 4]),
-        (Short(X, Y), [0, 1]),
-        (Plain(), [0, 1]),
-        (UserDict(image=X, y=Y), [0, 1]),
-        ([[X], Y], [0, 1]),
-        ([[X, Y]], [0, 1]),
-        (({"image": X}, Y), [0, 1]),
-        (({"image": X, "label": Y},), [0, 1]),
-        ({"image": X, "target": torch.rand(10, 2)}, None),
-        (InSlots(X, Y), [0, 1]),
-        (({"image": X, "path": ["a"] * 10}, Y), [0, 1]),
-        ([[[X, Y]]], [0, 1]),
-        ((X, torch.rand(10, 1)), None),
-        ((X, Y, torch.rand(10)), [0, 1]),
+        *((None, *case) for case in UNAMBIGUOUS),
+        # a dict beside labels is left out: the layer's module may take the dict's names
+        *(("layer", *case) for case in UNAMBIGUOUS if not (type(case[0]) is tuple and isinstance(case[0][0], dict))),
     ],
 )
-@pytest.mark.parametrize("wrt", [None, "layer"])
-def test_the_input_is_found_where_it_is_unambiguous(batch, labels, wrt):
-    if wrt is not None and isinstance(batch, tuple) and isinstance(batch[0], dict):
-        return  # the layer's module may take the dict's names
+def test_the_input_is_found_where_it_is_unambiguous(wrt, batch, labels):
     found = found_in(batch, wrt=wrt)
     assert torch.equal(found.inputs, X[:2])
     assert (None if found.labels is None else found.labels.tolist()) == labels

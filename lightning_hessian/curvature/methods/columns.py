@@ -16,6 +16,7 @@ from lightning_hessian.curvature.meter import Progress, silent
 from lightning_hessian.curvature.operators.autodiff import (
     AUTODIFF_MODES,
     AutodiffMode,
+    ReverseOverReverse,
     random_vectors,
     relative_difference,
 )
@@ -240,7 +241,7 @@ def _looks_wrong(matrices: Tensor, asymmetry: Tensor) -> bool:
 def _confirmed(batch: TargetBatch, matrices: Tensor, generator: torch.Generator) -> bool:
     """Whether H v is what reverse_over_reverse gives for one random v per sample, where one of them is finite."""
     v = random_vectors(batch, generator)[:, :1]
-    expected = AUTODIFF_MODES["reverse_over_reverse"](batch).hvp(v.expand(batch.shape))
+    expected = ReverseOverReverse(batch).hvp(v.expand(batch.shape))
     found = (matrices @ v.unsqueeze(-1)).squeeze(-1)
     finite = (expected.isfinite().all(-1) | found.isfinite().all(-1)).unsqueeze(-1)
     difference = relative_difference(found.where(finite, 0), expected.where(finite, 0))

@@ -121,19 +121,6 @@ class ForwardOverReverse:
         self._cotangents = one_hot[:, None, :].expand(-1, batch.num_samples, -1)  # [K, N, K]
         self._first: tuple[Tensor, Tensor] | None = None
 
-    def gradient(self) -> Tensor:
-        """The gradients ``[N, K, D]``."""
-        return self._gradients(self._x)[0].flatten(2).transpose(0, 1).detach()
-
-    def hvp(self, v: Tensor) -> Tensor:
-        """Each problem's Hessian times its own vector, ``[N, K, D]`` to ``[N, K, D]``."""
-
-        def product(cotangent: Tensor, vector: Tensor) -> Tensor:
-            return jvp(lambda x: vjp(self.batch.values, x)[1](cotangent)[0], (self._x,), (vector,))[1]
-
-        vectors = v.transpose(0, 1).reshape(self.batch.num_classes, *self._x.shape)
-        return vmap(product)(self._cotangents, vectors).flatten(2).transpose(0, 1).detach()
-
     def prepare(self, num_columns: int) -> None:
         """Nothing is reused."""
 

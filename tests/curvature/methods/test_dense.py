@@ -301,3 +301,17 @@ def test_whole_hessians_and_the_norms_of_their_terms_need_room_at_once():
     costs = ModelCosts(batch)
     gradients = costs.num_outputs * 3 * 6 * 8
     assert dense_bytes(costs) >= 4 * costs.matrix_bytes + gradients
+
+
+def test_a_block_of_columns_has_the_memory_that_the_matrices_leave(given, monkeypatch):
+    budgets = []
+
+    def noting(*arguments, memory, **more):
+        budgets.append(memory)
+        return hessians(*arguments, memory=memory, **more)
+
+    monkeypatch.setattr(dense, "hessians", noting)
+    costs = ModelCosts(given)
+    for memory_budget in (10**9, 4 * costs.eigendecomposition_bytes):
+        dense.whole_hessians(replace(method_input(given), memory_budget=memory_budget))
+    assert budgets == [10**9 - 3 * costs.eigendecomposition_bytes, costs.eigendecomposition_bytes]
