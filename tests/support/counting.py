@@ -9,8 +9,9 @@ from torch import Tensor
 
 
 class Notes:
-    """A list that no measurement puts back, as it does whatever a forward writes to: it has no ``__dict__``."""
+    """A list that no measurement puts back, as it does whatever else a forward writes to."""
 
+    __module__ = "builtins"  # objects of such modules are left alone
     __slots__ = ("_seen",)
 
     def __init__(self) -> None:

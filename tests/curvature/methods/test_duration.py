@@ -253,7 +253,7 @@ def test_the_density_takes_what_is_left():
 def test_fewer_vectors_of_the_density_are_said(case, clock, monkeypatch):
     free = input_spectrum(*case, **SPECTRUM, density_vectors=3)
     monkeypatch.setattr(
-        "lightning_hessian.functional.within_limit",
+        "lightning_hessian.curvature.functions.within_limit",
         lambda plan, *_, **__: replace(plan, density_vectors=2, dropped=("there are 2",)),
     )
     found = input_spectrum(*case, **SPECTRUM, density_vectors=3, max_seconds=1e4)
