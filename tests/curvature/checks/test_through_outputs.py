@@ -32,11 +32,10 @@ def found_at(model, factor: float = 1.0) -> Certificate | None:
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU])
-def test_what_is_right_is_certified_by_five_values(activation):
+def test_what_is_right_is_certified(activation):
     found = found_at(mlp(activation))
     assert found.is_outcome("certified").all()
     assert found.error.max() < 1e-6
-    assert found.num_values == 5
     assert torch.equal(found.step, STEP)
 
 
