@@ -28,10 +28,15 @@ def test_docstring_examples(path):
     assert result.failed == 0
 
 
-def test_the_readmes_python_runs(tmp_path, monkeypatch):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert blocks
-    monkeypatch.chdir(tmp_path)
+PAGES = [
+    path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if "```python" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.stem)
+def test_the_code_of_a_page_runs(path, tmp_path):
+    """One block after another, as a reader would run them."""
+    blocks = re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
     setting = (ROOT / "tests" / "support" / "readme_setting.py").read_text()
     program = "\n".join([setting, *blocks])
     subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
