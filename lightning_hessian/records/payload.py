@@ -134,11 +134,15 @@ def open_arrays(path: str | os.PathLike[str]) -> Iterator[ArrayFile]:
     """A file for reading arrays, or slices of them.
 
     Raises:
-        DamagedDataError: it is not a safetensors file of this package.
+        DamagedDataError: it is not a safetensors file of this package, or was written to meanwhile.
         OSError: it cannot be read.
     """
     with open(path, "rb") as file:
+        before = os.fstat(file.fileno())
         yield ArrayFile(file)
+        after = os.fstat(file.fileno())
+        if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
+            raise DamagedDataError("it was changed while it was read; try again")
 
 
 def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
