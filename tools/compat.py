@@ -4,9 +4,9 @@
     python tools/compat.py newest build/compat/newest --python python3.13 [-- tests/model ...]
 
 ``oldest``: every package that ``pyproject.toml`` names at its lower bound; what those need in turn is as new as they
-allow. ``newest``: the newest of everything. Both are several GB where pip takes a CUDA build of torch. The last line is
-the row for ``docs/compatibility.md``. Pytest's own limits are kept, but for other packages' deprecations, which old ones
-have of new ones.
+allow. ``newest``: the newest of everything. Both take several GB where pip finds a CUDA build of torch. The last line
+is the row for ``docs/compatibility.md``. Warnings are errors here too, but for deprecations, which old packages meet
+in new ones.
 """
 
 from __future__ import annotations

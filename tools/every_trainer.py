@@ -1,7 +1,7 @@
 """Runs somebody's own suite with a monitor in every Trainer, and compares what each call leaves behind.
 
     python tools/every_trainer.py build/notes python -m pytest tests
-    python tools/every_trainer.py build/notes --monitor my_package.curvature:monitor python train.py
+    python tools/every_trainer.py --monitor my_package.curvature:monitor build/notes python train.py
 
 The command runs three times: twice without the monitor, to see what is the same at each run anyway, and once with it.
 No code changes: Lightning itself loads the monitor, through the entry point ``lightning.pytorch.callbacks_factory``.

@@ -90,7 +90,8 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
         "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
         "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
         "counters": [trainer.fit_loop.state_dict(), trainer.validate_loop.state_dict(), trainer.global_step],
-        "callbacks": {c.state_key: c.state_dict() for c in trainer.callbacks if not isinstance(c, ours)},
+        # attributes and no state_dict: where code of the user can be left alone, it is
+        "callbacks": [[type(c).__qualname__, vars(c)] for c in trainer.callbacks if not isinstance(c, ours)],
         "metrics": {k: v for k, v in trainer.callback_metrics.items() if not k.startswith("hessian_")},
         "random streams": [torch.get_rng_state(), np.random.get_state(), random.getstate()],  # noqa: NPY002
         "settings": [
