@@ -25,7 +25,12 @@ ROOT = Path(__file__).parents[1]
 EXTRAS = ("dev", "examples", "models", "notebook", "zoo")
 NOT_FOR_TESTS = ("mypy", "playwright", "ruff", "lightning-hessian")  # of lint, the browser, and ourselves
 SHOWN = ("torch", "lightning", "tensorboard", "numpy", "matplotlib", "transformers")
-DEPRECATIONS = ("DeprecationWarning", "FutureWarning", "PendingDeprecationWarning")
+NO_ERRORS = (
+    "default::DeprecationWarning",
+    "default::FutureWarning",
+    "default::PendingDeprecationWarning",
+    "default:Guards may run slower:RuntimeWarning",  # of torch.compile, on Python 3.13.0
+)
 
 
 def main() -> None:
@@ -39,7 +44,7 @@ def main() -> None:
     python = arguments.folder.absolute() / "bin" / "python"
     if not python.exists():
         install(python, arguments.python, oldest=arguments.which == "oldest")
-    quiet = [part for kind in DEPRECATIONS for part in ("-W", f"default::{kind}")]
+    quiet = [part for warning in NO_ERRORS for part in ("-W", warning)]
     tests = arguments.pytest or ["--ignore=tests/browser", "--numprocesses=auto", "--dist=loadfile"]
     command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *quiet, *tests]
     print(" ".join(map(str, command)), flush=True)
