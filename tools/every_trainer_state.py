@@ -82,7 +82,7 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
             "gradients": {name: parameter.grad for name, parameter in module.named_parameters()},
             "requires_grad": [parameter.requires_grad for parameter in module.parameters()],
             "training flags": [child.training for child in module.modules()],
-            "attributes of the module": {k: v for k, v in vars(module).items() if not k.startswith("_")},
+            **{f"attribute {name}": value for name, value in vars(module).items() if not name.startswith("_")},
         }
     ours = (InputHessianMonitor, StateNotes)
     return {
@@ -90,8 +90,12 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
         "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
         "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
         "counters": [trainer.fit_loop.state_dict(), trainer.validate_loop.state_dict(), trainer.global_step],
-        # attributes and no state_dict: where code of the user can be left alone, it is
-        "callbacks": [[type(c).__qualname__, vars(c)] for c in trainer.callbacks if not isinstance(c, ours)],
+        # attributes and no state_dict, which is the user's code; one by one, since some hold a time
+        **{
+            f"{type(callback).__qualname__} {n} {name}": value
+            for n, callback in enumerate(c for c in trainer.callbacks if not isinstance(c, ours))
+            for name, value in vars(callback).items()
+        },
         "metrics": {k: v for k, v in trainer.callback_metrics.items() if not k.startswith("hessian_")},
         "random streams": [torch.get_rng_state(), np.random.get_state(), random.getstate()],  # noqa: NPY002
         "settings": [
