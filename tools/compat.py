@@ -23,7 +23,7 @@ import tomllib
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = ("dev", "examples", "models", "notebook", "zoo")
-NOT_FOR_TESTS = ("mypy", "playwright", "ruff", "lightning-hessian")  # of lint, the browser, and ourselves
+NOT_FOR_TESTS = ("mypy", "ruff", "lightning-hessian")  # of lint, and ourselves
 SHOWN = ("torch", "lightning", "tensorboard", "numpy", "matplotlib", "transformers")
 NO_ERRORS = (
     "default::DeprecationWarning",

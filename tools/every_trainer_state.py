@@ -36,7 +36,7 @@ _calls: Counter[str] = Counter()
 def callbacks() -> list[Callback]:
     """The monitor, in a run with it, and what notes the state after each call."""
     factory = os.environ.get(MONITOR)
-    return [*([_obliging(_load(factory)())] if factory else []), StateNotes()]
+    return [*([_made_obliging(_load(factory)())] if factory else []), StateNotes()]
 
 
 def default_monitor() -> InputHessianMonitor:
@@ -97,7 +97,9 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
             for name, value in vars(callback).items()
         },
         "metrics": {k: v for k, v in trainer.callback_metrics.items() if not k.startswith("hessian_")},
-        "random streams": [torch.get_rng_state(), np.random.get_state(), random.getstate()],  # noqa: NPY002
+        "stream of torch": torch.get_rng_state(),
+        "stream of numpy": np.random.get_state(),  # noqa: NPY002
+        "stream of Python": random.getstate(),
         "settings": [
             torch.get_default_dtype(),
             torch.is_grad_enabled(),
@@ -141,20 +143,9 @@ def _is_lazy(value: torch.Tensor) -> bool:
     return torch.nn.parameter.is_lazy(value)
 
 
-class Obliging(InputHessianMonitor):
-    """Stands aside for good, and says why, where its settings do not suit a Trainer that was not made for it."""
-
-    aside = False
-
-
-def _obliging(monitor: InputHessianMonitor) -> InputHessianMonitor:
-    monitor.__class__ = Obliging
-    return monitor
-
-
 def _standing_aside(hook: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(hook)
-    def call(self: Obliging, trainer: Trainer, *arguments: Any, **more: Any) -> None:
+    def call(self: Any, trainer: Trainer, *arguments: Any, **more: Any) -> None:
         if self.aside:
             return
         try:
@@ -168,9 +159,19 @@ def _standing_aside(hook: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-for _name, _hook in vars(InputHessianMonitor).items():
-    if _name in ("setup", "teardown") or _name.startswith("on_"):
-        setattr(Obliging, _name, _standing_aside(_hook))
+def obliging(kind: type[InputHessianMonitor]) -> type[InputHessianMonitor]:
+    """A kind that stands aside for good, and says why, where its settings do not suit a Trainer it was not made for."""
+    names = [n for n in vars(InputHessianMonitor) if n in ("setup", "teardown") or n.startswith("on_")]
+    return type("Obliging", (kind,), {"aside": False, **{n: _standing_aside(getattr(kind, n)) for n in names}})
+
+
+Obliging = obliging(InputHessianMonitor)  # by its name, so that it can be pickled for spawned processes
+
+
+def _made_obliging(monitor: InputHessianMonitor) -> InputHessianMonitor:
+    kind = type(monitor)
+    monitor.__class__ = Obliging if kind is InputHessianMonitor else obliging(kind)
+    return monitor
 
 
 def _load(name: str) -> Callable[[], InputHessianMonitor]:
