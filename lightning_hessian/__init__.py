@@ -1,8 +1,9 @@
 """How curved is what a network computes, around the inputs it will meet?
 
 ``InputHessianMonitor`` is a Lightning callback that measures the Hessian of selected class outputs with
-respect to the *input* on held-out samples during training; ``input_gradient``, ``input_hvp``,
-``input_hessian`` and ``input_spectrum`` measure the same without a Trainer. Importing this package loads
+respect to the *input* on held-out samples during training; ``InputHessianRecorder`` does the same in any other loop.
+``input_gradient``, ``input_hvp``, ``input_hessian`` and ``input_spectrum`` are plain functions, and
+``input_hessian_operator`` gives the Hessians as linear operators. Importing this package loads
 neither torch nor Lightning: each public name is loaded when it is first used.
 """
 
@@ -13,11 +14,13 @@ from lightning_hessian._version import __version__ as __version__
 
 _HOME = {
     "InputHessianMonitor": "callback",
+    "InputHessianRecorder": "recorder",
     "KeepMatrices": "records.retention",
     "input_gradient": "functional",
     "input_hvp": "functional",
     "input_hessian": "functional",
     "input_spectrum": "functional",
+    "input_hessian_operator": "operator",
     "ConfigurationError": "errors",
     "MeasurementError": "errors",
     "Spectrum": "curvature.spectrum",
@@ -33,12 +36,14 @@ _HOME = {
 __all__ = [
     "ConfigurationError",
     "InputHessianMonitor",
+    "InputHessianRecorder",
     "KeepMatrices",
     "MeasurementError",
     "Record",
     "Spectrum",
     "input_gradient",
     "input_hessian",
+    "input_hessian_operator",
     "input_hvp",
     "input_spectrum",
     "load_records",
@@ -54,6 +59,8 @@ if TYPE_CHECKING:
     from lightning_hessian.curvature.spectrum import Spectrum
     from lightning_hessian.errors import ConfigurationError, MeasurementError
     from lightning_hessian.functional import input_gradient, input_hessian, input_hvp, input_spectrum
+    from lightning_hessian.operator import input_hessian_operator
+    from lightning_hessian.recorder import InputHessianRecorder
     from lightning_hessian.records.dataframe import to_dataframe
     from lightning_hessian.records.files import load_records
     from lightning_hessian.records.record import Record

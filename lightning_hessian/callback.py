@@ -11,19 +11,18 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_hessian.curvature.options import ChunkSize, MethodChoice, Options
+from lightning_hessian.curvature.options import ChunkSize, MethodChoice
 from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.model.arguments import Target
 from lightning_hessian.model.function import ForwardFunction
 from lightning_hessian.model.outputs import OutputFunction
 from lightning_hessian.records.record import Stage
-from lightning_hessian.records.retention import KeepMatrices, keep_policy
+from lightning_hessian.records.retention import KeepMatrices
 from lightning_hessian.training.batch import InputFunction
-from lightning_hessian.training.run import MonitoringRun
-from lightning_hessian.training.samples import SampleSource
 from lightning_hessian.training.schedule import Schedule
-from lightning_hessian.training.settings import MeasurementSettings, MonitorSettings, check_names
+from lightning_hessian.training.settings import check_names, monitor_settings
 from lightning_hessian.training.trainer_access import in_both_packages, last_logged_step
+from lightning_hessian.training.trainer_run import TrainerRun
 
 if TYPE_CHECKING:
     _Callback = Callback
@@ -139,41 +138,44 @@ class InputHessianMonitor(_Callback):
     ) -> None:
         super().__init__()
         with _misconfiguration("InputHessianMonitor"):
-            self._settings = MonitorSettings(
-                measurement=MeasurementSettings(
-                    classes=classes,
-                    target=target,
-                    dtype=dtype,
-                    options=Options(
-                        method=method,
-                        num_eigenvalues=num_eigenvalues,
-                        chunk_size=chunk_size,
-                        max_memory=max_memory,
-                        max_seconds=max_seconds,
-                        seed=seed,
-                        density_vectors=density_vectors,
-                    ),
-                    heatmap_samples=heatmap_samples,
-                    class_names=None if class_names is None else tuple(class_names),
-                    forward_fn=forward_fn,
-                    output_fn=output_fn,
-                    wrt=wrt,
-                    name=name,
-                ),
-                samples=SampleSource(samples, num_samples, sample_indices, val_dataloader_idx, input_fn, wrt),
-                schedule=Schedule(every_n_epochs, epochs, every_n_train_steps),
-                max_overhead=max_overhead,
-                keep_matrices=keep_policy(keep_matrices),
-                on_error=on_error,
+            self._settings = monitor_settings(
+                "InputHessianMonitor",
+                Schedule(every_n_epochs, epochs, every_n_train_steps),
+                {
+                    "classes": classes,
+                    "target": target,
+                    "samples": samples,
+                    "val_dataloader_idx": val_dataloader_idx,
+                    "sample_indices": sample_indices,
+                    "num_samples": num_samples,
+                    "heatmap_samples": heatmap_samples,
+                    "method": method,
+                    "num_eigenvalues": num_eigenvalues,
+                    "density_vectors": density_vectors,
+                    "dtype": dtype,
+                    "wrt": wrt,
+                    "input_fn": input_fn,
+                    "forward_fn": forward_fn,
+                    "output_fn": output_fn,
+                    "chunk_size": chunk_size,
+                    "max_memory": max_memory,
+                    "max_seconds": max_seconds,
+                    "max_overhead": max_overhead,
+                    "keep_matrices": keep_matrices,
+                    "class_names": class_names,
+                    "on_error": on_error,
+                    "seed": seed,
+                    "name": name,
+                },
             )
-        self._current_run: MonitoringRun | None = None
+        self._current_run: TrainerRun | None = None
         self._early_state: dict[str, Any] = {}  # of a checkpoint that was loaded before there was a run
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_current_run": None}  # a run belongs to its Trainer, in this process
 
     @property
-    def _run(self) -> MonitoringRun:
+    def _run(self) -> TrainerRun:
         assert self._current_run is not None, "setup comes before all other hooks"
         return self._current_run
 
@@ -186,7 +188,7 @@ class InputHessianMonitor(_Callback):
             check_names([c._settings.measurement.name for c in callbacks if isinstance(c, InputHessianMonitor)])
             warn = partial(rank_zero_warn, category=UserWarning)
             before = None if stage == "fit" else self._current_run
-            self._current_run = MonitoringRun(self._settings, trainer, warn=warn, inform=rank_zero_info, before=before)
+            self._current_run = TrainerRun(self._settings, trainer, warn=warn, inform=rank_zero_info, before=before)
         if self._early_state:
             self._run.load_state_dict(self._early_state)
             self._early_state = {}

@@ -1,8 +1,15 @@
 """The exceptions and warnings of this package, and the checks of arguments that every module uses."""
 
+import contextlib
+import functools
+import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+# Files whose lines no user called.
+_INSIDE = (os.path.dirname(__file__) + os.sep, contextlib.__file__, functools.__file__)
 
 
 class ConfigurationError(ValueError):
@@ -49,9 +56,12 @@ class HessianWarning(UserWarning):
     """What this package warns of."""
 
 
-def warn(message: str, stacklevel: int = 2) -> None:
-    """Warns, also inside of ``quiet``."""
-    warnings.warn(message, HessianWarning, stacklevel=stacklevel + 1)
+def warn(message: str) -> None:
+    """Warns in the line that called this package, also inside of ``quiet``."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, HessianWarning, stacklevel=level)
 
 
 @contextmanager

@@ -149,6 +149,5 @@ def _choose_target(prepared: PreparedModel, settings: MeasurementSettings, netwo
         f"{settings.title}: the network is {network.replace('_', ' ')} in its input"
         f"{' (as ReLU networks are)' if network == 'piecewise_linear' else ''}, so the Hessian of its outputs is zero. "
         f"target='auto' measures 'prob' instead; give target=... to choose.",
-        stacklevel=2,
     )
     return "prob"

@@ -7,6 +7,7 @@ for another that is gone.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from lightning_hessian.curvature.options import Options
 from lightning_hessian.errors import ConfigurationError, MeasurementError
 
 T = TypeVar("T")
+FLAT_SHARDS = {"FullyShardedDataParallel", "DeepSpeedEngine"}
 Failure = tuple[bool, str]  # whether it is a ConfigurationError, and the message
 
 
@@ -140,6 +142,14 @@ class ProcessGroup:
 SINGLE_PROCESS = ProcessGroup()
 
 
+def current_process_group() -> ProcessGroup:
+    """All processes of torch.distributed where it is initialized, else this one alone."""
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return SINGLE_PROCESS
+    size = dist.get_world_size()
+    return ProcessGroup(dist.get_rank(), size, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+
+
 def _attempt(work: Callable[[], T]) -> tuple[Any, Exception | None]:
     try:
         return work(), None
@@ -153,7 +163,17 @@ def _failure(error: Exception) -> Failure:
 
 
 def _gathered(module: nn.Module) -> dict[str, Tensor]:
-    """Every sharded parameter and buffer (DTensor) as a whole tensor. Collective."""
+    """Every sharded parameter and buffer (DTensor) as a whole tensor. Collective.
+
+    Raises:
+        ConfigurationError: parameters are in flat buffers, from which torch cannot restore a whole module.
+    """
+    flat = {type(inner).__name__ for inner in module.modules()} & FLAT_SHARDS
+    if flat:
+        raise ConfigurationError(
+            f"Measuring a model inside of {flat.pop()} is not possible: it holds parameters in flat buffers of its "
+            f"own. Use fully_shard (FSDP2), DDP or a single device."
+        )
     if not dist.is_available() or not dist.is_initialized():
         return {}
     from torch.distributed.fsdp import FSDPModule

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from lightning_hessian.curvature.checks.verdict import PreviousChecks
 from lightning_hessian.curvature.meter import Progress, silent
@@ -29,6 +30,8 @@ from lightning_hessian.training.run_state import RunState
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.training.schedule import START, TrainingPosition
 from lightning_hessian.training.settings import MeasurementSettings
+
+LIGHTNINGS_FORWARD = ("lightning.pytorch.core.module", "pytorch_lightning.core.module")  # it only raises
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,9 @@ def measure(
     """
     state = RunState() if state is None else state
     with _explained(samples), ExitStack() as stack:
+        if isinstance(model, nn.Module):
+            _check_initialized(model)
+            _check_forward(model, settings)
         tensors = group.tensors(model) if isinstance(model, nn.Module) else {}
         network = ModelFunction(model, settings.forward_fn, settings.output_fn, settings.wrt, tensors)
         dtype = group.on_first(lambda: usable_dtype(network, samples.inputs, getattr(torch, settings.dtype)))
@@ -205,6 +211,39 @@ def _measure_share(
         return _Share(prepared, late=True)
 
 
+def _check_initialized(model: nn.Module) -> None:
+    """Raises where parameters have no values: a first forward pass would make them, or they are elsewhere."""
+    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise MeasurementError(
+            f"The model's lazy layers have no parameters yet ({_some(lazy)}). The first training step makes them; to "
+            f"measure before it, run one forward pass in configure_model or keep the sanity check "
+            f"(num_sanity_val_steps)."
+        )
+    empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if empty:
+        raise MeasurementError(
+            f"The model's parameters are on the meta device at this point and have no values ({_some(empty)}). Measure "
+            f"where they are on a real device: choose epochs, every_n_epochs or every_n_train_steps."
+        )
+
+
+def _some(names: list[str]) -> str:
+    return f"{', '.join(names[:3])}{', …' if names[3:] else ''}"
+
+
+def _check_forward(model: nn.Module, settings: MeasurementSettings) -> None:
+    """Raises where a module has no forward of its own, as where all its steps call what it holds."""
+    own = type(model).forward
+    is_missing = own.__name__ == "_forward_unimplemented" or own.__module__ in LIGHTNINGS_FORWARD
+    if is_missing and settings.forward_fn is None:
+        name = next((name for name, _ in model.named_children()), "network")
+        raise ConfigurationError(
+            f"{type(model).__name__} has no forward method. Give forward_fn, which calls what computes the outputs, "
+            f"for example forward_fn=lambda module, x: module.{name}(x)."
+        )
+
+
 @contextmanager
 def _explained(samples: Samples) -> Iterator[None]:
     """Raises whatever a user's model may raise as a MeasurementError that says what can be done."""
@@ -232,5 +271,4 @@ def _check_valid(measurement: Measurement, settings: MeasurementSettings, before
         warn(
             f"{settings.title}: {num_invalid} of {len(spectrum.valid)} samples are not valid and are left out. "
             f"{' '.join(map(str, spectrum.diagnosis.findings))}",
-            stacklevel=2,
         )

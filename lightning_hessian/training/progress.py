@@ -1,4 +1,4 @@
-"""Shows the progress of a long measurement beside a Trainer's own bars. Imports neither torch nor Lightning."""
+"""Shows the progress of a long measurement, beside a Trainer's bars if there are any; imports no torch or Lightning."""
 
 from __future__ import annotations
 
@@ -6,26 +6,25 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 DELAY = 1.0  # seconds before anything is shown, so that short measurements do not flicker
 OWN = "input_hessian"  # field that marks our tasks in Rich's display
 
 
 class MeasurementBar:
-    """A progress bar for one measurement, of the same kind as the Trainer's; ``measure`` calls it.
+    """A progress bar for one measurement; ``measure`` calls it.
 
     Args:
-        trainers_bar: ``trainer.progress_bar_callback``: a ``TQDMProgressBar`` or ``RichProgressBar`` of ``lightning``
-            or ``pytorch_lightning``, recognized by name. For any other, a disabled one, or None, nothing is shown.
+        new_line: makes a line with a text and a total, or None where there is no display.
         clock: in seconds.
     """
 
-    def __init__(self, trainers_bar: Any, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._trainers_bar = trainers_bar
+    def __init__(self, new_line: NewLine, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._new_line = new_line
         self._clock = clock
         self._begin = clock()
-        self._line: _TqdmLine | _RichLine | None = None
+        self._line: Line | None = None
         self._counted = ""
 
     def __enter__(self) -> MeasurementBar:
@@ -42,12 +41,12 @@ class MeasurementBar:
         try:
             self._show(what, done, total)
         except Exception:  # a closed terminal must not abort a measurement
-            self._trainers_bar = None
+            self._new_line = no_line
 
     def _show(self, what: str, done: int, total: int | None) -> None:
         if what != self._counted:
             self._close()
-            self._line = line_beside(self._trainers_bar, f"Input-Hessian, {what}", total)
+            self._line = self._new_line(f"Input-Hessian, {what}", total)
             self._counted = what
         if self._line is not None:
             self._line.update(done)
@@ -58,8 +57,39 @@ class MeasurementBar:
             line.close()
 
 
-def line_beside(trainers_bar: Any, text: str, total: int | None) -> _TqdmLine | _RichLine | None:
-    """A new line in the Trainer's display, or None where there is no display."""
+class Line(Protocol):
+    """One line of a display."""
+
+    def update(self, done: int) -> None:
+        """So many are done."""
+
+    def close(self) -> None:
+        """Removes the line."""
+
+
+NewLine = Callable[[str, "int | None"], "Line | None"]
+
+
+def no_line(text: str, total: int | None) -> None:
+    """Nothing is shown."""
+
+
+def line_of_its_own(text: str, total: int | None) -> Line:
+    """A new line of tqdm, which every installation of Lightning has."""
+    from tqdm.auto import tqdm
+
+    return _TqdmLine(tqdm, text, total)
+
+
+def line_beside(trainers_bar: Any, text: str, total: int | None) -> Line | None:
+    """A new line in the Trainer's display, or None where there is no display.
+
+    Args:
+        trainers_bar: ``trainer.progress_bar_callback``: a ``TQDMProgressBar`` or ``RichProgressBar`` of ``lightning``
+            or ``pytorch_lightning``, recognized by name. For any other, a disabled one, or None, there is none.
+        text: of the line.
+        total: at which it is full; None: not known.
+    """
     for kind in type(trainers_bar).__mro__:
         if kind.__name__ == "TQDMProgressBar" and trainers_bar.is_enabled:
             return _TqdmLine(sys.modules[kind.__module__].Tqdm, text, total)

@@ -30,7 +30,7 @@ class SampleFinder:
             ConfigurationError: they cannot be used, or not be read.
         """
         try:
-            return self._checked(self._source.select, self._source.given)
+            return self._selected(self._source.select, self._source.given)
         except ConfigurationError:
             raise
         except Exception as error:  # of the user's dataset, or of tensors without data
@@ -50,6 +50,17 @@ class SampleFinder:
         return None if batch is None else self._checked(self._source.select_from_batch, batch)
 
     def _checked(self, select: Callable[[Any], Samples], source: Any) -> Samples:
+        """The samples of a batch that happened to come; warns if it has fewer than are wanted."""
+        samples = self._selected(select, source)
+        wanted = self._source.num_samples
+        if self._source.sample_indices is None and len(samples) < wanted:
+            self._warn(
+                f"num_samples={wanted}, but the batch has only {len(samples)}; all of them are measured. Give "
+                f"samples=... for more."
+            )
+        return samples
+
+    def _selected(self, select: Callable[[Any], Samples], source: Any) -> Samples:
         try:
             samples = select(source)
         except ConfigurationError:
@@ -62,10 +73,4 @@ class SampleFinder:
                 f"as the loader gives it, and returns x or (x, labels)."
             ) from error
         self._measurement.check_samples(samples)
-        wanted = self._source.num_samples
-        if self._source.sample_indices is None and len(samples) < wanted:
-            self._warn(
-                f"num_samples={wanted}, but the batch or dataset has only {len(samples)}; all of them are measured. "
-                f"Give samples=... for more."
-            )
         return samples

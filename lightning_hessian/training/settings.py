@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypedDict
 
-from lightning_hessian.curvature.options import Options
+import numpy as np
+
+from lightning_hessian.curvature.options import ChunkSize, MethodChoice, Options
 from lightning_hessian.errors import ConfigurationError, check_at_least, check_choice
 from lightning_hessian.model.arguments import Target, check_input
 from lightning_hessian.model.function import ForwardFunction, differentiated
 from lightning_hessian.model.outputs import OutputFunction
 from lightning_hessian.model.targets import TARGET_NAMES
-from lightning_hessian.records.retention import KeepMatrices
+from lightning_hessian.records.retention import KeepMatrices, keep_policy
+from lightning_hessian.training.batch import InputFunction
 from lightning_hessian.training.samples import Samples, SampleSource
 from lightning_hessian.training.schedule import Schedule
 
@@ -29,22 +32,29 @@ class MeasurementSettings:
         ConfigurationError: an argument is not allowed; the message says what is.
     """
 
-    classes: int | Sequence[int] | str
-    target: Target | Literal["auto"]
-    dtype: str
-    options: Options
+    classes: int | Sequence[int] | str = "label"
+    target: Target | Literal["auto"] = "auto"
+    dtype: str = "float32"
+    options: Options = field(default_factory=Options)
     heatmap_samples: int = 1
     class_names: tuple[str, ...] | None = None
     forward_fn: ForwardFunction | None = None
     output_fn: OutputFunction | None = None
     wrt: str | int | None = None
     name: str | None = None
+    owner: str = "InputHessianMonitor"
 
     def __post_init__(self) -> None:
         if not callable(self.target):
             check_choice("target", self.target, ("auto", *TARGET_NAMES))
         if isinstance(self.classes, str):
             check_choice("classes", self.classes, CLASS_CHOICES)
+        if isinstance(self.classes, np.ndarray):
+            object.__setattr__(self, "classes", self.classes.tolist())
+        if isinstance(self.classes, (list, tuple)) and any(isinstance(each, (str, float)) for each in self.classes):
+            raise ConfigurationError(
+                f"classes={self.classes!r} must be whole numbers, or one of {', '.join(map(repr, CLASS_CHOICES))}."
+            )
         check_choice("dtype", self.dtype, DTYPES)
         check_at_least("heatmap_samples", self.heatmap_samples, 0)
         if self.name is not None and not (isinstance(self.name, str) and re.fullmatch("[A-Za-z0-9_-]+", self.name)):
@@ -54,8 +64,8 @@ class MeasurementSettings:
 
     @property
     def title(self) -> str:
-        """What the monitor calls itself in messages."""
-        return "InputHessianMonitor" if self.name is None else f"InputHessianMonitor '{self.name}'"
+        """What the monitor or recorder calls itself in messages."""
+        return self.owner if self.name is None else f"{self.owner} '{self.name}'"
 
     def check_samples(self, samples: Samples) -> None:
         """Checks that the samples hold what these settings need.
@@ -84,9 +94,9 @@ class MonitorSettings:
     measurement: MeasurementSettings
     samples: SampleSource
     schedule: Schedule
-    max_overhead: float | None
-    keep_matrices: KeepMatrices | None
-    on_error: Literal["warn", "raise"]
+    max_overhead: float | None = None
+    keep_matrices: KeepMatrices | None = None
+    on_error: Literal["warn", "raise"] = "warn"
 
     def __post_init__(self) -> None:
         check_choice("on_error", self.on_error, ("warn", "raise"))
@@ -99,6 +109,71 @@ class MonitorSettings:
                 f"max_overhead={share!r} must be a number above 0 and up to 1, the share of the training time that "
                 f"measuring may take (0.05 for a twentieth), or None for no limit."
             )
+
+
+class MonitorOptions(TypedDict, total=False):
+    """How to measure and what to keep: arguments of ``InputHessianMonitor`` and ``InputHessianRecorder``."""
+
+    sample_indices: Sequence[int] | None
+    num_samples: int
+    heatmap_samples: int
+    method: MethodChoice
+    num_eigenvalues: int
+    density_vectors: int
+    dtype: Literal["float32", "float64"]
+    wrt: str | int | None
+    input_fn: InputFunction | None
+    forward_fn: ForwardFunction | None
+    output_fn: OutputFunction | None
+    chunk_size: ChunkSize
+    max_memory: int | None
+    max_seconds: float | None
+    max_overhead: float | None
+    keep_matrices: bool | int | KeepMatrices
+    class_names: Sequence[str] | None
+    on_error: Literal["warn", "raise"]
+    seed: int
+    name: str | None
+
+
+class RecorderOptions(MonitorOptions, total=False):
+    """The same with what is looked at."""
+
+    classes: int | Sequence[int] | str
+    target: Target | Literal["auto"]
+
+
+class MonitorArguments(RecorderOptions, total=False):
+    """All arguments of ``InputHessianMonitor`` but those that say when to measure."""
+
+    samples: Any
+    val_dataloader_idx: int
+
+
+def monitor_settings(owner: str, schedule: Schedule, arguments: Mapping[str, Any]) -> MonitorSettings:
+    """What a user's ``MonitorArguments`` mean; those that are left out have the defaults of the settings' fields.
+
+    Raises:
+        TypeError: there is no such argument.
+        ConfigurationError: an argument is not allowed.
+    """
+    given: dict[str, Any] = dict(arguments)
+    if unknown := given.keys() - MonitorArguments.__annotations__.keys():
+        raise TypeError(f"{owner} has no argument {', '.join(map(repr, sorted(unknown)))}.")
+
+    def of(kind: type[Any]) -> dict[str, Any]:
+        return {each.name: given[each.name] for each in fields(kind) if each.name in given}
+
+    keep = keep_policy(given.get("keep_matrices", True))
+    names = given.get("class_names")
+    measurement = MeasurementSettings(
+        **{**of(MeasurementSettings), "class_names": None if names is None else tuple(names)},
+        options=Options(**of(Options)),
+        owner=owner,
+    )
+    source = SampleSource(given=given.get("samples"), **of(SampleSource))
+    settings = {**of(MonitorSettings), "measurement": measurement, "samples": source, "keep_matrices": keep}
+    return MonitorSettings(**settings, schedule=schedule)
 
 
 def check_names(names: Sequence[str | None]) -> None:

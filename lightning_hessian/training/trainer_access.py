@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.training.distributed import ProcessGroup
 from lightning_hessian.training.samples import first_batch
 from lightning_hessian.training.schedule import TrainingPosition
+from lightning_hessian.writers.tags import SPREAD
 
 # Strategies that hold parameters in flat buffers of their own, from which torch cannot restore a whole module.
 UNSUPPORTED_STRATEGIES = ("FSDPStrategy", "DeepSpeedStrategy")
@@ -72,6 +75,13 @@ def training_position(trainer: Any) -> TrainingPosition:
     return TrainingPosition(
         optimizer_steps(trainer), logged_step(trainer), trainer.current_epoch, trainer.is_last_batch
     )
+
+
+def show_metrics(metrics: Mapping[str, float], trainer: Any) -> None:
+    """Gives the scalars to callbacks that watch metrics, such as early stopping."""
+    device = trainer.strategy.root_device
+    watched = {k: torch.tensor(v, device=device) for k, v in metrics.items() if not k.startswith(SPREAD)}
+    trainer.callback_metrics.update(watched)
 
 
 def chosen_batch(trainer: Any, batch: Any, dataloader_idx: int, wanted: int) -> Any | None:

@@ -1,16 +1,55 @@
-"""What a Trainer's loggers accept. They are recognized by their class names: imports no logger."""
+"""What loggers accept: those of a Trainer, recognized by their class names, and event files without one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lightning_hessian.records.record import Array
 
 
+class EventFile:
+    """A directory's event file, with what publishing asks of a logger; opened when it is first written to.
+
+    Args:
+        log_dir: the directory.
+        writer: a ``SummaryWriter`` of that directory, if there is one already: TensorBoard may lose what is in a second
+            file. It stays open.
+    """
+
+    def __init__(self, log_dir: str, writer: Any = None) -> None:
+        self._log_dir, self._writer, self._is_own = log_dir, writer, writer is None
+
+    @property
+    def experiment(self) -> Any:
+        """Its ``SummaryWriter``."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(self._log_dir)
+        return self._writer
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Writes scalars."""
+        for tag, value in metrics.items():
+            self.experiment.add_scalar(tag, value, step)
+
+    def flush(self) -> None:
+        """Writes out what is buffered."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Closes it, if it was opened here."""
+        self.flush()
+        if self._writer is not None and self._is_own:
+            self._writer.close()
+            self._writer = None
+
+
 def tensorboard_loggers(loggers: Sequence[Any]) -> list[Any]:
-    """The TensorBoard loggers, of ``lightning`` and ``pytorch_lightning`` alike (two class trees)."""
-    return [logger for logger in loggers if "TensorBoardLogger" in _names(logger)]
+    """The TensorBoard loggers, of ``lightning`` and ``pytorch_lightning`` alike (two class trees), and event files."""
+    return [logger for logger in loggers if isinstance(logger, EventFile) or "TensorBoardLogger" in _names(logger)]
 
 
 def picture_loggers(loggers: Sequence[Any]) -> list[Any]:

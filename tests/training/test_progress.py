@@ -1,6 +1,7 @@
 """The progress of long measurements is shown beside the Trainer's own bars, which stay as they are."""
 
 import importlib
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from lightning_hessian import load_records
 from lightning_hessian.curvature.methods import columns
 from lightning_hessian.curvature.options import Options
 from lightning_hessian.curvature.target_batch import TargetBatch
-from lightning_hessian.training import progress
+from lightning_hessian.training import progress, trainer_run
 from lightning_hessian.training.progress import DELAY, MeasurementBar
 
 F64 = torch.float64
@@ -39,11 +40,11 @@ def test_columns_are_counted_over_all_groups(monkeypatch):
     """Where memory runs out in the second block, its samples start over, one at a time."""
     columns_of = columns._columns
 
-    def small(batch, mode, block, progress):
+    def small(batch, mode, block, progress, split):
         if batch.num_samples > 1:
             progress("columns", 4 * batch.num_samples, 6 * batch.num_samples)
             raise torch.OutOfMemoryError("a small device")
-        return columns_of(batch, mode, block, progress)
+        return columns_of(batch, mode, block, progress, split)
 
     monkeypatch.setattr(columns, "_columns", small)
     calls, _ = reported_by("dense", chunk_size=3)
@@ -79,10 +80,9 @@ class Line:
         self.drawn.append("closed")
 
 
-def test_nothing_is_drawn_in_the_first_second(monkeypatch):
+def test_nothing_is_drawn_in_the_first_second():
     drawn, clock = [], iter([0.0, 0.5 * DELAY, 0.9 * DELAY, 1.1 * DELAY, 1.2 * DELAY, 1.3 * DELAY])
-    monkeypatch.setattr(progress, "line_beside", lambda bar, text, total: Line(drawn, text, total))
-    with MeasurementBar(None, lambda: next(clock)) as bar:
+    with MeasurementBar(lambda text, total: Line(drawn, text, total), lambda: next(clock)) as bar:
         for done in (1, 2, 3, 4):
             bar("products", done, None)
             assert bool(drawn) == (done > 2)
@@ -98,15 +98,14 @@ def test_nothing_is_drawn_in_the_first_second(monkeypatch):
     ]
 
 
-def test_a_display_that_fails_costs_no_measurement(monkeypatch):
+def test_a_display_that_fails_costs_no_measurement():
     def broken(*_):
         raise BrokenPipeError("the terminal is gone")
 
-    monkeypatch.setattr(progress, "line_beside", broken)
-    with MeasurementBar(object(), lambda: 0.0) as bar:
+    with MeasurementBar(broken, lambda: 0.0) as bar:
         bar._begin = -2 * DELAY
         bar("columns", 1, 2)
-        assert bar._trainers_bar is None
+        assert bar._new_line is progress.no_line
 
 
 @pytest.fixture
@@ -164,7 +163,7 @@ def test_beside_tqdm(house, tmp_path, capsys):
     def measuring(trainer):
         own = trainer.progress_bar_callback.train_progress_bar
         before = (own.n, own.total, own.pos)
-        with MeasurementBar(trainer.progress_bar_callback) as bar:
+        with MeasurementBar(partial(progress.line_beside, trainer.progress_bar_callback)) as bar:
             for done in (1, 2):
                 bar("columns", done, 2)
             line = bar._line._bar
@@ -193,7 +192,7 @@ def test_beside_rich(house, tmp_path, capsys):
     def measuring(trainer):
         theirs = trainer.progress_bar_callback
         before = {task.id: (task.description, task.completed, task.visible) for task in theirs.progress.tasks}
-        with MeasurementBar(theirs) as bar:
+        with MeasurementBar(partial(progress.line_beside, theirs)) as bar:
             bar("products", 3, None)
             bar("columns", 5, 9)
             theirs.refresh(hard=True)
@@ -223,7 +222,7 @@ def test_beside_rich(house, tmp_path, capsys):
 @pytest.mark.parametrize("house", HOUSES)
 @pytest.mark.usefixtures("at_once")
 def test_no_display_nothing_drawn(house, make, capsys):
-    with MeasurementBar(make(house)) as bar:
+    with MeasurementBar(partial(progress.line_beside, make(house))) as bar:
         bar("columns", 1, 2)
     assert capsys.readouterr() == ("", "")
 
@@ -238,7 +237,7 @@ def test_the_monitor_shows_its_measurements(name, tmp_path, monkeypatch):
         drawn.append((type(bar).__name__, text, total))
         return line_beside(bar, text, total)
 
-    monkeypatch.setattr(progress, "line_beside", watched)
+    monkeypatch.setattr(trainer_run, "line_beside", watched)
     bar = getattr(bars("lightning.pytorch"), name)()
     fit(tmp_path, small_monitor(), bar, model=Classifier(), enable_progress_bar=True)
     assert drawn == [(name, "Input-Hessian, columns", 2 * 64)] * 3

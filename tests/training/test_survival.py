@@ -6,13 +6,13 @@ import pytest
 import torch
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from support.training import Classifier, digits, fit, trainer_of
+from support.training import Classifier, Stream, digits, fit, trainer_of
 from support.training import quick_monitor as quick
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from lightning_hessian import load_records
-from lightning_hessian.training.run import MonitoringRun
+from lightning_hessian.training.trainer_run import TrainerRun
 
 
 def told(folder, *monitors, **arguments):
@@ -42,7 +42,7 @@ def test_what_fails_in_a_hook_does_not_end_the_run(tmp_path, monkeypatch, method
 
     plain = fit(tmp_path / "without", enable_checkpointing=True)
     with monkeypatch.context() as patched:
-        patched.setattr(MonitoringRun, method, fails)
+        patched.setattr(TrainerRun, method, fails)
         messages = told(tmp_path / "with", quick(on_error="warn"), enable_checkpointing=True)
         assert sum("ZeroDivisionError: a bug of ours" in m for m in messages) >= 1
         assert sum("an unexpected failure" in m for m in messages) == 1
@@ -129,13 +129,6 @@ class OnlyTrains(Classifier):
 
     def validation_step(self, batch, batch_idx):
         pass
-
-
-class Stream(IterableDataset):
-    """Cannot be read ahead."""
-
-    def __iter__(self):
-        yield from digits(64, 96)
 
 
 LATE = {"held_out": Stream(), "num_sanity_val_steps": 0, "check_val_every_n_epoch": 3}

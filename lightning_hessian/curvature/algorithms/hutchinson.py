@@ -97,7 +97,7 @@ def estimate(known: KnownProducts, random: RandomProducts) -> Estimates:
     Source: Hutchinson (1989); Bekas, Kokiopoulou and Saad (2007) for the diagonal; deflation as in Gambhir,
     Stathopoulos and Orginos (2017).
     """
-    inside = torch.zeros_like(known.vectors[:, 0])
+    inside = torch.zeros_like(random.outside[:, 0])
     for q, product in zip(known.vectors.unbind(dim=1), known.products.unbind(dim=1), strict=True):
         inside.addcmul_(q, product)
     trace, trace_error = _mean((random.outside * random.products).sum(dim=2))

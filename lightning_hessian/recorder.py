@@ -1,0 +1,171 @@
+"""InputHessianRecorder: the measurements of ``InputHessianMonitor`` in any training loop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from lightning_hessian.errors import ConfigurationError, check_at_least, warn
+from lightning_hessian.model.arguments import Model, Target
+from lightning_hessian.records.locations import LogDir
+from lightning_hessian.records.record import Record, Stage
+from lightning_hessian.training.distributed import current_process_group
+from lightning_hessian.training.places import Places
+from lightning_hessian.training.progress import MeasurementBar, line_of_its_own, no_line
+from lightning_hessian.training.run import MonitoringRun
+from lightning_hessian.training.run_state import RunState
+from lightning_hessian.training.sample_finder import SampleFinder
+from lightning_hessian.training.schedule import Schedule, TrainingPosition
+from lightning_hessian.training.settings import MonitorOptions, monitor_settings
+from lightning_hessian.writers.loggers import EventFile
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+NEVER = Schedule(every_n_epochs=None)
+logger = logging.getLogger("lightning_hessian")
+
+
+class InputHessianRecorder:
+    """Measures how curved chosen outputs are around fixed inputs, in a training loop of your own.
+
+    It does what ``InputHessianMonitor`` does for a Lightning Trainer, whenever ``measure`` is called: the same
+    measurement, which leaves model and random streams as they were, and the same event file, records, pictures, tab and
+    report. Works with plain PyTorch, Fabric and the Trainer of transformers. Where torch.distributed is initialized,
+    every process makes the same calls, and the samples are shared out.
+
+    Args:
+        log_dir: directory of the run, for its event file and records; with ``writer`` it may be left out.
+        samples: a tensor ``[N, *shape]``, ``(x, labels)``, or a map-style dataset.
+        classes: as for ``InputHessianMonitor``.
+        target: as for ``InputHessianMonitor``.
+        writer: the ``SummaryWriter`` of that directory, if the loop has one already (with Fabric:
+            ``fabric.logger.experiment``). It stays open.
+        keep_earlier: whether the records that an earlier run has saved in this directory all stay. By default, those
+            after the step of the first measurement are set aside, as they are when a training starts over.
+        progress_bar: whether measurements that take longer than a second show their progress on the terminal.
+        options: all other arguments of ``InputHessianMonitor`` but those that say when to measure. With
+            ``max_overhead``, training is all the time that the recorder exists and does not measure.
+
+    Raises:
+        ConfigurationError: an argument is not allowed, or the samples cannot be used; the message says what is.
+
+    Cost: see ``input_spectrum``. Files are written and pictures drawn in a thread of their own, for which ``close`` and
+    the end of a ``with`` block wait.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from lightning_hessian import InputHessianRecorder, load_records
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+        >>> folder = tempfile.mkdtemp()
+        >>> with InputHessianRecorder(folder, samples=torch.randn(3, 4), classes=[0, 1]) as recorder:
+        ...     for step in (0, 100):
+        ...         record = recorder.measure(model, step=step)
+        >>> [record.step for record in load_records(folder)]
+        [0, 100]
+    """
+
+    def __init__(
+        self,
+        log_dir: LogDir = None,
+        samples: Any = None,
+        classes: int | Sequence[int] | str = "label",
+        target: Target | Literal["auto"] = "auto",
+        *,
+        writer: Any = None,
+        keep_earlier: bool = False,
+        progress_bar: bool = True,
+        **options: Unpack[MonitorOptions],
+    ) -> None:
+        if log_dir is None and writer is None:
+            raise ConfigurationError("Give log_dir, the directory of the run, or writer, its SummaryWriter.")
+        if samples is None:
+            raise ConfigurationError("Give samples=x, samples=(x, labels) or samples=dataset.")
+        arguments = {**options, "samples": samples, "classes": classes, "target": target}
+        settings = monitor_settings("InputHessianRecorder", NEVER, arguments)
+        group = current_process_group()
+        warns, informs = (warn, logger.info) if group.rank == 0 else (_say_nothing, _say_nothing)
+        finder = SampleFinder(settings, warns)
+        state = RunState(group.on_first(finder.given))
+        folder = os.fspath(writer.log_dir if log_dir is None else log_dir)
+        self._places = Places(folder, folder)
+        self._event_file = EventFile(folder, writer)
+        self._run = MonitoringRun(settings, group, state, warn=warns, inform=informs)
+        self._run.budget.start()
+        self._keep_earlier = keep_earlier
+        self._new_line = line_of_its_own if progress_bar and group.rank == 0 else no_line
+        self._close_at_exit = weakref.finalize(self, _close, self._run, self._event_file)
+
+    def measure(
+        self, model: Model, step: int, *, epoch: int = 0, logged_step: int | None = None, stage: Stage = "fit"
+    ) -> Record | None:
+        """Measures the model as it is now. Collective where torch.distributed is initialized.
+
+        Args:
+            model: what is measured: the module itself, or what DDP or Fabric made of it.
+            step: the number of training steps so far.
+            epoch: in which it is, from 0.
+            logged_step: at which it is shown in TensorBoard; by default ``step``.
+            stage: ``"fit"``, or ``"validate"`` or ``"test"`` for a measurement apart from the training curve.
+
+        Returns:
+            The record; None where it failed or was skipped, and on processes other than the first.
+
+        Raises:
+            ConfigurationError: the arguments do not fit the model; from the first measurement only.
+            Exception: anything else with ``on_error="raise"``.
+        """
+        check_at_least("step", step, 0)
+        check_at_least("epoch", epoch, 0)
+        replaces = stage == "fit" and not self._keep_earlier
+        with MeasurementBar(self._new_line) as progress:
+            published = self._run.measure(
+                model,
+                TrainingPosition(step, step if logged_step is None else logged_step, epoch),
+                places=self._places,
+                loggers=[self._event_file],
+                started_at=step if replaces else None,
+                before_training=self._run.num_records == 0,
+                stage=stage,
+                progress=progress,
+            )
+        return None if published is None else published.record
+
+    def state_dict(self) -> dict[str, Any]:
+        """The samples and what keeps curves comparable, for a checkpoint: tensors and plain values."""
+        return self._run.state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, strict: bool = False) -> None:
+        """Continues from a checkpoint.
+
+        Raises:
+            ConfigurationError: with ``strict``, it had other settings or samples; otherwise that is warned of.
+        """
+        self._run.load_state_dict(state_dict, strict=strict)
+
+    def flush(self) -> None:
+        """Waits until everything is written; what could not be written warns or raises, as ``on_error`` says."""
+        self._run.flush()
+        self._event_file.flush()
+
+    def close(self) -> None:
+        """Writes what is left and ends; at the latest when the program does."""
+        self._close_at_exit()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _close(run: MonitoringRun, event_file: EventFile) -> None:
+    run.close()
+    event_file.close()
+
+
+def _say_nothing(message: str) -> None:
+    """On processes other than the first."""

@@ -1,0 +1,230 @@
+"""The recorder in loops without a Trainer: the same numbers and files as the callback's."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.training import Classifier, digits, events, fit, scalar, small_monitor
+from torch import nn
+
+from lightning_hessian import (
+    ConfigurationError,
+    InputHessianRecorder,
+    MeasurementError,
+    input_spectrum,
+    load_records,
+)
+
+X, Y = digits(64, 96).tensors
+
+
+def recorder(folder, samples=(X, Y), **arguments):
+    """Of two samples and classes 2 and 3, as ``small_monitor``."""
+    given = {"classes": [2, 3], "num_samples": 2, "heatmap_samples": 0, "on_error": "raise", "progress_bar": False}
+    return InputHessianRecorder(folder, samples, **{**given, **arguments})
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.GELU(), nn.Linear(16, 10))
+
+
+def step(network: nn.Module) -> None:
+    """One step of gradient descent."""
+    network.zero_grad()
+    nn.functional.cross_entropy(network(X), Y).backward()
+    with torch.no_grad():
+        for p in network.parameters():
+            p -= 0.1 * p.grad
+
+
+def test_the_same_numbers_and_tags_as_the_callback(tmp_path):
+    """Of the same weights, in the same file."""
+    trainer = fit(tmp_path / "callback", small_monitor(heatmap_samples=1, samples=(X, Y)))
+    last = load_records(tmp_path / "callback")[-1]
+    with recorder(tmp_path / "recorder", heatmap_samples=1) as rec:
+        record = rec.measure(trainer.lightning_module, last.step, epoch=last.epoch)
+    (saved,) = load_records(tmp_path / "recorder")
+    for name in ("eigenvalues", "gradient", "trace", "hessian"):
+        assert np.array_equal(getattr(saved, name), getattr(last, name)), name
+    assert np.array_equal(record.eigenvalues, last.eigenvalues)
+    assert (saved.step, saved.logged_step, saved.epoch, saved.stage) == (8, 8, 1, "fit")
+    ours, theirs = (events(tmp_path / name).Tags() for name in ("recorder", "callback"))
+    for kind in ("scalars", "images", "histograms", "tensors"):
+        hessian = {tag for tag in theirs[kind] if "hessian" in tag and "similarity" not in tag}
+        assert hessian - set(ours[kind]) <= {t for t in hessian if "cosine" in t or "overlap" in t}
+
+
+def test_a_loop_is_not_disturbed(tmp_path):
+    """Weights, random numbers and the mode of the network."""
+    final = []
+    for folder in (None, tmp_path):
+        network = small_network().train()
+        torch.manual_seed(1)
+        rec = None if folder is None else recorder(folder)
+        for number in range(4):
+            if rec is not None:
+                rec.measure(network, number)
+                assert network.training
+            step(network)
+        if rec is not None:
+            rec.close()
+        final.append([*network.state_dict().values(), torch.rand(2)])
+    assert all(torch.equal(a, b) for a, b in zip(*final, strict=True))
+    assert [r.step for r in load_records(tmp_path)] == [0, 1, 2, 3]
+    assert list(scalar(tmp_path, "hessian_lambda_max/logit_class_2")) == [0, 1, 2, 3]
+
+
+def test_a_writer_of_the_loop_is_used_and_left_open(tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(tmp_path)
+    with recorder(None, writer=writer) as rec:
+        rec.measure(small_network(), 5)
+    writer.add_scalar("loss", 1.0, 6)
+    writer.close()
+    assert len(list(tmp_path.glob("events*"))) == 1
+    assert scalar(tmp_path, "loss") == {6: 1.0}
+    assert list(scalar(tmp_path, "hessian_trace/logit_class_3")) == [5]
+    assert len(load_records(tmp_path)) == 1
+
+
+def test_the_numbers_are_those_of_the_function(tmp_path):
+    network = small_network()
+    with recorder(tmp_path, classes="label", target="prob", dtype="float64") as rec:
+        record = rec.measure(network, 0)
+    expected = input_spectrum(network, X[:2], Y[:2], "prob", dtype=torch.float64)
+    np.testing.assert_allclose(record.eigenvalues, expected.eigenvalues, rtol=1e-9, atol=1e-12)
+
+
+def test_arguments_are_checked_at_construction(tmp_path):
+    for arguments, error, match in (
+        ({"log_dir": None}, ConfigurationError, "Give log_dir"),
+        ({"samples": None}, ConfigurationError, "Give samples=x"),
+        ({"samples": torch.zeros(2, 3, dtype=torch.long)}, ConfigurationError, "floating point"),
+        ({"samples": X}, ConfigurationError, "needs integer labels"),
+        ({"target": "logits"}, ConfigurationError, "not known"),
+        ({"every_n_epochs": 1}, TypeError, "no argument 'every_n_epochs'"),
+    ):
+        with pytest.raises(error, match=match):
+            InputHessianRecorder(**{"log_dir": tmp_path, "samples": (X, Y), **arguments})
+    with recorder(tmp_path) as rec, pytest.raises(ConfigurationError, match="step=-1"):
+        rec.measure(small_network(), -1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_does_not_fit_the_model_raises_at_the_first_measurement(tmp_path):
+    with (
+        recorder(tmp_path, classes=12, on_error="warn") as rec,
+        pytest.raises(ConfigurationError, match="out of range"),
+    ):
+        rec.measure(small_network(), 0)
+
+
+def test_a_failure_warns_or_raises(tmp_path):
+    broken = small_network()
+    nn.init.constant_(broken[1].weight, torch.nan)
+    with recorder(tmp_path, on_error="warn") as rec:
+        rec.measure(small_network(), 0)
+        with pytest.warns(UserWarning, match="InputHessianRecorder: no measurement at step 1, and the run continues"):
+            assert rec.measure(broken, 1) is None
+    with recorder(tmp_path) as rec, pytest.raises(MeasurementError):
+        rec.measure(broken, 2)
+
+
+def test_a_run_that_goes_on_keeps_what_was_before(tmp_path):
+    """With the state of a checkpoint, its target and its samples are compared too."""
+    network = small_network()
+    with recorder(tmp_path) as rec:
+        for number in range(3):
+            rec.measure(network, number)
+            step(network)
+        state = rec.state_dict()
+    torch.save(state, tmp_path / "state.pt")
+    with recorder(tmp_path) as rec:
+        rec.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+        record = rec.measure(network, 3)
+    assert np.isfinite(record.metrics["top_eigenvector_cosine"]).all()
+    assert [r.step for r in load_records(tmp_path)] == [0, 1, 2, 3]
+    with recorder(tmp_path) as rec:
+        rec.measure(network, 0)
+    assert [r.step for r in load_records(tmp_path)] == [0]
+
+
+def test_what_is_measured_last_is_written_at_the_end_of_a_program(tmp_path):
+    program = (
+        "import sys, torch\nfrom lightning_hessian import InputHessianRecorder\n"
+        "recorder = InputHessianRecorder(sys.argv[1], torch.randn(2, 4), classes=0)\n"
+        "recorder.measure(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GELU()), 0)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=120)
+    assert len(load_records(tmp_path)) == 1
+    assert events(tmp_path).Tags()["images"]
+
+
+RANKS = """
+import os, sys
+import torch, torch.distributed as dist
+from torch import nn
+from lightning_hessian import InputHessianRecorder
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+network = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3))
+wrapped = nn.parallel.DistributedDataParallel(network)
+samples = torch.randn(5, 6) if dist.get_rank() == 0 else torch.randn(5, 6) + 1
+with InputHessianRecorder(sys.argv[1], samples, classes=[0, 2], heatmap_samples=0, on_error="raise") as recorder:
+    record = recorder.measure(wrapped, 4)
+assert (record is None) == (dist.get_rank() > 0)
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_share_the_samples(tmp_path):
+    (tmp_path / "ranks.py").write_text(RANKS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    command += ["--standalone", str(tmp_path / "ranks.py"), str(tmp_path / "run")]
+    subprocess.run(command, check=True, timeout=240, capture_output=True)
+    (record,) = load_records(tmp_path / "run")
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3))
+    expected = input_spectrum(network, torch.randn(5, 6), [0, 2])
+    np.testing.assert_allclose(record.eigenvalues, expected.eigenvalues, rtol=1e-4, atol=1e-6)
+    assert len(list(Path(tmp_path / "run").glob("events*"))) == 1
+
+
+def test_fabric_with_bf16(tmp_path):
+    """The wrapped module, in float32 without autocast."""
+    from lightning.fabric import Fabric
+    from lightning.fabric.loggers import TensorBoardLogger
+
+    fabric = Fabric(accelerator="cpu", precision="bf16-mixed", loggers=TensorBoardLogger(tmp_path, name="", version=""))
+    network = small_network()
+    wrapped = fabric.setup(network)
+    with recorder(None, writer=fabric.logger.experiment) as rec:
+        record = rec.measure(wrapped, 0)
+    expected = input_spectrum(network, X[:2], [2, 3])
+    np.testing.assert_allclose(record.lambda_max, expected.lambda_max, rtol=1e-5)
+    assert len(load_records(tmp_path)) == 1
+
+
+def test_flat_shards_are_refused(tmp_path):
+    class FullyShardedDataParallel(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = small_network()
+
+        def forward(self, x):
+            return self.inner(x)
+
+    with recorder(tmp_path) as rec, pytest.raises(ConfigurationError, match=r"fully_shard \(FSDP2\)"):
+        rec.measure(FullyShardedDataParallel(), 0)
+
+
+def test_the_lightning_module_of_a_trainer_can_be_measured_without_it(tmp_path):
+    module = Classifier()
+    with recorder(tmp_path) as rec:
+        assert rec.measure(module, 0).valid.all()
+    assert module.training
