@@ -155,8 +155,8 @@ class Spectrum(Decomposition):
             numbers = f"λ {ends}, mean trace {float(trace.mean()):.3g}"
         return (
             f"Spectrum({self.target}, {self.method}, {self.diagnosis.kind}\n"
-            f"  {num_samples} samples × {num_classes} classes, {num_listed} of {self.gradient.shape[-1]} eigenvalues\n"
-            f"  {numbers}\n"
+            f"  samples × classes: {num_samples} × {num_classes}, D = {self.gradient.shape[-1]}\n"
+            f"  {num_listed} eigenvalues each, {numbers}\n"
             f"  valid {int(self.valid.sum())} of {self.valid.numel()}, "
             f"eigenvalues converged {int(self.converged.sum())} of {self.converged.numel()})"
         )

@@ -128,7 +128,7 @@ class Record:
         ids = ", ".join(map(str, self.class_ids[:5])) + (", …" if num_classes > 5 else "")
         return (
             f"Record({self.target}, {self.when}, {self.method}, {self.diagnosis}\n"
-            f"  {num_samples} samples × {num_classes} classes ({ids}), x {self.x.shape}\n"
+            f"  samples × classes: {num_samples} × {num_classes} ({ids}), x {self.x.shape}\n"
             f"  {numbers}\n"
             f"  valid {self.valid.sum()} of {self.valid.size}, "
             f"eigenvalues converged {self.converged.sum()} of {self.converged.size})"

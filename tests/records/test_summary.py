@@ -129,7 +129,7 @@ def test_a_record_is_shown_in_a_few_lines():
     text = repr(record_of())
     assert len(text.splitlines()) == 4
     assert "prob, epoch 1, after 7 optimizer steps, dense, curved" in text
-    assert "4 samples × 2 classes (0, 2), x (4, 6)" in text
+    assert "samples × classes: 4 × 2 (0, 2), x (4, 6)" in text
     assert "valid 8 of 8, eigenvalues converged 48 of 48" in text
     record = quadratic_record(3.0, 1.0, -2.0)
     assert "λ -2 to 3, mean trace 2" in repr(record)
@@ -138,7 +138,7 @@ def test_a_record_is_shown_in_a_few_lines():
         name: getattr(record, name)[:, :0] for name in ("classes", "eigenvalues", "valid", "converged", "gradient")
     }
     none = replace(record, **empty, class_ids=(), metrics={name: a[:, :0] for name, a in record.metrics.items()})
-    assert "1 samples × 0 classes ()" in repr(none)
+    assert "samples × classes: 1 × 0 ()" in repr(none)
 
 
 def test_a_spectrum_is_shown_in_a_few_lines():
@@ -146,10 +146,10 @@ def test_a_spectrum_is_shown_in_a_few_lines():
     text = repr(spectrum)
     assert len(text.splitlines()) == 4
     assert "logit, dense, curved" in text
-    assert "5 samples × 1 classes, 2 of 2 eigenvalues" in text
-    assert "λ -1 to 3, mean trace 2" in text
+    assert "samples × classes: 5 × 1, D = 2" in text
+    assert "2 eigenvalues each, λ -1 to 3, mean trace 2" in text
     assert "valid 5 of 5, eigenvalues converged 10 of 10" in text
     nothing = replace(spectrum, eigenvalues=spectrum.eigenvalues * torch.nan)
     assert "no finite numbers" in repr(nothing)
     names = ("eigenvalues", "converged", "valid", "trace", "gradient")
-    assert "0 classes" in repr(replace(spectrum, **{name: getattr(spectrum, name)[:, :0] for name in names}))
+    assert "5 × 0" in repr(replace(spectrum, **{name: getattr(spectrum, name)[:, :0] for name in names}))

@@ -74,7 +74,10 @@ def test_one_line_says_what_a_monitor_will_do_and_where_to_look(tmp_path, caplog
 )
 def test_classes_in_a_line(tmp_path, caplog, classes, words):
     x, labels = torch.rand(2, 1, 8, 8), torch.tensor([1, 2])
-    with caplog.at_level("INFO"), InputHessianRecorder(tmp_path, (x, labels), classes, heatmap_samples=0) as recorder:
+    with (
+        caplog.at_level("INFO"),
+        InputHessianRecorder(tmp_path, (x, labels), classes, "prob", heatmap_samples=0) as recorder,
+    ):
         for step in (0, 1):
             recorder.measure(Classifier(nn.ReLU), step=step)
     (line,) = [message for message in shown(caplog) if "of the training time" not in message]
