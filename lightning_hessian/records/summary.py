@@ -77,8 +77,10 @@ def about_cost(record: Record) -> str:
     sentences = [f"{record.seconds:.2f} s, {record.num_matvecs} Hessian-vector products per sample and class{memory}."]
     if record.overhead is not None:
         percent = 100 * record.overhead
-        readable = f"{percent:.0f}" if percent >= 10 else f"{percent:.2g}"
-        sentences.append(f"So far, measuring has taken {readable} % of the training time.")
+        readable = f"{percent:.0f} %" if percent >= 10 else f"{percent:.2g} %"
+        if percent > 1000:  # training has hardly begun, or is elsewhere
+            readable = "more than 1000 %"
+        sentences.append(f"So far, measuring has taken {readable} of the training time.")
     if record.skipped:
         sentences.append(about_skipped(record.skipped))
     return " ".join(sentences)
