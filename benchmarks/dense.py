@@ -21,8 +21,8 @@ from torch.func import hessian, vmap
 from benchmarks.common import ENOUGH, check_equal, save
 from benchmarks.models import Attention, Recurrent, ViT, cnn, frozen, mlp, mnist_cnn, problems_of
 from lightning_hessian import input_hessian
-from lightning_hessian.curvature.cost_model import ModelCosts
-from lightning_hessian.curvature.memory import MALLOC_SETTINGS, available_memory
+from lightning_hessian.curvature.cost_model import ForwardPass, ModelCosts
+from lightning_hessian.curvature.memory import MALLOC_SETTINGS, AllocatedBytes, available_memory
 from lightning_hessian.curvature.methods.dense import whole_hessians
 from lightning_hessian.curvature.methods.interface import MethodInput
 from lightning_hessian.curvature.options import Options
@@ -59,10 +59,11 @@ def networks() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
 def method_alone(model: nn.Module, x: Tensor, classes: list[int]) -> Callable[[], Tensor]:
     """The numerics alone: no isolation, no analysis, no certificate; what a forward pass takes is known."""
     batch, memory = problems_of(model, x, classes), available_memory(x.device)
-    costs = ModelCosts(batch, memory)
-    _ = costs.forward_bytes
+    with torch.no_grad(), AllocatedBytes() as allocated:
+        outputs = batch.outputs(batch.x)
+    costs = ModelCosts(batch, memory, ForwardPass(outputs.shape[1], allocated.total // len(x), allocated.count))
     given = MethodInput(batch, costs, torch.zeros(batch.shape), False, Options(), memory)
-    return lambda: whole_hessians(given)[0]
+    return lambda: whole_hessians(given).matrices
 
 
 def peer_hessians(model: nn.Module, x: Tensor, classes: list[int], chunk: int | None) -> Tensor:
@@ -89,8 +90,13 @@ def measured(work: Callable[[], Tensor]) -> dict[str, float]:
     }
 
 
-def compare(name: str, model: nn.Module, shape: tuple[int, ...], num_samples: int, num_classes: int) -> dict[str, Any]:
-    """One network, number of samples and of classes: all competitors in turn, round after round."""
+def compare(
+    name: str, model: nn.Module, shape: tuple[int, ...], num_samples: int, num_classes: int, enough: float
+) -> dict[str, Any]:
+    """One network, number of samples and of classes: all competitors in turn, round after round for ``enough`` seconds.
+
+    Three rounds at least, if they do not take eight times as long.
+    """
     x, classes = torch.randn(num_samples, *shape), list(range(num_classes))
     together = name not in LARGE or x[0].numel() * num_samples * num_classes <= MOST_FOR_THE_PEER
     chunk = None if together else 1
@@ -105,9 +111,9 @@ def compare(name: str, model: nn.Module, shape: tuple[int, ...], num_samples: in
     del expected
     rounds: list[dict[str, dict[str, float]]] = []
     begin = time.perf_counter()
-    while len(rounds) < 3 or (time.perf_counter() - begin < ENOUGH / 2 and len(rounds) < 15):
+    while len(rounds) < 3 or (time.perf_counter() - begin < enough and len(rounds) < 15):
         rounds.append({work: measured(call) for work, call in works.items()})
-        if time.perf_counter() - begin > 4 * ENOUGH:
+        if time.perf_counter() - begin > 8 * enough:
             break
     row: dict[str, Any] = {"network": name, "N": num_samples, "K": num_classes, "difference": difference}
     for work in works:
@@ -121,22 +127,22 @@ def compare(name: str, model: nn.Module, shape: tuple[int, ...], num_samples: in
     return row
 
 
-def many_points() -> dict[str, Any]:
+def many_points(enough: float) -> dict[str, Any]:
     """20,000 points of a physics-informed network, D = 2."""
     torch.manual_seed(0)
     layers = [nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1)]
-    return compare("tanh MLP, D = 2", frozen(nn.Sequential(*layers)), (2,), 20_000, 1)
+    return compare("tanh MLP, D = 2", frozen(nn.Sequential(*layers)), (2,), 20_000, 1, enough)
 
 
-def rows_here(full: bool) -> list[dict[str, Any]]:
+def rows_here(full: bool, enough: float) -> list[dict[str, Any]]:
     """All cases, in this process."""
-    rows = [many_points()]
+    rows = [many_points(enough)]
     for name, (model, shape) in networks().items():
         torch.manual_seed(0)
         for num_samples in (1, 4, 8):
             for num_classes in (1, 5, 10):
                 if full or name not in LARGE or num_samples * num_classes <= 10:
-                    rows.append(compare(name, model, shape, num_samples, num_classes))
+                    rows.append(compare(name, model, shape, num_samples, num_classes, enough))
     return rows
 
 
@@ -160,15 +166,17 @@ def main(arguments: list[str] | None = None) -> None:
     """Both allocators, each in a process of its own: about eight minutes on two cores, 30 with ``--full``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true", help="large networks with N·K above 10 too")
+    parser.add_argument("--seconds", type=float, default=ENOUGH / 2, help="for each case, at least")
     parser.add_argument("--here", action="store_true", help="print the rows measured in this process")
     options = parser.parse_args(arguments or [])
     if options.here:
-        print(json.dumps(rows_here(options.full)))
+        print(json.dumps(rows_here(options.full, options.seconds)))
         return
     report = {}
     for name, settings in ALLOCATORS.items():
         environment = {key: value for key, value in os.environ.items() if key not in MALLOC_SETTINGS} | settings
-        command = [sys.executable, "-m", "benchmarks.dense", "--here", *["--full"] * options.full]
+        command = [sys.executable, "-m", "benchmarks.dense", "--here", "--seconds", str(options.seconds)]
+        command += ["--full"] * options.full
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment, text=True).stdout
         rows = json.loads(output.splitlines()[-1])
         report[name] = {"settings": settings, "summary": summary(rows), "rows": rows}

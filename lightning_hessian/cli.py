@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 from lightning_hessian._version import __version__
 from lightning_hessian.report.page import MAX_SIZE, write_report
@@ -12,19 +14,38 @@ from lightning_hessian.report.page import MAX_SIZE, write_report
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; an error is one sentence on stderr and exit status 1."""
-    options = _parser().parse_args(arguments)
+    options = vars(_parser().parse_args(arguments))
     try:
-        path = write_report(options.log_dirs, options.output, max_size=options.max_size)
+        options.pop("run")(**options)
     except (OSError, ValueError) as error:
         print(f"lightning-hessian: {error}", file=sys.stderr)
         return 1
-    print(f"Wrote {path} ({path.stat().st_size / 1e6:.1f} MB). Open it in a browser.")
     return 0
+
+
+def _report(log_dirs: list[str], output: str, max_size: float) -> None:
+    path = write_report(log_dirs, output, max_size=max_size)
+    print(f"Wrote {path} ({path.stat().st_size / 1e6:.1f} MB). Open it in a browser.")
+
+
+def _measure(classes: list[str], **options: Any) -> None:
+    from lightning_hessian.offline import measure_checkpoints  # loads torch
+
+    given = {name: value for name, value in options.items() if value is not None}
+    measure_checkpoints(**given, classes=_classes(classes), say=partial(print, flush=True))
+
+
+def _classes(words: list[str]) -> int | list[int] | str:
+    """``--classes 2 3``, ``--classes label``."""
+    try:
+        return [int(word) for word in words]
+    except ValueError:
+        return " ".join(words)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="lightning-hessian", description="Works with the input-Hessians that runs have saved."
+        prog="lightning-hessian", description="Input-Hessians of runs: measured from checkpoints, and reported."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -34,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Writes one HTML page with everything that the Input Hessian tab of TensorBoard shows about some "
         "runs. It needs neither a network nor TensorBoard.",
     )
+    report.set_defaults(run=_report)
     report.add_argument("log_dirs", nargs="+", metavar="LOG_DIR", help="directory of a run, or one above several runs")
     report.add_argument(
         "-o",
@@ -49,7 +71,67 @@ def _parser() -> argparse.ArgumentParser:
         metavar="MB",
         help="largest size of the page, which says what was left out (default: %(default)g)",
     )
+    measure = commands.add_parser(
+        "measure",
+        help="measure checkpoints that a training has saved, or is saving",
+        description="Measures the input-Hessians of saved checkpoints in a process and on a device of its own, with "
+        "the numbers that InputHessianMonitor would have logged in the run, and at no cost to it. Checkpoints that "
+        "were measured before are left out.",
+    )
+    _add_measure(measure)
     return parser
+
+
+def _add_measure(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``offline.measure_checkpoints``; those that are left out have its defaults."""
+    parser.set_defaults(run=_measure)
+    add = parser.add_argument
+    add(
+        "model",
+        metavar="MODULE:CLASS",
+        help="a LightningModule, or a class or function without arguments that returns a model for a state dict",
+    )
+    add("checkpoints", nargs="+", metavar="CHECKPOINT", help="a file, a pattern such as 'runs/*.ckpt', or a directory")
+    add(
+        "--samples",
+        required=True,
+        metavar="FILE",
+        help=".pt, .npz or .safetensors with x or (x, labels); or the word checkpoint, for those that the run's own "
+        "InputHessianMonitor has stored",
+    )
+    add(
+        "--log-dir", required=True, metavar="DIR", help="directory of these measurements, which they have to themselves"
+    )
+    add(
+        "--classes",
+        nargs="+",
+        default=["label"],
+        metavar="CLASS",
+        help="ints, label, predicted or all (default: label)",
+    )
+    add("--target", help="logit, log_prob, prob, loss or margin (default: chosen by the kind of network)")
+    add("--device", help="such as cuda:1 (default: a CUDA device if there is one, else cpu)")
+    add("--watch", action="store_true", help="go on with new checkpoints as they come, until the training has ended")
+    add("--poll", type=float, metavar="SECONDS", help="between two looks for new checkpoints (default: 5)")
+    add(
+        "--patience",
+        type=float,
+        metavar="SECONDS",
+        help="end a watch no earlier than this after the last change (default: 60)",
+    )
+    add("--num-samples", type=int, metavar="N", help="how many of the samples, the first ones (default: 8)")
+    add("--sample-indices", type=int, nargs="+", metavar="I", help="which of the samples")
+    add("--heatmap-samples", type=int, metavar="N", help="for how many the whole matrix is drawn (default: 1)")
+    add("--method", choices=["auto", "dense", "low_rank", "lanczos"])
+    add("--num-eigenvalues", type=int, metavar="N", help="default: 10")
+    add("--density-vectors", type=int, metavar="N", help="default: 0")
+    add("--dtype", choices=["float32", "float64"])
+    add("--wrt", metavar="NAME", help="the input or submodule that is differentiated, where there are several")
+    add("--max-memory", type=int, metavar="BYTES")
+    add("--max-seconds", type=float, metavar="SECONDS", help="of a measurement")
+    add("--class-names", nargs="+", metavar="NAME")
+    add("--seed", type=int)
+    add("--name", help="in tags and folders; with --samples checkpoint, the name of the monitor")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from lightning_hessian.curvature.memory import kept_pages
 from lightning_hessian.curvature.operators.autodiff import random_vectors
 from lightning_hessian.curvature.operators.blocks import ProblemBlocks
 from lightning_hessian.curvature.operators.gauss_newton import GaussNewtonOperator
-from lightning_hessian.curvature.operators.hessian import HessianOperator
+from lightning_hessian.curvature.operators.hessian import BatchOperator, HessianOperator
 from lightning_hessian.curvature.options import ChunkSize, MethodChoice, Options
 from lightning_hessian.curvature.spectrum import Spectrum
 from lightning_hessian.curvature.target_batch import TargetBatch
@@ -54,12 +54,10 @@ class InputHessianOperator(BatchedHessian):
 
     def __init__(self, access: ModelAccess, options: Options) -> None:
         self._batch = access.prepared.batch
-        self._options = options
-        memory = options.memory(self._batch.x.device)
-        self._costs = ModelCosts(self._batch, memory, access.prepared.forward)
-        self._rows_at_once = fitting_samples(memory, self._costs.split_matvec_bytes)
-        blocks = ProblemBlocks(HessianOperator, self._batch, self._rows_at_once)
-        super().__init__(blocks, self._batch.classes, access, options.seed)
+        self._access = access
+        self._memory = access.prepared.memory
+        self._options = replace(options, max_memory=self._memory)
+        super().__init__(self._blocks_of(HessianOperator), self._batch.classes, access, options.seed)
 
     @cached_property
     def gauss_newton(self) -> BatchedHessian:
@@ -68,8 +66,7 @@ class InputHessianOperator(BatchedHessian):
         J ``[C, D]`` is the Jacobian of the outputs, A ``[C, C]`` the Hessian of the target with respect to them. It is
         all of the Hessian of a piecewise linear network, and zero for ``"logit"``. It is not compared with values.
         """
-        blocks = ProblemBlocks(GaussNewtonOperator, self._batch, self._rows_at_once)
-        return BatchedHessian(blocks, self.classes, self._access, self._seed)
+        return BatchedHessian(self._blocks_of(GaussNewtonOperator), self.classes, self._access, self._seed)
 
     @cached_property
     def valid(self) -> Tensor:
@@ -135,6 +132,10 @@ class InputHessianOperator(BatchedHessian):
         self._access.is_closed = True
         self._blocks.free()
         self.gauss_newton._blocks.free()
+
+    def _blocks_of(self, kind: type[BatchOperator]) -> ProblemBlocks:
+        costs = ModelCosts(self._batch, self._memory, self._access.prepared.forward)
+        return ProblemBlocks(kind, self._batch, lambda: fitting_samples(self._memory, costs.split_matvec_bytes))
 
     def _products(self, vectors: Tensor, given: torch.Size) -> Tensor:
         _ = self.valid

@@ -44,6 +44,8 @@ class InputHessianRecorder:
         target: as for ``InputHessianMonitor``.
         writer: the ``SummaryWriter`` of that directory, if the loop has one already (with Fabric:
             ``fabric.logger.experiment``). It stays open.
+        keep_earlier: whether the records that an earlier run has saved in this directory all stay. By default, those
+            after the step of the first measurement are set aside, as they are when a training starts over.
         progress_bar: whether measurements that take longer than a second show their progress on the terminal.
         options: all other arguments of ``InputHessianMonitor`` but those that say when to measure. With
             ``max_overhead``, training is all the time that the recorder exists and does not measure.
@@ -74,6 +76,7 @@ class InputHessianRecorder:
         target: Target | Literal["auto"] = "auto",
         *,
         writer: Any = None,
+        keep_earlier: bool = False,
         progress_bar: bool = True,
         **options: Unpack[MonitorOptions],
     ) -> None:
@@ -92,17 +95,20 @@ class InputHessianRecorder:
         self._event_file = EventFile(folder, writer)
         self._run = MonitoringRun(settings, group, state, warn=warns, inform=informs)
         self._run.budget.start()
+        self._keep_earlier = keep_earlier
         self._new_line = line_of_its_own if progress_bar and group.rank == 0 else no_line
         self._close_at_exit = weakref.finalize(self, _close, self._run, self._event_file)
 
-    def measure(self, model: Model, step: int, *, epoch: int = 0, stage: Stage = "fit") -> Record | None:
+    def measure(
+        self, model: Model, step: int, *, epoch: int = 0, logged_step: int | None = None, stage: Stage = "fit"
+    ) -> Record | None:
         """Measures the model as it is now. Collective where torch.distributed is initialized.
 
         Args:
             model: what is measured: the module itself, or what DDP or Fabric made of it.
-            step: at which it is shown, the number of training steps so far. Steps should rise: the first one replaces
-                what an earlier run has saved in this directory from that step on.
+            step: the number of training steps so far.
             epoch: in which it is, from 0.
+            logged_step: at which it is shown in TensorBoard; by default ``step``.
             stage: ``"fit"``, or ``"validate"`` or ``"test"`` for a measurement apart from the training curve.
 
         Returns:
@@ -114,13 +120,14 @@ class InputHessianRecorder:
         """
         check_at_least("step", step, 0)
         check_at_least("epoch", epoch, 0)
+        replaces = stage == "fit" and not self._keep_earlier
         with MeasurementBar(self._new_line) as progress:
             published = self._run.measure(
                 model,
-                TrainingPosition(step, step, epoch),
+                TrainingPosition(step, step if logged_step is None else logged_step, epoch),
                 places=self._places,
                 loggers=[self._event_file],
-                started_at=step if stage == "fit" else None,
+                started_at=step if replaces else None,
                 before_training=self._run.num_records == 0,
                 stage=stage,
                 progress=progress,
@@ -131,9 +138,13 @@ class InputHessianRecorder:
         """The samples and what keeps curves comparable, for a checkpoint: tensors and plain values."""
         return self._run.state_dict()
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continues from a checkpoint."""
-        self._run.load_state_dict(state_dict)
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, strict: bool = False) -> None:
+        """Continues from a checkpoint.
+
+        Raises:
+            ConfigurationError: with ``strict``, it had other settings or samples; otherwise that is warned of.
+        """
+        self._run.load_state_dict(state_dict, strict=strict)
 
     def flush(self) -> None:
         """Waits until everything is written; what could not be written warns or raises, as ``on_error`` says."""

@@ -7,9 +7,8 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from support import training
-from support.training import Classifier, digits, events, fit, scalar
+from support.training import Classifier, Stream, TurnsNaN, digits, events, fit, scalar
 from torch import nn
-from torch.utils.data import IterableDataset
 
 from lightning_hessian import input_spectrum, load_records
 from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse
@@ -195,13 +194,6 @@ def test_the_samples_are_the_same_without_a_sanity_check(tmp_path):
     assert np.array_equal(first[0].eigenvalues, second[0].eigenvalues)
 
 
-class Stream(IterableDataset):
-    """Can be read once only."""
-
-    def __iter__(self):
-        yield from digits(64, 96)
-
-
 def test_a_stream_is_not_read_ahead(tmp_path):
     with pytest.warns(UserWarning, match="No measurement before training.*Give samples="):
         fit(tmp_path, small_monitor(), held_out=Stream(), num_sanity_val_steps=0)
@@ -243,17 +235,9 @@ def test_fast_dev_run_measures_and_writes_nothing(tmp_path):
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-class Broken(Classifier):
-    """Its weights become NaN in the second epoch."""
-
-    def on_train_epoch_start(self):
-        if self.current_epoch == 1:
-            nn.init.constant_(self.net[0].weight, float("nan"))
-
-
 def test_nan_weights_warn_and_are_not_written(tmp_path):
     with pytest.warns(UserWarning, match="no measurement at step 8.*not finite.*NaN in the weights") as caught:
-        trainer = fit(tmp_path, small_monitor(on_error="warn"), model=Broken(), max_epochs=3)
+        trainer = fit(tmp_path, small_monitor(on_error="warn"), model=TurnsNaN(), max_epochs=3)
     assert trainer.current_epoch == 3
     assert sum("no measurement" in str(w.message) for w in caught) == 1
     assert [r.step for r in load_records(tmp_path)] == [0, 4]
@@ -264,7 +248,7 @@ def test_nan_weights_warn_and_are_not_written(tmp_path):
 
 def test_on_error_raise(tmp_path):
     with pytest.raises(RuntimeError, match="not finite"):
-        fit(tmp_path, small_monitor(), model=Broken())
+        fit(tmp_path, small_monitor(), model=TurnsNaN())
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,11 @@
-"""Which lines a mutant changes, and whether explanations of survivors are of code that exists."""
+"""Which lines a mutant changes, and the page of results."""
 
-from pathlib import Path
+import json
 
 import pytest
-from support.survivors import EXPLAINED
+from support.mutants import PAGE, RESULTS, page
 from support.tests_by_line import statement_lines
 
-ROOT = Path(__file__).parents[1]
 SOURCE = """\
 @decorated(
     1,
@@ -40,8 +39,9 @@ def test_all_lines_of_a_changed_statement_count(changed: list[int], lines: set[i
     assert statement_lines(SOURCE, changed) == lines
 
 
-@pytest.mark.parametrize("change", EXPLAINED)
-def test_what_is_explained_is_there(change: tuple[str, ...]) -> None:
-    path, *lines = change
-    old = "\n".join(line[1:] for line in lines if line.startswith("-"))
-    assert old in (ROOT / path).read_text()
+def test_the_page_is_current() -> None:
+    results = json.loads(RESULTS.read_text())
+    assert PAGE.read_text() == page(results)
+    for each in results:
+        assert each["noticed_at_once"] + each["noticed_since"] == len(each["killed"])
+        assert len(each["killed"]) + len(each["survivors"]) == each["run"] <= each["drawn"]

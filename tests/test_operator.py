@@ -172,7 +172,7 @@ def test_products_fit_the_memory(q):
     with input_hessian_operator(network, x, [0, 3]) as hessian:
         expected = hessian @ v
     with input_hessian_operator(network, x, [0, 3], max_memory=20_000) as hessian:
-        assert hessian._rows_at_once < 10
+        assert hessian._blocks.rows_at_once < 10
         torch.testing.assert_close(hessian @ v, expected)
 
 

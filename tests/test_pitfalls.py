@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from lightning.pytorch import LightningModule
+from support.finite_differences import finite_differences
 from support.mode_agreement import modes_agree
 from support.networks import mlp
 from torch import nn
@@ -19,18 +20,6 @@ from lightning_hessian.model.prepare import prepare
 
 F64 = torch.float64
 X = torch.randn(3, 6, dtype=F64, generator=torch.Generator().manual_seed(4))
-
-
-def finite_differences(function, x, k):
-    """Central differences of the gradient ``[N, D, D]`` in float64."""
-    matrices = []
-    for sample in x:
-        shifts = 1e-5 * torch.eye(sample.numel(), dtype=F64).reshape(-1, *sample.shape)
-        ends = torch.cat([sample + shifts, sample - shifts]).requires_grad_()
-        (slopes,) = torch.autograd.grad(function(ends)[:, k].sum(), ends)
-        above, below = slopes.flatten(1).chunk(2)
-        matrices.append((above - below) / 2e-5)
-    return torch.stack(matrices)
 
 
 def assert_true(model, x=X, k=1):

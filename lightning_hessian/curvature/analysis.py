@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from lightning_hessian.curvature.batching import concatenate, in_groups
+from lightning_hessian.curvature.checks.coupling import has_changed_at_random
 from lightning_hessian.curvature.checks.diagnosis import CURVED, Diagnosis, Finding, Kind, advice
 from lightning_hessian.curvature.checks.zero import kind_in_outputs, kind_of_zero, weighted_outputs, zero_in_float64
-from lightning_hessian.curvature.cost_model import ForwardPass, ModelCosts, fitting_samples
+from lightning_hessian.curvature.cost_model import ForwardPass, ModelCosts, check_group, fitting_samples
 from lightning_hessian.curvature.meter import Stopwatch
 from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse
 from lightning_hessian.curvature.options import Options
@@ -49,6 +50,7 @@ class Analysis:
         finite: ``[N]``, whether inputs, values and gradients of a sample are.
         diagnosis: the kinds of target and network, and what is not finite.
         seconds_per_matvec: see ``Derivatives``.
+        is_random: whether values were not those of an earlier pass, since the forward is random.
     """
 
     costs: ModelCosts
@@ -56,6 +58,7 @@ class Analysis:
     finite: Tensor
     diagnosis: Diagnosis
     seconds_per_matvec: float | None = None
+    is_random: bool = False
 
     def select(self, samples: slice | Tensor) -> Analysis:
         """That of some samples."""
@@ -123,7 +126,22 @@ def analyze(
         of_target = kind_in_outputs(batch, found.outputs, generator)
         kind = of_target if of_target == "curved" or network == "linear" else network
     diagnosis = Diagnosis(kind, network, tuple(findings), advice=advice(found.outputs.shape[1]))
-    return Analysis(costs, found.gradient, finite, diagnosis, found.seconds_per_matvec)
+    is_random = forward is not None and has_changed_at_random(
+        batch, found.values, forward.outputs, check_group(costs, memory)
+    )
+    return Analysis(costs, found.gradient, finite, diagnosis, found.seconds_per_matvec, is_random)
+
+
+def curved(
+    batch: TargetBatch, costs: ModelCosts, forward: ForwardPass, values: Tensor, gradient: Tensor
+) -> Analysis | None:
+    """That of a curved network whose first derivatives are known, or None where not all of them are finite."""
+    if not all(numbers.isfinite().all() for numbers in (batch.x, values, gradient)):
+        return None
+    diagnosis = Diagnosis("curved", "curved", advice=advice(costs.num_outputs))
+    finite = torch.ones(batch.num_samples, dtype=torch.bool, device=batch.x.device)
+    is_random = has_changed_at_random(batch, values, forward.outputs, check_group(costs, costs.memory))
+    return Analysis(costs, gradient, finite, diagnosis, is_random=is_random)
 
 
 def differentiate(
@@ -194,7 +212,7 @@ def finite_samples(batch: TargetBatch, values: Tensor, gradient: Tensor) -> tupl
 
 
 _HELP = {
-    "Values of the target are": " Look for NaN in the weights, and for overflow.",
+    "Values of the target are": " Look for NaN in the weights, for log(0) or a division by zero, and for overflow.",
     "The values are finite but gradients are": (
         " Look for torch.where over a branch that is infinite or NaN where it is not taken, and for 0/0 in the "
         "derivative of a norm or a square root at zero."

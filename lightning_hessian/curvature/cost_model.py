@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from lightning_hessian.curvature.algorithms.hutchinson import NUM_VECTORS
 from lightning_hessian.curvature.algorithms.lanczos import basis_size
@@ -27,6 +29,9 @@ from lightning_hessian.errors import MeasurementError
 # convolutions, transformers and recurrent networks with K = 1 and 10.
 FORWARDS_PER_PASS = 4
 FORWARDS_PER_GRADIENT = 3  # the same of a gradient: 1.7 to 2.2, all that a forward and a backward pass make
+# Up to which the time of an operation on a tensor is that of its call: reverse_over_reverse is faster then, which calls
+# a third as many as forward_over_reverse. Two cores, benchmarks/dense.py: between 100 and 600 kB.
+BYTES_OF_A_CALL = 256 * 2**10
 SURELY = 4  # estimates are good enough where that many times as much fits for all samples, their results included
 
 # Seconds per D³ of an eigendecomposition with vectors on one CPU core: 6e-11 to 1.3e-10 in float32, by LAPACK, at
@@ -40,10 +45,24 @@ LANCZOS_OVERHEAD = 1.1  # a Lanczos iteration, orthogonalisation included, over 
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """What a forward pass showed: C outputs, and the bytes of all tensors that it makes for a sample."""
+    """What a forward pass showed.
 
-    num_outputs: int
+    Attributes:
+        outputs: ``[N, C]``.
+        bytes_per_sample: of all tensors that it makes.
+        num_tensors: that it makes.
+        is_curved: whether one is made by an operation that surely curves what it is applied to, such as tanh.
+    """
+
+    outputs: Tensor
     bytes_per_sample: int
+    num_tensors: int = 1
+    is_curved: bool = False
+
+    @property
+    def num_outputs(self) -> int:
+        """C."""
+        return self.outputs.shape[1]
 
 
 @dataclass(frozen=True)
@@ -78,6 +97,14 @@ class ModelCosts:
         if self.forward is not None:
             return self.forward.bytes_per_sample + self.vector_bytes
         return allocated_per_sample(self.batch, _forward) + self.vector_bytes
+
+    @property
+    def calls_dominate(self) -> bool:
+        """Whether all columns of all problems at once are work of small tensors, whose time is that of the calls."""
+        if self.forward is None:
+            return False
+        columns = math.prod(self.batch.shape)
+        return columns * self.forward.bytes_per_sample <= BYTES_OF_A_CALL * self.forward.num_tensors
 
     @property
     def column_estimate(self) -> int:

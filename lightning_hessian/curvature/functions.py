@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import get_args
@@ -9,20 +10,21 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.analysis import Analysis, analyze, differentiate, finite_samples
+from lightning_hessian.curvature.analysis import Analysis, analyze, curved, differentiate, finite_samples
 from lightning_hessian.curvature.batching import concatenate, in_groups
+from lightning_hessian.curvature.checks.coupling import has_changed_at_random
 from lightning_hessian.curvature.checks.derivatives import (
     CheckableDerivatives,
     CheckedDerivatives,
     check_derivatives,
     unchecked_derivatives,
 )
-from lightning_hessian.curvature.checks.diagnosis import Diagnosis
 from lightning_hessian.curvature.checks.prediction import predict_along, predict_of_matrices, predict_slope
-from lightning_hessian.curvature.checks.verdict import CheckSettings
+from lightning_hessian.curvature.checks.result_check import CheckSettings
 from lightning_hessian.curvature.cost_model import ForwardPass, ModelCosts, check_group, fitting_samples
 from lightning_hessian.curvature.memory import readable
 from lightning_hessian.curvature.meter import UNLIMITED, Meter, TimeLimit
+from lightning_hessian.curvature.methods.columns import WholeHessians
 from lightning_hessian.curvature.methods.dense import whole_hessians
 from lightning_hessian.curvature.methods.duration import ends_only, within_limit
 from lightning_hessian.curvature.methods.execute import Share, execute
@@ -63,7 +65,7 @@ def gradient(batch: TargetBatch, options: Options, forward: ForwardPass) -> Chec
         batch,
         checkable(first.gradient),
         lambda few, _: checkable(gradients(few)),
-        _settings(costs, options),
+        _settings(costs, options, forward, first.values),
         finite=finite,
         findings=findings,
     )
@@ -109,7 +111,7 @@ def hvp(batch: TargetBatch, v: Tensor, options: Options, forward: ForwardPass) -
         problems,
         checkable(torch.arange(problems.num_samples, device=v.device), first),
         lambda few, which: checkable(which, products(few, vectors[which])),
-        _settings(costs, options),
+        _settings(costs, options, forward, first.values),
         finite=finite.repeat_interleave(each),
         findings=findings,
         numbers=[n // each for n in range(problems.num_samples)],
@@ -140,34 +142,46 @@ def hessian(batch: TargetBatch, options: Options, forward: ForwardPass, meter: M
             f"may be used. {fewer}, or raise max_memory (in bytes)."
         )
     budget = memory - result_bytes
+    costs = ModelCosts(batch, budget, forward)
     whole = partial(
         _whole_hessians,
-        costs=ModelCosts(batch, budget, forward),
+        costs=costs,
         options=options,
         memory_budget=budget,
         limit=meter.limit(options.max_seconds),
     )
     if not options.check:
-        return unchecked_derivatives(whole(batch)[0])
-    analysis = analyze(batch, options, "curved" if batch.num_inputs <= FEW_INPUTS else None, forward=forward)
-    batch, gradient = batch.select(analysis.stand_ins), analysis.gradient[analysis.stand_ins]
-    hessians, mode = whole(batch, analysis)
+        return unchecked_derivatives(whole(batch).matrices)
+    analysis = None
+    if batch.num_inputs <= FEW_INPUTS or forward.is_curved:
+        found = whole(batch)
+        assert found.first_derivatives is not None
+        analysis = curved(batch, costs, forward, *found.first_derivatives)
+    if analysis is None:
+        analysis = analyze(batch, options, "curved" if batch.num_inputs <= FEW_INPUTS else None, forward=forward)
+        batch = batch.select(analysis.stand_ins)
+        found = whole(batch, analysis)
 
     def checkable(gradient: Tensor, hessians: Tensor) -> CheckableDerivatives:
         return CheckableDerivatives(hessians, predict_of_matrices(gradient, hessians, options.generator()))
 
     def again(few: TargetBatch, _: Tensor) -> CheckableDerivatives:
-        return checkable(gradients(few), whole(few, analysis, ("reverse_over_reverse",), limit=UNLIMITED)[0])
+        return checkable(gradients(few), whole(few, analysis, ("reverse_over_reverse",), limit=UNLIMITED).matrices)
 
     return check_derivatives(
         "Hessian",
         batch,
-        checkable(gradient, hessians),
+        checkable(analysis.gradient[analysis.stand_ins], found.matrices),
         again,
-        _settings(analysis.costs, options, analysis.diagnosis),
+        CheckSettings(
+            check_group(analysis.costs, memory),
+            options.seed,
+            analysis.diagnosis.network_is_piecewise_linear,
+            analysis.is_random,
+        ),
         finite=analysis.finite,
         findings=analysis.diagnosis.findings,
-        computed_by=mode,
+        computed_by=found.mode,
         kind=analysis.diagnosis,
     )
 
@@ -229,15 +243,18 @@ def _whole_hessians(
     options: Options,
     memory_budget: int,
     limit: TimeLimit,
-) -> tuple[Tensor, AutodiffMode]:
-    """Those of a batch: zeros, JᵀAJ or column by column, as its analysis allows; and the mode of most columns."""
+) -> WholeHessians:
+    """Those of a batch: zeros, JᵀAJ or column by column, as its analysis allows."""
     if analysis is not None and analysis.diagnosis.zero:
-        return batch.x.new_zeros(*batch.shape, batch.num_inputs), "reverse_over_reverse"
+        zero = batch.x.new_zeros(*batch.shape, batch.num_inputs)
+        return WholeHessians(zero, zero[..., 0, 0], Counter())
     linear = analysis is not None and analysis.diagnosis.network_is_piecewise_linear
     unused = batch.x.new_empty(0)  # whole matrices need no gradient
     return whole_hessians(MethodInput(batch, costs, unused, linear, options, memory_budget, modes=modes, limit=limit))
 
 
-def _settings(costs: ModelCosts, options: Options, kind: Diagnosis | None = None) -> CheckSettings:
-    group_size = check_group(costs, options.memory(costs.batch.x.device))
-    return CheckSettings(group_size, options.seed, kind is not None and kind.network_is_piecewise_linear)
+def _settings(costs: ModelCosts, options: Options, first: ForwardPass, values: Tensor) -> CheckSettings:
+    """How to check derivatives at ``values``, which should be those of the ``first`` pass."""
+    group_size = check_group(costs, options.memory(values.device))
+    is_random = has_changed_at_random(costs.batch, values, first.outputs, group_size)
+    return CheckSettings(group_size, options.seed, is_random=is_random)

@@ -65,37 +65,54 @@ class AllocatedBytes(TorchDispatchMode):  # type: ignore[no-untyped-call] # torc
     Attributes:
         total: of every new tensor, an upper bound of what is used at once.
         peak: the most that was in use at once.
+        count: new tensors.
+        operations: that were called.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.total = self.peak = 0
+        self.total = self.peak = self.count = 0
+        self.operations: set[Any] = set()
         self._in_use = 0
-        self._alive: dict[int, object] = {}  # storages made here, by address
+        self._alive: dict[int, object] = {}  # references to storages made here, by address
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        made = (result,) if isinstance(result, torch.Tensor) else tree_leaves(result)  # the first is much faster
-        new = {t.untyped_storage()._cdata: t.untyped_storage() for t in made if _is_plain(t)}
-        new = {address: storage for address, storage in new.items() if address not in self._alive}
-        if new:
-            given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if _is_plain(t)}
-            for address in new.keys() - given:
-                self._add(address, new[address])
+        self.operations.add(func)
+        if _returns_argument(func):
+            return result
+        for made in (result,) if isinstance(result, torch.Tensor) else tree_leaves(result):  # the first is much faster
+            if _is_plain(made):
+                storage = made.untyped_storage()
+                address = storage._cdata
+                if address not in self._alive and not _is_of(address, args):
+                    self._add(address, storage)
         return result
 
     def _add(self, address: int, storage: torch.UntypedStorage) -> None:
         num_bytes = storage.nbytes()
+        self.count += 1
         self.total += num_bytes
         self._in_use += num_bytes
         self.peak = max(self.peak, self._in_use)
-        self._alive[address] = weakref.finalize(storage, self._free, address, num_bytes)
+        self._alive[address] = weakref.ref(storage, lambda _: self._free(address, num_bytes))
 
     def _free(self, address: int, num_bytes: int) -> None:
         self._in_use -= num_bytes
         self._alive.pop(address, None)
+
+
+@cache
+def _returns_argument(func: Any) -> bool:
+    """Whether an operation returns what it was given, or views of it, by its schema."""
+    return all(result.alias_info is not None for result in func._schema.returns)
+
+
+def _is_of(address: int, args: tuple[Any, ...]) -> bool:
+    """Whether a storage is that of the first argument, which a few operations return without saying so."""
+    return bool(args) and _is_plain(args[0]) and args[0].untyped_storage()._cdata == address
 
 
 def _is_plain(value: object) -> bool:

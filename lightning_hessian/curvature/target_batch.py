@@ -81,10 +81,12 @@ class TargetBatch:
 
     def to(self, dtype: torch.dtype) -> TargetBatch:
         """The same problems with ``x`` in another dtype; the network follows the dtype of its argument."""
-        fixed = tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, self.fixed)
+        fixed = self._map_fixed(lambda t: t.to(dtype) if t.is_floating_point() else t)
         return replace(self, x=self.x.to(dtype), fixed=fixed)
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> TargetBatch:
         """The same change to everything that has one row per sample."""
-        fixed = tree_map_only(Tensor, change, self.fixed)
-        return replace(self, x=change(self.x), classes=change(self.classes), fixed=fixed)
+        return replace(self, x=change(self.x), classes=change(self.classes), fixed=self._map_fixed(change))
+
+    def _map_fixed(self, change: Callable[[Tensor], Tensor]) -> Any:
+        return None if self.fixed is None else tree_map_only(Tensor, change, self.fixed)

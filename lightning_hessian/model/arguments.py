@@ -40,7 +40,8 @@ def _floating_point_of(x: Tensor) -> str:
     if x.dtype == torch.bool:
         return "Give x.float()."
     return (
-        "Scale images to float first (x.float() / 255); for tokens, name the layer that embeds them: wrt='embedding'."
+        "Give images as x.float() / 255, or x.float() if the model scales them itself; for tokens, name the layer that "
+        "embeds them: wrt='embedding'."
     )
 
 

@@ -136,11 +136,11 @@ class ModelFunction:
 
     def _run(self, inputs: Inputs, dtype: torch.dtype) -> Any:
         # Copies, since a forward may write to them.
-        inputs = tree_map_only(Tensor, lambda t: t.to(dtype_like(t, dtype), copy=True), inputs)
+        inputs = copied(inputs, dtype)
         if self._caller is None:
             return self._call(self.model, inputs)
         with _apparent_dtype(self._caller, dtype):
-            return functional_call(self._caller, self._cast_tensors(dtype), (inputs,))
+            return functional_call(self._caller, self._cast_tensors(dtype), (inputs,), tie_weights=self._caller.is_tied)
 
     def copy_parameters(self, dtype: torch.dtype) -> None:
         """Makes the copy of the parameters in ``dtype`` that calls in it use."""
@@ -169,9 +169,22 @@ class _Caller(nn.Module):
         super().__init__()
         self.module = module
         self.call = call
+        self.is_tied = any(
+            len(list(named())) < len(list(named(remove_duplicate=False)))
+            for named in (module.named_parameters, module.named_buffers)
+        )
 
     def forward(self, inputs: Inputs) -> Any:
         return self.call(self.module, inputs)
+
+
+def copied(inputs: Any, dtype: torch.dtype) -> Any:
+    """Copies of all tensors, floating-point ones in ``dtype``."""
+
+    def copy(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype_like(tensor, dtype), copy=True)
+
+    return copy(inputs) if isinstance(inputs, Tensor) else tree_map_only(Tensor, copy, inputs)
 
 
 def dtype_like(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:

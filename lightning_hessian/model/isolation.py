@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import random
+import types
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -109,8 +110,9 @@ def _without_collectives(module: nn.Module) -> None:
         ours = [key for key, hook in hooks.items() if getattr(hook, "__module__", "").startswith("torch.distributed.")]
         for key in ours:
             del hooks[key]
-    for name, value in list(vars(module).items()):  # methods that were registered with FSDP2 as a forward
-        home = getattr(getattr(value, "__func__", None), "__globals__", {}).get("__name__", "")
+    methods = [(name, value) for name, value in vars(module).items() if isinstance(value, types.MethodType)]
+    for name, method in methods:  # those that were registered with FSDP2 as a forward
+        home = getattr(method.__func__, "__globals__", {}).get("__name__", "")
         if home.startswith("torch.distributed."):
             del vars(module)[name]
 

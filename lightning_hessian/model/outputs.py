@@ -43,6 +43,11 @@ def _as_matrix(output: Any, name: str, num_samples: int) -> Tensor:
             f"The model returned complex numbers ({output.dtype}), and what is differentiated is real. Give output_fn, "
             f"for example output_fn=lambda output: {name}.abs()."
         )
+    if isinstance(output, Tensor) and not output.is_floating_point():
+        raise ConfigurationError(
+            f"The model returned {output.dtype}, which has no derivative. Give output_fn, or a forward_fn, that "
+            f"returns the scores behind these numbers, for example forward_fn=lambda module, x: module.network(x)."
+        )
     if isinstance(output, Tensor) and output.shape == (num_samples,):
         return output.unsqueeze(1)
     if isinstance(output, Tensor) and output.dim() == 2 and len(output) == num_samples:

@@ -30,6 +30,9 @@ from lightning_hessian.model.function import Inputs, ModelFunction, dtype_like
 from lightning_hessian.model.isolation import isolated
 from lightning_hessian.model.targets import resolve_target, target_name
 
+# Names of operations that surely curve what they are applied to.
+CURVED = {"tanh", "sigmoid", "gelu", "silu", "mish", "softplus", "_softmax", "exp", "native_layer_norm"}
+
 
 @dataclass(frozen=True)
 class PreparedModel:
@@ -41,6 +44,7 @@ class PreparedModel:
         predicted: ``[N]``, the class with the largest output.
         forward: what a forward pass has shown.
         meter: what preparing has cost so far.
+        memory: bytes that may be used.
     """
 
     batch: TargetBatch
@@ -48,6 +52,7 @@ class PreparedModel:
     predicted: Tensor
     forward: ForwardPass
     meter: Meter
+    memory: int
 
     @property
     def num_outputs(self) -> int:
@@ -92,7 +97,8 @@ def prepare(
     with kept_pages(device), isolated(network.model, device, dtype):
         x, fixed = network.split(_moved(inputs, device, dtype), dtype)
         check_input(x)
-        outputs, forward = _outputs(network, x, fixed, max_memory or available_memory(device))
+        memory = max_memory or available_memory(device)
+        outputs, forward = _outputs(network, x, fixed, memory)
         predicted = outputs.argmax(dim=1)
         resolved = resolve_classes(classes, predicted, outputs.shape[1], labels)
         function = resolve_target(target, outputs.shape[1])
@@ -100,7 +106,7 @@ def prepare(
             function(outputs, resolved)  # a callable target that returns another shape raises here
         batch = TargetBatch(network, function, x, resolved, fixed)
         with explained_derivatives():
-            yield PreparedModel(batch, target_name(target), predicted, forward, meter)
+            yield PreparedModel(batch, target_name(target), predicted, forward, meter, memory)
 
 
 class ModelAccess:
@@ -138,7 +144,7 @@ def usable_dtype(network: ModelFunction, inputs: Inputs, dtype: torch.dtype | No
     Raises:
         ConfigurationError: an argument does not fit the model.
 
-    Cost: for float64 one forward pass of two samples; else none.
+    Cost: for float64 one forward pass of two samples (or three of three); else none.
     """
     leaves = _checked_leaves(inputs, network.wrt)
     dtype = resolve_dtype(dtype, leaves)
@@ -153,7 +159,8 @@ def usable_dtype(network: ModelFunction, inputs: Inputs, dtype: torch.dtype | No
             return network(*network.split(_moved(few, device, torch.float64), torch.float64)).dtype == torch.float64
 
     try:
-        if next(in_groups(2, 2, evaluates))[1]:
+        count = _first_group(len(leaves[0]))
+        if next(in_groups(count, count, evaluates))[1]:
             return dtype
         reason = "its outputs are not float64"
     except (ConfigurationError, MeasurementError):  # MeasurementError: a single sample does not fit the memory
@@ -180,19 +187,26 @@ def _outputs(network: ModelFunction, x: Tensor, fixed: Any, memory_budget: int) 
     def outputs(few: TargetBatch) -> Tensor:
         return few.outputs(few.x)
 
-    def counted(few: TargetBatch) -> tuple[Tensor, int]:
+    def counted(few: TargetBatch) -> tuple[Tensor, AllocatedBytes]:
         with AllocatedBytes() as allocated:
             found = outputs(few)
-        return found, max(1, allocated.total // len(found))
+        return found, allocated
 
     network.copy_parameters(x.dtype)  # before memory is counted: they belong to no sample
     with torch.no_grad():
-        first, bytes_per_sample = on_few(batch, 3 if len(x) == 3 else 2, counted)  # no group of one if avoidable
+        first, allocated = on_few(batch, _first_group(len(x)), counted)
+        is_curved = any(str(operation).split(".")[1] in CURVED for operation in allocated.operations)
+        forward = ForwardPass(first, max(1, allocated.total // len(first)), allocated.count, is_curved)
         rest = batch.select(slice(len(first), None))
-        size = fitting_samples(memory_budget, bytes_per_sample)
+        size = fitting_samples(memory_budget, forward.bytes_per_sample)
         groups = in_groups(rest.num_samples, size, lambda samples: outputs(rest.select(samples)))
         found = torch.cat([first, *(rows for _, rows in groups)])
-    return found, ForwardPass(found.shape[1], bytes_per_sample)
+    return found, replace(forward, outputs=found)
+
+
+def _first_group(num_samples: int) -> int:
+    """How many samples are evaluated first: no group of one if avoidable."""
+    return 3 if num_samples == 3 else 2
 
 
 def _moved(inputs: Any, device: torch.device, dtype: torch.dtype) -> Any:

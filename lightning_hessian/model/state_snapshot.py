@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import array
 import functools
 import random
-import sys
 import types
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,14 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from lightning_hessian.errors import warn
+from lightning_hessian.model.attributes import is_foreign, is_library, is_plain, put_back, slots_of
+from lightning_hessian.model.stand_ins import stand_in
 
 DEPTH = 4  # how deep containers and plain objects inside a module's attributes are followed
-NOT_FOLLOWED = ("torch", "lightning", "pytorch_lightning", "numpy", "builtins")  # trainers, optimizers, loaders
+BUFFERS = (bytearray, array.array)
+CONSTANTS = (bool, int, float, str, type(None))
 LARGEST_COPY = 2**26  # bytes; of larger plain tensors and arrays only the reference is restored
 
 
 class StateSnapshot:
     """What a forward of a model may write to, as it was; ``restore`` brings it back, references and values.
+
+    Meanwhile, stand-ins take the place of what could not be brought back.
 
     Attributes:
         modules: every module found: those registered, and those that attributes, hooks or functions refer to.
@@ -33,12 +38,18 @@ class StateSnapshot:
         self.modules: list[nn.Module] = []
         self._undo: list[Callable[[], object]] = []
         self._seen: set[int] = set()
+        self._stand_ins: dict[int, Any] = {}
 
     @classmethod
-    def take(cls, model: nn.Module) -> StateSnapshot:
-        """A snapshot of every attribute of a module and its submodules; of their parameters only the references."""
+    def take(cls, *owners: object) -> StateSnapshot:
+        """A snapshot of all that modules, functions and other objects hold; of parameters only the references."""
         snapshot = cls()
-        snapshot._add_module(model)
+        try:
+            for owner in owners:
+                snapshot._add(owner, DEPTH)
+        except BaseException:
+            snapshot.restore()
+            raise
         return snapshot
 
     def restore(self) -> None:
@@ -60,27 +71,41 @@ class StateSnapshot:
 
     def _add_attributes(self, owner: object, depth: int) -> None:
         self._seen.add(id(owner))
-        attributes = vars(owner)
+        attributes = getattr(owner, "__dict__", {})
         before = dict(attributes)
         self._undo.append(lambda: _refill(attributes, before))
+        self._substitute(before, attributes.__setitem__)
         for kind in type(owner).__mro__:
-            if id(kind) not in self._seen and not _is_library(kind.__module__):
-                self._add_class(kind, depth)
+            self._add_class(kind, depth)
         for name, value in before.items():
             self._add(value, 1 if name in ("_parameters", "_modules") else depth)
+        for slot, value in slots_of(owner).items():
+            self._undo.append(functools.partial(put_back, owner, slot, value))
+            self._add(value, depth)
 
     def _add_class(self, kind: type, depth: int) -> None:
         """What methods may write to: the class itself, and the globals that they name."""
+        if id(kind) in self._seen or is_library(kind.__module__):
+            return
         self._seen.add(id(kind))
-        for name, value in list(vars(kind).items()):
-            if isinstance(value, (bool, int, float, str, tuple, type(None))) and not name.startswith("__"):
-                self._undo.append(functools.partial(setattr, kind, name, value))
+        attributes = dict(vars(kind))
+        for name, value in attributes.items():
+            if isinstance(value, (*CONSTANTS, tuple)) and not name.startswith("__"):
+                self._undo.append(functools.partial(put_back, kind, name, value))
             self._add(getattr(value, "__func__", getattr(value, "fget", value)), depth)
 
+        def write(name: str, copy: Any) -> None:
+            self._undo.append(functools.partial(setattr, kind, name, attributes[name]))
+            setattr(kind, name, copy)
+
+        self._substitute(attributes, write)
+
     def _add(self, value: Any, depth: int) -> None:
-        if depth == 0 or id(value) in self._seen:
+        if depth == 0 or type(value) in CONSTANTS or id(value) in self._seen:
             return
-        if isinstance(value, (tuple, functools.partial, types.MethodType)):
+        if isinstance(value, (dict, list, set, deque, *BUFFERS)):
+            self._add_container(value, depth)
+        elif isinstance(value, (tuple, functools.partial, types.MethodType)):
             self._add_all(_members(value), depth)
         elif isinstance(value, nn.Module):
             self._add_module(value)
@@ -92,9 +117,9 @@ class StateSnapshot:
             self._seen.add(id(value))
             state, set_state = stream
             self._undo.append(lambda: set_state(state))
-        elif isinstance(value, (dict, list, set, deque)):
-            self._add_container(value, depth)
-        elif _is_plain(value):
+        elif isinstance(value, type):
+            self._add_class(value, depth - 1)
+        elif is_plain(value):
             self._add_attributes(value, depth - 1)
 
     def _add_all(self, values: Iterable[Any], depth: int) -> None:
@@ -103,37 +128,59 @@ class StateSnapshot:
 
     def _add_container(self, container: Any, depth: int) -> None:
         self._seen.add(id(container))
-        contents = container.copy()
-        if isinstance(container, list):
+        contents: Any = container[:] if isinstance(container, BUFFERS) else container.copy()
+        if isinstance(container, (list, *BUFFERS)):
             self._undo.append(lambda: container.__setitem__(slice(None), contents))
         else:
             self._undo.append(lambda: _refill(container, contents))
-        if not isinstance(container, set):
+        if isinstance(container, (dict, list)):
+            self._substitute(contents if isinstance(contents, dict) else enumerate(contents), container.__setitem__)
+        if not isinstance(container, (set, *BUFFERS)):
             self._add_all(contents.values() if isinstance(contents, dict) else contents, depth)
 
     def _add_function(self, function: types.FunctionType, depth: int) -> None:
-        """What a function may write to: its closure, and the globals it names."""
-        if _is_foreign(function.__module__):
+        """What a function may write to: its closure, attributes and defaults, and the globals it names."""
+        if is_foreign(function.__module__):
             return
         self._seen.add(id(function))
+        self._add(function.__dict__, depth)
+        self._add_all((*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()), depth)
         for cell in function.__closure__ or ():
             try:
                 content = cell.cell_contents
             except ValueError:  # a variable without a value yet
                 continue
             self._undo.append(functools.partial(setattr, cell, "cell_contents", content))
+            self._substitute({"cell_contents": content}, functools.partial(setattr, cell))
             self._add(content, depth - 1)
-        names = _names(function.__code__)
-        named = {name: function.__globals__[name] for name in names if name in function.__globals__}
-        self._undo.append(lambda: function.__globals__.update(named))
+        self._add_globals(function.__globals__, _names(function.__code__), depth)
+
+    def _add_globals(self, space: dict[str, Any], names: set[str], depth: int) -> None:
+        """What these names stand for, in a module's namespace and in those of the modules among them."""
+        named = {name: space[name] for name in names if name in space}
+        self._undo.append(lambda: space.update(named))
+        self._substitute(named, space.__setitem__)
+        for value in named.values():
+            if isinstance(value, types.ModuleType) and depth > 1 and not is_library(value.__name__):
+                self._add_globals(vars(value), names, depth - 1)
         self._add_all(named.values(), depth)
+
+    def _substitute(
+        self, values: Mapping[Any, Any] | Iterable[tuple[Any, Any]], write: Callable[[Any, Any], object]
+    ) -> None:
+        """Writes stand-ins where they are needed, the same for the same value."""
+        for name, value in dict(values).items():
+            copy = self._stand_ins.get(id(value)) or stand_in(value)
+            if copy is not None:
+                self._stand_ins[id(value)] = copy
+                write(name, copy)
 
     def _add_array(self, values: Any) -> None:
         """The values of a tensor or array."""
         self._seen.add(id(values))
         if hasattr(values, "to_local"):  # a sharded one: only this process's shard, as comparing whole is collective
             values = values.detach().to_local()
-        if isinstance(values, Tensor) and (values.layout != torch.strided or values.is_meta):
+        if isinstance(values, Tensor) and (values.layout != torch.strided or values.is_meta or values.is_nested):
             return
         if values.nbytes > LARGEST_COPY:
             self._undo.append(_warning_if_written(values))
@@ -153,9 +200,7 @@ class StateSnapshot:
 @contextmanager
 def unchanged(*owners: object) -> Iterator[None]:
     """Restores what code of these objects and functions may write to."""
-    snapshot = StateSnapshot()
-    for owner in owners:
-        snapshot._add(owner, DEPTH)
+    snapshot = StateSnapshot.take(*owners)
     try:
         yield
     finally:
@@ -170,6 +215,8 @@ def _names(code: types.CodeType) -> set[str]:
 
 def _refill(container: Any, contents: Any) -> None:
     """Uses the base type's methods: a subclass, such as transformers' ModelOutput, may forbid its own."""
+    if not container and not contents:
+        return
     if isinstance(container, deque):
         container.clear()
         container.extend(contents)
@@ -216,21 +263,3 @@ def _warning_if_written(values: Any) -> Callable[[], None]:
             )
 
     return check
-
-
-def _is_foreign(home: str | None) -> bool:
-    return home is None or home.split(".")[0] in NOT_FOLLOWED
-
-
-@functools.cache
-def _is_library(home: str | None) -> bool:
-    """Whether a class comes from an installed package, whose methods are not expected to write to globals."""
-    file = getattr(sys.modules.get(home or ""), "__file__", None) or ""
-    return _is_foreign(home) or "site-packages" in file or "dist-packages" in file
-
-
-def _is_plain(value: object) -> bool:
-    """Whether this is an object of the user's own, with attributes that a forward may write to."""
-    if isinstance(value, type) or _is_foreign(type(value).__module__):
-        return False
-    return isinstance(getattr(value, "__dict__", None), dict)  # list[int] has that of list, which cannot be written to

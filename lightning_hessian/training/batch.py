@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
@@ -14,6 +15,7 @@ from lightning_hessian.model.function import Inputs
 from lightning_hessian.training.batch_advice import advice
 from lightning_hessian.training.batch_structure import (
     LABEL_NAMES,
+    are_alike,
     are_labels,
     fields_of,
     is_list_of_samples,
@@ -66,7 +68,7 @@ def _guessed(batch: Any, wrt: str | int | None) -> Found | None:
         return _guessed_by_name(fields, wrt, second)
     if not isinstance(batch, (list, tuple)):
         return _checked(batch, None)
-    if is_list_of_samples(batch) or any(isinstance(part, PackedSequence) for part in batch):
+    if is_list_of_samples(batch) or are_alike(batch) or any(isinstance(part, PackedSequence) for part in batch):
         return None
     if len(batch) == 1:
         return _guessed(batch[0], wrt)
@@ -86,8 +88,8 @@ def _guessed(batch: Any, wrt: str | int | None) -> Found | None:
 
 def _guessed_by_name(fields: dict[Any, Any], wrt: str | int | None, second: Any) -> Found | None:
     """The only input of some names, or all of them where ``wrt`` names one."""
-    if "edge_index" in fields:  # a graph: its rows are no samples
-        return None
+    if "edge_index" in fields or any(isinstance(value, PackedSequence) for value in fields.values()):
+        return None  # rows are no samples
     labels = next((fields[name] for name in LABEL_NAMES if are_labels(fields.get(name))), second)
     tensors = {n: t for n, t in fields.items() if isinstance(t, Tensor) and not names_labels(n, t)}
     if wrt in tensors:
@@ -100,11 +102,28 @@ def _guessed_by_name(fields: dict[Any, Any], wrt: str | int | None, second: Any)
     return _checked(found[0], labels)
 
 
+def _check_storage(tensors: list[Tensor]) -> None:
+    """Raises where a tensor has no rows of one shape that could be chosen from."""
+    for tensor in tensors:
+        if tensor.is_nested:
+            raise ConfigurationError(
+                "The input is a nested tensor, and samples must have one shape. Give an input_fn that pads it with "
+                "torch.nested.to_padded_tensor(x, 0.0), and let forward_fn make what the model takes."
+            )
+        if tensor.layout != torch.strided:
+            raise ConfigurationError(
+                f"The input is sparse ({tensor.layout}), and derivatives are taken with respect to all its entries. "
+                f"Give an input_fn that returns x.to_dense(), and forward_fn=lambda module, x: module(x.to_sparse()) "
+                f"if the model takes nothing else."
+            )
+
+
 def _checked(inputs: Any, labels: Any) -> Found | None:
     """Inputs, with their labels if there is an integer per sample; None where they are not tensors of samples."""
     several = isinstance(inputs, (dict, tuple))
     tensors: list[Any] = [*inputs.values()] if isinstance(inputs, dict) else [*inputs] if several else [inputs]
     if not tensors or not all(isinstance(t, Tensor) and t.dim() >= (1 if several else 2) for t in tensors):
         return None
+    _check_storage(tensors)
     check_lengths(tensors)
     return inputs, labels if are_labels(labels, len(tensors[0])) else None

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from lightning_hessian.model.attributes import MISSING, slots_of
+
 LABEL_NAMES = ("labels", "label", "targets", "target", "y")  # transformers' own, and the common ones
 MOST_SHOWN = 12  # entries of a dict or list
 DEPTH = 4  # how deep a batch is looked through
@@ -29,7 +31,9 @@ def fields_of(value: Any) -> dict[Any, Any] | None:
         return {key: value[key] for key in value.keys()}  # noqa: SIM118
     if callable(value):
         return None
-    return {n: v for n, v in vars(value).items() if not n.startswith("_")} if hasattr(value, "__dict__") else None
+    attributes = {**slots_of(value), **getattr(value, "__dict__", {})}
+    named = {n: v for n, v in attributes.items() if not n.startswith("_") and v is not MISSING}
+    return named if named or hasattr(value, "__dict__") else None
 
 
 def structure(value: Any, depth: int = DEPTH) -> str:
@@ -59,19 +63,21 @@ def _shortened(inner: list[str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """A tensor of a batch: its own name or position, an expression for it, one for what holds it, and its value."""
+    """Something in a batch: its own name or position, an expression for it, one for what holds it, and its value."""
 
     name: Any
     expression: str
     holder: str
-    value: Tensor
+    value: Any
 
 
-def leaves(
-    value: Any, expression: str = "batch", holder: str = "", name: Any = "", depth: int = DEPTH
-) -> Iterator[Leaf]:
-    """All tensors of a batch."""
-    if isinstance(value, Tensor):
+def leaves(value: Any, expression: str = "batch", kind: Any = Tensor) -> Iterator[Leaf]:
+    """All tensors of a batch, or what else is of this kind."""
+    return _leaves(value, expression, kind, holder="", name="", depth=DEPTH)
+
+
+def _leaves(value: Any, expression: str, kind: Any, holder: str, name: Any, depth: int) -> Iterator[Leaf]:
+    if isinstance(value, kind):
         yield Leaf(name, expression, holder, value)
     fields = fields_of(value)
     if depth == 0 or (fields is None and not isinstance(value, (list, tuple))):
@@ -79,7 +85,7 @@ def leaves(
     is_attribute = fields is not None and not isinstance(value, Mapping)
     for key, each in list(enumerate(value) if fields is None else fields.items())[:MOST_SHOWN]:
         part = f".{key}" if is_attribute else f"[{quoted(key)}]"
-        yield from leaves(each, expression + part, expression, key, depth - 1)
+        yield from _leaves(each, expression + part, kind, expression, key, depth - 1)
 
 
 def quoted(name: Any) -> str:
@@ -98,13 +104,13 @@ def are_labels(value: Any, num_samples: int | None = None) -> bool:
 
 
 def names_labels(name: Any, value: Any) -> bool:
-    """Whether this is what a model's output is compared with, by its name."""
-    return name in LABEL_NAMES[:2] or (name in LABEL_NAMES and are_labels(value))
+    """Whether this is what a model's output is compared with, by its name; "y" may be a coordinate."""
+    return name in LABEL_NAMES and (name != "y" or are_labels(value))
 
 
 def may_be_input(name: Any, value: Any) -> bool:
-    """Whether this can be the input alone: floating point, with a row per sample, neither labels nor a mask."""
-    is_large = isinstance(value, Tensor) and value.dim() >= 2 and value.is_floating_point()
+    """Whether this can be the input alone: not integers, with a row per sample, neither labels nor a mask."""
+    is_large = isinstance(value, Tensor) and value.dim() >= 2 and not is_integer(value)
     return is_large and not names_labels(name, value) and "mask" not in str(name).lower()
 
 
@@ -112,7 +118,18 @@ def is_list_of_samples(batch: Sequence[Any]) -> bool:
     """Whether nobody has put the samples together."""
     if not batch or not all(type(sample) is type(batch[0]) for sample in batch):
         return False
-    if isinstance(batch[0], Mapping):
-        return True
-    rest = [sample[1:] if isinstance(sample, tuple) else () for sample in batch]
-    return all(r and not any(isinstance(t, Tensor) and t.dim() for t in r) for r in rest)
+    fields = fields_of(batch[0])
+    if fields is not None:
+        return not any(name in LABEL_NAMES and are_labels(value) for name, value in fields.items())
+    if not all(isinstance(sample, (list, tuple)) and len(sample) > 1 for sample in batch):
+        return False
+    return all(_has_axes(first) and not any(map(_has_axes, rest)) for first, *rest in batch)
+
+
+def _has_axes(value: Any) -> bool:
+    return isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0
+
+
+def are_alike(batch: Sequence[Any]) -> bool:
+    """Whether this is three inputs or more of one shape: samples that nobody has put together, or several views."""
+    return len(batch) > 2 and all(may_be_input("", t) and t.shape == batch[0].shape for t in batch)

@@ -31,6 +31,8 @@ from lightning_hessian.training.samples import Samples
 from lightning_hessian.training.schedule import START, TrainingPosition
 from lightning_hessian.training.settings import MeasurementSettings
 
+LIGHTNINGS_FORWARD = ("lightning.pytorch.core.module", "pytorch_lightning.core.module")  # it only raises
+
 
 @dataclass(frozen=True)
 class _Share:
@@ -96,6 +98,7 @@ def measure(
     with _explained(samples), ExitStack() as stack:
         if isinstance(model, nn.Module):
             _check_initialized(model)
+            _check_forward(model, settings)
         tensors = group.tensors(model) if isinstance(model, nn.Module) else {}
         network = ModelFunction(model, settings.forward_fn, settings.output_fn, settings.wrt, tensors)
         dtype = group.on_first(lambda: usable_dtype(network, samples.inputs, getattr(torch, settings.dtype)))
@@ -208,13 +211,35 @@ def _measure_share(
 
 
 def _check_initialized(model: nn.Module) -> None:
-    """Raises where a first forward pass is still to make parameters: a measurement must not be that pass."""
+    """Raises where parameters have no values: a first forward pass would make them, or they are elsewhere."""
     lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
     if lazy:
         raise MeasurementError(
-            f"The model's lazy layers have no parameters yet ({', '.join(lazy[:3])}{', …' if lazy[3:] else ''}). The "
-            f"first training step makes them; to measure before it, run one forward pass in configure_model or keep "
-            f"the sanity check (num_sanity_val_steps)."
+            f"The model's lazy layers have no parameters yet ({_some(lazy)}). The first training step makes them; to "
+            f"measure before it, run one forward pass in configure_model or keep the sanity check "
+            f"(num_sanity_val_steps)."
+        )
+    empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if empty:
+        raise MeasurementError(
+            f"The model's parameters are on the meta device at this point and have no values ({_some(empty)}). Measure "
+            f"where they are on a real device: choose epochs, every_n_epochs or every_n_train_steps."
+        )
+
+
+def _some(names: list[str]) -> str:
+    return f"{', '.join(names[:3])}{', …' if names[3:] else ''}"
+
+
+def _check_forward(model: nn.Module, settings: MeasurementSettings) -> None:
+    """Raises where a module has no forward of its own, as where all its steps call what it holds."""
+    own = type(model).forward
+    is_missing = own.__name__ == "_forward_unimplemented" or own.__module__ in LIGHTNINGS_FORWARD
+    if is_missing and settings.forward_fn is None:
+        name = next((name for name, _ in model.named_children()), "network")
+        raise ConfigurationError(
+            f"{type(model).__name__} has no forward method. Give forward_fn, which calls what computes the outputs, "
+            f"for example forward_fn=lambda module, x: module.{name}(x)."
         )
 
 

@@ -60,17 +60,23 @@ def writes_files(trainer: Any) -> bool:
     return not quiet and (bool(trainer.loggers) or _has_given_root(trainer))
 
 
-def notice_of_places(trainer: Any) -> str | None:
+def notice_of(places: Places, trainer: Any) -> str | None:
     """What a user may miss who looks for records or pictures, or None."""
     if trainer.fast_dev_run:
         return "fast_dev_run: measurements are made to test them, but nothing is saved or drawn."
+    until_end = "load_records(trainer.log_dir) returns the records until this process ends. Give "
     if not writes_files(trainer):
         return (
-            "Without a logger or a default_root_dir, Lightning writes no files, and nothing is saved or drawn here "
-            "either: load_records(trainer.log_dir) returns the records until this process ends. Give "
-            "Trainer(logger=TensorBoardLogger(...)) to keep them."
+            f"Without a logger or a default_root_dir, Lightning writes no files, and nothing is saved or drawn here "
+            f"either: {until_end}Trainer(logger=TensorBoardLogger(...)) to keep them."
         )
-    if not tensorboard_loggers(trainer.loggers) + picture_loggers(trainer.loggers):
+    has_pictures = bool(tensorboard_loggers(trainer.loggers) + picture_loggers(trainer.loggers))
+    if is_in_memory(places.folder):
+        return (
+            f"The loggers name no directory, and records are not saved: {until_end}Trainer(default_root_dir=...) to "
+            f"keep them{'' if has_pictures else ', and a TensorBoardLogger to see pictures'}."
+        )
+    if not has_pictures:
         return (
             "No TensorBoard logger: scalars go to the other loggers and records to files, but there are no pictures. "
             "Give Trainer(logger=TensorBoardLogger(...)) to see them."

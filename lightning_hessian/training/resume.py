@@ -45,7 +45,7 @@ def to_state(run: RunState, settings: MonitorSettings) -> dict[str, Any]:
 
 
 def from_state(
-    saved: Mapping[str, Any], settings: MonitorSettings, given: Samples | None
+    saved: Mapping[str, Any], settings: MonitorSettings, given: Samples | None, *, strict: bool = False
 ) -> tuple[RunState, str | None]:
     """How a run continues from a checkpoint: with its own settings, where they have changed.
 
@@ -56,13 +56,19 @@ def from_state(
         saved: from ``to_state``.
         settings: of the new run.
         given: the samples that it was given, if any; they replace those of the checkpoint.
+        strict: whether other settings or samples are an error.
 
     Returns:
         What the new run starts with, ``samples`` None where it has to find new ones; and a warning, or None.
+
+    Raises:
+        ConfigurationError: with ``strict``, the run cannot continue as it was.
     """
     if saved.get("version") != VERSION:
-        warning = "the checkpoint was saved by another version of lightning-hessian: the monitor's state was reset."
-        return RunState(given), warning
+        cause = "the checkpoint was saved by another version of lightning-hessian"
+        if strict:
+            raise ConfigurationError(f"{cause}.")
+        return RunState(given), f"{cause}: the monitor's state was reset."
     run = RunState(given, measured_step=saved["measured_step"], position=TrainingPosition(**saved["position"]))
     before, now = saved["settings"], _described(settings)
     changed = {name: f"{name}: {now[name]} (was {before.get(name)})" for name in now if now[name] != before.get(name)}
@@ -77,10 +83,10 @@ def from_state(
         except ConfigurationError as error:
             changed["samples"] = f"samples: new samples, since the checkpoint's cannot be used ({error})"
     if changed:
-        return run, (
-            f"resumed with other settings than the checkpoint's: {'; '.join(changed.values())}. The new "
-            f"settings apply from now on, so curves may jump."
-        )
+        cause = f"other settings than the checkpoint's: {'; '.join(changed.values())}."
+        if strict:
+            raise ConfigurationError(cause)
+        return run, f"resumed with {cause} The new settings apply from now on, so curves may jump."
     run.target = saved["target"] if settings.measurement.target == "auto" else None  # a callable comes from the new run
     run.method = saved["method"]
     if (checks := saved["checks"]) is not None:

@@ -76,12 +76,18 @@ class MonitoringRun:
         """What a checkpoint holds of the run."""
         return to_state(self.state, self.settings)
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Continues the run whose checkpoint ``saved`` comes from."""
+    def load_state_dict(self, saved: Mapping[str, Any], *, strict: bool = False) -> None:
+        """Continues the run whose checkpoint ``saved`` comes from.
+
+        Raises:
+            ConfigurationError: with ``strict``, it had other settings or samples; otherwise that is warned of.
+        """
         given = None if self.settings.samples.given is None else self.state.samples
         try:
-            self.state, warning = from_state(saved, self.settings, given)
+            self.state, warning = from_state(saved, self.settings, given, strict=strict)
         except Exception as error:  # of a damaged checkpoint
+            if strict:
+                raise
             self.state = RunState(given)
             warning = f"the checkpoint's state cannot be read ({type(error).__name__}: {error}), and was reset."
         self._samples_restored = given is None and self.state.samples is not None

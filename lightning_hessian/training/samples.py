@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -56,6 +57,20 @@ class SampleSource:
     input_fn: InputFunction | None = None
     wrt: str | int | None = None
 
+    def __post_init__(self) -> None:
+        if self.sample_indices is None:
+            return
+        given: Any = self.sample_indices
+        try:
+            indices = [operator.index(i) for i in given]
+            if any(isinstance(i, (bool, np.bool_)) for i in given):
+                raise TypeError
+        except TypeError as error:
+            raise ConfigurationError(
+                f"sample_indices={given!r} must be whole numbers, counted from 0, such as [0, 3]."
+            ) from error
+        object.__setattr__(self, "sample_indices", indices)
+
     def select(self, source: Any) -> Samples:
         """The samples of what a user gave: a batch, or a map-style dataset.
 
@@ -68,6 +83,8 @@ class SampleSource:
             return self._selected(source)
 
     def _selected(self, source: Any) -> Samples:
+        if isinstance(source, DataLoader):
+            raise ConfigurationError("samples is a DataLoader. Give its dataset, samples=loader.dataset, or a batch.")
         if isinstance(source, (Tensor, list, tuple, Mapping)) or not hasattr(source, "__getitem__"):
             return self.select_from_batch(source)
         if not hasattr(source, "__len__"):

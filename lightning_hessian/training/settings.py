@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypedDict
 
+import numpy as np
+
 from lightning_hessian.curvature.options import ChunkSize, MethodChoice, Options
 from lightning_hessian.errors import ConfigurationError, check_at_least, check_choice
 from lightning_hessian.model.arguments import Target, check_input
@@ -47,6 +49,12 @@ class MeasurementSettings:
             check_choice("target", self.target, ("auto", *TARGET_NAMES))
         if isinstance(self.classes, str):
             check_choice("classes", self.classes, CLASS_CHOICES)
+        if isinstance(self.classes, np.ndarray):
+            object.__setattr__(self, "classes", self.classes.tolist())
+        if isinstance(self.classes, (list, tuple)) and any(isinstance(each, (str, float)) for each in self.classes):
+            raise ConfigurationError(
+                f"classes={self.classes!r} must be whole numbers, or one of {', '.join(map(repr, CLASS_CHOICES))}."
+            )
         check_choice("dtype", self.dtype, DTYPES)
         check_at_least("heatmap_samples", self.heatmap_samples, 0)
         if self.name is not None and not (isinstance(self.name, str) and re.fullmatch("[A-Za-z0-9_-]+", self.name)):
@@ -128,11 +136,16 @@ class MonitorOptions(TypedDict, total=False):
     name: str | None
 
 
-class MonitorArguments(MonitorOptions, total=False):
-    """All arguments of ``InputHessianMonitor`` but those that say when to measure."""
+class RecorderOptions(MonitorOptions, total=False):
+    """The same with what is looked at."""
 
     classes: int | Sequence[int] | str
     target: Target | Literal["auto"]
+
+
+class MonitorArguments(RecorderOptions, total=False):
+    """All arguments of ``InputHessianMonitor`` but those that say when to measure."""
+
     samples: Any
     val_dataloader_idx: int
 

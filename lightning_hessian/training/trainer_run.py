@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.training.output import RunOutput
-from lightning_hessian.training.places import Places, notice_of_places, places
+from lightning_hessian.training.places import Places, notice_of, places
 from lightning_hessian.training.progress import MeasurementBar, line_beside
 from lightning_hessian.training.run import MonitoringRun
 from lightning_hessian.training.run_state import RunState
@@ -78,8 +78,6 @@ class TrainerRun:
                 "limit_val_batches is 0), and no samples were given. Give samples=x, samples=(x, labels) or "
                 "samples=dataset."
             )
-        if (notice := notice_of_places(trainer)) is not None:
-            self._output.notice(notice)
 
     @property
     def _state(self) -> RunState:
@@ -180,7 +178,10 @@ class TrainerRun:
             if trainer.state.fn != "fit":
                 self._output.warn("No measurement: no batch came from the loader val_dataloader_idx. Give samples=...")
             return
-        self._places = self._places or places(trainer)
+        if self._places is None:
+            self._places = places(trainer)
+            if (notice := notice_of(self._places, trainer)) is not None:
+                self._output.notice(notice)
         with MeasurementBar(partial(line_beside, trainer.progress_bar_callback)) as progress:
             published = self._run.measure(
                 module,

@@ -4,9 +4,19 @@ import dataclasses
 
 import numpy as np
 import pytest
-from browser.test_tab import CLASS_ID, CLASS_INDEX, SAMPLE, STEP, colors, drawn, point_at, whole_matrix
 from playwright.sync_api import expect
-from support.browsing import VIEWS, number
+from support.browsing import (
+    CLASS_ID,
+    CLASS_INDEX,
+    SAMPLE,
+    STEP,
+    VIEWS,
+    colors,
+    drawn,
+    number,
+    point_at,
+    whole_matrix,
+)
 from support.training import fit, small_monitor
 
 from lightning_hessian import load_records

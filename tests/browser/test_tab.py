@@ -1,16 +1,24 @@
 """Every view of the tab shows the numbers of the records, in a real browser, with either loader of TensorBoard."""
 
-import matplotlib
 import numpy as np
 import pytest
 from playwright.sync_api import expect
-from support.browsing import VIEWS, number
+from support.browsing import (
+    CLASS_ID,
+    CLASS_INDEX,
+    SAMPLE,
+    STEP,
+    VIEWS,
+    colors,
+    drawn,
+    number,
+    point_at,
+    whole_matrix,
+)
 
 from lightning_hessian import load_records
 from lightning_hessian.records.histogram import BIN_EDGES
 
-SAMPLE, CLASS_ID, STEP = 1, 3, 2  # what is chosen: not what is shown at first
-CLASS_INDEX = 1  # of the class in the records' arrays
 LEFT, TOP, SIDE = 52, 8, 500  # of the heatmap on its canvas
 
 
@@ -24,28 +32,6 @@ def record(records, tab):
     """What the tab shows after another class, sample and step have been chosen."""
     tab.choose(class_id=CLASS_ID, sample=SAMPLE, step=STEP)
     return records[STEP]
-
-
-def colors(values: np.ndarray) -> np.ndarray:
-    """Diverging colors of values between plus and minus the largest magnitude, by matplotlib."""
-    limit = np.abs(values).max()
-    levels = np.floor((values + limit) * (255 / (2 * limit)) + 0.5).astype(int)
-    return matplotlib.colormaps["RdBu_r"](levels.clip(0, 255), bytes=True)[..., :3]
-
-
-def drawn(canvas) -> np.ndarray:
-    """The colors in the middle of the 8×8 cells of a map, which is as wide as its canvas."""
-    script = """canvas => Array.from({length: 64}, (_, i) => Array.from(canvas.getContext("2d").getImageData(
-        (i % 8 + 0.5) * canvas.width / 8, (Math.floor(i / 8) + 0.5) * canvas.width / 8, 1, 1).data).slice(0, 3))"""
-    return np.array(canvas.evaluate(script))
-
-
-def point_at(tab, row: int, column: int) -> None:
-    """Moves the pointer to a pixel of the input."""
-    cell = tab.get("input-map").evaluate("canvas => canvas.clientWidth") / 8
-    tab.get("input-map").hover(position={"x": (column + 0.5) * cell, "y": (row + 0.5) * cell})
-    expect(tab.get("row-map")).to_have_attribute("data-row", str(8 * row + column))
-    tab.page.wait_for_timeout(50)
 
 
 def test_the_tab_stands_in_tensorboards_bar_and_opens_with_a_click(server, watched):
@@ -133,15 +119,6 @@ def test_pointing_at_an_input_pixel_shows_its_row_of_the_hessian(tab, logdir, ru
             matrix[index, index], rel=1e-4, abs=1e-7
         )
     tab.screenshot(f"hover_{run}")
-
-
-def whole_matrix(record) -> np.ndarray:
-    """The stored matrix, or what the eigenvectors of all nonzero eigenvalues give."""
-    if record.hessian is not None:
-        return record.hessian[SAMPLE, CLASS_INDEX]
-    values = np.take_along_axis(record.eigenvalues, record.vector_index, -1)[SAMPLE, CLASS_INDEX]
-    vectors = record.eigenvectors[SAMPLE, CLASS_INDEX]
-    return (vectors.T * values) @ vectors
 
 
 def test_pointing_at_the_heatmap_shows_the_entry_and_both_positions(tab, record):

@@ -125,6 +125,8 @@ def test_spectra(name, method):
     assert spectrum.converged.all()
     everything = torch.cat([values, left_out], dim=1).sort(descending=True).values
     assert_equal(everything, torch.linalg.eigvalsh(expected).flip(1))
+    for end, place in ((spectrum.lambda_max, 0), (spectrum.lambda_min, -1)):  # zeros that are left out count
+        assert_equal(end[:, 0], torch.linalg.eigvalsh(expected).flip(1)[:, place])
     assert_equal((vectors.mT * values.gather(1, found).unsqueeze(1)) @ vectors, expected)
     assert_equal(spectrum.gradient[:, 0], gradient)
     assert_equal(spectrum.trace[:, 0], expected.diagonal(dim1=1, dim2=2).sum(1))

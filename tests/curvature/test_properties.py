@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.sparse.linalg import LinearOperator, eigsh
 from sklearn.datasets import load_digits
+from support.finite_differences import finite_differences
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -226,18 +227,6 @@ def test_lanczos_lies_within_its_residuals_of_the_ends(case, num_eigenvalues):
 # Real architectures, in float64
 
 
-def finite_differences(net: nn.Module, x: Tensor, value, k: int) -> Tensor:
-    """Central differences of the gradient of ``value(net(x))[k]``, ``[N, D, D]``: all shifts in one batch."""
-    matrices = []
-    for sample in x:
-        shifts = 1e-5 * torch.eye(sample.numel(), dtype=F64).reshape(-1, *sample.shape)
-        ends = torch.cat([sample + shifts, sample - shifts]).requires_grad_()
-        (slopes,) = torch.autograd.grad(value(net(ends))[:, k].sum(), ends)
-        above, below = slopes.flatten(1).chunk(2)
-        matrices.append((above - below) / 2e-5)
-    return torch.stack(matrices)
-
-
 class Block(nn.Module):
     """Pre-norm transformer block, with attention by ``nn.MultiheadAttention`` or by the function below it."""
 
@@ -319,7 +308,8 @@ ARCHITECTURES = {
 def test_architectures_against_finite_differences(name, target):
     make, shape = ARCHITECTURES[name]
     net, x = make().double(), torch.randn(2, *shape, dtype=F64)
-    expected = finite_differences(net.eval(), x, TARGETS[target], 1)
+    net.eval()
+    expected = finite_differences(lambda x: TARGETS[target](net(x)), x, 1)
     norm = torch.linalg.matrix_norm(expected)
     hessian = input_hessian(net.train(), x, 1, target)[:, 0]
     assert (torch.linalg.matrix_norm(hessian - expected) < 1e-6 * norm).all()

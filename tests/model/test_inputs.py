@@ -138,6 +138,11 @@ def test_outputs_of_a_regression_are_looked_at_as_classes():
     torch.testing.assert_close(alone, expected[:, 2:], rtol=0, atol=1e-12)
 
 
+def test_outputs_that_are_classes():
+    with pytest.raises(ConfigurationError, match=r"returned torch\.int64, which has no derivative"):
+        input_hessian(lambda x: x.argmax(1, keepdim=True), torch.rand(2, 3), 0)
+
+
 def test_pixels_of_a_segmentation_and_steps_of_a_sequence():
     net, x = nn.Conv2d(1, 2, 3, padding=1).double(), torch.randn(2, 1, 4, 4, dtype=F64)
     gradient = input_gradient(net, x, [0, 1], output_fn=lambda o: o[:, :, 1, 2])

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from support.finite_differences import finite_differences
 from support.networks import mlp
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -227,20 +228,6 @@ def test_activation_checkpointing_is_passed_through(reentrant):
     X.requires_grad_(False)
 
 
-def finite_difference(net, x, k):
-    """Central differences of the gradient in float64, ``[N, D, D]``."""
-    net, x, step = net.double(), x.double(), 1e-5
-    columns = []
-    for direction in torch.eye(x[0].numel(), dtype=torch.float64):
-        shift = step * direction.reshape(x[0].shape)
-        slopes = []
-        for end in (x + shift, x - shift):
-            end = end.clone().requires_grad_()
-            slopes.append(torch.autograd.grad(net(end)[:, k].sum(), end)[0].flatten(1))
-        columns.append((slopes[0] - slopes[1]) / (2 * step))
-    return torch.stack(columns, dim=-1)
-
-
 class Recurrent(nn.Module):
     def __init__(self, kind):
         super().__init__()
@@ -286,7 +273,7 @@ def test_padded_attention_is_measured_by_the_path_that_training_takes():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
         spectrum = input_spectrum(model, x, 1)
-    expected = finite_difference(model, x, 1)
+    expected = finite_differences(model, x, 1)
     assert spectrum.diagnosis.trusted
     assert (input_hessian(model, x, 1)[:, 0] - expected).norm() < 1e-6 * expected.norm()
 
@@ -318,7 +305,7 @@ def test_layers_of_every_kind_against_finite_differences(name):
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
         hessian = input_hessian(net, x, 1)
-    expected = finite_difference(net.eval(), x, 1)
+    expected = finite_differences(net.eval().double(), x.double(), 1)
     assert (hessian[:, 0] - expected).norm() < 1e-4 * expected.norm()
 
 
@@ -376,7 +363,8 @@ def test_a_sparse_tensor_that_a_module_holds():
 
 def test_the_names_of_other_versions_of_torch(monkeypatch):
     """2.6 has no switches of the new kind, and 2.15 checkpoints by a function of another name."""
-    monkeypatch.setattr(torch_settings, "PRECISION_SWITCHES", ("cuda.matmul", "cudnn.convolution", "quantum.matmul"))
+    unknown = ("cudnn.convolution", "quantum.matmul")
+    monkeypatch.setattr(torch_settings, "PRECISION_SWITCHES", (*PRECISION_SWITCHES, *unknown))
     name = f"{CHECKPOINT_GENERATOR}_impl"
     monkeypatch.setattr(torch.utils.checkpoint, name, flags, raising=False)
     before = flags()

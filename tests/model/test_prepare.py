@@ -68,3 +68,16 @@ def test_prepare_uses_the_given_dtype_and_no_other():
 def test_another_dtype_is_a_configuration_error():
     with pytest.raises(ConfigurationError, match=r"dtype=torch\.float16 is not possible"):
         usable_dtype(ModelFunction(mlp()), torch.randn(3, 6), torch.float16)
+
+
+class InThrees(torch.nn.Module):
+    """Accepts batches of three samples only."""
+
+    def forward(self, x):
+        return x.reshape(-1, 3, 6).sin().sum(dim=2).reshape(-1, 1)
+
+
+def test_float64_where_the_forward_accepts_the_whole_batch_only():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert usable_dtype(ModelFunction(InThrees()), torch.randn(3, 6, dtype=F64)) == F64

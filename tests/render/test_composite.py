@@ -4,26 +4,15 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 from support.invalid import FOUR_SAMPLES, invalidated
-from support.measuring import Measurer
-from torch import nn
+from support.measuring import record_of_shape
 
-from lightning_hessian.curvature.options import Options
 from lightning_hessian.render.canvas import to_image
 from lightning_hessian.render.composite import composite
 from lightning_hessian.render.maps import as_image
-from lightning_hessian.training.samples import Samples
 
 ARRAYS = ("hessian", "x", "labels", "predicted", "classes", "gradient", "eigenvalues", "eigenvectors", "vector_index")
 ARRAYS += ("residuals", "converged", "valid")
-
-
-def record_of(*shape: int, labels=True, num_samples=2):
-    net = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 5), nn.Tanh(), nn.Linear(5, 3))
-    samples = Samples(torch.rand(num_samples, *shape), torch.arange(num_samples) % 2 * 2 if labels else None)
-    monitor = Measurer([1, 2], "logit", "float32", Options(), heatmap_samples=num_samples)
-    return monitor.measure(net, samples, step=12, logged_step=11, epoch=3)
 
 
 def words(figure) -> str:
@@ -32,14 +21,14 @@ def words(figure) -> str:
 
 @pytest.mark.parametrize("shape", [(1, 6, 6), (3, 4, 4), (2, 3, 3), (5, 4), (8,), (1,)])
 def test_every_input_shape_is_drawn(shape):
-    record = record_of(*shape, labels=len(shape) > 1)
+    record = record_of_shape(*shape, labels=len(shape) > 1)
     image = to_image(composite(record, 2))
     assert image.dtype == np.uint8
     assert image.std() > 0
 
 
 def test_the_words_are_the_records_numbers():
-    record = record_of(1, 6, 6)
+    record = record_of_shape(1, 6, 6)
     shown = words(composite(record, 2))
     assert "Input-Hessian of logit, class 2: epoch 3, after 12 optimizer steps" in shown
     assert "Hessian 36×36, logit per input unit²" in shown
@@ -53,23 +42,23 @@ def test_the_words_are_the_records_numbers():
 
 
 def test_what_did_not_converge_is_marked():
-    record = record_of(1, 6, 6)
+    record = record_of_shape(1, 6, 6)
     doubtful = dataclasses.replace(record, converged=np.zeros_like(record.converged))
     assert "(not converged)" in words(composite(doubtful, 1))
 
 
 def test_a_zero_hessian_can_be_drawn():
-    record = record_of(1, 6, 6)
+    record = record_of_shape(1, 6, 6)
     to_image(composite(dataclasses.replace(record, hessian=np.zeros_like(record.hessian)), 1))
 
 
 def test_no_matrices_no_picture():
     with pytest.raises(ValueError, match=r"step 12 holds no whole Hessian of sample 0, nor all eigenvectors"):
-        composite(dataclasses.replace(record_of(8), hessian=None, eigenvectors=None), 1)
+        composite(dataclasses.replace(record_of_shape(8), hessian=None, eigenvectors=None), 1)
 
 
 def test_eigenvectors_of_every_eigenvalue_are_the_matrix():
-    record = record_of(8)
+    record = record_of_shape(8)
     np.testing.assert_array_equal(
         to_image(composite(dataclasses.replace(record, hessian=None), 1)),
         to_image(composite(dataclasses.replace(record, hessian=record.hessian[:1]), 1)),
@@ -77,7 +66,7 @@ def test_eigenvectors_of_every_eigenvalue_are_the_matrix():
 
 
 def test_the_scale_is_that_of_the_run_and_what_it_hides_is_said():
-    record = record_of(1, 6, 6)
+    record = record_of_shape(1, 6, 6)
     assert "scale of the run; largest" in words(composite(record, 1))
     grown = dataclasses.replace(record, hessian=100 * record.hessian)
     shown = words(composite(grown, 1))
@@ -91,7 +80,7 @@ def test_the_scale_is_that_of_the_run_and_what_it_hides_is_said():
 
 
 def test_of_many_samples_the_first_are_drawn():
-    record = record_of(1, 2, 2)
+    record = record_of_shape(1, 2, 2)
     many = dataclasses.replace(
         record,
         **{n: np.repeat(getattr(record, n), 10, axis=0) for n in ARRAYS},
@@ -109,7 +98,7 @@ def test_channels_stand_side_by_side():
 
 @pytest.mark.parametrize("case", FOUR_SAMPLES)
 def test_a_hessian_that_is_not_valid_is_a_gray_panel(case):
-    whole = record_of(1, 6, 6, num_samples=4)
+    whole = record_of_shape(1, 6, 6, num_samples=4)
     valid = np.array(FOUR_SAMPLES[case], bool)
     record = invalidated(whole, valid)
     for k, class_id in enumerate(record.class_ids):

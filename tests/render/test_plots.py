@@ -5,7 +5,7 @@ import dataclasses
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from render.test_composite import record_of
+from support.measuring import record_of_shape
 from support.quadratic import quadratic_record
 
 from lightning_hessian import plot_hessian, plot_input, plot_spectrum
@@ -67,7 +67,7 @@ def test_a_zero_spectrum_can_be_drawn():
 
 
 def test_a_hessian_is_drawn_with_its_scale():
-    record = record_of(1, 6, 6)
+    record = record_of_shape(1, 6, 6)
     figure = plot_hessian(record, sample=1, class_id=2)
     image = figure.axes[0].images[0]
     np.testing.assert_array_equal(image.get_array(), record.hessian[1, 1])
@@ -86,7 +86,7 @@ def test_no_matrix_is_a_sentence():
 
 @pytest.mark.parametrize("shape", [(1, 6, 6), (3, 4, 4), (2, 3, 3), (5, 4), (8,), (1,)])
 def test_maps_of_every_input_shape(shape):
-    record = record_of(*shape)
+    record = record_of_shape(*shape)
     figure = plot_input(record, sample=1, num_eigenvectors=2)
     panels = {axes.get_label(): axes for axes in figure.axes}
     expected = {"input": record.x[1], "gradient": record.gradient[1, 0], "diagonal": record.diagonal[1, 0]}
@@ -107,7 +107,7 @@ def test_maps_of_every_input_shape(shape):
 
 
 def test_a_colour_image_is_shown_from_its_smallest_to_its_largest_value():
-    record = record_of(3, 4, 4)
+    record = record_of_shape(3, 4, 4)
     (axes, *_) = plot_input(record).axes
     x = record.x[0]
     np.testing.assert_allclose(axes.images[0].get_array(), (x.transpose(1, 2, 0) - x.min()) / (x.max() - x.min()))
@@ -115,7 +115,7 @@ def test_a_colour_image_is_shown_from_its_smallest_to_its_largest_value():
 
 
 def test_the_titles_are_the_records_numbers():
-    record = record_of(1, 6, 6)
+    record = record_of_shape(1, 6, 6)
     shown = words(plot_input(record, sample=1, class_id=2))
     value = record.eigenvalues[1, 1, record.vector_index[1, 1, 0]]
     assert f"eigenvector 1 by |λ|\nλ = {value:.3g}".replace("-", "−") in shown

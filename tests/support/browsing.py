@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import matplotlib
+import numpy as np
 from playwright.sync_api import ConsoleMessage, FrameLocator, Page, expect
 
 ARTEFACTS = Path(__file__).parent.parent / "browser" / "artefacts"
@@ -177,3 +179,40 @@ def number(text: str) -> float:
     """The first number of a text written by the page, which has true minus signs and ∞."""
     plain = text.replace("−", "-").replace("∞", "inf")
     return float(re.search(r"-?(?:inf|\d+\.?\d*(?:e-?\d+)?)", plain).group())
+
+
+# The 8×8 digits of the tests' runs
+
+SAMPLE, CLASS_ID, STEP = 1, 3, 2  # what is chosen: not what is shown at first
+CLASS_INDEX = 1  # of the class in the records' arrays
+
+
+def colors(values: np.ndarray) -> np.ndarray:
+    """Diverging colors of values between plus and minus the largest magnitude, by matplotlib."""
+    limit = np.abs(values).max()
+    levels = np.floor((values + limit) * (255 / (2 * limit)) + 0.5).astype(int)
+    return matplotlib.colormaps["RdBu_r"](levels.clip(0, 255), bytes=True)[..., :3]
+
+
+def drawn(canvas) -> np.ndarray:
+    """The colors in the middle of the 8×8 cells of a map, which is as wide as its canvas."""
+    script = """canvas => Array.from({length: 64}, (_, i) => Array.from(canvas.getContext("2d").getImageData(
+        (i % 8 + 0.5) * canvas.width / 8, (Math.floor(i / 8) + 0.5) * canvas.width / 8, 1, 1).data).slice(0, 3))"""
+    return np.array(canvas.evaluate(script))
+
+
+def point_at(tab, row: int, column: int) -> None:
+    """Moves the pointer to a pixel of the input."""
+    cell = tab.get("input-map").evaluate("canvas => canvas.clientWidth") / 8
+    tab.get("input-map").hover(position={"x": (column + 0.5) * cell, "y": (row + 0.5) * cell})
+    expect(tab.get("row-map")).to_have_attribute("data-row", str(8 * row + column))
+    tab.page.wait_for_timeout(50)
+
+
+def whole_matrix(record) -> np.ndarray:
+    """The stored matrix, or what the eigenvectors of all nonzero eigenvalues give."""
+    if record.hessian is not None:
+        return record.hessian[SAMPLE, CLASS_INDEX]
+    values = np.take_along_axis(record.eigenvalues, record.vector_index, -1)[SAMPLE, CLASS_INDEX]
+    vectors = record.eigenvectors[SAMPLE, CLASS_INDEX]
+    return (vectors.T * values) @ vectors

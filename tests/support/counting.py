@@ -1,14 +1,17 @@
-"""Notes of what a model did, which outlast a measurement."""
+"""Notes of what a model did."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+from torch import Tensor
 
 
 class Notes:
-    """A list that no measurement puts back, as it does whatever a forward writes to: it has no ``__dict__``."""
+    """A list that no measurement puts back, as it does whatever else a forward writes to."""
 
+    __module__ = "builtins"  # objects of such modules are left alone
     __slots__ = ("_seen",)
 
     def __init__(self) -> None:
@@ -34,3 +37,15 @@ class Notes:
 
     def __getitem__(self, index: int) -> Any:
         return self._seen[index]
+
+
+class Noting:
+    """A network that notes the batch sizes of its forward passes."""
+
+    def __init__(self, net: Callable[[Tensor], Tensor]) -> None:
+        self.net = net
+        self.sizes: list[int] = []
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        return self.net(x)

@@ -4,7 +4,8 @@ Places are drawn with a seed in ``curvature/`` and ``model/``, by cosmic-ray's o
 numbers, ``and`` for ``or``, loops that never run. Each mutant lives in a copy of the repository. It is killed if a test
 fails or takes too long. All tests run once without any change, to see which lines each of them executes; after that,
 a mutant meets the tests that can notice it, until one does. Survivors want a test, or an explanation in
-``survivors.py``. A second call goes on where the first was stopped.
+``survivors.py``. A second call goes on where the first was stopped. What came out at each commit is in
+``benchmarks/results/mutants.json``, and on the page that is made of it, ``docs/mutants.md``.
 """
 
 from __future__ import annotations
@@ -22,15 +23,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from support.survivors import EXPLAINED
+from support.survivors import KINDS, explanation_of
 from support.tests_by_line import SECONDS, tests_of
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "lightning_hessian"
 ROOMS = ("curvature", "model")
-TESTS = ("tests/curvature", "tests/model", "tests/test_functional.py", "tests/test_pitfalls.py")
-RESULTS = ROOT / "benchmarks" / "results" / "mutants.json"
+TESTS = ("tests/curvature", "tests/model", "tests/test_errors.py", "tests/test_functional.py", "tests/test_pitfalls.py")
+RESULTS, PAGE = ROOT / "benchmarks" / "results" / "mutants.json", ROOT / "docs" / "mutants.md"
+SINCE = " (written since)"  # of tests that did not exist when the mutant was drawn
 LIMIT = 1800.0  # seconds of all tests of one mutant, should a process hang
+INTRODUCTION = """\
+# Whether the tests notice a change
+
+`make mutants` changes single places of `curvature/` and `model/`, drawn at random, one at a time, and runs the tests
+that execute them. This page is generated from `benchmarks/results/mutants.json`.
+
+- **noticed at once**: a test failed that was there when the place was drawn.
+- **noticed since**: no test failed, and one was written that does.
+- **equivalent**: nothing that the code computes or says can differ.
+- **choice**: a constant that might as well have the other value: when a method gives up, how often something is tried.
+- **removed**: nothing used the code, and it is there no more.
+- **unexplained**: everything else. There, a mistake would not be noticed."""
 # Changes that no test could notice: of types, and a name for another that means the same.
 LEFT_OUT = ("RemoveDecorator", "VariableReplacer", "VariableInserter", "BitOr")
 
@@ -152,6 +166,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     results, copy = folder / "mutants.jsonl", copied(folder / "copy")
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    survived = {each["mutant"] for each in done if each["verdict"] == "survived"} if chosen.again else set()
     if chosen.again:
         done = [each for each in done if each["verdict"] == "killed"]
         results.write_text("".join(json.dumps(each) + "\n" for each in done))
@@ -162,6 +177,8 @@ def main() -> None:
     for mutant in drawn(chosen.number, chosen.seed)[: chosen.first]:
         if mutant.name not in names:
             result = judged(mutant, copy, folder)
+            if mutant.name in survived and result["verdict"] == "killed":
+                result["by"] += SINCE
             done.append(result)
             print(f"{result['verdict']} after {result['seconds']} s: {result['mutant']}", flush=True)
             with results.open("a") as file:
@@ -170,23 +187,51 @@ def main() -> None:
 
 
 def report(done: list[dict[str, Any]], number: int, seed: int) -> None:
-    """Counts, and the survivors with their changes and explanations, here and in the results."""
+    """Counts, and the survivors with their changes and explanations: here, in the results, and on the page."""
     survivors = [each for each in done if each["verdict"] == "survived"]
     for each in survivors:
-        each["explanation"] = EXPLAINED.get((each["mutant"].split()[0], *each["change"]), "")
+        each["kind"], each["explanation"] = explanation_of(each["mutant"].split()[0], each["change"])
         print(f"\nsurvived: {each['mutant']}", *each["change"], each["explanation"], sep="\n  ")
+    killed = {each["mutant"]: each["by"] for each in done if each["verdict"] == "killed"}
     head = subprocess.run(["git", "rev-parse", "--short=7", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     result = {
         "commit": head.stdout.strip(),
         "seed": seed,
         "drawn": number,
         "run": len(done),
-        "noticed": len(done) - len(survivors),
-        "survivors": [{k: each[k] for k in ("mutant", "change", "explanation")} for each in survivors],
-        "killed": {each["mutant"]: each["by"] for each in done if each["verdict"] == "killed"},
+        "noticed_at_once": sum(not by.endswith(SINCE) for by in killed.values()),
+        "noticed_since": sum(by.endswith(SINCE) for by in killed.values()),
+        "survivors": [{k: each[k] for k in ("mutant", "change", "kind", "explanation")} for each in survivors],
+        "killed": killed,
     }
-    RESULTS.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    print(f"\n{result['noticed']} of {result['run']} mutants were noticed.")
+    others = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    results = [*(each for each in others if each["commit"] != result["commit"]), result]
+    RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    PAGE.write_text(page(results))
+    print(f"\n{len(killed)} of {len(done)} mutants were noticed.")
+
+
+def page(results: list[dict[str, Any]]) -> str:
+    """The results in words: counts for each commit, and every survivor."""
+    kinds = (*KINDS, "unexplained")
+    rows = [
+        [each["commit"], f"{each['run']} of {each['drawn']}", each["noticed_at_once"], each["noticed_since"]]
+        + [sum(survivor["kind"] == kind for survivor in each["survivors"]) for kind in kinds]
+        for each in results
+    ]
+    lines = [
+        *INTRODUCTION.splitlines(),
+        "",
+        f"| code of | run | noticed at once | noticed since | {' | '.join(kinds)} |",
+        "|" + "---|" * (4 + len(kinds)),
+        *("| " + " | ".join(map(str, row)) + " |" for row in rows),
+    ]
+    for each in results:
+        lines += ["", f"## Survivors at {each['commit']}"]
+        for survivor in each["survivors"]:
+            lines += ["", f"`{survivor['mutant'].split()[0]}`, {survivor['kind']}: {survivor['explanation'] or '?'}"]
+            lines += ["```diff", *(line for line in survivor["change"] if line[1:].strip()), "```"]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

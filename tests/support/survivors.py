@@ -1,29 +1,71 @@
 """Why no test notices some mutants: by file, the line as it is, and the line as it was changed."""
 
-EXPLAINED: dict[tuple[str, ...], str] = {
-    (
-        "lightning_hessian/curvature/checks/zero.py",
-        "-    same = all(torch.equal(gradient, gradients[0]) for gradient in gradients[1:])",
-        "+    same = all(torch.equal(gradient, gradients[0]) for gradient in gradients[ 2:])",
-    ): "Random outputs are compared in three of four pairs: a piecewise linear target differs at all of them.",
-    (
-        "lightning_hessian/curvature/methods/duration.py",
-        "-HOPELESS = 8",
-        "+HOPELESS = 7",
-    ): "A choice: columns are not begun where they would take seven times the time left instead of eight.",
-    (
-        "lightning_hessian/curvature/checks/zero.py",
-        "-NUM_DRAWS = 4  # random outputs at which a target is looked at",
-        "+NUM_DRAWS = 3  # random outputs at which a target is looked at",
-    ): "A choice: three random outputs instead of four, which differ from each other as well.",
+# Nothing that the code computes or says can differ.
+EQUIVALENT: dict[tuple[str, ...], str] = {
     (
         "lightning_hessian/curvature/methods/columns.py",
         "-    at_once = SCRATCH_BYTES // (2 * each[0].numel() * each.element_size())",
         "+    at_once = SCRATCH_BYTES // (2 * each[ -1].numel() * each.element_size())",
-    ): "Equivalent: all matrices have the size of the first.",
+    ): "All matrices have the size of the first.",
+    (
+        "lightning_hessian/curvature/methods/columns.py",
+        "-    transposed, difference = groups[0].new_empty(groups[0].shape), groups[0].new_empty(groups[0].shape)",
+        "+    transposed, difference = groups[ -1].new_empty(groups[0].shape), groups[0].new_empty(groups[0].shape)",
+    ): "``new_empty`` takes type and device alone from what it is called on.",
     (
         "lightning_hessian/curvature/checks/certificate.py",
         "-@dataclass(frozen=True)",
         "+@dataclass(frozen=False)",
     ): "Nothing assigns to its fields; frozen only forbids it.",
+    (
+        "lightning_hessian/curvature/checks/diagnosis.py",
+        '-        return f"sample {numbers[0]}"',
+        '+        return f"sample {numbers[ -1]}"',
+    ): "There is a single number there.",
+    (
+        "lightning_hessian/curvature/checks/certificate.py",
+        "-    at = Differences(*(getattr(every, f.name).gather(0, sharpest)[0] for f in fields(every)))",
+        "+    at = Differences(*(getattr(every, f.name).gather(0, sharpest)[ -1] for f in fields(every)))",
+    ): "``sharpest`` has a single row.",
 }
+
+# Constants that might as well have the other value.
+CHOICES: dict[tuple[str, ...], str] = {
+    (
+        "lightning_hessian/curvature/checks/zero.py",
+        "-    same = all(torch.equal(gradient, gradients[0]) for gradient in gradients[1:])",
+        "+    same = all(torch.equal(gradient, gradients[0]) for gradient in gradients[ 2:])",
+    ): "Random outputs are compared in two of three pairs: a piecewise linear target differs at all of them.",
+    (
+        "lightning_hessian/curvature/methods/duration.py",
+        "-HOPELESS = 8",
+        "+HOPELESS = 7",
+    ): "Columns are not begun where they would take seven times the time left instead of eight.",
+    (
+        "lightning_hessian/curvature/methods/duration.py",
+        "-HOPELESS = 8",
+        "+HOPELESS = 9",
+    ): "Columns are not begun where they would take nine times the time left instead of eight.",
+    (
+        "lightning_hessian/curvature/checks/zero.py",
+        "-NUM_DRAWS = 4  # random outputs at which a target is looked at",
+        "+NUM_DRAWS = 3  # random outputs at which a target is looked at",
+    ): "Three random outputs instead of four, which differ from each other as well.",
+}
+
+# Code that is there no more.
+REMOVED: dict[tuple[str, ...], str] = {
+    (
+        "lightning_hessian/curvature/operators/autodiff.py",
+        "-        vectors = v.transpose(0, 1).reshape(self.batch.num_classes, *self._x.shape)",
+        "+        vectors = v.transpose(0, 0).reshape(self.batch.num_classes, *self._x.shape)",
+    ): "Nothing used this function, and it was removed.",
+}
+KINDS = {"equivalent": EQUIVALENT, "choice": CHOICES, "removed": REMOVED}
+
+
+def explanation_of(path: str, change: list[str]) -> tuple[str, str]:
+    """The kind of a survivor, and why it is one."""
+    key = (path, *change)
+    found = ((kind, known[key]) for kind, known in KINDS.items() if key in known)
+    return next(found, ("unexplained", ""))

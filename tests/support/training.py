@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import DEFAULT_SIZE_GUIDANCE, EventAccumulator
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from lightning_hessian import InputHessianMonitor, Record
 
@@ -33,6 +33,13 @@ class Augmented(Dataset):
     def __getitem__(self, i: int):
         x, y = self.inner[i]
         return x + 0.05 * torch.randn_like(x), y
+
+
+class Stream(IterableDataset):
+    """Held-out digits, as a stream: the package does not read it ahead."""
+
+    def __iter__(self):
+        yield from digits(64, 96)
 
 
 class Classifier(LightningModule):
@@ -72,6 +79,14 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+class TurnsNaN(Classifier):
+    """Its weights become NaN in the second epoch."""
+
+    def on_train_epoch_start(self):
+        if self.current_epoch == 1:
+            nn.init.constant_(self.net[0].weight, float("nan"))
 
 
 def small_monitor(**arguments) -> InputHessianMonitor:

@@ -42,6 +42,19 @@ class Plain:
         self.x, self.y, self._seen = X, Y, X
 
 
+class InSlots:
+    __slots__ = ("_seen", "unset", "x", "y")
+
+    def __init__(self, x, y):
+        self.x, self.y, self._seen = x, y, x
+
+
+@dataclasses.dataclass
+class Sample:
+    image: torch.Tensor
+    label: int
+
+
 class Graphs:
     """Has the manners of PyTorch Geometric's ``Batch``."""
 
@@ -68,30 +81,37 @@ def found_in(batch, **options):
     return SampleSource(num_samples=2, **options).select_from_batch(batch)
 
 
+UNAMBIGUOUS = [
+    ({"image": X, "mask": (X[:, 0] * 9).long()}, None),
+    ({"image": X, "mask": X[:, :1], "target": Y}, [0, 1]),
+    ({"pixel_values": X, "pixel_mask": MASK, "labels": [{"boxes": X}]}, None),
+    (Images(X, X[:, :1], Y), [0, 1]),
+    (Named(Y, X, Y + 3), [3, 4]),
+    (Short(X, Y), [0, 1]),
+    (Plain(), [0, 1]),
+    (UserDict(image=X, y=Y), [0, 1]),
+    ([[X], Y], [0, 1]),
+    ([[X, Y]], [0, 1]),
+    (({"image": X}, Y), [0, 1]),
+    (({"image": X, "label": Y},), [0, 1]),
+    ({"image": X, "target": torch.rand(10, 2)}, None),
+    (InSlots(X, Y), [0, 1]),
+    (({"image": X, "path": ["a"] * 10}, Y), [0, 1]),
+    ([[[X, Y]]], [0, 1]),
+    ((X, torch.rand(10, 1)), None),
+    ((X, Y, torch.rand(10)), [0, 1]),
+]
+
+
 @pytest.mark.parametrize(
-    ("batch", "labels"),
+    ("wrt", "batch", "labels"),
     [
-        ({"image": X, "mask": (X[:, 0] * 9).long()}, None),
-        ({"image": X, "mask": X[:, :1], "target": Y}, [0, 1]),
-        ({"pixel_values": X, "pixel_mask": MASK, "labels": [{"boxes": X}]}, None),
-        (Images(X, X[:, :1], Y), [0, 1]),
-        (Named(Y, X, Y + 3), [3, 4]),
-        (Short(X, Y), [0, 1]),
-        (Plain(), [0, 1]),
-        (UserDict(image=X, y=Y), [0, 1]),
-        ([[X], Y], [0, 1]),
-        ([[X, Y]], [0, 1]),
-        (({"image": X}, Y), [0, 1]),
-        (({"image": X, "path": ["a"] * 10}, Y), [0, 1]),
-        ([[[X, Y]]], [0, 1]),
-        ((X, torch.rand(10, 1)), None),
-        ((X, Y, torch.rand(10)), [0, 1]),
+        *((None, *case) for case in UNAMBIGUOUS),
+        # a dict beside labels is left out: the layer's module may take the dict's names
+        *(("layer", *case) for case in UNAMBIGUOUS if not (type(case[0]) is tuple and isinstance(case[0][0], dict))),
     ],
 )
-@pytest.mark.parametrize("wrt", [None, "layer"])
-def test_the_input_is_found_where_it_is_unambiguous(batch, labels, wrt):
-    if wrt is not None and isinstance(batch, tuple) and isinstance(batch[0], dict):
-        return  # the layer's module may take the dict's names
+def test_the_input_is_found_where_it_is_unambiguous(wrt, batch, labels):
     found = found_in(batch, wrt=wrt)
     assert torch.equal(found.inputs, X[:2])
     assert (None if found.labels is None else found.labels.tolist()) == labels
@@ -127,6 +147,22 @@ AMBIGUOUS = [
     ({"input_ids": TOKENS, "attention_mask": MASK.float()},
      '{"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}', "Tokens have no derivative"),
     ({"input_ids": TOKENS, "labels": Y}, '(batch["input_ids"], batch["labels"])', "wrt='embedding'"),
+    ({"input_ids": TOKENS, "labels": TOKENS}, 'batch["input_ids"]', "wrt='embedding'"),
+    ([{"image": x, "label": "cat"} for x in X], 'torch.stack([sample["image"] for sample in batch])', "samples"),
+    ([{"image": x, "target": {"boxes": x}} for x in X], 'torch.stack([sample["image"] for sample in batch])', ""),
+    ([{"image": x.numpy(), "label": y.numpy()} for x, y in zip(X, Y, strict=True)],
+     '(torch.stack([torch.from_numpy(sample["image"]) for sample in batch]), '
+     'torch.tensor([int(sample["label"]) for sample in batch]))', "It is a list of samples"),
+    ([Sample(x, int(y)) for x, y in zip(X, Y, strict=True)],
+     '(torch.stack([sample.image for sample in batch]), torch.tensor([int(sample.label) for sample in batch]))', ""),
+    ([[x, int(y)] for x, y in zip(X, Y, strict=True)], "torch.utils.data.default_collate(batch)", "list of samples"),
+    (list(X), "torch.stack(list(batch))", "If these are samples"),
+    ((X, X + 1, X + 2), "batch[0]", "if each is a batch"),
+    ((tuple(X), tuple(Y)),
+     "(torch.stack(list(batch[0])), torch.tensor([int(label) for label in batch[1]]))", "module(list(x))"),
+    ((torch.rand(10), Y), "(batch[0].unsqueeze(1), batch[1])", "forward_fn=lambda module, x: module(x.squeeze(1))"),
+    ({"inputs": {"image": X, "meta": X[:, 0]}, "target": Y},
+     '(batch["inputs"]["image"], batch["target"])', 'wrt="image"'),
 ]  # fmt: skip
 
 
@@ -147,21 +183,72 @@ def test_the_message_shows_what_helps_and_it_does(batch, expression, words):
     assert (found.labels is None) == (labels is None)
 
 
+@pytest.mark.parametrize(
+    ("batch", "wrt", "shapes"),
+    [
+        ([[X, X + 1], Y], 0, "([10, 3, 4, 4], [10, 3, 4, 4])"),
+        (
+            {"inputs": {"image": X, "meta": X[:, 0], "label": Y}},
+            "image",
+            "{'image': [10, 3, 4, 4], 'meta': [10, 4, 4]}",
+        ),
+        ({"inputs": [MASK, X, X]}, 1, "([10, 8], [10, 3, 4, 4], [10, 3, 4, 4])"),
+        ((None, X, X), 0, "([10, 3, 4, 4], [10, 3, 4, 4])"),
+    ],
+)
+def test_the_message_shows_how_to_give_all_inputs_and_it_works(batch, wrt, shapes):
+    with pytest.raises(ConfigurationError, match="if the model takes all of them, input_fn=lambda") as error:
+        found_in(batch)
+    (expression, named) = re.search(
+        r"of them, input_fn=lambda batch: (.*) and the .*wrt=(.*)\.$", str(error.value)
+    ).groups()
+    assert eval(named) == wrt
+    samples = SampleSource(input_fn=eval(f"lambda batch: {expression}"), num_samples=10, wrt=wrt).select_from_batch(
+        batch
+    )
+    assert samples.shapes == shapes
+
+
+@pytest.mark.parametrize("pack", [lambda p: p, lambda p: (p, Y[:3]), lambda p: {"words": p, "label": Y[:3]}])
+def test_the_message_shows_how_to_measure_packed_sequences_and_it_works(pack):
+    lstm = torch.nn.LSTM(2, 4, batch_first=True)
+    packed = pack_padded_sequence(torch.rand(3, 4, 2), torch.tensor([2, 4, 3]), batch_first=True, enforce_sorted=False)
+    batch = pack(packed)
+    with pytest.raises(ConfigurationError, match="Packed sequences have no rows") as error:
+        found_in(batch)
+    found = re.search("pad them, input_fn=(.*), with wrt=0.*, forward_fn=(.*)\\.$", str(error.value))
+    input_fn, forward_fn = (eval(source, {"torch": torch}) for source in found.groups())
+    samples = SampleSource(input_fn=input_fn, num_samples=3, wrt=0).select_from_batch(batch)
+    assert (samples.labels is None) == (batch is packed)
+    expected = torch.nn.utils.rnn.pad_packed_sequence(lstm(packed)[0], batch_first=True)[0]
+    given = torch.nn.utils.rnn.pad_packed_sequence(forward_fn(lstm, samples.inputs)[0], batch_first=True)[0]
+    torch.testing.assert_close(given, expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: torch.eye(4).to_sparse(), r"sparse \(torch.sparse_coo\).*x.to_dense\(\)"),
+        (lambda: torch.eye(4).to_sparse_csr(), r"sparse \(torch.sparse_csr\)"),
+        (lambda: torch.nested.nested_tensor([torch.rand(3, 2), torch.rand(2, 2)]), "nested tensor"),
+        (lambda: torch.nested.nested_tensor([torch.rand(3, 2)] * 4, layout=torch.jagged), "nested tensor"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*(Sparse|prototype)")
+def test_tensors_without_rows_of_one_shape(make, reason):
+    with pytest.raises(ConfigurationError, match=reason):
+        found_in((make(), Y[:4]))
+
+
 @pytest.mark.parametrize("batch", [GRAPHS, (GRAPHS, Y[:4])])
 def test_graphs_are_neither_samples_nor_datasets(batch):
     with pytest.raises(ConfigurationError, match=r"'edge_index': int64 \[2, 80\].*A graph is one sample.*forward_fn="):
         found_in(batch)
 
 
-@pytest.mark.parametrize("labels", [None, Y[:3]])
-def test_packed_sequences_have_no_rows(labels):
-    packed = pack_padded_sequence(torch.rand(3, 4, 2), torch.tensor([4, 3, 2]), batch_first=True)
-    place = "" if labels is None else r"\[0\]"
-    with pytest.raises(ConfigurationError, match=rf"PackedSequence .*pad_packed_sequence\(batch{place}, batch_first=T"):
-        found_in(packed if labels is None else (packed, labels))
-
-
-@pytest.mark.parametrize("batch", [[1, 2, 3], "text", ["a", "b"], None, 3, [], {}, {"x": X.numpy()}, [[]], [None]])
+@pytest.mark.parametrize(
+    "batch", [[1, 2, 3], "text", ([0.1], [1]), ["a", "b"], None, 3, [], {}, {"x": X.numpy()}, [[]], [None]]
+)
 def test_nothing_to_differentiate(batch):
     with pytest.raises(ConfigurationError, match=r"not found in the batch: .*Give input_fn, which takes a batch"):
         found_in(batch)

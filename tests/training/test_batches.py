@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from support.training import Classifier, digits, fit, small_monitor, trainer_of, whole_hessians
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hessian import ConfigurationError, input_hessian, load_records
 from lightning_hessian.curvature.options import Options
@@ -370,3 +370,28 @@ def test_sequences_sorted_by_length(tmp_path, method):
     inputs = {"x": X[:16, 0], "lengths": lengths[:16]}
     largest = torch.linalg.eigvalsh(input_hessian(model, inputs, Y[:16], wrt="x"))[:, 0, -1]
     np.testing.assert_allclose(record.eigenvalues.max(-1)[:, 0], largest, rtol=1e-3, atol=1e-6)
+
+
+class WithoutForward(Classifier):
+    """Its steps call what it holds."""
+
+    forward = LightningModule.forward
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+
+def test_a_module_without_a_forward(tmp_path):
+    with pytest.raises(MisconfigurationException, match=r"WithoutForward has no forward method.*module.net\(x\)\.$"):
+        fit(tmp_path, small_monitor(on_error="warn"), model=WithoutForward())
+    fit(tmp_path, small_monitor(forward_fn=lambda module, x: module.net(x)), model=WithoutForward(), max_epochs=1)
+    assert len(load_records(tmp_path)) == 2
+
+
+def test_images_of_integers(tmp_path):
+    dataset = TensorDataset((X * 255).byte(), Y)
+    with pytest.raises(MisconfigurationException, match=r"x.float\(\) / 255, or x.float\(\) if the model scales them"):
+        fit(tmp_path, small_monitor(), train=dataset, held_out=dataset)

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from support.training import Classifier, digits, fit, small_monitor
+from support.training import Classifier, Stream, digits, fit, small_monitor
 from support.training import quick_monitor as quick
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_hessian import load_records
 from lightning_hessian.training.samples import first_batch
@@ -153,13 +153,6 @@ class OpensInAWorker(Dataset):
 
 def test_a_dataset_that_cannot_be_read_ahead_is_left_alone():
     assert first_batch(DataLoader(OpensInAWorker(), batch_size=2)) is None
-
-
-class Stream(IterableDataset):
-    """Cannot be read ahead."""
-
-    def __iter__(self):
-        yield from digits(64, 96)
 
 
 def test_an_input_fn_that_fails_after_training_has_begun_does_not_end_it(tmp_path):

@@ -83,6 +83,21 @@ def test_the_directory_that_lightning_names_leads_to_the_records(tmp_path, monke
         assert steps(tensorboard_loggers(trainer.loggers)[0].log_dir) == STEPS
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_loggers_without_a_directory_say_that_nothing_is_saved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(
+        UserWarning, match=r"name no directory.*Trainer\(default_root_dir=...\) to keep them, and a Tens"
+    ):
+        trainer = fit(tmp_path, quick(), logger=Without(), default_root_dir=None)
+    assert steps(trainer.log_dir) == STEPS
+
+
+def test_a_fit_that_measures_nothing_says_nothing_of_places(tmp_path, recwarn):
+    fit(tmp_path, quick(), logger=Without(), limit_train_batches=0)
+    assert not [w for w in recwarn if "InputHessianMonitor" in str(w.message)]
+
+
 @pytest.mark.filterwarnings(NO_FILES)
 @pytest.mark.parametrize(
     "arguments",

@@ -16,9 +16,8 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from support.footprint_cases import Case, Learner, cnn, differing, run
 from support.resumable import resumable_fit
-from support.training import Classifier, digits, events, fit, scalar, small_monitor, trainer_of
+from support.training import Classifier, TurnsNaN, digits, events, fit, scalar, small_monitor, trainer_of
 from tensorboard.plugins.custom_scalar import layout_pb2
-from torch import nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -326,17 +325,9 @@ def test_a_name_that_is_no_folders(name):
         small_monitor(name=name)
 
 
-class Broken(Classifier):
-    """Its weights become NaN in the second epoch."""
-
-    def on_train_epoch_start(self):
-        if self.current_epoch == 1:
-            nn.init.constant_(self.net[0].weight, float("nan"))
-
-
 def test_each_monitors_warnings_bear_its_name(tmp_path):
     with pytest.warns(UserWarning, match="no measurement") as caught:
-        fit(tmp_path, *(small_monitor(name=name, on_error="warn") for name in ("a", "b")), model=Broken())
+        fit(tmp_path, *(small_monitor(name=name, on_error="warn") for name in ("a", "b")), model=TurnsNaN())
     messages = [str(w.message) for w in caught if "no measurement" in str(w.message)]
     assert [words.split(":")[0] for words in messages] == ["InputHessianMonitor 'a'", "InputHessianMonitor 'b'"]
     for name in ("a", "b"):

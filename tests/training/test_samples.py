@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from lightning_hessian.curvature.options import Options
 from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.training import samples
 from lightning_hessian.training.samples import SampleSource, first_batch
+from lightning_hessian.training.settings import MeasurementSettings
 
 
 def samples_from(source, num_samples, sample_indices=None, **options):
@@ -187,3 +189,32 @@ def test_samples_taken_in_inference_mode_can_be_differentiated():
         found = samples_from((X * 1, Y * 1), 2)
     assert not found.inputs.is_inference()
     assert not found.labels.is_inference()
+
+
+@pytest.mark.parametrize("indices", [[0, 2], range(0, 4, 2), torch.tensor([0, 2]), np.array([0, 2])])
+def test_indices_of_any_kind(indices):
+    x = torch.arange(8.0).reshape(4, 2)
+    assert SampleSource(sample_indices=indices).select(x).inputs.tolist() == [[0, 1], [4, 5]]
+
+
+@pytest.mark.parametrize("indices", [3, [0.5], [True, False], "01", torch.tensor([0.0])])
+def test_what_is_no_index_is_refused_at_construction(indices):
+    with pytest.raises(ConfigurationError, match=r"sample_indices=.* must be whole numbers, counted from 0"):
+        SampleSource(sample_indices=indices)
+
+
+def test_a_loader_in_place_of_samples():
+    with pytest.raises(ConfigurationError, match=r"is a DataLoader. Give its dataset, samples=loader\.dataset"):
+        SampleSource().select(DataLoader(TensorDataset(torch.rand(4, 2))))
+
+
+def test_classes_from_numpy():
+    settings = MeasurementSettings(np.array([1, 2]), "logit", "float32", Options())
+    assert settings.classes == [1, 2]
+    settings.check_samples(SampleSource().select(torch.rand(4, 2)))
+
+
+@pytest.mark.parametrize("classes", [("a",), [0.5], np.array([0.5])])
+def test_classes_that_are_no_whole_numbers_are_refused_at_construction(classes):
+    with pytest.raises(ConfigurationError, match="must be whole numbers, or one of 'label'"):
+        MeasurementSettings(classes, "logit", "float32", Options())

@@ -6,10 +6,10 @@ import pytest
 import torch
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from support.training import Classifier, digits, fit, trainer_of
+from support.training import Classifier, Stream, digits, fit, trainer_of
 from support.training import quick_monitor as quick
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from lightning_hessian import load_records
 from lightning_hessian.training.trainer_run import TrainerRun
@@ -129,13 +129,6 @@ class OnlyTrains(Classifier):
 
     def validation_step(self, batch, batch_idx):
         pass
-
-
-class Stream(IterableDataset):
-    """Cannot be read ahead."""
-
-    def __iter__(self):
-        yield from digits(64, 96)
 
 
 LATE = {"held_out": Stream(), "num_sanity_val_steps": 0, "check_val_every_n_epoch": 3}

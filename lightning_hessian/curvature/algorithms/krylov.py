@@ -55,8 +55,8 @@ class KrylovBasis:
         generator: of the start vectors, which are the same for every operator.
 
     Attributes:
-        failed: ``[P]``, operators with a product that was not finite: it was taken to be zero, so that the others can
-            go on.
+        failed: ``[P]``, operators with a product that was not finite, or whose norm overflowed or underflowed: it was
+            taken to be zero, so that the others can go on.
     """
 
     def __init__(self, operator: Operator, block_size: int, capacity: int, generator: torch.Generator) -> None:
@@ -83,9 +83,10 @@ class KrylovBasis:
         """Multiplies the next vector, and appends what is new in the product."""
         j, n = self.num_processed, self.num_vectors
         product = self.operator.matvec(self._vectors[:, j])
-        self.failed |= ~product.isfinite().all(dim=1)
-        product = product.where(~self.failed.unsqueeze(1), 0)
-        self._scale = torch.maximum(self._scale, product.norm(dim=1))
+        length = product.norm(dim=1)
+        self.failed |= ~length.isfinite() | ((length == 0) & product.any(dim=1))
+        product, length = product.where(~self.failed.unsqueeze(1), 0), length.where(~self.failed, 0)
+        self._scale = torch.maximum(self._scale, length)
         rest, coefficients = self._orthogonalised(product)
         self._coefficients[:, :n, j] = coefficients
         self.num_processed += 1

@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from lightning_hessian.curvature.batching import on_few, out_of_memory
-from lightning_hessian.curvature.checks.differences import OFFSETS, SECOND, Differences, differences_at
+from lightning_hessian.curvature.checks.differences import CURVATURE, Differences, deviation, differences_at
 from lightning_hessian.curvature.checks.prediction import Prediction
+from lightning_hessian.curvature.checks.step_dependence import (
+    MARGIN,
+    STEADY,
+    at,
+    by_step,
+    contradicts,
+    has_curvature_jump,
+    has_jump,
+    has_kink,
+    masked,
+    slope_scale,
+)
 from lightning_hessian.curvature.checks.zero import root_mean_square
 from lightning_hessian.curvature.target_batch import TargetBatch
 
-Outcome = Literal["certified", "contradicted", "kink", "noise", "unverifiable"]
+Outcome = Literal["certified", "contradicted", "kink", "jump", "curvature_jump", "noise", "unverifiable"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 CERTIFIED = OUTCOMES.index("certified")
 
-LARGEST_ERROR = 1e-2  # relative, whatever the noise: wrong derivatives have been seen off by 5 % and more
+LARGEST_ERROR = 1e-2  # relative, whatever the noise
 BLUR = 3e-2  # relative, of differences that are sharp enough to tell
 FIRST_STEP = 1e-2  # along a unit vector, in root mean squares of the sample's entries
 FACTOR = 10.0  # between two steps
 # Exponents of the factor after the first step: shorter ones down to 1e-6, where values hold no second difference any
 # more; where the values are as noisy as float32, one that is short enough for most kinks, and two longer ones.
 SHORTER, LONGER = (-1, -2, -3, -4, -5), (-2, 1, 2, -1, -3)
-MARGIN = 4  # standard deviations by which noise may explain a difference
-STEADY = 0.3  # relative change of a difference quotient from one step to the next, of one that has settled
-LOW_PRECISION = 1e-6  # relative to the value: noise up to here may come from a forward that computes in float32
+WITHIN = (0, -1, -2, 1, -3)  # after a first step that was far too long
+# Relative to the value: noise between these may come from a forward that computes in float32.
+FLOAT32, LOW_PRECISION = 3e-8, 1e-6
 
 
 @dataclass(frozen=True)
@@ -36,15 +48,14 @@ class Certificate:
 
     Attributes:
         outcome: ``[N, K]``, positions in ``OUTCOMES``.
-        error: ``[N, K]``, |wᵀHw − Δ²t/h²| relative to the spectral norm of H, at the step with the sharpest
+        error: ``[N, K]``, |wᵀHw − t″| relative to the spectral norm of H, at the step with the sharpest
             difference; NaN where nothing could be compared. Where H is zero, relative to ‖g‖ (where that is zero too,
             to |t|) per root mean square of the input.
         difference: ``[N, K]``, the same, relative to nothing.
-        slope_error: ``[N, K]``, |gᵀw − Δt/2h| relative to ‖g‖, at the same step.
+        slope_error: ``[N, K]``, |gᵀw − t′| relative to ‖g‖, at the same step.
         size: ``[N, K]``, the largest |t| seen.
         noise: ``[N, K]``, standard deviation of the noise in the values that the differences show, at most.
         step: ``[N]``, h of the last comparison.
-        num_values: values computed per sample, on average.
     """
 
     outcome: Tensor
@@ -54,7 +65,6 @@ class Certificate:
     size: Tensor
     noise: Tensor
     step: Tensor
-    num_values: float
 
     def is_outcome(self, outcome: Outcome) -> Tensor:
         """``[N, K]``, which entries ended so."""
@@ -62,40 +72,49 @@ class Certificate:
 
 
 def certify(
-    batch: TargetBatch, prediction: Prediction, group_size: int, first_step: Tensor | None = None
+    batch: TargetBatch,
+    prediction: Prediction,
+    group_size: int,
+    first_step: Tensor | None = None,
+    *,
+    precision: float = 0.0,
 ) -> Certificate:
     """Compares derivatives with differences of values in float64, or in the precision of ``batch`` where none exist.
 
     Args:
         batch: as it was differentiated.
-        prediction, group_size, first_step: as for ``compare``.
+        prediction, group_size, first_step, precision: as for ``compare``.
     """
     try:
         exact = batch.to(torch.float64)
     except TypeError:  # MPS has no float64
         exact = batch
-    found = compare(exact, prediction, group_size, first_step)
+    found = compare(exact, prediction, group_size, first_step, precision=precision)
     if exact.x.dtype != batch.x.dtype and found.is_outcome("unverifiable").all():
-        found = compare(batch, prediction, group_size, first_step)
+        found = compare(batch, prediction, group_size, first_step, precision=precision)
     return found
 
 
 def compare(
-    batch: TargetBatch, prediction: Prediction, group_size: int, first_step: Tensor | None = None
+    batch: TargetBatch,
+    prediction: Prediction,
+    group_size: int,
+    first_step: Tensor | None = None,
+    *,
+    precision: float = 0.0,
 ) -> Certificate:
     """Compares derivatives with central differences of the values, at every sample of a batch.
 
     With values at x + j h w for j = −2 … 2,
 
-        slope      (t₁ − t₋₁) / 2h                 against  gᵀw
-        curvature  (t₁ − 2 t₀ + t₋₁) / h²          against  wᵀHw
+        slope      t′ = (t₋₂ − 8 t₋₁ + 8 t₁ − t₂) / 12h                      against  gᵀw
+        curvature  t″ = (−t₋₂ + 16 t₋₁ − 30 t₀ + 16 t₁ − t₂) / 12h²          against  wᵀHw
 
     and the fourth difference t₋₂ − 4 t₋₁ + 6 t₀ − 4 t₁ + t₂ measures the noise of the values, or what the step is too
-    long for: the quotients at h and 2h differ by it. A sample is certified where derivatives and differences agree to
-    their tolerance and the differences are sharp enough to tell. Else the step shrinks tenfold; where noise as small as
-    float32's blurs the first step, a longer one is tried first. What never agrees is told apart by how Δ²t/h²
-    changes with the step: it settles at another value (the derivatives are wrong), grows like 1/h (a kink) or
-    like 1/h² (noise).
+    long for. A sample is certified where derivatives and differences agree to their tolerance and the differences are
+    sharp enough to tell. At the first step, noise excuses a disagreement only where it is that of float32; else the
+    step shrinks tenfold; where noise is that small, a longer one is tried after it. What never agrees is told apart by
+    how the quotients change with the step (``step_dependence``).
 
     Args:
         batch: in the precision of the values.
@@ -104,6 +123,7 @@ def compare(
             another size than that of the derivatives, so that kernels that err at one batch size, and samples that
             influence each other, show themselves.
         first_step: ``[N]``, h to begin with.
+        precision: relative, in which the forward computes, where it is worse than that of ``batch``.
 
     Entries whose prediction is not finite are passed over, as if they were certified.
 
@@ -111,27 +131,58 @@ def compare(
 
     Source: Moré and Wild, "Estimating computational noise" (2011), for noise from differences.
     """
-    p, tolerance = prediction.to(batch.x), prediction.tolerance * prediction.share
-    first = FIRST_STEP * root_mean_square(batch.x) if first_step is None else first_step.to(batch.x)
-    steps = [differences_at(batch, p, torch.arange(batch.num_samples, device=batch.x.device), first, group_size)]
+    p, size = prediction.to(batch.x), root_mean_square(batch.x).unsqueeze(1)
+    # Without float64 values, rounding in float32 derivatives cannot be told from mistakes.
+    exact = batch.x.dtype == torch.float64 and not precision
+    tolerance = (prediction.tolerance if exact else LARGEST_ERROR) * prediction.share
+    first = FIRST_STEP * size.squeeze(1) if first_step is None else first_step.to(batch.x)
+
+    def differences(active: Tensor, step: Tensor) -> Differences:
+        return differences_at(batch, p, active, step, group_size, precision)
+
+    steps, last = [differences(torch.arange(batch.num_samples, device=first.device), first)], first
     ignored = ~(p.spectral_norm.isfinite() & p.slope.isfinite())
-    size = root_mean_square(batch.x).unsqueeze(1)
-    agreed = _agrees(steps[0], p, tolerance, size, torch.full_like(p.slope, torch.inf)) | ignored
+    is_noisy = steps[0].noise >= FLOAT32 * steps[0].size
+    agreed = _agrees(_sharpened(steps[0], ~is_noisy), p, tolerance, size, torch.full_like(p.slope, torch.inf)) | ignored
     if steps[0].size.isnan().all() and not _evaluates(batch):
-        return _certificate(steps, agreed, p, tolerance, size, first, len(OFFSETS))
-    is_low_precision = ((steps[0].noise <= LOW_PRECISION * steps[0].size) | agreed).all(dim=1)
-    last, num_values = first, len(OFFSETS) * batch.num_samples
-    for shorter, longer in zip(SHORTER, LONGER, strict=True):
+        return _certificate(steps, agreed, p, tolerance, size, first)
+    is_low_precision = ((steps[0].noise <= max(LOW_PRECISION, MARGIN * precision) * steps[0].size) | agreed).all(dim=1)
+    length = _length(steps[0], p)
+    is_short = FIRST_STEP * length < first / FACTOR
+    base = torch.where(is_short, FIRST_STEP * length, first)
+    for shorter, longer, within in zip(SHORTER, LONGER, WITHIN, strict=True):
         active = (~agreed.all(dim=1)).nonzero().flatten()
         if len(active) == 0:
             break
-        step = first[active] * FACTOR ** torch.where(is_low_precision[active], longer, shorter).to(first)
+        exponent = torch.where(is_low_precision[active], longer, shorter).where(~is_short[active], within)
+        step = base[active] * FACTOR ** exponent.to(first)
         last = last.index_copy(0, active, step)
-        steps.append(differences_at(batch, p, active, step, group_size))
-        num_values += len(OFFSETS) * len(active)
+        steps.append(differences(active, step))
         seen = torch.stack([_beyond_noise(step) for step in steps]).amin(dim=0)
-        agreed |= _agrees(steps[-1], p, tolerance, size, seen) & ~_slope_is_refuted(steps, p, tolerance)
-    return _certificate(steps, agreed, p, tolerance, size, last, num_values / batch.num_samples)
+        agreed |= _agrees(steps[-1], p, tolerance, size, seen) & ~_is_refuted(steps, p, tolerance)
+        agreed &= ~_has_changed(steps, precision)  # by chance, a random forward may agree
+    return _certificate(steps, agreed, p, tolerance, size, last)
+
+
+def _length(found: Differences, p: Prediction) -> Tensor:
+    """``[N]``, over which gradient or value change by themselves, as the derivatives say.
+
+    It is short beside the input where entries are in units that are far apart, or far from zero.
+    """
+    if p.slope_only:
+        lengths = found.size / p.gradient_norm
+    else:  # without values there, the first alone
+        lengths = torch.fmax(p.gradient_norm / p.spectral_norm, (found.size / p.spectral_norm).sqrt())
+    return lengths.nan_to_num(torch.inf).amin(dim=1)
+
+
+def _sharpened(found: Differences, where: Tensor) -> Differences:
+    """The same with the blur of rounding alone."""
+    return replace(
+        found,
+        blur=(deviation(CURVATURE) * found.rounding / found.step**2).where(where, found.blur),
+        slope_blur=(found.rounding / found.step).where(where, found.slope_blur),
+    )
 
 
 def _evaluates(batch: TargetBatch) -> bool:
@@ -156,7 +207,7 @@ def _agrees(found: Differences, p: Prediction, tolerance: float, size: Tensor, s
     ``size [N, 1]`` is that of the input. ``seen [N, K]`` is the smallest error beyond noise of any step: where the
     Hessian is zero, and there is no norm to compare with, differences must be sharp enough to show it.
     """
-    norm, scale = p.spectral_norm, _slope_scale(found, p)
+    norm, scale = p.spectral_norm, slope_scale(found, p)
     slope = found.slope_error <= tolerance * scale + MARGIN * found.slope_blur
     if p.slope_only:
         return slope & ((found.slope_blur <= BLUR * p.gradient_norm) | (p.gradient_norm == 0))
@@ -171,87 +222,54 @@ def _agrees(found: Differences, p: Prediction, tolerance: float, size: Tensor, s
     return (curvature | zero) & slope
 
 
-def _slope_is_refuted(steps: list[Differences], p: Prediction, tolerance: float) -> Tensor:
-    """Where the last step is longer than another that has a sharper slope, which is not the gradient's."""
-    refuted = torch.zeros_like(p.slope, dtype=torch.bool)
+def _is_refuted(steps: list[Differences], p: Prediction, tolerance: float) -> Tensor:
+    """Where sharper steps than the last contradict the derivatives: two, or the slope at a shorter one."""
+    last, refuted = steps[-1], torch.zeros_like(p.slope, dtype=torch.bool)
+    if len(steps) > 2:
+        refuted = contradicts(by_step([masked(each, each.blur < last.blur) for each in steps[:-1]]), p, tolerance)
     for each in steps[:-1]:
-        blur = each.slope_blur + each.noise / each.step
-        sharper = (each.step < steps[-1].step) & (blur < steps[-1].slope_blur)
-        refuted |= sharper & (each.slope_error > tolerance * _slope_scale(each, p) + MARGIN * blur)
+        sharper = (each.step < last.step) & (each.slope_blur < last.slope_blur)
+        refuted |= sharper & (each.slope_error > tolerance * slope_scale(each, p) + MARGIN * each.slope_blur)
     return refuted
 
 
-def _slope_scale(found: Differences, p: Prediction) -> Tensor:
-    """What errors of a slope are relative to: ‖g‖, or its change over one step where that is more."""
-    return torch.maximum(p.gradient_norm, p.spectral_norm * found.step)
+def _has_changed(steps: list[Differences], precision: float) -> Tensor:
+    """Where the value at the sample itself is another one at the last step."""
+    first, last = steps[0], steps[-1]
+    noise = MARGIN * torch.maximum(first.noise, last.noise)
+    return (last.value - first.value).abs() > noise + max(LOW_PRECISION, MARGIN * precision) * last.size
 
 
 def _certificate(
-    steps: list[Differences],
-    agreed: Tensor,
-    p: Prediction,
-    tolerance: float,
-    size: Tensor,
-    last: Tensor,
-    num_values: float,
+    steps: list[Differences], agreed: Tensor, p: Prediction, tolerance: float, size: Tensor, last: Tensor
 ) -> Certificate:
-    every = Differences(*(torch.stack([getattr(d, f.name) for d in steps]) for f in fields(Differences)))
-    every = _by_step(every)
+    every = by_step(steps)
     # The sharpest differences, among those that agree where some do: a long step may cross a kink.
     close = every.error <= LARGEST_ERROR * p.spectral_norm
     blur = every.blur.where(close | ~agreed, torch.inf)
     blur = blur.where(p.spectral_norm > 0, every.error + MARGIN * every.blur)
-    sharpest = blur.nan_to_num(torch.inf).argmin(dim=0, keepdim=True)
-    at = Differences(*(getattr(every, f.name).gather(0, sharpest)[0] for f in fields(every)))
+    sharpest = at(every, blur.nan_to_num(torch.inf).argmin(dim=0, keepdim=True))
+    sharpest = Differences(*(getattr(sharpest, f.name)[0] for f in fields(sharpest)))
     outcome = torch.full_like(agreed, OUTCOMES.index("unverifiable"), dtype=torch.long)
     for name, chosen in (
         ("noise", every.second.isfinite().any(dim=0)),
-        ("contradicted", _contradicted(every, p, tolerance)),
-        ("kink", _grows_like_kink(every)),
+        ("contradicted", contradicts(every, p, tolerance)),
+        ("curvature_jump", has_curvature_jump(every)),
+        ("jump", has_jump(every)),
+        ("kink", has_kink(every)),
         ("certified", agreed),
     ):
         outcome = outcome.where(~chosen, OUTCOMES.index(name))
-    slope_scale = _slope_scale(at, p)
+    scale = slope_scale(sharpest, p)
     # A curvature that is zero is compared with one that would change the slope by its own size over that of the input.
-    scale = p.spectral_norm.where(p.spectral_norm > 0, p.gradient_norm / size)
-    scale = scale.where(scale > 0, at.size / size**2)
+    norm = p.spectral_norm.where(p.spectral_norm > 0, p.gradient_norm / size)
+    norm = norm.where(norm > 0, sharpest.size / size**2)
     return Certificate(
         outcome,
-        error=at.error / scale.where(scale > 0, 1),
-        difference=at.error,
-        slope_error=at.slope_error / slope_scale.where(slope_scale > 0, 1),
+        error=sharpest.error / norm.where(norm > 0, 1),
+        difference=sharpest.error,
+        slope_error=sharpest.slope_error / scale.where(scale > 0, 1),
         size=every.size.nan_to_num(0).amax(dim=0),
         noise=every.noise.nan_to_num(torch.inf).amin(dim=0),
         step=last,
-        num_values=num_values,
     )
-
-
-def _by_step(every: Differences) -> Differences:
-    """Sorted from the longest step to the shortest; samples without values last."""
-    order = every.step.nan_to_num(0).argsort(dim=0, descending=True)
-    return Differences(*(getattr(every, f.name).gather(0, order) for f in fields(every)))
-
-
-def _grows_like_kink(every: Differences) -> Tensor:
-    """Whether Δ²t/h² is inversely proportional to h over three steps, and more than noise."""
-    jump = every.second * every.step
-    noise = SECOND * every.noise.nan_to_num(torch.inf).amin(dim=0)
-    visible = (jump * every.step).abs() > MARGIN * noise
-    steady = ((jump[1:] / jump[:-1] - 1).abs() <= STEADY) & visible[1:] & visible[:-1]
-    return (steady[1:] & steady[:-1]).any(dim=0)
-
-
-def _contradicted(every: Differences, p: Prediction, tolerance: float) -> Tensor:
-    """Whether a quotient has settled, over two steps, where the derivatives say something else."""
-    wrong = _is_wrong(every.error, every.blur, tolerance * p.spectral_norm)
-    wrong_slope = _is_wrong(every.slope_error, every.slope_blur, tolerance * _slope_scale(every, p))
-    settled = (every.second[1:] - every.second[:-1]).abs() <= STEADY * every.error[1:]
-    return ((wrong[1:] & wrong[:-1] & settled) | (wrong_slope[1:] & wrong_slope[:-1])).any(dim=0)
-
-
-def _is_wrong(error: Tensor, blur: Tensor, scale: Tensor) -> Tensor:
-    """Where an error is more than noise, and no shorter step shows a smaller one: a long step may cross kinks."""
-    possible = (error + MARGIN * blur).nan_to_num(torch.inf)
-    least = possible.flip(0).cummin(dim=0).values.flip(0)
-    return (error > scale + MARGIN * blur) & (blur <= STEADY * error) & (least >= (1 - STEADY) * error)

@@ -13,10 +13,11 @@ from lightning_hessian.curvature.target_batch import TargetBatch
 
 SCALES = (1.0, 1e-2, 1e-4)  # of another sample's noise, in standard deviations; smaller where a forward refuses it
 NUM_REPEATED = 16  # samples that are evaluated again to see whether the forward is random
+NUM_PASSES = 8  # of a single sample: a branch taken at random may be the same twice
 
 
-def is_random(batch: TargetBatch, group_size: int) -> bool:
-    """Whether two forward passes on the same inputs differ."""
+def is_random(batch: TargetBatch, group_size: int, sample: int = 0) -> bool:
+    """Whether two forward passes on the same inputs differ, or eight on one ``sample``."""
 
     def repeats(few: slice) -> bool:
         group = batch.select(few)
@@ -24,20 +25,38 @@ def is_random(batch: TargetBatch, group_size: int) -> bool:
             return _close(group.outputs(group.x), group.outputs(group.x))
 
     count = min(NUM_REPEATED, batch.num_samples)
-    return not all(same for _, same in in_groups(count, group_size, repeats))
+    if not all(same for _, same in in_groups(count, group_size, repeats)):
+        return True
+    single = batch.select(slice(sample, sample + 1))
+    try:
+        with torch.no_grad():
+            first = single.outputs(single.x)
+            return not all(_close(first, single.outputs(single.x)) for _ in range(NUM_PASSES - 1))
+    except Exception as error:  # a forward that does not accept a single sample
+        if out_of_memory(error):
+            raise
+        return False
 
 
-def is_coupled(batch: TargetBatch, sample: int, group_size: int, generator: torch.Generator) -> bool | None:
-    """Whether what is measured of a sample changes with the others in its batch: one more, or those it was beside.
+def has_changed_at_random(batch: TargetBatch, values: Tensor, outputs: Tensor, group_size: int) -> bool:
+    """Whether ``values [N, K]`` are not those of earlier ``outputs [N, C]``, since the forward is random."""
+    return not _close(values, batch.targets(outputs)) and is_random(batch, group_size)
+
+
+def is_coupled(
+    batch: TargetBatch, sample: int, group_size: int, generator: torch.Generator, precision: float = 0.0
+) -> bool | None:
+    """Whether what is measured of a sample changes with the others in its batch, or with its place among them.
 
     The sample is the first and the last of its batch in turn: it may depend on those before it only. The whole batch is
-    looked at where the forward accepts no two samples.
+    looked at where the forward accepts no two samples, for the others only.
 
     Args:
         batch: the samples.
         sample: which of them is looked at.
         group_size: samples whose five values fit the memory at a time.
         generator: of noise.
+        precision: relative, in which the forward computes, where it is worse than that of the samples.
 
     Returns:
         None where the forward accepts no other batch, or two samples do not fit the device.
@@ -46,15 +65,28 @@ def is_coupled(batch: TargetBatch, sample: int, group_size: int, generator: torc
     other = (sample + 1) % num_samples
     pair = batch.select(torch.tensor([sample, sample], device=batch.x.device))
     answers = [
-        _changes(pair, 0, batch.x[[sample, other]], generator),
-        _changes(pair, 1, batch.x[[other, sample]], generator),
+        _depends_on_place(pair, precision),
+        _changes(pair, 0, batch.x[[sample, other]], generator, precision),
+        _changes(pair, 1, batch.x[[other, sample]], generator, precision),
     ]
-    if answers == [None, None] and 1 < num_samples <= len(OFFSETS) * group_size:
-        answers = [_changes(batch, row, batch.x.roll(1, 0), generator) for row in (sample, num_samples - 1)]
+    if answers == [None] * 3 and 1 < num_samples <= len(OFFSETS) * group_size:
+        answers = [_changes(batch, row, batch.x.roll(1, 0), generator, precision) for row in (sample, num_samples - 1)]
     return next((answer for answer in (True, False) if answer in answers), None)
 
 
-def _changes(batch: TargetBatch, row: int, swapped: Tensor, generator: torch.Generator) -> bool | None:
+def _depends_on_place(pair: TargetBatch, precision: float) -> bool | None:
+    """Whether the same sample twice gives two results; None where the forward accepts no two, or they do not fit."""
+    try:
+        with torch.no_grad():
+            outputs = pair.outputs(pair.x)
+            return not _close(outputs[0], outputs[1], precision)
+    except Exception:  # a forward that accepts a single sample, or two that do not fit the device
+        return None
+
+
+def _changes(
+    batch: TargetBatch, row: int, swapped: Tensor, generator: torch.Generator, precision: float
+) -> bool | None:
     """Whether outputs or targets of one row change with other rows; None where none are accepted, or do not fit."""
 
     def of_row(x: Tensor) -> Tensor:
@@ -64,7 +96,7 @@ def _changes(batch: TargetBatch, row: int, swapped: Tensor, generator: torch.Gen
     for x in _other_rows(batch.x, row, swapped, generator):
         try:
             with torch.no_grad():
-                return not _close(of_row(batch.x), of_row(x))
+                return not _close(of_row(batch.x), of_row(x), precision)
         except Exception as error:  # an assertion on the range of the input, for example
             if out_of_memory(error):
                 return None
@@ -82,8 +114,8 @@ def _other_rows(x: Tensor, row: int, swapped: Tensor, generator: torch.Generator
             yield changed
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def _close(a: Tensor, b: Tensor, precision: float = 0.0) -> bool:
     """Equal up to what another order of summation may change; NaNs compare equal, and are reported elsewhere."""
-    tolerance = torch.finfo(a.dtype).eps ** 0.5
+    tolerance = max(torch.finfo(a.dtype).eps, precision) ** 0.5
     scale = float(torch.nan_to_num(a).abs().max())
     return torch.allclose(a, b, rtol=0, atol=tolerance * scale, equal_nan=True)

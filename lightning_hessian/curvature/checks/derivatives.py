@@ -8,17 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_hessian.curvature.checks.cause_search import NO_FURTHER, UNCONFIRMED
 from lightning_hessian.curvature.checks.diagnosis import Diagnosis, Finding
-from lightning_hessian.curvature.checks.explanation import COUPLING_UNCHECKED, UNCONFIRMED
+from lightning_hessian.curvature.checks.explanation import COUPLING_UNCHECKED
 from lightning_hessian.curvature.checks.prediction import Prediction
-from lightning_hessian.curvature.checks.verdict import CheckSettings, checked, why_not_finite
+from lightning_hessian.curvature.checks.result_check import CheckSettings, checked, why_not_finite
 from lightning_hessian.curvature.checks.zero import underflow
 from lightning_hessian.curvature.operators.autodiff import AutodiffMode
 from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.errors import MeasurementError
 
 # How findings end that say what could not be checked; the others say what is wrong, or how it was confirmed.
-NOT_CONFIRMED = (COUPLING_UNCHECKED, *(f"{cause}." for cause in UNCONFIRMED.values()))
+NOT_CONFIRMED = (COUPLING_UNCHECKED, NO_FURTHER, *(f"{cause}." for cause in UNCONFIRMED.values()))
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def check_derivatives(
     kind: Diagnosis | None = None,
     along: Tensor | None = None,
 ) -> CheckedDerivatives:
-    """Compares derivatives with values; see ``verdict.checked``.
+    """Compares derivatives with values; see ``result_check.checked``.
 
     Args:
         what: the derivatives are, for findings.

@@ -12,8 +12,10 @@ from lightning_hessian.curvature.checks.prediction import Prediction
 from lightning_hessian.curvature.target_batch import TargetBatch
 
 OFFSETS = (-2, -1, 0, 1, 2)
-# Of values with independent errors of standard deviation σ, the fourth difference has √70 σ and the second √6 σ.
-FOURTH, SECOND = 70**0.5, 6**0.5
+# By which values are weighted for the first two derivatives: the errors of both are of order h⁴.
+SLOPE = (1 / 12, -8 / 12, 0.0, 8 / 12, -1 / 12)
+CURVATURE = (-1 / 12, 16 / 12, -30 / 12, 16 / 12, -1 / 12)
+THIRD, FOURTH = (-1.0, 2.0, 0.0, -2.0, 1.0), (1.0, -4.0, 6.0, -4.0, 1.0)
 ROUNDING = 2  # multiples of eps that a value is taken to be off by, at least
 
 
@@ -23,26 +25,39 @@ class Differences:
 
     Attributes:
         step: h.
+        value: t₀, at the sample itself.
         size: largest |t|.
-        second: Δ²t/h².
+        second: t″, the difference quotient.
+        one_sided: by how much the second difference quotient ahead of the sample exceeds the one behind it.
         noise: standard deviation of the values, from their fourth difference.
-        error: |wᵀHw − Δ²t/h²|.
-        blur: how far noise and the length of the step may move Δ²t/h².
-        slope_error: |gᵀw − Δt/2h|.
-        slope_blur: the same of Δt/2h.
+        rounding: that of the values' precision alone.
+        error: |wᵀHw − t″|.
+        blur: how far noise and the length of the step may move t″.
+        slope_error: |gᵀw − t′|.
+        slope_blur: the same of t′.
     """
 
     step: Tensor
+    value: Tensor
     size: Tensor
     second: Tensor
+    one_sided: Tensor
     noise: Tensor
+    rounding: Tensor
     error: Tensor
     blur: Tensor
     slope_error: Tensor
     slope_blur: Tensor
 
 
-def differences_at(batch: TargetBatch, p: Prediction, active: Tensor, step: Tensor, group_size: int) -> Differences:
+def deviation(weights: tuple[float, ...]) -> float:
+    """Standard deviation of a weighted sum of values whose independent errors have standard deviation 1."""
+    return sum(weight**2 for weight in weights) ** 0.5
+
+
+def differences_at(
+    batch: TargetBatch, p: Prediction, active: Tensor, step: Tensor, group_size: int, precision: float = 0.0
+) -> Differences:
     """Differences of the values at x + j h w, j = −2 … 2, and how far predictions are from them.
 
     Args:
@@ -51,6 +66,7 @@ def differences_at(batch: TargetBatch, p: Prediction, active: Tensor, step: Tens
         active: the samples whose values are computed.
         step: h of those.
         group_size: of them at a time.
+        precision: relative, in which the forward computes, if it is worse than that of ``batch``.
     """
     num_points = len(OFFSETS)
     which = active.repeat_interleave(num_points)
@@ -68,25 +84,31 @@ def differences_at(batch: TargetBatch, p: Prediction, active: Tensor, step: Tens
     alone = in_groups(num_points, num_points, lambda rows: work(slice(split + rows.start, split + rows.stop)))
     values += [found for _, found in alone]
     t = torch.cat(values).reshape(len(active), num_points, -1)
-    rounding_unit = ROUNDING * torch.finfo(t.dtype).eps
+    rounding_unit = max(ROUNDING * torch.finfo(t.dtype).eps, precision / 2)
     t = t.to(batch.x.dtype)
     h = step.unsqueeze(1)
-    second = (t[:, 3] - 2 * t[:, 2] + t[:, 1]) / h**2
-    slope = (t[:, 3] - t[:, 1]) / (2 * h)
-    third = (t[:, 4] - 2 * t[:, 3] + 2 * t[:, 1] - t[:, 0]).abs()
-    fourth = (t[:, 0] - 4 * t[:, 1] + 6 * t[:, 2] - 4 * t[:, 3] + t[:, 4]).abs()
+
+    changes = t - t[:, 2:3]
+
+    def weighted(weights: tuple[float, ...]) -> Tensor:
+        return (changes * torch.tensor(weights, dtype=t.dtype, device=t.device).unsqueeze(1)).sum(dim=1)
+
     size = t.abs().amax(dim=1)
+    second, third = weighted(CURVATURE) / h**2, weighted(THIRD)
     rounding = rounding_unit * size
-    noise = torch.maximum(fourth / FOURTH, rounding)
+    noise = torch.maximum(weighted(FOURTH).abs() / deviation(FOURTH), rounding)
     found = {
         "step": h.expand_as(second),
+        "value": t[:, 2],
         "size": size,
         "second": second,
+        "one_sided": third / h**2,
         "noise": noise,
+        "rounding": rounding,
         "error": (second - p.curvature[active]).abs(),
-        "blur": SECOND * noise / h**2,
-        "slope_error": (slope - p.slope[active]).abs(),
-        "slope_blur": torch.maximum(third / 4, rounding) / h,
+        "blur": deviation(CURVATURE) * noise / h**2,
+        "slope_error": (weighted(SLOPE) / h - p.slope[active]).abs(),
+        "slope_blur": torch.maximum(third.abs() / 4, noise) / h,
     }
     nothing = torch.full_like(p.slope, torch.nan)
     return Differences(**{name: nothing.index_copy(0, active, value) for name, value in found.items()})

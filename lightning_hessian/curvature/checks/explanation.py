@@ -3,46 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.checks.certificate import LARGEST_ERROR, Certificate, Outcome
+from lightning_hessian.curvature.checks.cause_search import CauseSearch
+from lightning_hessian.curvature.checks.certificate import Certificate
 from lightning_hessian.curvature.checks.coupling import is_coupled, is_random
 from lightning_hessian.curvature.checks.diagnosis import Finding
-from lightning_hessian.curvature.checks.prediction import Prediction, unit
-from lightning_hessian.curvature.checks.second_look import compare_along, compare_beside, in_company
-from lightning_hessian.curvature.checks.zero import is_rounding, root_mean_square, rounding_of_curvature
+from lightning_hessian.curvature.checks.forward_precision import coarsest_dtype
+from lightning_hessian.curvature.checks.prediction import Prediction
 from lightning_hessian.curvature.target_batch import TargetBatch
-from lightning_hessian.errors import MeasurementError
 
 RANDOM = (
     "Two forward passes on the same input differ: the forward is random (dropout that stays on, sampled "
     "noise), and rows of one Hessian would come from different functions. Make it deterministic in eval mode."
 )
 COUPLED = (
-    "The output for one sample changes with the other samples in the batch (batch norm without running "
-    "statistics, or a mean over the batch): there is no Hessian per sample. Measure with a forward that "
-    "treats samples one by one."
+    "The output for one sample changes with the other samples in the batch, or with its place among them (batch norm "
+    "without running statistics, or a mean over the batch): there is no Hessian per sample. Measure with a forward "
+    "that treats samples one by one."
 )
 COUPLING_UNCHECKED = (
     "Whether the output for one sample changes with the other samples in the batch could not be checked: the forward "
     "accepts no other batch, or two samples do not fit the device."
 )
-WRONG_GRADIENT = (
-    "Look for .detach() or torch.no_grad() over part of the forward, and for a custom autograd.Function whose backward "
-    "is not its derivative."
-)
-WRONG_HESSIAN = (
-    "Look for .detach() or torch.no_grad() over part of the forward, for a custom autograd.Function whose backward is "
-    "not itself differentiable, and for an operation whose second derivative PyTorch gets wrong at these inputs."
-)
-UNCONFIRMED: dict[Outcome, str] = {
-    "unverifiable": "the model gives no finite values near them, in float64 where it can be evaluated in it",
-    "noise": "rounding in the forward hides second differences of the values",
-    "kink": "the target has a kink there",
-}
 
 
 @dataclass(frozen=True)
@@ -58,6 +44,7 @@ class Explanation:
         wrong: ``[N, K]``, what values contradict for no reason found but the derivatives themselves.
         on_kink: ``[N]``, samples on a kink whose derivatives were confirmed beside it.
         error: ``[N, K]``, that of the certificate, or of the comparison that confirmed an entry; NaN without one.
+        precision: relative, in which the forward computes, where it is half precision; else 0.
     """
 
     valid: Tensor
@@ -68,6 +55,13 @@ class Explanation:
     wrong: Tensor
     on_kink: Tensor
     error: Tensor
+    precision: float = 0.0
+
+
+def not_a_function(finding: str, error: Tensor) -> Explanation:
+    """That nothing is a derivative, since outputs are no function of one sample; with errors ``[N, K]``."""
+    nothing = torch.zeros_like(error, dtype=torch.bool)
+    return Explanation(nothing, False, (Finding(finding),), nothing[:, 0], nothing, nothing, nothing[:, 0], error)
 
 
 def explain(
@@ -89,21 +83,23 @@ def explain(
         numbers: of the samples, for the findings.
         generator: of random inputs.
 
-    Cost: four forward passes of a few samples, and for each of at most four possible causes one HVP and differences of
-    values, at the samples in question.
+    Cost: a dozen forward passes of a single sample and four of a few, and for each of at most four possible causes one
+    HVP and differences of values, at the samples in question.
     """
-    search = _Search(batch, prediction, certificate, group_size, numbers, generator)
-    nothing = torch.zeros_like(search.open)
-    random = is_random(batch, group_size)
-    coupled = None if random else is_coupled(batch, search.first_open, group_size, generator)
+    search = CauseSearch(batch, prediction, certificate, group_size, numbers, generator)
+    dtype = coarsest_dtype(batch)
+    precision = torch.finfo(dtype).eps
+    random = is_random(batch, group_size, search.first_open)
+    coupled = None if random else is_coupled(batch, search.first_open, group_size, generator, precision)
     for found, finding in ((random, RANDOM), (coupled, COUPLED)):
         if found:
-            error = certificate.error.to(prediction.slope)
-            return Explanation(
-                nothing, False, (Finding(finding),), nothing[:, 0], nothing, nothing, nothing[:, 0], error
-            )
+            return not_a_function(finding, certificate.error.to(prediction.slope))
     if coupled is None and batch.num_samples > 1:
         search.findings.append(Finding(COUPLING_UNCHECKED))
+    if precision > torch.finfo(torch.float32).eps:
+        search.judge_by_precision(dtype)
+    else:
+        precision = 0.0
     rounding = search.rounding()
     search.look_in_company()
     search.look_inside_range()
@@ -112,179 +108,13 @@ def explain(
     search.look_again_where_others_fail()
     search.list_rest()
     return Explanation(
-        search.valid, True, tuple(search.findings), search.again, rounding, search.wrong, search.on_kink, search.error
+        search.valid,
+        True,
+        tuple(search.findings),
+        search.again,
+        rounding,
+        search.wrong,
+        search.on_kink,
+        search.error,
+        precision,
     )
-
-
-@dataclass
-class _Search:
-    """Looks for one cause after another; ``open [N, K]`` are the entries without one so far."""
-
-    batch: TargetBatch
-    prediction: Prediction
-    certificate: Certificate
-    group_size: int
-    numbers: Sequence[int]
-    generator: torch.Generator
-    findings: list[Finding] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.slope_only = self.prediction.slope_only
-        self.open = ~self.certificate.is_outcome("certified")
-        self.again = torch.zeros_like(self.open[:, 0])
-        self.error = self.certificate.error.where(~self.open, torch.nan).to(self.prediction.slope)
-        self.valid = torch.ones_like(self.open)
-        self.wrong = torch.zeros_like(self.open)  # though the certificate calls it something else
-        self.on_kink = torch.zeros_like(self.again)
-
-    @property
-    def first_open(self) -> int:
-        """The first sample with an entry without a cause."""
-        return int(self._samples()[0])
-
-    def rounding(self) -> Tensor:
-        """Second derivatives no larger than what rounding leaves of terms that cancel, as by values."""
-        x, norm, by_values = self.batch.x, self.prediction.spectral_norm, self.certificate.difference
-        limit = rounding_of_curvature(self.batch, self.certificate.size.to(x))
-        slope, slope_limit = self.prediction.gradient_norm, limit * root_mean_square(x).unsqueeze(1)
-        found = is_rounding(slope, slope_limit)
-        if self.slope_only:
-            by_values = self.certificate.slope_error * slope.where(slope > 0, 1)
-            norm, limit = slope, slope_limit
-        else:
-            found |= is_rounding(norm, limit)
-        found &= self.open & (norm <= limit) & ~(by_values.to(x) > limit)
-        self.open = self.open & ~found
-        return found
-
-    def look_in_company(self) -> None:
-        """Samples where kernels are wrong in one autodiff mode, or for a batch of one."""
-        samples = self._samples("contradicted", "kink", "noise")
-        try:
-            found = self._compare(samples, in_company(self.batch.select(samples)))
-        except MeasurementError:  # two samples do not fit the device
-            return
-        if found is not None:
-            self._compute_again(samples[found.is_outcome("certified").all(dim=1)])
-
-    def look_inside_range(self) -> None:
-        """Forwards that accept a range of inputs only: entries strictly inside the range of the data are moved."""
-        samples = self._samples("unverifiable")
-        few = self.batch.select(samples)
-        inside = (few.x > self.batch.x.min()) & (few.x < self.batch.x.max())
-        self._confirm(
-            samples,
-            self._compare(samples, few, direction=self.prediction.direction[samples] * inside.flatten(1)),
-            "The forward does not accept all inputs near {}, so only entries strictly inside the range of the data "
-            "were moved to check the numbers there.",
-        )
-
-    def look_beside_kinks(self) -> None:
-        """Samples on kinks: derivatives at neighbors agree with values, and those reported are computed as they are."""
-        samples = self._samples("kink")
-        if len(samples) == 0:
-            return
-        predicted = self.prediction.select(samples)
-        found, reported = compare_beside(self.batch.select(samples), predicted, self.group_size, self.generator)
-        self._compute_again(samples[~reported.all(dim=1)])
-        if found is None:
-            return
-        self.on_kink |= self._at(samples, self.open[samples] & found.is_outcome("certified")).any(dim=1)
-        self._confirm(
-            samples,
-            found,
-            "The target has a kink at {}, or too near to tell: its slopes to both sides differ, as where equal "
-            "neighbors tie in max-pooling (the constant background of an image). There, gradient and Hessian are those "
-            "of the adjoining smooth piece that autograd picks.",
-        )
-        self.wrong |= self._at(samples, found.is_outcome("contradicted")) & self.open
-
-    def look_in_float64(self) -> None:
-        """Derivatives that are right in float64 only."""
-        samples = self._samples("contradicted")
-        if self.batch.x.dtype == torch.float64 or len(samples) == 0:
-            return
-        try:
-            found = self._compare(samples, self.batch.select(samples).to(torch.float64))
-        except TypeError:  # no float64 on this device
-            return
-        if found is None:
-            return
-        lost = self._at(samples, found.is_outcome("certified")) & self.open
-        reported = self.prediction.gradient_norm if self.slope_only else self.prediction.spectral_norm
-        what = "underflows in float32" if not reported[lost].any() else "is lost in the rounding of float32"
-        number = "gradient" if self.slope_only else "curvature"
-        self._confirm(samples, found, f"The {number} at {{}} {what}: measure in float64.", lasts=False)
-        self.valid &= ~lost
-
-    def look_again_where_others_fail(self) -> None:
-        """Along another direction at samples that were certified: an error may lie across the first one by chance."""
-        self.wrong |= self.open & self.certificate.is_outcome("contradicted")
-        certified = self.certificate.is_outcome("certified")
-        samples = certified.any(dim=1).nonzero().flatten()
-        if not self.wrong.any() or len(samples) == 0:
-            return
-        direction = self.prediction.direction[samples] + 2 * unit(self._noise(self.prediction.direction[samples]))
-        found = self._compare(samples, self.batch.select(samples), direction=direction)
-        if found is not None:
-            self.wrong |= self._at(samples, found.is_outcome("contradicted")) & certified
-
-    def list_rest(self) -> None:
-        """Entries that values contradict for no reason found, and those that nothing could confirm."""
-        of = self.certificate
-        slope = self.wrong & ((of.slope_error > LARGEST_ERROR) | ~(of.slope_error <= of.error))
-        self.valid &= ~self.wrong
-        # Without numbers, which would make it another sentence at every measurement: they are in the error.
-        for what, entries, help_ in (
-            ("gradient", slope, WRONG_GRADIENT),
-            ("Hessian", self.wrong & ~slope, WRONG_HESSIAN),
-        ):
-            if entries.any():
-                self._find(entries, f"Finite differences contradict the {what} at {{}}. {help_}")
-        for outcome, cause in UNCONFIRMED.items():
-            entries = self.open & of.is_outcome(outcome) & ~self.wrong
-            if entries.any():
-                self._find(
-                    entries, f"Differences of values could not confirm the numbers at {{}}: {cause}.", lasts=True
-                )
-
-    def _compare(self, samples: Tensor, batch: TargetBatch, direction: Tensor | None = None) -> Certificate | None:
-        """How derivatives of ``batch``, along one direction of each of ``samples``, compare with its values."""
-        if len(samples) == 0:
-            return None
-        direction = self.prediction.direction[samples] if direction is None else direction
-        return compare_along(batch, direction, self.group_size, slope_only=self.slope_only)
-
-    def _confirm(self, samples: Tensor, found: Certificate | None, finding: str, *, lasts: bool = True) -> None:
-        """The cause of the open entries that are certified now has been found; ``{}`` stands for their samples."""
-        if found is None:
-            return
-        entries = self._at(samples, found.is_outcome("certified")) & self.open
-        self.open = self.open & ~entries
-        if entries.any():
-            self._find(entries, finding, lasts=lasts)
-            errors = self.error.index_copy(0, samples, found.error.to(self.error))
-            self.error = self.error.where(~entries, errors)
-
-    def _compute_again(self, samples: Tensor) -> None:
-        """What is reported at these samples is not what reverse_over_reverse gives."""
-        self.again = self.again.index_fill(0, samples, True)
-        self.open = self.open & ~self.again.unsqueeze(1)
-
-    def _at(self, samples: Tensor, entries: Tensor) -> Tensor:
-        """Entries ``[n, K]`` of some samples among those of all."""
-        return torch.zeros_like(self.open).index_copy(0, samples, entries)
-
-    def _samples(self, *outcomes: Outcome) -> Tensor:
-        """Samples with an open entry of one of some outcomes."""
-        chosen = torch.zeros_like(self.open) if outcomes else torch.ones_like(self.open)
-        for outcome in outcomes:
-            chosen |= self.certificate.is_outcome(outcome)
-        return (self.open & chosen).any(dim=1).nonzero().flatten()
-
-    def _find(self, entries: Tensor, sentence: str, *, lasts: bool = False) -> None:
-        samples = entries.any(dim=1).nonzero().flatten().tolist()
-        self.findings.append(Finding(sentence, tuple(self.numbers[i] for i in samples), lasts))
-
-    def _noise(self, x: Tensor) -> Tensor:
-        return torch.randn(x.shape, generator=self.generator, dtype=torch.float64).to(x)

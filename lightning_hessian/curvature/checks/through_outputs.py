@@ -8,15 +8,10 @@ import torch
 from torch import Tensor
 
 from lightning_hessian.curvature.batching import in_groups, out_of_memory
-from lightning_hessian.curvature.checks.certificate import (
-    MARGIN,
-    OUTCOMES,
-    STEADY,
-    Certificate,
-    compare,
-)
+from lightning_hessian.curvature.checks.certificate import OUTCOMES, Certificate, compare
 from lightning_hessian.curvature.checks.differences import ROUNDING
 from lightning_hessian.curvature.checks.prediction import Prediction
+from lightning_hessian.curvature.checks.step_dependence import MARGIN, STEADY
 from lightning_hessian.curvature.target_batch import TargetBatch
 
 POINTS = (-10.0, -1.0, 0.0, 1.0, 10.0)  # of the values, in steps h
@@ -92,7 +87,7 @@ def compare_through_outputs(
         settled &= few.same(z[which, 1], z[which, 3], h, more[:, 1], more[:, 2], 0.1 * h)
         contradicted = torch.zeros_like(curved).index_copy(0, which, settled & curved[which])
         found = replace(found, outcome=found.outcome.masked_fill(contradicted, OUTCOMES.index("contradicted")))
-    return replace(found, step=step, num_values=len(POINTS))
+    return replace(found, step=step)
 
 
 def _outputs(batch: TargetBatch, direction: Tensor, step: Tensor, points: tuple[float, ...], group_size: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil
 
 import torch
@@ -15,6 +16,7 @@ from lightning_hessian.curvature.meter import Progress, silent
 from lightning_hessian.curvature.operators.autodiff import (
     AUTODIFF_MODES,
     AutodiffMode,
+    ReverseOverReverse,
     random_vectors,
     relative_difference,
 )
@@ -30,7 +32,34 @@ BLOCK_IN_BYTES, SMALL_BLOCK_BYTES = 7 * 2**20, 128 * 2**20
 
 # Relative asymmetry, or difference from reverse_over_reverse, above which forward_over_reverse is wrong.
 TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-6}
-SCRATCH_BYTES = 4 * 2**20  # of matrices that are made symmetric at once
+SCRATCH_BYTES = 6 * 2**20  # of matrices that are made symmetric at once, for each thread
+
+
+@dataclass(frozen=True)
+class WholeHessians:
+    """Whole Hessians of a batch, and what came out beside them.
+
+    Attributes:
+        matrices: ``[N, K, D, D]``, symmetric.
+        asymmetry: ``[N, K]``, relative, before they were made symmetric.
+        num_columns: computed by each autodiff mode; none where they are JᵀAJ, whose gradients are reverse mode's.
+        first_derivatives: values ``[N, K]`` and gradients ``[N, K, D]`` that the columns were computed with.
+    """
+
+    matrices: Tensor
+    asymmetry: Tensor
+    num_columns: Counter[AutodiffMode]
+    first_derivatives: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def mode(self) -> AutodiffMode:
+        """That of most columns."""
+        return most_common(self.num_columns)
+
+
+def most_common(num_columns: Counter[AutodiffMode]) -> AutodiffMode:
+    """The mode of most columns; reverse mode where there are none."""
+    return num_columns.most_common(1)[0][0] if num_columns else "reverse_over_reverse"
 
 
 class BlockSize:
@@ -100,46 +129,54 @@ def hessians(
     generator: torch.Generator,
     chunk_size: int | None = None,
     in_parts: bool = False,
+    split_classes: bool = False,
     progress: Progress = silent,
-) -> tuple[Tensor, Tensor, Counter[AutodiffMode]]:
-    """Symmetric whole Hessians ``[N, K, D, D]``, their asymmetry before, and how many columns each mode computed.
+) -> WholeHessians:
+    """Symmetric whole Hessians ``[N, K, D, D]``.
 
     By the first of ``modes``; by the next where that raises, or where a matrix is asymmetric or zero (what forward mode
     gives where an operation has no rule for it and says nothing) and disagrees with an HVP by reverse_over_reverse
     along a random direction. A wrong mode whose matrices are symmetric is found by comparison with values
     (``checks.certificate``).
 
-    ``memory``, ``column_estimate`` and ``in_parts`` are as for ``BlockSize``; ``progress`` is called after every block:
-    a column of n samples counts as n, of N·D. Cost: D columns, each (1 + K) or 2K passes.
+    ``memory``, ``column_estimate`` and ``in_parts`` are as for ``BlockSize``; ``split_classes``: reverse_over_reverse
+    takes every class of a sample as a sample of its own, which makes fewer and larger calls. ``progress`` is called
+    after every block: a column of n samples counts as n, of N·D. Cost: D columns, each (1 + K) or 2K passes.
     """
 
-    def computed(mode: AutodiffMode) -> tuple[Tensor, Tensor]:
+    def computed(mode: AutodiffMode) -> WholeHessians:
         pages_kept, num_inputs = keeps_pages(batch.x.device), batch.num_inputs
         block = BlockSize(
             num_inputs, memory, column_estimate, pages_kept=pages_kept, fixed=chunk_size, in_parts=in_parts
         )
-        matrices = _columns(batch, mode, block, progress)
-        return matrices, symmetrize_(matrices)
+        matrices, first = _columns(batch, mode, block, progress, split_classes and mode == "reverse_over_reverse")
+        return WholeHessians(matrices, symmetrize_(matrices), Counter({mode: num_inputs}), first)
 
     for mode in modes[:-1]:
         try:
-            matrices, asymmetry = computed(mode)
+            found = computed(mode)
         except Exception as error:  # a kernel without a rule for this mode
-            if out_of_memory(error) or isinstance(error, TimeLimitError):
+            # A class as a sample of its own takes more than the batch itself at the least.
+            if (out_of_memory(error) and not split_classes) or isinstance(error, TimeLimitError):
                 raise
         else:
-            if not _looks_wrong(matrices, asymmetry) or _confirmed(batch, matrices, generator):
-                return matrices, asymmetry, Counter({mode: batch.num_inputs})
-            del matrices  # two such tensors may not fit
-    matrices, asymmetry = computed(modes[-1])
-    return matrices, asymmetry, Counter({modes[-1]: batch.num_inputs})
+            if not _looks_wrong(found.matrices, found.asymmetry) or _confirmed(batch, found.matrices, generator):
+                return found
+            del found  # two such tensors may not fit
+    return computed(modes[-1])
 
 
-def _columns(batch: TargetBatch, mode: AutodiffMode, block: BlockSize, progress: Progress) -> Tensor:
-    """All D columns of every problem, as the rows of ``[N, K, D, D]``."""
-    num_samples, num_classes, num_inputs = batch.shape
-    matrices = batch.x.new_empty(num_samples, num_classes, num_inputs, num_inputs)
-    identity = torch.eye(num_inputs, dtype=matrices.dtype, device=matrices.device)
+def _columns(
+    batch: TargetBatch, mode: AutodiffMode, block: BlockSize, progress: Progress, split: bool
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """All D columns of every problem, as the rows of ``[N, K, D, D]``; and ``first_derivatives``.
+
+    ``split``: see ``split_classes`` of ``hessians``.
+    """
+    num_samples, num_inputs, shape = batch.num_samples, batch.num_inputs, batch.shape
+    batch = batch.split_classes() if split else batch
+    matrices = None
+    identity = torch.eye(num_inputs, dtype=batch.x.dtype, device=batch.x.device)
     autodiff = AUTODIFF_MODES[mode](batch)
     done = 0
     while done < num_inputs:
@@ -158,11 +195,17 @@ def _columns(batch: TargetBatch, mode: AutodiffMode, block: BlockSize, progress:
             block.halve(count)
             continue
         # By symmetry, a column is a row; written as rows, which are contiguous in memory.
-        matrices[:, :, done : done + count] = columns.mT
+        if count == num_inputs:
+            matrices = columns.mT.contiguous()
+        else:
+            matrices = batch.x.new_empty(*batch.shape, num_inputs) if matrices is None else matrices
+            matrices[:, :, done : done + count] = columns.mT
         del columns
         done += count
         progress("columns", done * num_samples, num_inputs * num_samples)
-    return matrices
+    assert matrices is not None
+    values, gradient = autodiff.first_derivatives()
+    return matrices.view(*shape, num_inputs), (values.view(shape[:2]), gradient.view(shape))
 
 
 def symmetrize_(matrices: Tensor) -> Tensor:
@@ -172,7 +215,7 @@ def symmetrize_(matrices: Tensor) -> Tensor:
         The relative asymmetry ‖H − Hᵀ‖/‖H‖ there was (Frobenius, ``[n, K]``; 0 for a zero matrix).
     """
     each = matrices.view(-1, *matrices.shape[-2:])  # raises where it would be a copy, which nobody would see
-    at_once = SCRATCH_BYTES // (2 * each[0].numel() * each.element_size())
+    at_once = SCRATCH_BYTES * torch.get_num_threads() // (2 * each[0].numel() * each.element_size())
     # One matrix as a matrix: torch transposes those by tiles, batches of them entry by entry.
     groups = torch.split(each, at_once) if at_once > 1 else each.unbind()
     transposed, difference = groups[0].new_empty(groups[0].shape), groups[0].new_empty(groups[0].shape)
@@ -198,7 +241,7 @@ def _looks_wrong(matrices: Tensor, asymmetry: Tensor) -> bool:
 def _confirmed(batch: TargetBatch, matrices: Tensor, generator: torch.Generator) -> bool:
     """Whether H v is what reverse_over_reverse gives for one random v per sample, where one of them is finite."""
     v = random_vectors(batch, generator)[:, :1]
-    expected = AUTODIFF_MODES["reverse_over_reverse"](batch).hvp(v.expand(batch.shape))
+    expected = ReverseOverReverse(batch).hvp(v.expand(batch.shape))
     found = (matrices @ v.unsqueeze(-1)).squeeze(-1)
     finite = (expected.isfinite().all(-1) | found.isfinite().all(-1)).unsqueeze(-1)
     difference = relative_difference(found.where(finite, 0), expected.where(finite, 0))

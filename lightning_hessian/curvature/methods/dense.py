@@ -22,7 +22,7 @@ from lightning_hessian.curvature.cost_model import (
 )
 from lightning_hessian.curvature.memory import return_pages
 from lightning_hessian.curvature.meter import Pace
-from lightning_hessian.curvature.methods.columns import hessians, symmetrize_
+from lightning_hessian.curvature.methods.columns import WholeHessians, hessians, most_common, symmetrize_
 from lightning_hessian.curvature.methods.duration import check_pace
 from lightning_hessian.curvature.methods.interface import MethodInput, MethodResult
 from lightning_hessian.curvature.operators.autodiff import AutodiffMode
@@ -48,7 +48,8 @@ def dense_spectrum(given: MethodInput) -> MethodResult:
     pace = _pace(given)
 
     def work(samples: slice) -> tuple[Decomposition, Prediction, Tensor, Counter[AutodiffMode]]:
-        whole, asymmetry, by_mode = _hessians(given, samples, pace, decomposed=True)
+        found_whole = _hessians(given, samples, pace, decomposed=True)
+        whole, asymmetry, by_mode = found_whole.matrices, found_whole.asymmetry, found_whole.num_columns
         terms = term_norms(given.batch.select(samples), whole)
         gradient = given.gradient[samples]
         found = decompose(whole, gradient, given.options.num_eigenvalues, terms, asymmetry)
@@ -70,50 +71,44 @@ def dense_spectrum(given: MethodInput) -> MethodResult:
         concatenate(groups),
         concatenate(predictions),
         num_matvecs=given.batch.num_inputs,
-        autodiff_mode=_most_common(num_columns),
+        autodiff_mode=most_common(num_columns),
         matrices=torch.cat(matrices) if len(matrices) > 1 else matrices[0],
     )
 
 
-def whole_hessians(given: MethodInput) -> tuple[Tensor, AutodiffMode]:
-    """Symmetric whole Hessians ``[N, K, D, D]`` of all samples, and the mode of most columns.
-
-    Those of a single group are not copied.
-    """
-    result, pace, num_columns = None, _pace(given), Counter[AutodiffMode]()
-    for samples, (matrices, _, by_mode) in in_groups(
+def whole_hessians(given: MethodInput) -> WholeHessians:
+    """Symmetric whole Hessians of all samples; those of a single group are not copied."""
+    groups, matrices, pace = [], None, _pace(given)
+    for samples, found in in_groups(
         given.batch.num_samples, _group_size(given, hessian_bytes), lambda samples: _hessians(given, samples, pace)
     ):
-        num_columns += by_mode
-        if len(matrices) == given.batch.num_samples:
-            return matrices, _most_common(num_columns)
-        result = matrices.new_empty(*given.batch.shape, given.batch.num_inputs) if result is None else result
-        result[samples] = matrices
+        if len(found.matrices) == given.batch.num_samples:
+            return found
+        if matrices is None:
+            matrices = found.matrices.new_empty(*given.batch.shape, given.batch.num_inputs)
+        matrices[samples] = found.matrices
+        groups.append(replace(found, matrices=found.asymmetry))  # the matrices are freed
         return_pages(given.memory_budget)
-    assert result is not None
-    return result, _most_common(num_columns)
-
-
-def _most_common(num_columns: Counter[AutodiffMode]) -> AutodiffMode:
-    """JᵀAJ has no columns: its gradients are reverse mode's."""
-    return num_columns.most_common(1)[0][0] if num_columns else "reverse_over_reverse"
+    assert matrices is not None
+    num_columns = sum((found.num_columns for found in groups), Counter[AutodiffMode]())
+    firsts = [found.first_derivatives for found in groups if found.first_derivatives is not None]
+    first = (torch.cat([values for values, _ in firsts]), torch.cat([g for _, g in firsts])) if firsts else None
+    return WholeHessians(matrices, torch.cat([found.asymmetry for found in groups]), num_columns, first)
 
 
 def _pace(given: MethodInput) -> Pace:
     return Pace(given.limit, given.batch.num_samples * given.batch.num_inputs)
 
 
-def _hessians(
-    given: MethodInput, samples: slice, pace: Pace, *, decomposed: bool = False
-) -> tuple[Tensor, Tensor, Counter[AutodiffMode]]:
-    """Those of some samples, JᵀAJ if that is exact, else by columns; asymmetry; and the columns of each mode.
+def _hessians(given: MethodInput, samples: slice, pace: Pace, *, decomposed: bool = False) -> WholeHessians:
+    """Those of some samples, JᵀAJ if that is exact, else by columns.
 
     ``decomposed``: whether eigendecompositions follow, for which there must be time too.
     """
     batch, costs, options = given.batch.select(samples), given.costs, given.options
     if _as_gauss_newton(given):
         matrices = gauss_newton_hessians(batch)
-        return matrices, symmetrize_(matrices), Counter()
+        return WholeHessians(matrices, symmetrize_(matrices), Counter())
 
     def progress(what: str, done: int, _: int | None) -> None:
         num_inputs = batch.num_inputs
@@ -121,9 +116,11 @@ def _hessians(
         given.progress(what, num_done, num_samples * num_inputs)
         check_pace(given, pace, num_done, (num_samples - samples.start) * batch.num_classes if decomposed else 0)
 
+    one_by_one = costs.calls_dominate
     return hessians(
         batch,
-        given.modes,
+        ("reverse_over_reverse", *given.modes) if one_by_one and len(given.modes) > 1 else given.modes,
+        split_classes=one_by_one,
         memory=block_memory(costs, batch.num_samples, given.memory_budget),
         column_estimate=costs.column_estimate * batch.num_samples,
         generator=options.generator(),

@@ -12,14 +12,8 @@ from lightning_hessian.curvature.analysis import Analysis, differentiate
 from lightning_hessian.curvature.batching import combine
 from lightning_hessian.curvature.checks.diagnosis import Diagnosis, Finding
 from lightning_hessian.curvature.checks.prediction import Prediction, predict
-from lightning_hessian.curvature.checks.verdict import (
-    CheckSettings,
-    PreviousChecks,
-    Verdict,
-    checked,
-    unchecked,
-    why_not_finite,
-)
+from lightning_hessian.curvature.checks.result_check import CheckSettings, checked, why_not_finite
+from lightning_hessian.curvature.checks.verdict import PreviousChecks, Verdict, unchecked
 from lightning_hessian.curvature.checks.zero import kind_of_zero, underflow, weighted_targets
 from lightning_hessian.curvature.cost_model import ModelCosts, check_group
 from lightning_hessian.curvature.meter import UNLIMITED, Meter, Progress, TimeLimit, duration, silent
@@ -142,7 +136,8 @@ def execute(
     )
     results, verdict = _Results(gradient, _run(given, plan)), unchecked(batch)
     if options.check:
-        results, verdict = _checked(given, plan, results, share)
+        is_random = analysis is not None and analysis.is_random
+        results, verdict = _checked(given, plan, results, share, is_random)
     result = results.of_method
     conclusion = _conclude(given, plan, result.decomposition, verdict, share)
     error = verdict.error
@@ -174,7 +169,7 @@ def _run(given: MethodInput, plan: Plan) -> MethodResult:
     if given.num_matrices and result.matrices is None:
         first = replace(given, batch=given.batch.select(slice(0, given.num_matrices)))
         try:
-            result = replace(result, matrices=whole_hessians(first)[0])
+            result = replace(result, matrices=whole_hessians(first).matrices)
         except TimeLimitError:
             result = replace(result, dropped=(NO_HEATMAPS, *result.dropped))
     return result
@@ -217,7 +212,9 @@ def _zero_spectrum(gradient: Tensor, options: Options, num_matrices: int) -> Met
     return MethodResult(found, prediction, matrices=matrices)
 
 
-def _checked(given: MethodInput, plan: Plan, results: _Results, share: Share) -> tuple[_Results, Verdict]:
+def _checked(
+    given: MethodInput, plan: Plan, results: _Results, share: Share, is_random: bool
+) -> tuple[_Results, Verdict]:
     """Results, some of them computed again, and what the checks say about them."""
     due = None
     if share.checks is not None and share.checks.circumstances == _circumstances(plan, results.of_method):
@@ -243,7 +240,7 @@ def _checked(given: MethodInput, plan: Plan, results: _Results, share: Share) ->
         numbers=share.numbers,
         computed_by=results.of_method.autodiff_mode,
         settings=CheckSettings(
-            check_group(given.costs, given.memory_budget), given.options.seed, given.piecewise_linear
+            check_group(given.costs, given.memory_budget), given.options.seed, given.piecewise_linear, is_random
         ),
         previous=share.checks,
         due=due,
@@ -285,7 +282,8 @@ def _conclude(given: MethodInput, plan: Plan, found: Decomposition, verdict: Ver
         diagnosis = diagnosis.with_findings(where(lost, f"The Hessian at {{}} is not finite. {why}"))
         if not finite.any():
             raise MeasurementError(" ".join(map(str, diagnosis.findings)))
-    asymmetric = valid & ~of_checks.is_rounding & (found.asymmetry > ASYMMETRY_TOLERANCE[batch.x.dtype])
+    allowed = max(ASYMMETRY_TOLERANCE[batch.x.dtype], of_checks.precision)
+    asymmetric = valid & ~of_checks.is_rounding & (found.asymmetry > allowed)
     if asymmetric.any():
         worst = float(found.asymmetry[asymmetric].max())
         help_ = " It is lost in rounding: measure in float64." if batch.x.dtype == torch.float32 else ""

@@ -11,7 +11,7 @@ holds each sample's own gradient in that sample's row. Both modes take a ``Targe
 from __future__ import annotations
 
 from functools import cached_property, partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -81,12 +81,20 @@ class ReverseOverReverse:
         products = self._copies.hvp(vectors.reshape(num_samples * times, num_classes, num_inputs))
         return products.reshape(num_samples, times, num_classes, num_inputs).permute(0, 2, 3, 1)
 
+    def first_derivatives(self) -> tuple[Tensor, Tensor]:
+        """Values ``[N, K]`` and gradients ``[N, K, D]`` with which the last columns were computed."""
+        assert self._copies is not None
+        times = len(self._copies.batch.x) // self.batch.num_samples
+        gradient = torch.stack([g.detach().flatten(1)[::times] for g in self._copies._gradients], dim=1)
+        return self._copies.values.detach()[::times], gradient
+
 
 def pull_back(of: Tensor, by: Tensor, weights: Tensor) -> Tensor:
     """Gradient of Σ weights·of with respect to ``by``, the graph retained; zero where there is no dependence."""
     if not of.requires_grad:
         return torch.zeros_like(by)
-    return torch.autograd.grad(of, by, weights.reshape(of.shape), retain_graph=True, materialize_grads=True)[0]
+    pulled = torch.autograd.grad(of, by, weights.reshape(of.shape), retain_graph=True, materialize_grads=True)[0]
+    return pulled.detach()  # zeros that torch 2.6 makes require gradients
 
 
 def _gradients(values: Tensor, x: Tensor, create_graph: bool) -> list[Tensor]:
@@ -112,19 +120,7 @@ class ForwardOverReverse:
         self._x = batch.x.detach().clone()
         one_hot = torch.eye(batch.num_classes, dtype=self._x.dtype, device=self._x.device)
         self._cotangents = one_hot[:, None, :].expand(-1, batch.num_samples, -1)  # [K, N, K]
-
-    def gradient(self) -> Tensor:
-        """The gradients ``[N, K, D]``."""
-        return self._gradients(self._x).flatten(2).transpose(0, 1).detach()
-
-    def hvp(self, v: Tensor) -> Tensor:
-        """Each problem's Hessian times its own vector, ``[N, K, D]`` to ``[N, K, D]``."""
-
-        def product(cotangent: Tensor, vector: Tensor) -> Tensor:
-            return jvp(lambda x: vjp(self.batch.values, x)[1](cotangent)[0], (self._x,), (vector,))[1]
-
-        vectors = v.transpose(0, 1).reshape(self.batch.num_classes, *self._x.shape)
-        return vmap(product)(self._cotangents, vectors).flatten(2).transpose(0, 1).detach()
+        self._first: tuple[Tensor, Tensor] | None = None
 
     def prepare(self, num_columns: int) -> None:
         """Nothing is reused."""
@@ -132,17 +128,27 @@ class ForwardOverReverse:
     def columns(self, basis: Tensor) -> Tensor:
         """Every Hessian times the M rows of ``basis [M, D]``: ``[N, K, D, M]``."""
 
-        def column(vector: Tensor) -> Tensor:
-            return jvp(self._gradients, (self._x,), (vector.reshape(self._x[0].shape).expand_as(self._x),))[1]
+        def column(vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            vectors = vector.reshape(self._x[0].shape).expand_as(self._x)
+            with_values: Any = jvp(self._gradients, (self._x,), (vectors,), has_aux=True)  # annotated as a pair
+            gradient, product, values = with_values
+            return values, gradient, product
 
-        return vmap(column)(basis).flatten(3).permute(2, 1, 3, 0).detach()
+        values, gradient, product = vmap(column)(basis)  # those that are the same for all vectors are expanded
+        self._first = values[0].detach(), gradient[0].flatten(2).transpose(0, 1).detach()
+        return product.flatten(3).permute(2, 1, 3, 0).detach()
 
-    def _gradients(self, x: Tensor) -> Tensor:
-        """All classes' gradients ``[K, N, *shape]`` from one forward pass."""
-        back = vjp(self.batch.values, x)[1]
+    def first_derivatives(self) -> tuple[Tensor, Tensor]:
+        """Values ``[N, K]`` and gradients ``[N, K, D]`` with which the last columns were computed."""
+        assert self._first is not None
+        return self._first
+
+    def _gradients(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """All classes' gradients ``[K, N, *shape]`` from one forward pass, and the values ``[N, K]``."""
+        values, back = vjp(self.batch.values, x)[:2]
         if self.batch.num_classes == 1:
-            return back(self._cotangents[0])[0].unsqueeze(0)
-        return vmap(lambda cotangent: back(cotangent)[0])(self._cotangents)
+            return back(self._cotangents[0])[0].unsqueeze(0), values
+        return vmap(lambda cotangent: back(cotangent)[0])(self._cotangents), values
 
 
 def gradients(batch: TargetBatch) -> Tensor:

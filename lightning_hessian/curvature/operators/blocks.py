@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -19,15 +22,20 @@ class ProblemBlocks:
     Args:
         kind: which operator.
         batch: the targets.
-        rows_at_once: vectors of a block at most.
+        rows_at_once: gives the vectors of a block at most; asked once, before the first product.
     """
 
-    def __init__(self, kind: type[BatchOperator], batch: TargetBatch, rows_at_once: int) -> None:
+    def __init__(self, kind: type[BatchOperator], batch: TargetBatch, rows_at_once: Callable[[], int]) -> None:
         self.batch = batch.split_classes()
         self._kind = kind
-        self._rows_at_once = rows_at_once
+        self._ask_for_rows = rows_at_once
         self._rows: Tensor | None = None
         self._operator: BatchOperator | None = None
+
+    @cached_property
+    def rows_at_once(self) -> int:
+        """Vectors of a block at most."""
+        return self._ask_for_rows()
 
     def products(self, vectors: Tensor, problems: Tensor) -> Tensor:
         """Products ``[p, M, D]`` of the matrices ``problems [p]`` with M vectors each, ``[p, M, D]``."""
@@ -39,7 +47,7 @@ class ProblemBlocks:
         def work(some: slice) -> Tensor:
             return self._on(rows[some]).matvec(flat[some])
 
-        blocks = in_groups(len(rows), self._rows_at_once, work)
+        blocks = in_groups(len(rows), self.rows_at_once, work)
         return torch.cat([found for _, found in blocks]).reshape(vectors.shape)
 
     def free(self) -> None:

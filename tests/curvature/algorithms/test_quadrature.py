@@ -6,7 +6,7 @@ from support.networks import mlp
 from torch import nn
 
 from lightning_hessian import ConfigurationError, input_spectrum
-from lightning_hessian.curvature.algorithms.quadrature import exact_density
+from lightning_hessian.curvature.algorithms.quadrature import exact_density, without_rounding
 
 F64 = torch.float64
 
@@ -22,6 +22,14 @@ def test_a_complete_spectrum_counts_its_zeros_and_has_no_error():
     torch.testing.assert_close(smooth[0, 0, 0], torch.tensor(0.5 / (0.01 * (2 * torch.pi) ** 0.5), dtype=F64))
     assert not error.any()
     assert exact_density(torch.tensor([1.0, 0.0]), 2).nodes.tolist() == [[0.0, 1.0]]
+
+
+def test_what_rounding_may_have_made_is_zero_and_what_is_larger_is_not():
+    """With D = 10,000, up to 10 · 2e-16 · 100."""
+    eigenvalues = torch.tensor([2.0, 3e-12, 3e-13, -3e-13, -3e-12, torch.nan], dtype=F64)
+    found = without_rounding(eigenvalues[:-1], 10_000)
+    assert found.tolist() == [2.0, 3e-12, 0.0, 0.0, -3e-12]
+    assert without_rounding(eigenvalues, 10_000).isnan()[-1]
 
 
 @pytest.mark.parametrize(("activation", "target"), [(nn.Tanh, "logit"), (nn.ReLU, "prob"), (nn.ReLU, "logit")])

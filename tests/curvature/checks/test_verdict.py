@@ -1,7 +1,7 @@
 """Checks of whole measurements: what is wrong is found at every step of a run, and never blamed on what is right."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -12,7 +12,9 @@ from lightning_hessian import input_gradient, input_hessian, input_spectrum
 from lightning_hessian.curvature.checks.certificate import certify
 from lightning_hessian.curvature.checks.diagnosis import Finding, joined
 from lightning_hessian.curvature.checks.prediction import Prediction, predict, predict_slope
-from lightning_hessian.curvature.checks.verdict import CheckSettings, checked
+from lightning_hessian.curvature.checks.result_check import CheckSettings, checked
+from lightning_hessian.curvature.checks.verdict import unchecked
+from lightning_hessian.curvature.cost_model import ModelCosts
 from lightning_hessian.curvature.options import Options
 from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.training.samples import Samples
@@ -119,7 +121,8 @@ class WrongSine(torch.autograd.Function):
         return 3 * tangent * ctx.saved_tensors[0].cos()
 
 
-def test_what_is_reported_on_a_kink_is_what_was_confirmed_beside_it():
+def test_what_is_reported_on_a_kink_is_what_was_confirmed_beside_it(monkeypatch):
+    monkeypatch.setattr(ModelCosts, "calls_dominate", False)  # tensors this small are left to reverse mode
     x = torch.tensor([[0.3, 0.3, 0.9, 0.4]], dtype=F64)  # |x0 - x1| has its kink here
     expected = torch.diag(2 * (2 * x[0]).cos())
 
@@ -132,6 +135,14 @@ def test_what_is_reported_on_a_kink_is_what_was_confirmed_beside_it():
     assert "computed again by reverse_over_reverse" in spectrum.diagnosis.message
     assert "kink" in spectrum.diagnosis.message
     assert bool(spectrum.finite_difference_error.isfinite().all())  # that of the neighbor
+
+
+def test_what_is_wrong_on_one_side_of_a_kink_is_found_where_all_inputs_are_equal():
+    """Neighbors lie on both sides of a sample, also where data have no range that they could be kept in."""
+    spectrum = quietly(
+        input_spectrum, lambda x: HidesCurvature.apply(x).sum(1) + (x - 1).abs().sum(1), torch.ones(2, 8, dtype=F64), 0
+    )
+    assert not spectrum.valid.any()
 
 
 class RefusesOnce(nn.Module):
@@ -381,3 +392,11 @@ def test_what_is_wrong_when_it_is_computed_again_is_not_valid_and_said_to_be_so(
     )
     assert not verdict.explanation.valid.any()
     assert "No two computations of the derivatives" in " ".join(map(str, verdict.explanation.findings))
+
+
+def test_a_sample_is_valid_where_all_its_classes_are():
+    batch = TargetBatch(lambda x: x, lambda z, k: z.gather(1, k), random(3, 4), torch.tensor([[0, 1]] * 3))
+    verdict, valid = unchecked(batch), torch.tensor([[True, True], [True, False], [True, True]])
+    verdict = replace(verdict, explanation=replace(verdict.explanation, valid=valid))
+    assert verdict.passed_on(None, ()).valid.tolist() == [True, False, True]
+    assert verdict.passed_on(None, (), torch.tensor([False, True, True])).valid.tolist() == [False, False, True]

@@ -1,6 +1,7 @@
 """Column blocks: their size, autodiff modes that fail, out-of-memory, symmetry."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from lightning_hessian.curvature.cost_model import ModelCosts, dense_bytes, resu
 from lightning_hessian.curvature.methods import columns, dense
 from lightning_hessian.curvature.methods.columns import BlockSize, hessians, symmetrize_
 from lightning_hessian.curvature.methods.interface import MethodInput
-from lightning_hessian.curvature.operators.autodiff import ForwardOverReverse, ReverseOverReverse
+from lightning_hessian.curvature.operators.autodiff import ForwardOverReverse, ReverseOverReverse, gradients
 from lightning_hessian.curvature.options import Options
 from lightning_hessian.curvature.target_batch import TargetBatch
 
@@ -91,8 +92,8 @@ def batch(x):
 def run(given, modes=AUTODIFF_MODES, **how):
     generator = torch.Generator().manual_seed(0)
     options = {"memory": 10**9, "column_estimate": 1, **how}
-    matrices, _, num_columns = hessians(given, modes, generator=generator, **options)
-    return matrices, num_columns
+    found = hessians(given, modes, generator=generator, **options)
+    return found.matrices, found.num_columns
 
 
 @pytest.fixture
@@ -135,6 +136,50 @@ def test_a_forward_mode_that_fails_is_replaced(given, monkeypatch, wrong):
     torch.testing.assert_close(found, expected_of(given), rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.parametrize("autodiff", [ForwardOverReverse, ReverseOverReverse])
+@pytest.mark.parametrize("memory", [10**9, 50_000])
+def test_values_and_gradients_come_with_the_columns(given, autodiff, memory):
+    generator = torch.Generator().manual_seed(0)
+    for split in (False, True):
+        found = hessians(
+            given,
+            [autodiff.mode],
+            memory=memory,
+            column_estimate=4_000,
+            generator=generator,
+            split_classes=split,
+        )
+        values, gradient = found.first_derivatives
+        torch.testing.assert_close(found.matrices, expected_of(given), rtol=1e-10, atol=1e-13)
+        torch.testing.assert_close(values, given.values(given.x))
+        torch.testing.assert_close(gradient, gradients(given))
+
+
+def test_small_tensors_are_left_to_reverse_mode(monkeypatch):
+    """A class counts as a sample there; where that fails, forward mode is next."""
+    used = []
+    for autodiff in (ForwardOverReverse, ReverseOverReverse):
+        columns = autodiff.columns
+
+        def noting(self, basis, columns=columns):
+            used.append((self.mode, self.batch.shape[:2]))
+            if fails == self.mode:
+                raise RuntimeError("no second derivative")
+            return columns(self, basis)
+
+        monkeypatch.setattr(autodiff, "columns", noting)
+    net, x, fails = mlp(inputs=40), torch.randn(3, 40, dtype=F64), None
+    small = input_hessian(net, x, [0, 2])
+    assert used == [(REVERSE, (6, 1))]
+    fails = REVERSE
+    torch.testing.assert_close(input_hessian(net, x, [0, 2]), small)
+    assert used[1:] == [(REVERSE, (6, 1)), (FORWARD, (3, 2))]
+    used.clear()
+    fails = None
+    input_hessian(mlp(inputs=300, width=2000), torch.randn(3, 300, dtype=F64), [0, 2], check=False)
+    assert used[0] == (FORWARD, (3, 2))
+
+
 def test_a_hessian_that_is_zero_is_computed_once(monkeypatch):
     """One HVP confirms that forward mode's zeros are right."""
     net = torch.nn.Linear(6, 3).double()
@@ -172,7 +217,7 @@ def test_the_modes_can_be_chosen(given, mode):
 def test_thousands_of_small_samples_are_one_group(monkeypatch):
     groups, whole = [], dense.hessians
     monkeypatch.setattr(dense, "hessians", lambda few, *a, **how: groups.append(len(few.x)) or whole(few, *a, **how))
-    found, _ = dense.whole_hessians(method_input(batch(torch.randn(5000, 2, dtype=F64))))
+    found = dense.whole_hessians(method_input(batch(torch.randn(5000, 2, dtype=F64)))).matrices
     assert groups == [5000]
     assert torch.equal(found, found.mT)
 
@@ -208,7 +253,7 @@ def test_the_mode_that_computed_most_columns_is_recorded(given, monkeypatch):
     """Two groups: neither the last of them nor the mode that would be next decides."""
     num_columns = iter([Counter({FORWARD: 30, REVERSE: 10}), Counter({FORWARD: 15, REVERSE: 25})])
     whole = dense.hessians
-    monkeypatch.setattr(dense, "hessians", lambda *a, **how: (*whole(*a, **how)[:2], next(num_columns)))
+    monkeypatch.setattr(dense, "hessians", lambda *a, **how: replace(whole(*a, **how), num_columns=next(num_columns)))
     few = given.select(slice(0, 2))
     one_at_a_time = result_bytes(few, Options()) + int(1.5 * dense_bytes(ModelCosts(few)))
     spectrum = measure(few, "logit", Options(method="dense", max_memory=one_at_a_time)).spectrum
@@ -256,3 +301,17 @@ def test_whole_hessians_and_the_norms_of_their_terms_need_room_at_once():
     costs = ModelCosts(batch)
     gradients = costs.num_outputs * 3 * 6 * 8
     assert dense_bytes(costs) >= 4 * costs.matrix_bytes + gradients
+
+
+def test_a_block_of_columns_has_the_memory_that_the_matrices_leave(given, monkeypatch):
+    budgets = []
+
+    def noting(*arguments, memory, **more):
+        budgets.append(memory)
+        return hessians(*arguments, memory=memory, **more)
+
+    monkeypatch.setattr(dense, "hessians", noting)
+    costs = ModelCosts(given)
+    for memory_budget in (10**9, 4 * costs.eigendecomposition_bytes):
+        dense.whole_hessians(replace(method_input(given), memory_budget=memory_budget))
+    assert budgets == [10**9 - 3 * costs.eigendecomposition_bytes, costs.eigendecomposition_bytes]

@@ -111,6 +111,16 @@ def test_random_vectors_go_before_steps(case, clock):
     assert ((found.trace - whole.trace).abs() <= 5 * found.trace_error).all()
 
 
+def test_a_random_vector_counts_twice_where_products_with_both_terms_are_made(clock):
+    """With more outputs than the basis has vectors, J and A are not formed."""
+    torch.manual_seed(0)
+    case = mlp(nn.GELU, inputs=200, width=30, outputs=100), torch.randn(2, 200, dtype=F64), 1
+    free = input_spectrum(*case, **SPECTRUM)
+    beside = steps_of(free) + 2 + CHECKS_IN_MATVECS + 5  # one with JᵀAJ for every eigenvector, one with A
+    found = input_spectrum(*case, **SPECTRUM, max_seconds=beside + 14)
+    assert "trace and norms were estimated from 7 random vectors." in said(found)
+
+
 def test_steps_go_last_and_residuals_say_so(case, clock):
     whole = input_spectrum(*case, method="dense")
     found = input_spectrum(*case, **SPECTRUM, max_seconds=24)
@@ -243,7 +253,7 @@ def test_the_density_takes_what_is_left():
 def test_fewer_vectors_of_the_density_are_said(case, clock, monkeypatch):
     free = input_spectrum(*case, **SPECTRUM, density_vectors=3)
     monkeypatch.setattr(
-        "lightning_hessian.functional.within_limit",
+        "lightning_hessian.curvature.functions.within_limit",
         lambda plan, *_, **__: replace(plan, density_vectors=2, dropped=("there are 2",)),
     )
     found = input_spectrum(*case, **SPECTRUM, density_vectors=3, max_seconds=1e4)

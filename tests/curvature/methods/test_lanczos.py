@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.counting import Noting
 from support.networks import mlp
 from torch import nn
 
@@ -16,18 +17,6 @@ from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.model.targets import resolve_target
 
 F32, F64 = torch.float32, torch.float64
-
-
-class Noting:
-    """A network that notes the batch sizes of its forward passes."""
-
-    def __init__(self, net):
-        self.net = net
-        self.sizes = []
-
-    def __call__(self, x):
-        self.sizes.append(len(x))
-        return self.net(x)
 
 
 def problems(net, x, classes, target="logit", num_outputs=3):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.counting import Noting
 from support.networks import mlp
 from torch import nn
 
@@ -18,18 +19,6 @@ from lightning_hessian.curvature.target_batch import TargetBatch
 F64 = torch.float64
 
 
-class Noting:
-    """A network that notes its forward passes."""
-
-    def __init__(self, net):
-        self.net = net
-        self.calls = 0
-
-    def __call__(self, x):
-        self.calls += 1
-        return self.net(x)
-
-
 def batch_of(net, num_samples=3, inputs=6, classes=(0, 2)):
     x = torch.randn(num_samples, inputs, dtype=F64)
     return TargetBatch(net, lambda z, c: z.softmax(1).gather(1, c), x, torch.tensor([classes] * num_samples))
@@ -43,12 +32,12 @@ def test_one_forward_pass():
     net = Noting(mlp())
     batch = batch_of(net)
     outputs, found = outputs_with_jacobian(batch)
-    assert net.calls == 1
+    assert len(net.sizes) == 1
     torch.testing.assert_close(outputs, net.net(batch.x).detach())
     torch.testing.assert_close(found, expected_jacobian(net.net, batch.x))
-    net.calls = 0
+    net.sizes.clear()
     gauss_newton_hessians(batch)
-    assert net.calls == 1
+    assert len(net.sizes) == 1
 
 
 @pytest.mark.parametrize("right", [True, False])
@@ -62,7 +51,7 @@ def test_the_check_may_come_from_the_caller(right):
     batch = TargetBatch(noting, batch.target, batch.x, batch.classes)
     found = jacobian(batch, along=(u, pulled_back if right else 2 * pulled_back))
     torch.testing.assert_close(found, truth)
-    assert noting.calls == (1 if right else 2)  # what the check contradicts is computed again, one row at a time
+    assert len(noting.sizes) == (1 if right else 2)  # what the check contradicts is computed again, one row at a time
 
 
 class LyingUnderVmap(torch.autograd.Function):
@@ -127,11 +116,11 @@ def test_a_graph_that_is_there_is_used_for_one_class_only():
     net = Noting(mlp(nn.Tanh))
     for classes, calls in (((1,), 1), ((0, 2), 2)):
         batch = batch_of(net, classes=classes)
-        net.calls = 0
+        net.sizes.clear()
         autodiff = ReverseOverReverse(batch)
         autodiff.gradient()
         operator = HessianOperator(batch, autodiff)
         v = torch.randn(operator.shape, dtype=F64)
         product = operator.matvec(v)
-        assert net.calls == calls
+        assert len(net.sizes) == calls
         torch.testing.assert_close(product, HessianOperator(batch).matvec(v))

@@ -1,0 +1,86 @@
+"""How difference quotients change with the step: they settle, or grow at kinks and jumps."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+
+from lightning_hessian.curvature.checks.differences import CURVATURE, THIRD, Differences, deviation
+from lightning_hessian.curvature.checks.prediction import Prediction
+
+MARGIN = 4  # standard deviations by which noise may explain a difference
+STEADY = 0.3  # relative change of a difference quotient from one step to the next, of one that has settled
+SAME = 1e-2  # of a jump, which random noise does not repeat
+EXPLAINS = 0.1  # of an error: less of a difference between both sides is no cause of it
+
+
+def by_step(steps: list[Differences]) -> Differences:
+    """All steps ``[S, N, K]``, sorted from the longest to the shortest; samples without values last."""
+    every = Differences(*(torch.stack([getattr(d, f.name) for d in steps]) for f in fields(Differences)))
+    order = every.step.nan_to_num(0).argsort(dim=0, descending=True)
+    return at(every, order)
+
+
+def at(every: Differences, index: Tensor) -> Differences:
+    """Those of some steps of every entry."""
+    return Differences(*(getattr(every, f.name).gather(0, index) for f in fields(every)))
+
+
+def masked(found: Differences, where: Tensor) -> Differences:
+    """The same, NaN elsewhere."""
+    return Differences(*(getattr(found, f.name).where(where, torch.nan) for f in fields(found)))
+
+
+def slope_scale(found: Differences, p: Prediction) -> Tensor:
+    """What errors of a slope are relative to: ‖g‖, or its change over one step where that is more."""
+    return torch.maximum(p.gradient_norm, p.spectral_norm * found.step)
+
+
+def contradicts(every: Differences, p: Prediction, tolerance: float) -> Tensor:
+    """Whether a quotient has settled, over two steps, where the derivatives say something else."""
+    wrong = _is_wrong(every.error, every.blur, tolerance * p.spectral_norm)
+    wrong_slope = _is_wrong(every.slope_error, every.slope_blur, tolerance * slope_scale(every, p))
+    settled = (every.second[1:] - every.second[:-1]).abs() <= STEADY * every.error[1:]
+    return ((wrong[1:] & wrong[:-1] & settled) | (wrong_slope[1:] & wrong_slope[:-1])).any(dim=0)
+
+
+def has_kink(every: Differences) -> Tensor:
+    """Whether slopes to both sides differ: t″ is inversely proportional to h over three steps, and more than noise."""
+    kink = every.second * every.step
+    noise = MARGIN * deviation(CURVATURE) * _least_noise(every)
+    return _is_steady(kink, (kink * every.step).abs() > noise, STEADY)
+
+
+def has_jump(every: Differences) -> Tensor:
+    """Whether the values jump: t″ is inversely proportional to h² over three steps, by more than rounding.
+
+    The fourth difference, from which noise is estimated, is that of the jump here; but noise does not repeat itself.
+    """
+    jump = every.second * every.step**2
+    return _is_steady(jump, jump.abs() > MARGIN * deviation(CURVATURE) * every.rounding, SAME)
+
+
+def has_curvature_jump(every: Differences) -> Tensor:
+    """Whether second derivatives to both sides differ: their difference stays while the step shrinks."""
+    noise = MARGIN * deviation(THIRD) * _least_noise(every)
+    visible = (every.one_sided * every.step**2).abs() > noise
+    return _is_steady(every.one_sided, visible & (every.one_sided.abs() >= EXPLAINS * every.error), STEADY)
+
+
+def _least_noise(every: Differences) -> Tensor:
+    return every.noise.nan_to_num(torch.inf).amin(dim=0)
+
+
+def _is_steady(quantity: Tensor, visible: Tensor, tolerance: float) -> Tensor:
+    """Whether a quantity ``[S, N, K]`` is about the same at three steps in a row."""
+    same = ((quantity[1:] / quantity[:-1] - 1).abs() <= tolerance) & visible[1:] & visible[:-1]
+    return (same[1:] & same[:-1]).any(dim=0)
+
+
+def _is_wrong(error: Tensor, blur: Tensor, scale: Tensor) -> Tensor:
+    """Where an error is more than noise, and no shorter step shows a smaller one: a long step may cross kinks."""
+    possible = (error + MARGIN * blur).nan_to_num(torch.inf)
+    least = possible.flip(0).cummin(dim=0).values.flip(0)
+    return (error > scale + MARGIN * blur) & (blur <= STEADY * error) & (least >= (1 - STEADY) * error)

@@ -1,0 +1,249 @@
+"""Models, samples and positions in training from files: checkpoints of Lightning, and plain state dicts."""
+
+from __future__ import annotations
+
+import glob
+import importlib
+import os
+import pickle
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_hessian.errors import ConfigurationError
+from lightning_hessian.training.schedule import TrainingPosition
+
+WEIGHTS = ("state_dict", "model_state_dict", "model", "network")  # under which loops save a module's state dict
+STEPS, EPOCHS = ("global_step", "step", "iteration"), ("epoch",)
+MONITOR = re.compile(r"InputHessianMonitor\{'name': (.*)\}")  # the keys of monitors' states
+HOW_TO_NAME = "Give module:Class or module:function, with the module as you would import it here."
+
+
+class CheckpointError(Exception):
+    """A file is not a checkpoint that can be measured; the message says why."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file, and what is in it.
+
+    Attributes:
+        path: of the file.
+        content: as it was saved, on the CPU.
+    """
+
+    path: Path
+    content: Mapping[str, Any]
+
+    @property
+    def position(self) -> TrainingPosition:
+        """Where training was: from the content, else from the name, as in ``epoch=3-step=400.ckpt``.
+
+        Raises:
+            CheckpointError: neither says at which step.
+        """
+        step, epoch = self._number(STEPS), self._number(EPOCHS)
+        if step is None:
+            raise CheckpointError(
+                f"{self.path} does not say at which training step it was saved. Save a dict with 'global_step' beside "
+                f"'state_dict', or name it like model_step=400{self.path.suffix}."
+            )
+        logged_step = step
+        if "loops" in self.content:  # of Lightning
+            loop = self.content["loops"]["fit_loop"]
+            ended = loop["epoch_loop.batch_progress"]["total"]
+            batches = loop["epoch_loop.state_dict"].get("_batches_that_stepped", step)
+            # In a batch's own hooks that batch is not counted yet.
+            logged_step = max(0, batches - (ended["completed"] == ended["processed"]))
+            epoch = max(0, loop["epoch_progress"]["current"]["ready"] - 1)
+        return TrainingPosition(step, logged_step, epoch or 0)
+
+    @property
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """The module's parameters and buffers.
+
+        Raises:
+            CheckpointError: there are none.
+        """
+        for found in (*(self.content.get(name) for name in WEIGHTS), self.content):
+            if isinstance(found, Mapping) and found and all(isinstance(t, Tensor) for t in found.values()):
+                return found
+        raise CheckpointError(
+            f"{self.path} holds no state dict: it has {', '.join(map(repr, self.content)) or 'nothing'}."
+        )
+
+    def samples_of_monitor(self, name: str | None) -> tuple[Any, Any] | None:
+        """Inputs and labels that an ``InputHessianMonitor`` of that name has stored, or None."""
+        for key, state in self.content.get("callbacks", {}).items():
+            match = MONITOR.fullmatch(key)
+            if match and match[1] == repr(name) and state.get("samples"):
+                return state["samples"]["inputs"], state["samples"]["labels"]
+        return None
+
+    def _number(self, names: Iterable[str]) -> int | None:
+        for name in names:
+            found = self.content.get(name)
+            if isinstance(found, Tensor) and found.numel() == 1:
+                found = found.item()
+            if isinstance(found, int) and not isinstance(found, bool):
+                return found
+            if match := re.search(rf"(?:^|[^a-z]){name}[=_-]?(\d+)", self.path.stem.lower()):
+                return int(match[1])
+        return None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint on the CPU; like Lightning, it trusts the file, since the model's code is the user's own.
+
+    Raises:
+        CheckpointError: it cannot be read, as long as it is being written for example.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return Checkpoint(path, {"state_dict": _safetensors(path)})
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # hyperparameters of other kinds
+            content = torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # whatever a damaged file makes of the unpickler
+        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {_first_line(error)}).") from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, and not a checkpoint or state dict.")
+    return Checkpoint(path, content)
+
+
+def find_checkpoints(patterns: Iterable[str]) -> list[Path]:
+    """The files that paths, glob patterns and directories (all checkpoints in them) name, each once."""
+    found: dict[str, Path] = {}
+    for pattern in patterns:
+        inside = [os.path.join(pattern, f"*{end}") for end in (".ckpt", ".pt", ".pth", ".safetensors")]
+        for each in inside if os.path.isdir(pattern) else [pattern]:
+            for path in sorted(glob.glob(each, recursive=True)):
+                if os.path.isfile(path):
+                    found.setdefault(os.path.realpath(path), Path(path))
+    return list(found.values())
+
+
+class ModelSource:
+    """What makes models: a class or function of the user, ``package.module:Class`` or ``module:function``.
+
+    A class with ``load_from_checkpoint``, as every LightningModule has, is loaded by it. Anything else is called
+    without arguments, and returns a module for the checkpoint's state dict.
+
+    Raises:
+        ConfigurationError: there is no such module or attribute, or it cannot be called.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        module_name, _, attribute = name.partition(":")
+        if not module_name or not attribute:
+            raise ConfigurationError(f"{name!r} does not name a model. {HOW_TO_NAME}")
+        if "" not in sys.path and os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())  # as ``python -m`` does
+        try:
+            found: Any = importlib.import_module(module_name)
+        except Exception as error:
+            raise ConfigurationError(
+                f"The module {module_name!r} cannot be imported: {type(error).__name__}: {_first_line(error)}. "
+                f"{HOW_TO_NAME}"
+            ) from error
+        for part in attribute.split("."):
+            if not hasattr(found, part):
+                known = ", ".join(n for n, value in vars(found).items() if isinstance(value, type) and n[0] != "_")
+                raise ConfigurationError(f"There is no {part!r} in {module_name}; it has {known or 'no classes'}.")
+            found = getattr(found, part)
+        if not callable(found):
+            raise ConfigurationError(f"{name} is a {type(found).__name__}, and neither a class nor a function.")
+        self._make: Callable[..., Any] = found
+
+    def load(self, checkpoint: Checkpoint, device: torch.device) -> nn.Module:
+        """The model with the checkpoint's weights.
+
+        Raises:
+            CheckpointError: it is a checkpoint of another model.
+            ConfigurationError: the model cannot be made.
+        """
+        load = getattr(self._make, "load_from_checkpoint", None)
+        if load is None:
+            model = self._made()
+        try:
+            if load is not None:
+                model = load(checkpoint.path, map_location=device)
+            else:
+                model.load_state_dict(checkpoint.state_dict)
+        except TypeError as error:  # arguments are missing
+            raise ConfigurationError(
+                f"{self.name} cannot be made from the hyperparameters in {checkpoint.path} ({error}). Call "
+                f"self.save_hyperparameters() in its __init__, or give a function without arguments that returns the "
+                f"model, as module:function."
+            ) from error
+        except (RuntimeError, KeyError) as error:
+            raise CheckpointError(
+                f"{checkpoint.path} is not a checkpoint of {self.name}: {' '.join(str(error).split())[:300]}"
+            ) from error
+        return model.to(device)
+
+    def _made(self) -> Any:
+        try:
+            model = self._make()
+        except Exception as error:
+            raise ConfigurationError(
+                f"{self.name}() failed with {type(error).__name__}: {_first_line(error)}. Give a LightningModule, or a "
+                f"function without arguments that returns the model."
+            ) from error
+        if not isinstance(model, nn.Module):
+            raise ConfigurationError(f"{self.name}() returned a {type(model).__name__}, and not an nn.Module.")
+        return model
+
+
+def read_samples(path: Path) -> Any:
+    """What a file of samples holds: x, ``(x, labels)``, or tensors by name. No code in it is executed.
+
+    Args:
+        path: ``.pt`` (a tensor, a tuple or a dict), ``.npz`` or ``.safetensors``; labels are recognized by their name.
+
+    Raises:
+        ConfigurationError: it cannot be read.
+    """
+    readers: dict[str, Callable[[Path], Any]] = {
+        ".pt": _tensors,
+        ".pth": _tensors,
+        ".npz": _arrays,
+        ".safetensors": _safetensors,
+    }
+    if path.suffix not in readers:
+        raise ConfigurationError(f"Samples are read from {', '.join(readers)} files, and {path} is none of them.")
+    try:
+        return readers[path.suffix](path)
+    except Exception as error:
+        raise ConfigurationError(
+            f"The samples in {path} cannot be read: {type(error).__name__}: {_first_line(error)}. Save tensors only: "
+            f"torch.save((x, labels), 'samples.pt')."
+        ) from error
+
+
+def _tensors(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _arrays(path: Path) -> dict[str, Tensor]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays}
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0].rstrip(".")

@@ -1,0 +1,218 @@
+"""Hard inputs: what is right is not called wrong, what is wrong is, and the cause that is named is the true one."""
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lightning_hessian import MeasurementError, input_gradient, input_hessian, input_spectrum
+
+F64, F32 = torch.float64, torch.float32
+
+
+def random(*shape, dtype=F64, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64).to(dtype)
+
+
+def told(function, *arguments, **named):
+    """What a function returns, and what it warns of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = function(*arguments, **named)
+    return result, " ".join(str(warning.message) for warning in caught)
+
+
+class Scaled(torch.autograd.Function):
+    """x, with a gradient whose derivative is ``1 + error`` times what it should be."""
+
+    @staticmethod
+    def forward(ctx, x, error):
+        ctx.error = error
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _ScaledGradient.apply(gradient, ctx.error), None
+
+
+class _ScaledGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gradient, error):
+        ctx.error = error
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * (1 + ctx.error), None
+
+
+def features(size, error):
+    weight, head = random(min(size, 64), size) / size**0.5, random(min(size, 64), seed=1)
+    return lambda x: (F.gelu(Scaled.apply(x @ weight.T.to(x), error)) * head.to(x)).sum(1)
+
+
+@pytest.mark.parametrize("size", [2, 30, 300])
+@pytest.mark.parametrize(("dtype", "error"), [(F64, 1e-3), (F64, 1e-2), (F32, 5e-3), (F32, 1e-2)])
+def test_second_derivatives_that_are_slightly_wrong_everywhere_are_found(size, dtype, error):
+    x = random(2, size, dtype=dtype, seed=2)
+    spectrum, message = told(input_spectrum, features(size, error), x, 0)
+    assert not spectrum.valid.any()
+    assert "contradict the Hessian" in message
+    assert told(input_spectrum, features(size, 0.0), x, 0)[0].valid.all()
+
+
+@pytest.mark.parametrize("dtype", [F64, F32])
+@pytest.mark.parametrize("seed", range(3))
+def test_entries_in_units_far_apart_are_no_reason_for_doubt(dtype, seed):
+    units = torch.tensor([1e-3] * 3 + [1e4] * 3, dtype=F64)
+    weight = random(6, 5)
+
+    def model(x):
+        return torch.tanh((x / units.to(x)) @ weight.to(x)).sum(1)
+
+    x = (random(1, 6, seed=seed) * units).to(dtype)
+    for function in (input_gradient, input_hessian):
+        assert told(function, model, x, 0)[1] == ""
+    spectrum = told(input_spectrum, model, x, 0)[0]
+    assert spectrum.finite_difference_error.max() < 1e-5
+
+
+@pytest.mark.parametrize("offset", [1e6, 1e9])
+def test_inputs_far_from_zero_are_no_reason_for_doubt(offset):
+    x = offset + random(2, 3)
+    spectrum, message = told(input_spectrum, lambda x: torch.sin(x - offset).sum(1), x, 0)
+    assert message == ""
+    assert spectrum.finite_difference_error.max() < 1e-3
+
+
+C1 = {
+    "elu": lambda x: F.elu(x).sum(1) + x.pow(2).sum(1),
+    "squared relu": lambda x: F.relu(x).pow(2).sum(1),
+    "huber": lambda x: F.huber_loss(x, torch.zeros_like(x), reduction="none").sum(1),
+}
+
+
+@pytest.mark.parametrize("dtype", [F64, F32])
+@pytest.mark.parametrize("name", C1)
+def test_second_derivatives_that_jump_at_the_sample_are_not_called_wrong(name, dtype):
+    x = torch.tensor([[0.0, 1.0, -1.0], [0.3, 0.2, -0.5]], dtype=dtype)
+    spectrum, message = told(input_spectrum, C1[name], x, 0)
+    assert message == ""
+    assert "second derivative of the target jumps at sample 0" in spectrum.diagnosis.message
+    assert spectrum.finite_difference_error.isfinite().all()
+
+
+def test_a_wrong_second_derivative_beside_a_jump_of_it_is_found():
+    x = torch.tensor([[0.0, 1.0, -1.0]], dtype=F64)
+    spectrum, message = told(input_spectrum, lambda x: F.elu(x).sum(1) + Scaled.apply(x, 0.05).pow(2).sum(1), x, 0)
+    assert not spectrum.valid.any()
+    assert "contradict the Hessian" in message
+
+
+JUMPS = {
+    "step": lambda x: (x > 0).to(x).sum(1) + x.pow(2).sum(1),
+    "floor": lambda x: x.floor().sum(1) + x.pow(2).sum(1),
+}
+
+
+@pytest.mark.parametrize("name", JUMPS)
+def test_values_that_jump_at_the_sample_are_not_put_down_to_rounding(name):
+    x = torch.tensor([[0.0, 1.0, -1.0], [0.3, 0.2, -0.5]], dtype=F64)
+    spectrum, message = told(input_spectrum, JUMPS[name], x, 0)
+    assert message == ""
+    assert "values of the target jump at sample 0" in spectrum.diagnosis.message
+    assert "rounding in the forward hides" not in spectrum.diagnosis.message
+
+
+def half(x, dtype, cut=False):
+    first, second = random(6, 16), random(16, 3, seed=1)
+    h = F.gelu(x.to(dtype) @ first.to(dtype))
+    return ((h.detach() * h if cut else h) @ second.to(dtype)).to(x.dtype)
+
+
+@pytest.mark.parametrize("dtype", [F64, F32])
+@pytest.mark.parametrize("half_dtype", [torch.float16, torch.bfloat16])
+def test_a_forward_in_half_precision_is_judged_by_that_precision(dtype, half_dtype):
+    x = random(2, 6, dtype=dtype, seed=2)
+    spectrum, message = told(input_spectrum, lambda x: half(x, half_dtype), x, 0)
+    assert message == ""
+    assert f"computes partly in {str(half_dtype)[6:]}" in spectrum.diagnosis.message
+
+
+@pytest.mark.parametrize("dtype", [F64, F32])
+def test_a_wrong_gradient_in_half_precision_is_found_where_that_is_precise_enough(dtype):
+    x = random(2, 6, dtype=dtype, seed=2)
+    _, message = told(input_gradient, lambda x: half(x, torch.float16, cut=True), x, 0)
+    assert "contradict the gradient" in message
+
+
+def test_rounding_in_float32_is_not_taken_for_a_mistake():
+    spectrum, message = told(input_spectrum, lambda x: torch.sin(1e5 * x).sum(1), random(2, 3, dtype=F32), 0)
+    assert message == ""
+    assert "Rounding in float32 is more than a thousandth" in spectrum.diagnosis.message
+    assert 1e-4 < spectrum.finite_difference_error.max() < 1e-2
+
+
+class SkipsAtRandom(nn.Module):
+    """A network that skips a block in half of its passes, whichever samples there are."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.block, self.last = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        h = F.gelu(self.first(x))
+        return self.last(h + torch.tanh(self.block(h)) if torch.rand(()) < 0.5 else h)
+
+
+@pytest.mark.parametrize("function", [input_gradient, input_hessian, input_spectrum])
+def test_a_branch_taken_at_random_is_noticed_mostly(function):
+    """All passes may take the same branch: with four of them, once in eight times."""
+    model, x, messages = SkipsAtRandom(), random(3, 4, dtype=F32), []
+    for seed in range(16):
+        torch.manual_seed(seed)
+        messages.append(told(function, model, x, 0)[1])
+    assert sum("the forward is random" in message for message in messages) >= 10
+    assert all("forward is random" in message for message in messages if message)
+
+
+@pytest.mark.parametrize("scale", [1e25, 1e-30])
+def test_hessians_beyond_the_range_of_float32_are_named_so(scale):
+    x = random(2, 30, dtype=F32)
+    with pytest.raises(MeasurementError, match="overflows or underflows in float32: measure in float64"):
+        input_spectrum(lambda x: x.pow(3).sum(1) * scale, x, 0, method="lanczos")
+
+
+@pytest.mark.parametrize("scale", [1e25, 1e-30])
+def test_norms_of_large_and_small_hessians_do_not_overflow(scale):
+    x = random(2, 5, dtype=F32)
+    hessian, message = told(input_hessian, lambda x: x.pow(3).sum(1) * scale, x, 0)
+    assert message == ""
+    torch.testing.assert_close(hessian[:, 0] / scale, torch.diag_embed(6 * x))
+
+
+def test_values_that_are_not_finite_are_not_blamed_on_the_weights_alone():
+    with pytest.raises(MeasurementError, match=r"log\(0\)"):
+        input_gradient(lambda x: x.abs().log().sum(1), torch.zeros(1, 2), 0)
+
+
+def test_units_far_apart_are_no_reason_to_doubt_a_gradient():
+    units = torch.tensor([1e6] * 4 + [1e-6] * 4, dtype=F64)
+    assert told(input_gradient, lambda x: (x * units.to(x)).sin().sum(1), random(3, 8) / units, 0)[1] == ""
+
+
+def test_outputs_that_depend_on_the_place_in_the_batch_are_found():
+    def model(x):
+        return (x.sin() * torch.arange(len(x)).to(x).unsqueeze(1)).sum(1)
+
+    for function in (input_gradient, input_hessian, input_spectrum):
+        assert "with its place among them" in told(function, model, random(3, 8), 0)[1]
+
+
+def test_derivatives_that_are_wrong_at_the_sample_alone_are_not_blamed_on_a_custom_backward():
+    _, message = told(input_gradient, lambda x: x.median(1).values.sin(), torch.ones(2, 5, dtype=F64), 0)
+    assert "though not beside them: the target is not differentiable there" in message
+    assert "custom" not in message
