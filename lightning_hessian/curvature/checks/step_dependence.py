@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,23 @@ def by_step(steps: list[Differences]) -> Differences:
     every = Differences(*(torch.stack([getattr(d, f.name) for d in steps]) for f in fields(Differences)))
     order = every.step.nan_to_num(0).argsort(dim=0, descending=True)
     return at(every, order)
+
+
+def pooled(steps: list[Differences]) -> list[Differences]:
+    """The same, each with at least the noise of all shorter steps.
+
+    Noise does not depend on the step, and a single fourth difference may show less of it; those of longer steps may
+    show what the step is too long for.
+    """
+
+    def with_noise(found: Differences) -> Differences:
+        shorter = [other.noise.where(other.step <= found.step, 0).nan_to_num(0) for other in steps]
+        factor = (torch.stack(shorter).amax(dim=0) / found.noise).nan_to_num(1, posinf=1).clamp(min=1)
+        return replace(
+            found, noise=factor * found.noise, blur=factor * found.blur, slope_blur=factor * found.slope_blur
+        )
+
+    return [with_noise(found) for found in steps]
 
 
 def at(every: Differences, index: Tensor) -> Differences:
