@@ -71,7 +71,7 @@ WALLS = {
     "records.files": Wall("numpy safetensors", "records records.event_format records.locations records.payload"),
     "records.answers": Wall("numpy safetensors", "records records.event_format records.payload"),
     "records.dataframe": Wall("numpy", "records", when_needed="pandas"),
-    "render": Wall("matplotlib numpy", "records"),
+    "render": Wall("PIL matplotlib numpy", "records"),
     "writers": Wall("numpy", "records", when_needed="torch"),
     "writers.layout": Wall("numpy", "records writers", when_needed="tensorboard"),
     "writers.tensorboard": Wall(

@@ -19,7 +19,9 @@ def diagnosis_text(record: Record) -> str:
     titles = [escaped(metric.title) for metric in LOGGED]
     cells = [_cells(record, metric) for metric in LOGGED]
     rows = [titles, ["---"] * len(titles), *zip(*cells, strict=True)]
-    table = zip(["class", "---", *record.class_ids], rows, strict=True)
+    outputs = "class" if record.has_classes else "output"
+    names = [record.id_name(class_id) for class_id in record.class_ids]
+    table = zip([outputs, "---", *names], rows, strict=True)
     return "\n\n".join(
         [
             f"**Input-Hessian of `{record.target}`, {record.when}: {record.diagnosis}.** {record.message}",
@@ -29,7 +31,7 @@ def diagnosis_text(record: Record) -> str:
             "\n".join(f"- **{m.title}** = {m.formula}: {m.meaning}." for m in LOGGED),
             f"{_about_classes(record)}{_about_histogram(record)} The color scale of a Hessian's picture ends at the "
             "99th percentile of |H| when it was first nonzero in this run, so that pictures of different steps "
-            "compare. To read the pictures, tick *Show actual image size* in the Images tab.",
+            "compare.",
             f"{_about_cost(record)} Method {record.method} ({record.reason}), {record.autodiff_mode}. "
             f"{_about_accuracy(record)}",
         ]
