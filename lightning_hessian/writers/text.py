@@ -20,7 +20,7 @@ def diagnosis_text(record: Record) -> str:
     cells = [_cells(record, metric) for metric in LOGGED]
     rows = [titles, ["---"] * len(titles), *zip(*cells, strict=True)]
     outputs = "class" if record.has_classes else "output"
-    names = [record.id_name(class_id) for class_id in record.class_ids]
+    names = [escaped(record.id_name(class_id)) for class_id in record.class_ids]
     table = zip([outputs, "---", *names], rows, strict=True)
     return "\n\n".join(
         [
