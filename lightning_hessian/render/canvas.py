@@ -1,4 +1,4 @@
-"""A picture in pixels, drawn with Pillow: a figure of matplotlib takes up to forty times as long, mostly for its text."""
+"""A picture in pixels, drawn with Pillow: a figure of matplotlib takes up to forty times as long, mostly for text."""
 
 from __future__ import annotations
 
