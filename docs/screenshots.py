@@ -27,6 +27,7 @@ from support.browsing import Tab, tensorboard  # noqa: E402
 from support.get_chromium import FLAGS, NONE_FOUND, find_chromium  # noqa: E402
 
 from lightning_hessian import InputHessianMonitor, load_records  # noqa: E402
+from lightning_hessian.render.composite import composite  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 MAX_BYTES = 300_000
@@ -123,6 +124,13 @@ def photograph_dashboard(page: Page, address: str) -> None:
     save(page, "custom_scalars")
 
 
+def draw_picture(log_dir: Path) -> None:
+    """The picture under *Images*, three times as large as there."""
+    picture = composite(load_records(log_dir / "no_decay")[-1], 2, scale=3).to_array()
+    Image.fromarray(picture).save(IMAGES / "mnist_gelu.png", optimize=True)
+    shrink(IMAGES / "mnist_gelu.png")
+
+
 def main() -> None:
     """Trains, unless a directory with the runs is given, and takes the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -139,6 +147,7 @@ def main() -> None:
             if not (log_dir / name).exists():
                 train(log_dir, name, arguments.epochs)
         print_numbers(log_dir)
+        draw_picture(log_dir)
         os.chdir(log_dir)  # TensorBoard shows the path that it was given, which should not be a private one
         with tensorboard(Path(".")) as address, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))

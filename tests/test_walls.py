@@ -71,16 +71,16 @@ WALLS = {
     "records.files": Wall("numpy safetensors", "records records.event_format records.locations records.payload"),
     "records.answers": Wall("numpy safetensors", "records records.event_format records.payload"),
     "records.dataframe": Wall("numpy", "records", when_needed="pandas"),
-    "render": Wall("matplotlib numpy", "records"),
+    "render": Wall("PIL matplotlib numpy", "records"),
     "writers": Wall("numpy", "records", when_needed="torch"),
     "writers.layout": Wall("numpy", "records writers", when_needed="tensorboard"),
     "writers.tensorboard": Wall(
-        "matplotlib numpy safetensors",
+        "PIL matplotlib numpy safetensors",
         "records records.event_format render writers writers.layout",
         when_needed="tensorboard tensorboardX",
     ),
     "writers.publisher": Wall(
-        "matplotlib safetensors",
+        "PIL matplotlib safetensors",
         "records records.event_format records.files records.locations writers writers.layout writers.tensorboard",
     ),
     "tensorboard_plugin": Wall(
@@ -103,27 +103,27 @@ WALLS = {
         "safetensors torch", "curvature.checks model records records.files records.locations training training.schedule"
     ),
     "training.output": Wall(
-        "matplotlib safetensors torch",
+        "PIL matplotlib safetensors torch",
         "records records.event_format records.files training training.schedule writers writers.publisher",
     ),
     "training.run": Wall(
-        "matplotlib safetensors torch",
+        "PIL matplotlib safetensors torch",
         "curvature model records records.files records.locations training training.distributed training.output "
         "training.places training.progress training.resume training.schedule",
     ),
-    "training.trainer_run": Wall("matplotlib safetensors torch", "training.*"),
+    "training.trainer_run": Wall("PIL matplotlib safetensors torch", "training.*"),
     "recorder": Wall(
-        "matplotlib safetensors torch",
+        "PIL matplotlib safetensors torch",
         "model records records.locations training training.distributed training.places training.progress training.run "
         "training.sample_finder training.schedule writers",
         when_needed="typing_extensions",
     ),
     "offline": Wall(
-        "matplotlib safetensors torch",
+        "PIL matplotlib safetensors torch",
         "curvature recorder records.event_format training training.checkpoints",
         when_needed="typing_extensions",
     ),
-    "callback": Wall("fsspec lightning matplotlib safetensors scipy torch", "curvature model records training.*"),
+    "callback": Wall("PIL fsspec lightning matplotlib safetensors scipy torch", "curvature model records training.*"),
 }
 
 

@@ -11,7 +11,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 FAR_BEYOND = 3  # times the scale: a picture that exceeds it by more would show signs only
 PERCENTILE = 99  # of |H|: a few large entries hide the rest
 MAX_CLASSES = 10  # of which TensorBoard gets pictures and histograms
-MAX_SAMPLES = 8  # in one picture
+MAX_SAMPLES = 8  # of which scales are kept
 
 
 def color_limit(matrix: Array) -> float:

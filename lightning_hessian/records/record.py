@@ -12,6 +12,7 @@ from lightning_hessian.records.matrices import from_eigenvectors, spans
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Stage = Literal["fit", "validate", "test"]
+OF_CLASSES = ("prob", "log_prob", "loss", "margin")  # targets that take the outputs for logits of classes
 ClassId = int | str
 """The output looked at, as the user named it: ``2``, ``"label"`` or ``"predicted"``."""
 
@@ -53,7 +54,7 @@ class Record:
         num_matvecs: Hessian-vector products per sample and class.
         memory: bytes by which memory rose at its peak, or None where unknown; see ``Cost``.
         memory_exact: True if ``memory`` is that number, False if it is an upper bound.
-        made_with: versions and options.
+        made_with: versions, options, and the number of outputs.
         overhead: seconds spent measuring so far in this fit, plotting and writing included, per second of training;
             None before there was any training.
         skipped: how many measurements were skipped so far because of ``max_overhead``; None where none was given.
@@ -244,6 +245,22 @@ class Record:
     def class_name(self, sample: int, class_id: ClassId) -> str:
         """The name, or else the number, of the output that ``class_id`` stands for at this sample."""
         return self.output_name(self.classes[self.indices(sample, class_id)])
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether outputs are called classes: not where there is but one, nor those of a target without labels."""
+        if self.made_with.get("num_outputs") == 1:
+            return False
+        named = self.class_names is not None or any(isinstance(class_id, str) for class_id in self.class_ids)
+        return named or self.labels is not None or self.target in OF_CLASSES
+
+    def output_words(self, sample: int, class_id: ClassId) -> str:
+        """The output looked at in words: ``class 2``, ``class dress``, or of a regression ``output 2``."""
+        return f"{'class' if self.has_classes else 'output'} {self.class_name(sample, class_id)}"
+
+    def id_name(self, class_id: ClassId) -> str:
+        """The name of a class that is the same at all samples, or else what the user called it."""
+        return self.output_name(class_id) if isinstance(class_id, int) else class_id
 
     def output_name(self, output: Any) -> str:
         """The name of an output, or else its number."""

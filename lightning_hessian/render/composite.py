@@ -1,121 +1,172 @@
-"""One picture per class and measurement: input, gradient, Hessian and top eigenvectors of some samples."""
+"""One picture per class and measurement, in the size in which TensorBoard shows it."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
-from matplotlib.figure import Figure
 
-from lightning_hessian.records.color_scale import FAR_BEYOND, MAX_SAMPLES, color_limit
-from lightning_hessian.records.record import Array, ClassId, Record, class_title
-from lightning_hessian.render.canvas import TITLE_GAP, Canvas
-from lightning_hessian.render.maps import DIVERGING, eigenvector_maps, gradient_map, input_map, short
+from lightning_hessian.records.color_scale import FAR_BEYOND, PERCENTILE, color_limit
+from lightning_hessian.records.record import Array, ClassId, Record
+from lightning_hessian.render.canvas import GRAY, PALE, Box, Canvas, colored
+from lightning_hessian.render.maps import (
+    DIVERGING,
+    InputMap,
+    about_outputs,
+    compact,
+    eigenvector_maps,
+    gradient_map,
+    input_map,
+)
 
-NUM_EIGENVECTORS = 3
+# TensorBoard's *Images* shows every picture 350 pixels wide, *Time Series* at most 215 high, both without
+# interpolation: letters survive only in a picture of just that size.
+WIDTH, HEIGHT = 350, 215
+TOP = 31  # of the panels, below two lines of title
+MATRIX_LEFT, MATRIX = 4, 132
+MAPS_LEFT, MAP_WIDTH, MAP_HEIGHT, COLUMN, ROW = 148, 96, 76, 102, 92
+LINE = 13
+MAX_ASPECT = 2  # beyond it a map is stretched to its panel
 
-# Inches.
-MAP, MATRIX, GAP, MARGIN = 2.1, 3.2, 0.3, 0.25
-HEADING, TITLE, FOOT = 0.45, 0.45, 0.95
 
+def composite(record: Record, class_id: ClassId, *, scale: int = 1) -> Canvas:
+    """Hessian heatmap, input, gradient and the two top eigenvectors of one sample.
 
-def composite(record: Record, class_id: ClassId) -> Figure:
-    """Input, gradient, Hessian heatmap and top eigenvectors, one row for each sample with a whole matrix.
-
-    Signed maps are red where positive and blue where negative, on symmetric scales. The Hessian's scale is that of
-    the run (``Record.color_scale``): a picture of a later step shows growth by its colors, and says below how much
-    lies beyond the scale. Without one, it ends at this record's own 99th percentile of |H|. Where a Hessian is not
-    valid, gray panels say so.
+    The sample is the first with a whole matrix that is valid; where none is, the picture says why. Signed maps are red
+    where positive and blue where negative, on symmetric scales. The Hessian's scale is that of the run
+    (``Record.color_scale``): a picture of a later step shows growth by its colors, and says below how much lies beyond
+    the scale. Without one, it ends at this record's own 99th percentile of |H|. A map of the input ends at its own
+    largest magnitude.
 
     Args:
-        record: a measurement with ``hessian``, of which at most 8 samples are drawn, or with all eigenvectors, from
-            which the first sample's matrix is reconstructed.
+        record: a measurement with ``hessian``, or with all eigenvectors, from which the first sample's matrix is
+            reconstructed.
         class_id: one of ``record.class_ids``.
+        scale: 1 for TensorBoard, where the picture is 350 × 215 pixels; more for other places.
 
     Raises:
         ValueError: the record holds no matrices.
     """
-    num_rows = 1 if record.hessian is None else min(MAX_SAMPLES, len(record.hessian))
-    is_valid = [record.valid[record.indices(n, class_id)] for n in range(num_rows)]
-    matrices = [record.matrix(n, class_id) if valid else None for n, valid in enumerate(is_valid)]
-    num_vectors = min(NUM_EIGENVECTORS, 0 if record.vector_index is None else record.vector_index.shape[-1])
-    width = 2 * MARGIN + (2 + num_vectors) * (MAP + GAP) + 0.3 + MATRIX
-    row_height = TITLE + MATRIX + FOOT
-    canvas = Canvas(width, HEADING + len(matrices) * row_height)
-    heading = f"Input-Hessian of {record.target}, {class_title(class_id)}: {record.when}"
-    known = [matrix for matrix in matrices if matrix is not None]
-    if known and not any(matrix.any() for matrix in known):
-        kind = "" if record.diagnosis == "curved" else f"{record.diagnosis.replace('_', ' ')}: "
-        heading += f" ({kind}exactly zero)"
-    if record.hessian is not None and len(record.hessian) > MAX_SAMPLES:
-        heading += f" (the first {MAX_SAMPLES} of {len(record.hessian)} samples)"
-    canvas.text(width / 2, HEADING - 0.1, heading, 13, fontweight="bold")
-    for sample, matrix in enumerate(matrices):
-        _draw_row(canvas, HEADING + sample * row_height + TITLE, record, matrix, sample, class_id)
-    return canvas.figure
-
-
-def _draw_row(canvas: Canvas, top: float, record: Record, matrix: Array | None, sample: int, class_id: ClassId) -> None:
-    x, middle = MARGIN, top + (MATRIX - MAP) / 2
-    shown = input_map(record, sample)
-    title = f"sample {sample}, class {record.class_name(sample, class_id)}\n{shown.title}"
-    canvas.map(x, middle, MAP, replace(shown, title=title))
-    x += MAP + GAP
+    sample, matrix = _first_valid(record, class_id)
+    canvas = Canvas(WIDTH, HEIGHT, scale)
+    _draw_title(canvas, record, sample, class_id)
     if matrix is None:
-        canvas.text(x + MAP / 2, middle - TITLE_GAP, "gradient")
-        canvas.blank(x, middle, MAP, "not valid")
-        x += MAP + GAP + 0.3
-        canvas.text(x + MATRIX / 2, top - TITLE_GAP, "Hessian")
-        canvas.blank(x, top, MATRIX, "not valid:\nsee the diagnosis")
-        return
-    canvas.map(x, middle, MAP, gradient_map(record, sample, class_id))
-    x += MAP + GAP + 0.3
-    _draw_hessian(canvas, x, top, record, matrix, sample, class_id)
-    x += MATRIX + GAP
-    for vector in eigenvector_maps(record, sample, class_id, NUM_EIGENVECTORS):
-        if vector is None:
-            canvas.text(x + MAP / 2, middle + MAP / 2, "no direction:\nλ = 0")
-        else:
-            canvas.map(x, middle, MAP, vector)
-        x += MAP + GAP
+        _draw_invalid(canvas, record, sample, class_id)
+        return canvas
+    _draw_hessian(canvas, record, matrix, sample, class_id)
+    panels: list[tuple[int, InputMap]] = [(0, input_map(record, sample)), (1, gradient_map(record, sample, class_id))]
+    if matrix.any():
+        vectors = enumerate(eigenvector_maps(record, sample, class_id, 2), 2)
+        panels += [(place, vector) for place, vector in vectors if vector is not None]
+    else:
+        left, top = _place(2)
+        canvas.note((left, top, left + COLUMN + MAP_WIDTH, top + MAP_HEIGHT), "no curved directions:\nall λ are zero")
+    for place, shown in panels:
+        _draw_map(canvas, *_place(place), shown)
+    if any(shown.brief.endswith("*") for _, shown in panels):
+        canvas.text(WIDTH - 4, 16, "*not converged", anchor="ra")
+    return canvas
 
 
-def _draw_hessian(
-    canvas: Canvas, x: float, y: float, record: Record, matrix: Array, sample: int, class_id: ClassId
-) -> None:
-    index = record.indices(sample, class_id)
-    limit, is_of_run = _limit(record, matrix, index)
+def _first_valid(record: Record, class_id: ClassId) -> tuple[int, Array | None]:
+    """The sample to show, and its matrix."""
+    num_samples = 1 if record.hessian is None else len(record.hessian)
+    for sample in range(num_samples):
+        if record.valid[record.indices(sample, class_id)]:
+            return sample, record.matrix(sample, class_id)
+    return 0, None
+
+
+def _draw_title(canvas: Canvas, record: Record, sample: int, class_id: ClassId) -> None:
+    """What was differentiated, at which sample, and when."""
+    outputs = about_outputs(record, sample)
+    of_class = f"{record.target} of {record.output_words(sample, class_id)}"
+    canvas.text(WIDTH - 4, 2, f"sample {sample}", size=11, bold=True, anchor="ra")
+    canvas.text(4, 2, of_class, size=11, bold=True, width=WIDTH - 80)
+    when = record.when.replace("after ", "").replace("optimizer ", "")
+    canvas.text(4, 16, f"{f'{outputs} – ' if outputs else ''}{when}", width=WIDTH - 8, color=GRAY)
+
+
+def _draw_invalid(canvas: Canvas, record: Record, sample: int, class_id: ClassId) -> None:
+    """The input, and in place of the rest why there are no numbers."""
+    error = float(record.finite_difference_error[record.indices(sample, class_id)])
+    why = f"It differs from finite\ndifferences by {error:.0%}." if np.isfinite(error) else "It is not finite."
+    box = (MATRIX_LEFT, TOP + LINE, MATRIX_LEFT + MATRIX, TOP + LINE + MATRIX)
+    canvas.note(box, f"Hessian not valid\n\n{why}\n\nhessian_diagnosis\n(Text) says more.", fill=PALE)
+    _draw_map(canvas, *_place(0), input_map(record, sample))
+
+
+def _draw_hessian(canvas: Canvas, record: Record, matrix: Array, sample: int, class_id: ClassId) -> None:
     size = len(matrix)
-    low, high = (
-        f"{short(record.metrics[name][index])}{'' if record.converged[index][end] else '*'}"
-        for name, end in (("lambda_min", -1), ("lambda_max", 0))
-    )
-    mark = " (*not converged)" if "*" in low + high else ""
-    title = f"Hessian {size}×{size}, {record.target} per input unit²\nλ from {low} to {high}{mark}"
-    canvas.text(x + MATRIX / 2, y - TITLE_GAP, title)
+    box = (MATRIX_LEFT, TOP + LINE, MATRIX_LEFT + MATRIX, TOP + LINE + MATRIX)
+    left, _, right, bottom = box
+    canvas.text(left, TOP, f"Hessian {size}×{size}", width=MATRIX)
+    if not matrix.any():
+        kind = "" if record.diagnosis == "curved" else f"\n({record.diagnosis.replace('_', ' ')})"
+        canvas.note(box, f"exactly zero{kind}")
+        return
+    limit = _limit(record, matrix, record.indices(sample, class_id))
+    canvas.image(box, colored(matrix, -limit, limit, DIVERGING))
+    bar: Box = (left, bottom + 4, right, bottom + 12)
+    canvas.image(bar, colored(np.linspace(-limit, limit, 66)[None], -limit, limit, DIVERGING))
     is_clipped = float(np.abs(matrix).max()) > limit
-    canvas.image(x, y, MATRIX, matrix, -limit, limit, DIVERGING, clipped=is_clipped)
-    canvas.text(x - 0.05, y, "0", 8, ha="right", va="top")
-    canvas.text(x - 0.05, y + MATRIX, f"{size - 1}", 8, ha="right")
-    canvas.text(x - 0.08, y + MATRIX / 2, "input entry (row-major)", 8, ha="right", va="center", rotation=90)
-    canvas.text(x + MATRIX / 2, y + MATRIX + 0.5, _about_scale(matrix, limit, is_of_run), 8, va="top")
+    less, more = ("≤", "≥") if is_clipped else ("", "")
+    canvas.text(left, bottom + 14, f"{less}{compact(-limit)}")
+    canvas.text((left + right) / 2, bottom + 14, "0", anchor="ma")
+    canvas.text(right, bottom + 14, f"{more}{compact(limit)}", anchor="ra")
+    canvas.text(left, bottom + 26, _about_scale(matrix, limit), color=GRAY, width=MATRIX + 10)
 
 
-def _limit(record: Record, matrix: Array, index: tuple[int, int]) -> tuple[float, bool]:
-    """Where the color scale ends, and whether it is that of the run."""
+def _draw_map(canvas: Canvas, left: float, top: float, shown: InputMap) -> None:
+    """A map with its title above, as large as its shape allows."""
+    canvas.text(left, top - LINE, shown.brief, width=MAP_WIDTH + 4)
+    box = (left, top, left + MAP_WIDTH, top + MAP_HEIGHT)
+    if shown.values.ndim == 1:
+        canvas.bars(box, shown.values, shown.high)
+        return
+    colors = _colors(shown)
+    height, width = colors.shape[:2]
+    if max(height, width) < MAX_ASPECT * min(height, width):
+        factor = min(MAP_WIDTH / width, MAP_HEIGHT / height)
+        box = (left, top, left + round(width * factor), top + round(height * factor))
+    canvas.image(box, colors)
+
+
+def _colors(shown: InputMap) -> Array:
+    """The colors of an image, channels in as many rows as make them largest."""
+    if shown.cmap is None:
+        return (255 * shown.values).round().astype(np.uint8)
+    channels = np.split(colored(shown.values, shown.low, shown.high, shown.cmap), shown.num_channels, axis=1)
+    height, width = channels[0].shape[:2]
+
+    def size(num_columns: int) -> float:
+        return min(MAP_WIDTH / (num_columns * width), MAP_HEIGHT / (-(-len(channels) // num_columns) * height))
+
+    num_columns = max(range(1, len(channels) + 1), key=size)
+    blank = np.full_like(channels[0], 255)
+    channels += [blank] * (-len(channels) % num_columns)
+    rows = [np.concatenate(channels[i : i + num_columns], axis=1) for i in range(0, len(channels), num_columns)]
+    return np.concatenate(rows)
+
+
+def _place(number: int) -> tuple[float, float]:
+    """The upper left corner of one of four maps."""
+    row, column = divmod(number, 2)
+    return MAPS_LEFT + column * COLUMN, TOP + LINE + row * ROW
+
+
+def _limit(record: Record, matrix: Array, index: tuple[int, int]) -> float:
+    """Where the color scale ends: that of the run, if there is one."""
     scale = record.color_scale
     if scale is not None and all(i < n for i, n in zip(index, scale.shape, strict=True)) and scale[index] > 0:
-        return float(scale[index]), True
-    return color_limit(matrix) or 1.0, False
+        return float(scale[index])
+    return color_limit(matrix) or 1.0
 
 
-def _about_scale(matrix: Array, limit: float, is_of_run: bool) -> str:
-    """What the color scale is, and how the entries lie on it."""
+def _about_scale(matrix: Array, limit: float) -> str:
+    """How the entries lie on the color scale."""
     magnitudes = np.abs(matrix)
-    largest = f"{'scale of the run; ' if is_of_run else ''}largest |entry|: {short(magnitudes.max())}"
-    ratio = color_limit(matrix) / limit
-    if ratio > FAR_BEYOND:
-        return f"{largest}\nCLIPPED: {(magnitudes > limit).mean():.0%} of the entries lie beyond the scale"
-    if 0 < ratio < 1 / FAR_BEYOND:
-        return f"{largest}\nFAINT: 99% of the entries lie within ±{short(color_limit(matrix))}"
-    return largest
+    share = (100 - PERCENTILE) / 100
+    if (magnitudes > FAR_BEYOND * limit).mean() > share:
+        return f"{(magnitudes > limit).mean():.0%} lie beyond the scale"
+    if (magnitudes > limit / FAR_BEYOND).mean() < share:
+        return f"faint: {PERCENTILE}% within ±{compact(color_limit(matrix))}"
+    return f"largest |entry| {compact(magnitudes.max())}"

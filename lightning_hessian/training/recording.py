@@ -107,5 +107,6 @@ def _made_with(prepared: PreparedModel, settings: MeasurementSettings) -> dict[s
         "torch": torch.__version__,
         "dtype": settings.dtype,
         "device": str(prepared.batch.x.device),
+        "num_outputs": prepared.num_outputs,
         **vars(settings.options),
     }

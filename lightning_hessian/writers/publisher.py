@@ -156,11 +156,11 @@ class Publisher:
     def _show(self, record: Record, by_tag: Mapping[str, Histogram], payload: bytes) -> None:
         """Everything but scalars and the file, in the background."""
         drawn: dict[str, Array] = {}
-        if self._writers or self._picture_loggers:
-            with self._reported("drawing the pictures", "heatmap_samples=0 draws none."):
+        with self._reported("drawing the pictures", "heatmap_samples=0 draws none."):
+            if self._writers:
                 drawn = pictures(record)
-        if self._picture_loggers and drawn:
-            self._drawn.append((record.logged_step, drawn))
+            if self._picture_loggers and (large := pictures(record, scale=3)):
+                self._drawn.append((record.logged_step, large))
         if payload:
             tag = event_format.tag(record.name, record.stage)
             self._add("the numbers of the tab", add_payload, tag, payload, record.logged_step)

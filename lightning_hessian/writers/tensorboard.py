@@ -10,7 +10,6 @@ from lightning_hessian.records.color_scale import MAX_CLASSES
 from lightning_hessian.records.event_format import CONTENT, PLUGIN_NAME
 from lightning_hessian.records.histogram import Histogram, mean_histogram
 from lightning_hessian.records.record import Array, ClassId, Record
-from lightning_hessian.render.canvas import to_image
 from lightning_hessian.render.composite import composite
 from lightning_hessian.writers.layout import layout_of
 from lightning_hessian.writers.tags import histogram_tag, picture_tag
@@ -22,11 +21,14 @@ def histograms(record: Record) -> dict[str, Histogram]:
     return {tag: histogram for tag, histogram in found.items() if histogram is not None}
 
 
-def pictures(record: Record) -> dict[str, Array]:
-    """The composite picture of each class ``[H, W, 3]``, by tag; none where the record holds no matrices."""
+def pictures(record: Record, scale: int = 1) -> dict[str, Array]:
+    """The composite picture of each class ``[H, W, 3]``, by tag; none where the record holds no matrices.
+
+    ``scale`` 1 is TensorBoard's own size.
+    """
     if record.hessian is None or not len(record.hessian):
         return {}
-    return {picture_tag(record.tag_suffix(c)): to_image(composite(record, c)) for c in _shown(record)}
+    return {picture_tag(record.tag_suffix(c)): composite(record, c, scale=scale).to_array() for c in _shown(record)}
 
 
 def _shown(record: Record) -> tuple[ClassId, ...]:

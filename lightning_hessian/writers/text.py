@@ -17,7 +17,9 @@ def diagnosis_text(record: Record) -> str:
     classes = range(len(record.class_ids))
     cells = [[mean_in_words(record, metric, k) for k in classes] for metric in LOGGED]
     rows = [titles, ["---"] * len(titles), *zip(*cells, strict=True)]
-    table = zip(["class", "---", *record.class_ids], rows, strict=True)
+    outputs = "class" if record.has_classes else "output"
+    names = [escaped(record.id_name(class_id)) for class_id in record.class_ids]
+    table = zip([outputs, "---", *names], rows, strict=True)
     return "\n\n".join(
         [
             f"**Input-Hessian of `{record.target}`, {record.when}: {record.diagnosis}.** {record.message}",
@@ -27,7 +29,7 @@ def diagnosis_text(record: Record) -> str:
             "\n".join(f"- **{m.title}** = {m.formula}: {m.meaning}." for m in LOGGED),
             f"{_about_classes(record)}{_about_histogram(record)} The color scale of a Hessian's picture ends at the "
             "99th percentile of |H| when it was first nonzero in this run, so that pictures of different steps "
-            "compare. To read the pictures, tick *Show actual image size* in the Images tab.",
+            "compare.",
             f"{about_cost(record)} Method {record.method} ({record.reason}), {record.autodiff_mode}. "
             f"{about_accuracy(record)}",
         ]

@@ -2,54 +2,108 @@
 
 import dataclasses
 
+import matplotlib
 import numpy as np
 import pytest
 from support.invalid import FOUR_SAMPLES, invalidated
 from support.measuring import record_of_shape
 
-from lightning_hessian.render.canvas import to_image
-from lightning_hessian.render.composite import composite
-from lightning_hessian.render.maps import as_image
-
-ARRAYS = ("hessian", "x", "labels", "predicted", "classes", "gradient", "eigenvalues", "eigenvectors", "vector_index")
-ARRAYS += ("residuals", "converged", "valid")
+from lightning_hessian.render.canvas import Canvas, colored
+from lightning_hessian.render.composite import MATRIX, MATRIX_LEFT, TOP, WIDTH, composite
+from lightning_hessian.render.maps import as_image, compact
 
 
-def words(figure) -> str:
-    return "\n".join(text.get_text() for axes in figure.axes for text in axes.texts)
+def words(canvas) -> str:
+    return "\n".join(canvas.words)
+
+
+def heatmap(canvas) -> np.ndarray:
+    """The pixels of the Hessian."""
+    top = TOP + 13
+    return canvas.to_array()[top : top + MATRIX, MATRIX_LEFT : MATRIX_LEFT + MATRIX]
 
 
 @pytest.mark.parametrize("shape", [(1, 6, 6), (3, 4, 4), (2, 3, 3), (5, 4), (8,), (1,)])
-def test_every_input_shape_is_drawn(shape):
+def test_every_input_shape_is_drawn_in_the_size_of_a_card(shape):
     record = record_of_shape(*shape, labels=len(shape) > 1)
-    image = to_image(composite(record, 2))
+    image = composite(record, 2).to_array()
     assert image.dtype == np.uint8
+    assert image.shape == (215, 350, 3)
     assert image.std() > 0
+    assert composite(record, 2, scale=3).to_array().shape == (645, 1050, 3)
 
 
 def test_the_words_are_the_records_numbers():
     record = record_of_shape(1, 6, 6)
-    shown = words(composite(record, 2))
-    assert "Input-Hessian of logit, class 2: epoch 3, after 12 optimizer steps" in shown
-    assert "Hessian 36×36, logit per input unit²" in shown
-    assert "sample 1, class 2\nlabel 2" in shown
-    (axes,) = composite(record, 2).axes
-    shown_matrices = [image.get_array() for image in axes.images if image.get_array().shape == (36, 36)]
-    np.testing.assert_array_equal(shown_matrices, record.hessian[:, 1])
-    value = record.eigenvalues[0, 1, record.vector_index[0, 1, 0]]
-    assert f"λ = {value:.3g}".replace("-", "−") in shown
-    assert "not converged" not in shown
+    canvas = composite(record, 2)
+    assert canvas.words[:3] == [
+        "sample 0",
+        "logit of class 2",
+        f"label 0, predicted {record.predicted[0]} – epoch 3, 12 steps",
+    ]
+    assert "Hessian 36×36" in canvas.words
+    assert f"gradient, ‖g‖ {record.gradient_norm[0, 1]:.3g}" in canvas.words
+    for rank in range(2):
+        value = record.eigenvalues[0, 1, record.vector_index[0, 1, rank]]
+        assert f"λ {value:.3g} ± ".replace("-", "−") in words(canvas)
+    assert "not converged" not in words(canvas)
+
+
+def test_the_pixels_are_the_entries():
+    record = record_of_shape(11)
+    limit = record.color_scale[0, 1]
+    expected = colored(record.hessian[0, 1], -limit, limit, "RdBu_r").repeat(12, axis=0).repeat(12, axis=1)
+    np.testing.assert_array_equal(heatmap(composite(record, 2)), expected)
+
+
+def test_colors_are_those_of_matplotlib():
+    values = np.linspace(-3, 3, 1001)
+    expected = matplotlib.colormaps["RdBu_r"]((values + 2) / 4, bytes=True)[:, :3]
+    np.testing.assert_array_equal(colored(values, -2.0, 2.0, "RdBu_r"), expected)
+
+
+def test_nothing_is_wider_than_the_picture():
+    """Long names are cut off, where "sample" stands beside them and at the edge."""
+    record = record_of_shape(1, 6, 6)
+    names = tuple(f"{n}, a class whose name is much longer than the picture is wide" for n in range(3))
+    canvas = composite(dataclasses.replace(record, class_names=names), 2)
+    assert canvas.words[1].startswith("logit of class 2, a class")
+    assert canvas.words[1].endswith("…")
+    assert canvas.words[0] == "sample 0"
+    assert (canvas.to_array()[:, WIDTH - 2 :] == 255).all()
+
+
+def test_outputs_without_labels_are_no_classes():
+    shown = words(composite(record_of_shape(8, labels=False), 2))
+    assert "logit of output 2" in shown
+    assert "class" not in shown
+    assert "predicted" not in shown
+    named = dataclasses.replace(record_of_shape(8, labels=False), class_names=("coat", "dress", "bag"))
+    assert "logit of class bag" in words(composite(named, 2))
+    assert "predicted" in words(composite(named, 2))
 
 
 def test_what_did_not_converge_is_marked():
     record = record_of_shape(1, 6, 6)
     doubtful = dataclasses.replace(record, converged=np.zeros_like(record.converged))
-    assert "(not converged)" in words(composite(doubtful, 1))
+    shown = composite(doubtful, 1).words
+    assert "*not converged" in shown
+    assert sum(word.startswith("λ") and word.endswith("*") for word in shown) == 2
 
 
-def test_a_zero_hessian_can_be_drawn():
+def test_a_zero_hessian_is_said_in_words():
     record = record_of_shape(1, 6, 6)
-    to_image(composite(dataclasses.replace(record, hessian=np.zeros_like(record.hessian)), 1))
+    zero = dataclasses.replace(
+        record,
+        hessian=np.zeros_like(record.hessian),
+        eigenvalues=np.zeros_like(record.eigenvalues),
+        diagnosis="piecewise_linear",
+    )
+    canvas = composite(zero, 1)
+    assert {"exactly zero", "(piecewise linear)", "no curved directions:", "all λ are zero"} <= set(canvas.words)
+    assert not any(word.startswith(("λ", "≤", "largest")) for word in canvas.words)
+    pixels = heatmap(canvas)[2:-2, 2:-2]
+    assert (pixels.max(axis=2) == pixels.min(axis=2)).all()  # gray
 
 
 def test_no_matrices_no_picture():
@@ -60,35 +114,36 @@ def test_no_matrices_no_picture():
 def test_eigenvectors_of_every_eigenvalue_are_the_matrix():
     record = record_of_shape(8)
     np.testing.assert_array_equal(
-        to_image(composite(dataclasses.replace(record, hessian=None), 1)),
-        to_image(composite(dataclasses.replace(record, hessian=record.hessian[:1]), 1)),
+        composite(dataclasses.replace(record, hessian=None), 1).to_array(),
+        composite(dataclasses.replace(record, hessian=record.hessian[:1]), 1).to_array(),
     )
 
 
 def test_the_scale_is_that_of_the_run_and_what_it_hides_is_said():
     record = record_of_shape(1, 6, 6)
-    assert "scale of the run; largest" in words(composite(record, 1))
+    assert f"≥{compact(record.color_scale[0, 0])}" in words(composite(record, 1))
+    assert f"largest |entry| {compact(np.abs(record.hessian[0, 0]).max())}" in words(composite(record, 1))
     grown = dataclasses.replace(record, hessian=100 * record.hessian)
     shown = words(composite(grown, 1))
-    limit = f"≥ {record.color_scale[0, 0]:.3g}"
-    assert limit in shown
+    assert f"≥{compact(record.color_scale[0, 0])}" in shown
     share = (abs(grown.hessian[0, 0]) > record.color_scale[0, 0]).mean()
-    assert f"CLIPPED: {share:.0%} of the entries lie beyond the scale" in shown
-    assert "FAINT: 99% of the entries" in words(
-        composite(dataclasses.replace(record, hessian=0.01 * record.hessian), 1)
-    )
+    assert f"{share:.0%} lie beyond the scale" in shown
+    assert "faint: 99% within" in words(composite(dataclasses.replace(record, hessian=0.01 * record.hessian), 1))
 
 
-def test_of_many_samples_the_first_are_drawn():
-    record = record_of_shape(1, 2, 2)
-    many = dataclasses.replace(
-        record,
-        **{n: np.repeat(getattr(record, n), 10, axis=0) for n in ARRAYS},
-        metrics={n: np.repeat(a, 10, axis=0) for n, a in record.metrics.items()},
-    )
-    figure = composite(many, 1)
-    assert "(the first 8 of 20 samples)" in words(figure)
-    assert figure.get_figheight() < 45
+def test_few_letters_hold_a_number():
+    numbers = {0.000421: "4.2e−4", -0.0215: "−0.021", 0.0: "0", 1.0: "1", 123456.0: "1.2e5", -3e-17: "−3.0e−17"}
+    assert {number: compact(number) for number in numbers} == numbers
+    assert compact(4e-7, 1) == "4e−7"
+    assert compact(-0.12345, 3) == "−0.123"
+
+
+def test_large_pictures_are_averaged_not_sampled():
+    canvas = Canvas(60, 60)
+    colors = np.full((500, 500, 3), 255, np.uint8)
+    colors[250, 250] = 0
+    canvas.image((10, 10, 50, 50), colors)
+    assert (canvas.to_array()[11:49, 11:49] < 255).any()
 
 
 def test_channels_stand_side_by_side():
@@ -97,20 +152,21 @@ def test_channels_stand_side_by_side():
 
 
 @pytest.mark.parametrize("case", FOUR_SAMPLES)
-def test_a_hessian_that_is_not_valid_is_a_gray_panel(case):
-    whole = record_of_shape(1, 6, 6, num_samples=4)
+def test_the_first_valid_hessian_is_shown(case):
+    whole = record_of_shape(11, num_samples=4)
     valid = np.array(FOUR_SAMPLES[case], bool)
     record = invalidated(whole, valid)
     for k, class_id in enumerate(record.class_ids):
-        figure = composite(record, class_id)
-        num_valid = int(valid[:, k].sum())
-        (axes,) = figure.axes
-        matrices = [image.get_array() for image in axes.images if image.get_array().shape == (36, 36)]
-        np.testing.assert_array_equal(np.array(matrices).reshape(-1, 36, 36), whole.hessian[valid[:, k], k])
-        assert words(figure).count("not valid") == 2 * (4 - num_valid)
-        assert all(f"sample {n}, class {class_id}" in words(figure) for n in range(4))
-        assert "exactly zero" not in words(figure)
-        assert all(
-            np.isfinite(image.get_array()).all() and np.isfinite(image.get_clim()).all() for image in axes.images
-        )
-        assert to_image(figure).std() > 0
+        canvas = composite(record, class_id)
+        if valid[:, k].any():
+            first = int(valid[:, k].argmax())
+            limit = whole.color_scale[first, k]
+            matrix = colored(whole.hessian[first, k], -limit, limit, "RdBu_r").repeat(12, axis=0).repeat(12, axis=1)
+            np.testing.assert_array_equal(heatmap(canvas), matrix)
+            assert f"sample {first}" in canvas.words
+            assert "not valid" not in words(canvas)
+        else:
+            assert {"sample 0", "Hessian not valid", "differences by 40%."} <= set(canvas.words)
+            assert "Hessian 11×11" not in canvas.words
+        assert "exactly zero" not in words(canvas)
+        assert canvas.to_array().std() > 0

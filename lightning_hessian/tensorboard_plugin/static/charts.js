@@ -1,7 +1,13 @@
 // Charts by Plotly, in the colors of the page.
 
 const FONT = { family: "Roboto, system-ui, sans-serif", size: 12 };
-const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+const CONFIG = {
+  responsive: true,
+  displaylogo: false,
+  modeBarButtonsToRemove: ["lasso2d", "select2d"],
+  showSendToCloud: false, // nothing leaves this machine
+  plotlyServerURL: "",
+};
 
 // Draws charts. `library` is a promise of Plotly, `root` the element whose style gives the colors.
 export class Charts {

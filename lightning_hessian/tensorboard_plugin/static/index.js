@@ -24,6 +24,7 @@ const NOTHING =
 // What TensorBoard calls inside the plugin's frame.
 export async function render() {
   document.title = "Input Hessian";
+  document.documentElement.lang = "en";
   await addStyle(new URL("./style.css", import.meta.url).href); // charts read their colors from it
   const root = el("main");
   document.body.append(root);

@@ -44,13 +44,15 @@ export function curves({ state, source, charts }) {
     const several = entries.length > 1;
     const series = await Promise.all(entries.map((entry) => source.series(entry.run, entry.tag)));
     if (isStale()) return;
-    const drawn = entries.flatMap((entry, index) => curvesOf(entry, series[index], several));
+    const lineups = entries.map((entry, index) => curvesOf(entry, series[index], several));
+    const drawn = lineups.flat();
     if (!drawn.length) {
       frame.empty(`No selected run has ${classTitle(state.entry, state.classId)}.`);
       return;
     }
     frame.clear();
-    frame.describe(notes(drawn));
+    const absent = entries.filter((_, index) => !lineups[index].length);
+    frame.describe(joined([aboutRuns(entries, absent), notes(drawn)]));
     await charts.drawOverSteps(frame.body, drawn.flatMap(traces), state, {
       height: 340,
       yaxis: { title: { text: metric.title }, exponentformat: "power", rangemode: "normal" },
@@ -174,6 +176,17 @@ function traces({ title, color, dash, points, bands }) {
     { ...edge, y: high.map(orGap), fill: "tonexty", fillcolor: faded(color, strength) },
   ]);
   return [...filled, line];
+}
+
+// Which selected runs are missing, and whether those drawn measure different things.
+function aboutRuns(entries, absent) {
+  const present = entries.filter((entry) => !absent.includes(entry));
+  const targets = [...new Set(present.map(({ target }) => target))];
+  const labels = absent.map(({ label }) => label).join(", ");
+  return joined([
+    absent.length && `Not drawn, since the class or sample was not measured there: ${labels}.`,
+    targets.length > 1 && `The runs measure different targets (${targets.join(", ")}): their values do not compare.`,
+  ]);
 }
 
 function notes(drawn) {

@@ -16,10 +16,10 @@ export function hessian({ state, source, charts }) {
     "The Hessian, entry by entry",
     "Red is positive, blue is negative. Use the wheel or drag a square to zoom, double-click to see all. Point at a pixel of the input: the map beside it shows that pixel's row of the Hessian, that is, which other pixels it interacts with. Click to pin it.",
   );
-  const heatmap = el("canvas", { className: "exact", "aria-label": "the Hessian as a heatmap", ...named("heatmap") });
+  const heatmap = el("canvas", { role: "img", className: "exact", "aria-label": "the Hessian as a heatmap", ...named("heatmap") });
   const readout = el("p", { className: "readout", ...named("heatmap-readout") });
-  const input = el("canvas", { className: "exact", "aria-label": "the input", ...named("input-map") });
-  const row = el("canvas", { "aria-label": "one row of the Hessian", ...named("row-map") });
+  const input = el("canvas", { role: "img", className: "exact", "aria-label": "the input", ...named("input-map") });
+  const row = el("canvas", { role: "img", "aria-label": "one row of the Hessian", ...named("row-map") });
   const channel = el("select", { ...named("channel-select"), onchange: () => drawInput() });
   const channelChoice = el("label", { className: "choice" }, el("span", {}, "channel"), channel);
   const rowTitle = el("figcaption", { ...named("row-title") });

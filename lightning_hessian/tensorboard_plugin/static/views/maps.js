@@ -69,7 +69,7 @@ export function maps({ state, source, charts }) {
   }
 
   function figure(values, shape, kind, [title, words, mark = ""], id) {
-    const canvas = el("canvas", { "aria-label": title, "data-testid": `map-${id}` });
+    const canvas = el("canvas", { role: "img", "aria-label": title, "data-testid": `map-${id}` });
     drawMap(canvas, values, shape, { kind, size: SIZE, textColor: charts.color("text") });
     const caption = el("figcaption", {}, el("b", {}, title), words, el("span", { className: "warning" }, mark));
     return el("figure", {}, caption, canvas);

@@ -65,6 +65,9 @@ export function spectrum({ state, source, charts }) {
   return { ...frame, key, update };
 }
 
+// What an eigenvalue is called, and the name of its color.
+const signOf = (value, residual) => (Math.abs(value) <= (residual || 0) ? "muted" : value < 0 ? "negative" : "positive");
+
 function points(pairs, name, axis, charts) {
   const away = ({ value, residual }, sign) => Math.abs(axis.position(value + sign * (residual || 0)) - axis.position(value));
   const converged = name === "converged";
@@ -81,7 +84,7 @@ function points(pairs, name, axis, charts) {
       symbol: converged ? "circle" : "x",
       size: converged ? 7 : 10,
       color: converged
-        ? pairs.map(({ value }) => (value < 0 ? charts.color("negative") : charts.color("positive")))
+        ? pairs.map(({ value, residual }) => charts.color(signOf(value, residual)))
         : charts.color("warning"),
     },
     error_x: {
@@ -120,6 +123,7 @@ function inWords(entry, { sample, classId }, arrays, index, pairs, bars, { words
     (name) => arrays[name].data[index],
   );
   const values = pairs.map(({ value }) => value);
+  if (!values.some(Boolean)) return `${of}: the Hessian is exactly zero, and so is every eigenvalue (gray).`;
   return joined([
     `${of}: ${listed} of ${entry.num_inputs} eigenvalues are listed, from ${short(Math.min(...values))} to ${short(Math.max(...values))}.`,
     Number.isFinite(negative) && `${percent(negative)} of their Σ|λ| is negative.`,
