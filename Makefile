@@ -1,9 +1,11 @@
 # Every target makes .venv itself; a second run finds it made.
 PYTHON ?= python3
+OLDEST_PYTHON ?= python3.10
+NEWEST_PYTHON ?= python3.13
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test screenshots lint format bench zoo mutants clean
+.PHONY: demo test screenshots lint format bench zoo mutants compat clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/mnist_cnn.py
@@ -28,6 +30,11 @@ zoo: $(VENV)/.zoo
 # An hour or two; the same command goes on where it was stopped.
 mutants: $(VENV)/.dev $(VENV)/.mutants
 	$(BIN)/python tests/support/mutants.py build/mutants
+
+# Several GB of downloads; what came out is in docs/compatibility.md.
+compat: $(VENV)/.dev
+	$(BIN)/python tools/compat.py oldest build/compat/oldest --python $(OLDEST_PYTHON)
+	$(BIN)/python tools/compat.py newest build/compat/newest --python $(NEWEST_PYTHON)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

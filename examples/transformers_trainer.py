@@ -74,7 +74,7 @@ def main() -> None:
         trainer = Trainer(
             ViTForImageClassification(config),
             TrainingArguments(
-                output, num_train_epochs=8, per_device_train_batch_size=32, learning_rate=3e-3, report_to="none",
+                output, num_train_epochs=15, per_device_train_batch_size=32, learning_rate=3e-3, report_to="none",
                 save_strategy="no", logging_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
             ),
             train_dataset=Digits(x[:1500], y[:1500]),

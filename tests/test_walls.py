@@ -226,9 +226,12 @@ def test_no_module_imports_the_package_itself():
 
 
 def test_modules_are_imported_by_statements():
-    """The package itself loads its public names when they are used; elsewhere the checks above would miss it."""
+    """The package itself loads its public names when they are used, and checkpoints need the user's own modules.
+
+    Elsewhere the checks above would miss it.
+    """
     dynamic = {m for m, path in MODULES.items() if {"import_module", "__import__"} & names_in(path.read_text())}
-    assert dynamic == {""}
+    assert dynamic == {"", "training.checkpoints"}
 
 
 def names_in(text: str) -> set[str]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_hessian import input_gradient, input_hessian, input_spectrum
 from lightning_hessian.errors import ConfigurationError, MeasurementError
+from lightning_hessian.model.state_snapshot import unchanged
 
 Verdict = Literal["wrong", "crashed", "alarmed", "refused", "caught", "undecidable", "right"]
 VERDICTS: tuple[Verdict, ...] = ("wrong", "crashed", "alarmed", "refused", "caught", "undecidable", "right")
@@ -75,7 +76,8 @@ class Judgement:
 
 def truth_of(case: Case) -> Truth:
     """Gradients and Hessians by central differences with two steps, of every sample in a batch of its own."""
-    found = [_truth_at(case, x.unsqueeze(0)) for x in case.x]
+    with unchanged(case.model):  # what a forward keeps for later ones is in float64
+        found = [_truth_at(case, x.unsqueeze(0)) for x in case.x]
     stacked = [torch.stack([f[i] for f in found]) for i in range(1, 5)]
     return Truth([f[0] for f in found], *stacked)
 

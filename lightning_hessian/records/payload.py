@@ -71,7 +71,8 @@ class ArrayFile:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        size = os.fstat(file.fileno()).st_size
+        self._opened = os.fstat(file.fileno())
+        size = self._opened.st_size
         header, self._data_start = _read_header(file, size)
         self.meta = _meta(header.pop("__metadata__", None))
         self._stored = {name: _stored(name, entry) for name, entry in header.items()}
@@ -82,6 +83,16 @@ class ArrayFile:
             end = last
         if self._data_start + end != size:
             raise DamagedDataError(f"its arrays take {end} bytes, but it holds {size - self._data_start}")
+
+    def check_unchanged(self) -> None:
+        """Checks that what was read is of one file, and not partly of what was written over it.
+
+        Raises:
+            DamagedDataError: it was written to since it was opened.
+        """
+        now = os.fstat(self._file.fileno())
+        if (now.st_mtime_ns, now.st_size) != (self._opened.st_mtime_ns, self._opened.st_size):
+            raise DamagedDataError("it was changed while it was read; try again")
 
     def __contains__(self, name: str) -> bool:
         return name in self._stored

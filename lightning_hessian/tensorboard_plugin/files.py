@@ -72,6 +72,7 @@ class RunFiles:
             with open_arrays(path) as file:
                 check_file(file, summary)
                 yield file
+                file.check_unchanged()
         except DamagedDataError as error:
             raise RequestError(404, f"The file of step {step} is damaged: {error}.") from error
         except OSError as error:

@@ -212,14 +212,24 @@ def _measure_share(
 
 
 def _check_initialized(model: nn.Module) -> None:
-    """Raises where a first forward pass is still to make parameters: a measurement must not be that pass."""
+    """Raises where parameters have no values: a first forward pass would make them, or they are elsewhere."""
     lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
     if lazy:
         raise MeasurementError(
-            f"The model's lazy layers have no parameters yet ({', '.join(lazy[:3])}{', …' if lazy[3:] else ''}). The "
-            f"first training step makes them; to measure before it, run one forward pass in configure_model or keep "
-            f"the sanity check (num_sanity_val_steps)."
+            f"The model's lazy layers have no parameters yet ({_some(lazy)}). The first training step makes them; to "
+            f"measure before it, run one forward pass in configure_model or keep the sanity check "
+            f"(num_sanity_val_steps)."
         )
+    empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if empty:
+        raise MeasurementError(
+            f"The model's parameters are on the meta device at this point and have no values ({_some(empty)}). Measure "
+            f"where they are on a real device: choose epochs, every_n_epochs or every_n_train_steps."
+        )
+
+
+def _some(names: list[str]) -> str:
+    return f"{', '.join(names[:3])}{', …' if names[3:] else ''}"
 
 
 def _check_forward(model: nn.Module, settings: MeasurementSettings) -> None:

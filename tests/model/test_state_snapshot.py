@@ -8,6 +8,7 @@ import inspect
 import itertools
 import sys
 import types
+import warnings
 
 import pytest
 import torch
@@ -211,7 +212,8 @@ def test_nothing_stays_replaced_where_a_snapshot_fails(monkeypatch):
 
 
 def test_nested_tensors_that_a_module_holds():
-    with pytest.warns(UserWarning, match="nested tensors is in prototype"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls them a prototype, once in a process
         held = torch.nested.nested_tensor([torch.rand(3), torch.rand(2)])
     model = Network(held, id)
     assert torch.equal(input_hessian(model, X, 0), input_hessian(model.net, X, 0))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
@@ -490,7 +490,7 @@ def outcome(trainer: Trainer, callbacks: list[Callback]) -> dict[str, object]:
         "journal": model.journal,
         "optimizer": [optimizer.state_dict() for optimizer in trainer.optimizers],
         "scheduler": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
-        "average": [c._average_model.state_dict() for c in callbacks if isinstance(c, WeightAveraging)],
+        "average": [c._average_model.state_dict() for c in callbacks if hasattr(c, "_average_model")],
         "plain": [plain_attributes(m) for m in careless] + [getattr(model, "moved", 0)],
         "data": [] if trainer.datamodule is None else [trainer.datamodule.moved, trainer.datamodule.noise.get_state()],
         "stream": STREAM.bit_generator.state,

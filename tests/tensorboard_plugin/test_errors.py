@@ -1,8 +1,10 @@
 """A bad request gets an error that explains it, and nothing outside of a run's files is read."""
 
 import dataclasses
+import itertools
 import json
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from support.make_run import Tab, rewrite, train, unpack, write_run
 from lightning_hessian.records.answers import matrix
 from lightning_hessian.records.event_format import pack_summary
 from lightning_hessian.records.files import save_record
+from lightning_hessian.tensorboard_plugin import files
 
 NO_MATRIX = {"hessian_triangle": None}
 RUN = {"run": "run", "tag": "input_hessian"}
@@ -149,6 +152,65 @@ def test_a_file_that_is_truncated_while_it_is_read(logdir, path, monkeypatch):
 
     monkeypatch.setattr("lightning_hessian.tensorboard_plugin.files.check_file", check_file)
     assert "is incomplete: the file has become shorter" in Tab(logdir).error(404, "/maps", **WHICH)
+
+
+def test_a_file_that_is_overwritten_while_it_is_read(logdir, path, records, monkeypatch):
+    """Its numbers would be those of another measurement, of the same shapes."""
+    content = path.read_bytes()
+    other = save_record(dataclasses.replace(records[2], step=10), logdir.parent).read_bytes()
+    assert len(other) == len(content)
+
+    def check_file(*_):
+        path.write_bytes(other)
+        os.utime(path, ns=(0, next(times)))  # of the next write, however coarse the clock of the file system is
+
+    times = iter(range(10))
+    monkeypatch.setattr("lightning_hessian.tensorboard_plugin.files.check_file", check_file)
+    tab = Tab(logdir)
+    for route in FROM_FILES:
+        path.write_bytes(content)
+        assert "is damaged: it was changed while it was read; try again" in tab.error(404, route, **WHICH, index=0)
+
+
+def test_a_file_that_is_replaced_while_it_is_read(logdir, path, records, monkeypatch):
+    """What was opened is read to its end; the next request meets the other file."""
+
+    def check_file(file, summary):
+        check(file, summary)
+        other.replace(path)
+
+    other = save_record(dataclasses.replace(records[2], step=10), logdir.parent)
+    check = files.check_file
+    monkeypatch.setattr(files, "check_file", check_file)
+    tab = Tab(logdir)
+    np.testing.assert_array_equal(tab.arrays("/maps", **WHICH)[0]["gradient"], records[1].gradient[0, 1])
+    assert "belongs to a different measurement than the event" in tab.error(404, "/maps", **WHICH)
+
+
+def test_a_file_that_changes_all_the_time(logdir, path, records):
+    """Every answer is right, or a sentence."""
+    other = save_record(dataclasses.replace(records[2], step=10), logdir.parent).read_bytes()
+    content, stop = path.read_bytes(), threading.Event()
+
+    def change():
+        contents = itertools.cycle([content, other, content[:700], b"", content[:-4]])
+        while not stop.is_set():
+            path.write_bytes(next(contents))
+
+    tab, expected, answers = Tab(logdir), records[1].gradient[0, 1], []
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        answers = [tab.get("/maps", **WHICH) for _ in range(200)]
+    finally:
+        stop.set()
+        thread.join()
+    for answer in answers:
+        if answer.status_code == 200:
+            np.testing.assert_array_equal(unpack(answer.data)[0]["gradient"], expected)
+        else:
+            assert answer.status_code == 404
+            assert answer.json["error"].startswith("The file of step 10")
 
 
 def test_a_file_that_may_not_be_read(logdir, path, monkeypatch):

@@ -155,6 +155,28 @@ def test_a_model_that_is_moved(tmp_path, one_warning):
     assert [r.step for r in load_records(tmp_path / "with")] == [0, 2, 3, 4, 6]
 
 
+class Offloaded(Learner):
+    """Is on another device, without values, from the end of a validation to the start of the next epoch."""
+
+    def on_validation_end(self):
+        if not self.trainer.sanity_checking and self.trainer.current_epoch == 0:
+            self.__dict__["kept"] = {name: value.clone() for name, value in self.state_dict().items()}
+            self.to("meta")
+
+    def on_train_epoch_start(self):
+        if self.current_epoch == 1:
+            self.to_empty(device="cpu")
+            self.load_state_dict(self.kept)
+
+
+def test_a_model_that_is_on_another_device_for_a_while(tmp_path, one_warning):
+    """Where it has no values, there is nothing to measure; later measurements are made."""
+    one_warning(
+        Case(lambda: Offloaded(mlp(), torch.optim.SGD)), tmp_path, "no measurement at step 3", "on the meta device"
+    )
+    assert [r.step for r in load_records(tmp_path / "with")] == [0, 2, 4, 6]
+
+
 class Terminated(Classifier):
     """Receives SIGTERM in step 2: in its measurement, or beside it."""
 

@@ -40,11 +40,11 @@ def test_columns_are_counted_over_all_groups(monkeypatch):
     """Where memory runs out in the second block, its samples start over, one at a time."""
     columns_of = columns._columns
 
-    def small(batch, mode, block, progress):
+    def small(batch, mode, block, progress, split):
         if batch.num_samples > 1:
             progress("columns", 4 * batch.num_samples, 6 * batch.num_samples)
             raise torch.OutOfMemoryError("a small device")
-        return columns_of(batch, mode, block, progress)
+        return columns_of(batch, mode, block, progress, split)
 
     monkeypatch.setattr(columns, "_columns", small)
     calls, _ = reported_by("dense", chunk_size=3)

@@ -93,7 +93,8 @@ def pull_back(of: Tensor, by: Tensor, weights: Tensor) -> Tensor:
     """Gradient of Σ weights·of with respect to ``by``, the graph retained; zero where there is no dependence."""
     if not of.requires_grad:
         return torch.zeros_like(by)
-    return torch.autograd.grad(of, by, weights.reshape(of.shape), retain_graph=True, materialize_grads=True)[0]
+    pulled = torch.autograd.grad(of, by, weights.reshape(of.shape), retain_graph=True, materialize_grads=True)[0]
+    return pulled.detach()  # zeros that torch 2.6 makes require gradients
 
 
 def _gradients(values: Tensor, x: Tensor, create_graph: bool) -> list[Tensor]:
