@@ -63,7 +63,7 @@ def on_files(files: Any, config: Any) -> Any:
     pages["examples/index.md"] = _examples_index()
     pages["messages.md"] = messages_page()
     for name in ("CONTRIBUTING", "CHANGELOG"):
-        pages[f"{name.lower()}.md"] = (ROOT / f"{name}.md").read_text(encoding="utf-8")
+        pages[f"{name.lower()}.md"] = (ROOT / f"{name}.md").read_text(encoding="utf-8").replace("](docs/", "](")
     for uri, content in pages.items():
         files.append(File.generated(config, uri, content=content))
     return files
@@ -73,7 +73,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Points links that leave this folder, which work on GitHub, at pages of the site."""
     up = "../" * page.file.src_uri.count("/")
     markdown = re.sub(r"\]\((?:\.\./)+examples/(\w+)\.py\)", rf"]({up}examples/\1.md)", markdown)
-    markdown = re.sub(r"\]\((?:\.\./)+(CONTRIBUTING|CHANGELOG)\.md\)", lambda m: f"]({up}{m[1].lower()}.md)", markdown)
+    markdown = re.sub(r"\]\((?:\.\./)+(CONTRIBUTING|CHANGELOG)\.md", lambda m: f"]({up}{m[1].lower()}.md", markdown)
     if page.file.src_uri == "metrics.md":
         for metric in shown_metrics():
             title = metric.title.replace("|", "\\|")
@@ -139,7 +139,7 @@ def example_page(path: Path) -> str:
     """What an example says about itself, and its code."""
     text = path.read_text(encoding="utf-8")
     described = ast.get_docstring(ast.parse(text)) or ""
-    return f"# {_title(path)}\n\n{described}\n\n```python title=\"examples/{path.name}\"\n{text}```\n"
+    return f'# {_title(path)}\n\n{described}\n\n```python title="examples/{path.name}"\n{text}```\n'
 
 
 def messages() -> Iterator[tuple[str, str]]:
