@@ -15,7 +15,8 @@ test: $(VENV)/.dev
 	$(BIN)/python tests/support/get_chromium.py
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
-# The documentation as a website that needs no server and no network: open build/site/index.html.
+# The documentation as a website in build/site, which loads nothing from elsewhere. Only its search needs a server:
+# .venv/bin/python -m http.server --directory build/site
 docs: $(VENV)/.docs
 	$(BIN)/python -m mkdocs build --strict
 

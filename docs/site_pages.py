@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "lightning_hessian"
 SENTENCE = re.compile(r"\S+( \S+){3,}", re.DOTALL)
 ERRORS = ("ConfigurationError", "MeasurementError", "TimeLimitError", "WritingError", "Finding")
-SPEAKERS = (*ERRORS, "TypeError", "ValueError", "IndexError", "warn", "_warn", "rank_zero_warn")
+SPEAKERS = (*ERRORS, "TypeError", "ValueError", "IndexError", "warn", "_warn", "inform", "rank_zero_warn")
 TOPICS = {  # of messages, by where they come from; the first that fits
     "training/samples": "Samples and batches",
     "training/sample_finder": "Samples and batches",
@@ -172,18 +172,20 @@ the frequent ones.
 
 
 def _sentences(tree: ast.AST) -> Iterator[str]:
-    """The sentences among a module's strings: what is raised or warned of, and constants that are used for it."""
+    """The sentences among a module's strings: what is raised or warned of, and what is kept or returned for it."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and _called(node) in SPEAKERS and node.args:
             yield from _long_ones(node.args[0])
         elif isinstance(node, (ast.Assign, ast.AnnAssign, ast.Return)) and node.value is not None:
-            yield from (text for text in _long_ones(node.value) if text[0].isupper() or text[0] == "…")
+            for text in _long_ones(node.value):
+                starts_well = text[0].isupper() or text[0] == "…" or ". " in text
+                if starts_well and text.rstrip("…").endswith((".", "?")):
+                    yield text
 
 
 def _long_ones(node: ast.AST) -> Iterator[str]:
     if isinstance(node, (ast.Constant, ast.JoinedStr)):
-        text = _text(node)
-        if SENTENCE.match(text) and text.rstrip("…").endswith((".", "?")):
+        if SENTENCE.match(text := _text(node)):
             yield text
     elif isinstance(node, (ast.Dict, ast.Tuple, ast.List, ast.IfExp, ast.BoolOp, ast.BinOp)):
         for child in ast.iter_child_nodes(node):

@@ -97,7 +97,7 @@ def test_every_kind_of_zero_and_every_message_is_on_a_page(site_pages):
 
 
 def test_the_site_is_built_and_loads_nothing_from_elsewhere(tmp_path):
-    pytest.importorskip("mkdocs", reason="the documentation's packages are not installed: pip install -e '.[docs]'")
+    pytest.importorskip("mkdocs", reason="the extra docs is not installed")
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path]
     subprocess.run(build, check=True, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
     pages = list(tmp_path.rglob("*.html"))
