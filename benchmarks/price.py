@@ -26,12 +26,11 @@ PASSED_THROUGH = ("function", "target_batch", "batching", "price", "distributed"
 
 
 class ForwardCounter:
-    """Rows that a network saw in its forward passes, those in float64 twice, by the functions that asked for them.
-
-    It has no ``__dict__``: a measurement restores whatever a forward writes to objects that have one.
-    """
+    """Rows that a network saw in its forward passes, those in float64 twice, by the functions that asked for them."""
 
     __slots__ = ("by_part",)
+
+    __module__ = "builtins"  # a measurement puts back what a forward writes to, but not objects of such modules
 
     def __init__(self) -> None:
         self.by_part: Counter[str] = Counter()

@@ -73,7 +73,7 @@ def requirements() -> dict[str, tuple[str, str]]:
     groups = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in EXTRAS)]
     found = {}
     for text in (text for group in groups for text in group):
-        match = re.fullmatch(r"([\w.-]+)(?:\[[\w,-]+\])?(?:>=([\d.]+))?(?:,<\d+)?", text)
+        match = re.fullmatch(r"([\w.-]+)(?:\[[\w,-]+\])?(?:>=([\w.]+))?(?:,<\d+)?", text)
         if match is None:
             sys.exit(f"{text!r} in pyproject.toml is not of the form name>=bound or name>=bound,<bound.")
         name, bound = match.groups()

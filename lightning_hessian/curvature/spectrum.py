@@ -105,7 +105,7 @@ def zero_decomposition(gradient: Tensor, num_eigenvalues: int, num_vectors: int)
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Spectrum(Decomposition):
     """Eigenvalues of the input-Hessians of N samples and K classes, with what follows from them.
 
@@ -144,6 +144,22 @@ class Spectrum(Decomposition):
     valid: Tensor
     diagnosis: Diagnosis
     cost: Cost
+
+    def __repr__(self) -> str:
+        num_samples, num_classes, num_listed = self.eigenvalues.shape
+        eigenvalues = self.eigenvalues[self.eigenvalues.isfinite()]
+        trace = self.trace[self.trace.isfinite()]
+        numbers = "no finite numbers"
+        if eigenvalues.numel() and trace.numel():
+            ends = f"{float(eigenvalues.min()):.3g} to {float(eigenvalues.max()):.3g}"
+            numbers = f"λ {ends}, mean trace {float(trace.mean()):.3g}"
+        return (
+            f"Spectrum({self.target}, {self.method}, {self.diagnosis.kind}\n"
+            f"  samples × classes: {num_samples} × {num_classes}, D = {self.gradient.shape[-1]}\n"
+            f"  {num_listed} eigenvalues each, {numbers}\n"
+            f"  valid {int(self.valid.sum())} of {self.valid.numel()}, "
+            f"eigenvalues converged {int(self.converged.sum())} of {self.converged.numel()})"
+        )
 
     @property
     def lambda_max(self) -> Tensor:

@@ -5,7 +5,7 @@ A new metric needs its definition, a property of ``Spectrum`` that gives ``[N, K
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,6 +32,8 @@ class Metric:
         has_error: whether ``<name>_error`` is its standard error.
         is_error: whether it is such a standard error.
         depends_on: the eigenvalue, or eigenvalues, that must have converged for it to be right.
+        needs_all: whether it is unknown where only the ends of a spectrum are.
+        reading: what a value says, as a sentence, for ``Record.summary``; to second order in the input.
     """
 
     name: str
@@ -44,11 +46,25 @@ class Metric:
     has_error: bool = False
     is_error: bool = False
     depends_on: Literal["largest", "smallest", "largest magnitude", "both ends"] | None = None
+    needs_all: bool = False
+    reading: Callable[[float], str] | None = None
 
     @property
     def is_comparison(self) -> bool:
         """Whether it compares with the previous measurement; NaN until it has been compared."""
         return self.defined_in == COMPARISON
+
+
+def _step_along(value: float) -> str:
+    return f"A step of length r along it adds {0.5 * value:.2g} · r² to what the gradient predicts."
+
+
+def _change_of_gradient(value: float) -> str:
+    if value == 0:
+        return "The gradient does not change around the sample."
+    return (
+        f"A step of {1 / value:.2g} input units along the most curved direction changes the gradient by its own norm."
+    )
 
 
 _ROWS = (
@@ -60,6 +76,7 @@ _ROWS = (
         "how strongly the target curves upwards along its most curved direction",
         is_logged=True,
         depends_on="largest",
+        reading=_step_along,
     ),
     Metric(
         "lambda_min",
@@ -69,6 +86,7 @@ _ROWS = (
         "how strongly the target curves downwards along its most curved direction",
         is_logged=True,
         depends_on="smallest",
+        reading=_step_along,
     ),
     Metric(
         "spectral_norm",
@@ -86,6 +104,9 @@ _ROWS = (
         "the sum of all eigenvalues (the Laplacian): upward minus downward curvature",
         is_logged=True,
         has_error=True,
+        reading=lambda value: (
+            f"Noise of variance s² in every input changes the target by {0.5 * value:.2g} · s² on average."
+        ),
     ),
     Metric(
         "frobenius_norm",
@@ -105,6 +126,7 @@ _ROWS = (
         "curvature normalized by the gradient norm, which does not change when the output is rescaled",
         is_logged=True,
         depends_on="largest magnitude",
+        reading=_change_of_gradient,
     ),
     Metric(
         "linear_radius",
@@ -115,6 +137,10 @@ _ROWS = (
         "approximation (saliency, FGSM) holds only well within it",
         is_logged=True,
         depends_on="largest magnitude",
+        reading=lambda value: (
+            f"Within a tenth of it, {value / 10:.2g} input units, what the gradient leaves out is at most 10 % of its "
+            f"largest effect."
+        ),
     ),
     Metric(
         "gauss_newton_norm",
@@ -141,9 +167,29 @@ _ROWS = (
         "curvature of the outputs themselves. Falling curvature with a share near 1 is often only a saturated softmax",
         is_logged=True,
         has_error=True,
+        reading=lambda value: (
+            f"About {100 * value:.0f} % comes from the target over the outputs, and {100 - 100 * value:.0f} % from the "
+            f"outputs themselves."
+        ),
     ),
-    Metric("negative_share", "negative share", "", "Σ_{λ<0} |λ| / Σ |λ|", "how much of Σ |λ| is negative"),
-    Metric("effective_rank", "effective rank", "", "(Σ |λ|)² / Σ λ²", "how many directions share the curvature"),
+    Metric(
+        "negative_share",
+        "negative share",
+        "",
+        "Σ_{λ<0} |λ| / Σ |λ|",
+        "how much of Σ |λ| is negative",
+        needs_all=True,
+        reading=lambda value: f"About {100 * value:.0f} % of the curvature bends the target downwards.",
+    ),
+    Metric(
+        "effective_rank",
+        "effective rank",
+        "",
+        "(Σ |λ|)² / Σ λ²",
+        "how many directions share the curvature",
+        needs_all=True,
+        reading=lambda value: f"It is as if {value:.2g} directions shared it equally.",
+    ),
     Metric(
         "gradient_curvature",
         "curvature along the gradient",
@@ -203,6 +249,7 @@ def _with_errors(rows: tuple[Metric, ...]) -> Iterator[Metric]:
 
 METRICS = tuple(_with_errors(_ROWS))
 BY_NAME = {metric.name: metric for metric in METRICS}
+SUMMARIZED = tuple(metric for metric in METRICS if metric.reading is not None)
 LOGGED = tuple(metric for metric in METRICS if metric.is_logged)
 
 

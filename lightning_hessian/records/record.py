@@ -118,7 +118,32 @@ class Record:
         return sorted({*super().__dir__(), *self.metrics})
 
     def __repr__(self) -> str:
-        return f"Record({self.target}, {self.when}, classes {list(self.class_ids)}, x {self.x.shape}, {self.diagnosis})"
+        num_samples, num_classes = self.classes.shape
+        eigenvalues = self.eigenvalues[np.isfinite(self.eigenvalues)]
+        trace = np.asarray(self.metrics.get("trace", np.nan))
+        trace = trace[np.isfinite(trace)]
+        numbers = "no finite numbers"
+        if eigenvalues.size and trace.size:
+            numbers = f"λ {eigenvalues.min():.3g} to {eigenvalues.max():.3g}, mean trace {trace.mean():.3g}"
+        ids = ", ".join(map(str, self.class_ids[:5])) + (", …" if num_classes > 5 else "")
+        return (
+            f"Record({self.target}, {self.when}, {self.method}, {self.diagnosis}\n"
+            f"  samples × classes: {num_samples} × {num_classes} ({ids}), x {self.x.shape}\n"
+            f"  {numbers}\n"
+            f"  valid {self.valid.sum()} of {self.valid.size}, "
+            f"eigenvalues converged {self.converged.sum()} of {self.converged.size})"
+        )
+
+    def summary(self) -> str:
+        """The measurement in words, for a lab book: what it was, its numbers and what they say, how it was made.
+
+        Example:
+            >>> from lightning_hessian import load_records
+            >>> print(load_records(folder)[-1].summary())  # doctest: +SKIP
+        """
+        from lightning_hessian.records.summary import summary
+
+        return summary(self)
 
     def with_metrics(self, **metrics: Array) -> Record:
         """The same record with other values of some metrics."""

@@ -1,15 +1,21 @@
-"""Mean and percentiles over samples, as scalars, texts, tab and report show them. Numpy only."""
+"""Mean and percentiles over samples, and how far the means may be off, as everything shows them. Numpy only."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from lightning_hessian.records.metrics import LOGGED, Metric
+
+if TYPE_CHECKING:
+    from lightning_hessian.records.record import Record
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 PERCENTILES = (10, 90)
+ENDS = {"largest": 0, "smallest": -1}  # positions among the eigenvalues
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,32 @@ def over_samples(values: Array, axis: int = 0) -> Statistics:
     in_order = np.sort(np.where(is_finite, values, np.inf), axis=-1)
     p10, p90 = (_percentile(in_order, num_finite, percent) for percent in PERCENTILES)
     return Statistics(mean, p10, p90, num_finite)
+
+
+def mean_errors(record: Record, class_index: int) -> dict[str, float]:
+    """How far the means over samples may be off, where they are not exact to rounding.
+
+    For the extreme eigenvalues the mean residual; for trace, Frobenius norm and Gauss–Newton share the mean standard
+    error, which is at least that of the mean: all samples share their random vectors, so their errors do not cancel.
+    """
+    if record.method != "lanczos":
+        return {}
+    residuals = {m.name: record.residuals[:, class_index, ENDS[m.depends_on]] for m in LOGGED if m.depends_on in ENDS}
+    errors = {m.name: record.metrics[f"{m.name}_error"][:, class_index] for m in LOGGED if m.has_error}
+    means = {name: over_samples(values).mean for name, values in {**residuals, **errors}.items()}
+    return {name: float(mean) for name, mean in means.items() if not np.isnan(mean)}
+
+
+def num_not_converged(record: Record, metric: Metric, class_index: int) -> int:
+    """For how many samples the eigenvalue that decides a metric has not converged; 0 where no single one does."""
+    if metric.depends_on in (None, "both ends"):
+        return 0
+    eigenvalues = record.eigenvalues[:, class_index]
+    if metric.depends_on in ENDS:
+        index = np.full(len(eigenvalues), ENDS[metric.depends_on])
+    else:
+        index = np.abs(eigenvalues).argmax(axis=-1)
+    return int(record.not_converged[np.arange(len(index)), class_index, index].sum())
 
 
 def _percentile(in_order: Array, count: Array, percent: int) -> Array:

@@ -30,6 +30,7 @@ Contents = dict[str, Callable[[], Answer]]
 """Answers of one file about one sample and class, by kind."""
 
 SHARE = 0.5  # of the page for spectra, of the rest for maps, of what remains for matrices
+AROUND = 120  # characters of a page around a block: its element, and the line of the catalog that names it
 VISIBLE = 1e-6  # relative: far below the last digit of any number that a page shows
 
 
@@ -73,10 +74,11 @@ class Store:
         """The name of a block with ``answer``, or None where all would exceed ``max_size`` (None: it must fit)."""
         name, block = make_block(answer)
         if name not in self.blocks:
-            if max_size is not None and self.size + len(block) > max_size:
+            size = len(block) + AROUND
+            if max_size is not None and self.size + size > max_size:
                 return None
             self.blocks[name] = block
-            self.size += len(block)
+            self.size += size
         return name
 
 
@@ -208,7 +210,7 @@ def _add_spectra(tags: Sequence[Tag], store: Store) -> None:
             {f"spectra/{end}": history.spectra(History(chosen), n, k) for n, k, end in each.samples_and_classes()}
             for each, chosen in zip(tags, by_tag, strict=True)
         ]
-        size = sum(len(make_block(answer)[1]) for answers in found for answer in answers.values())
+        size = sum(len(make_block(answer)[1]) + AROUND for answers in found for answer in answers.values())
         if size <= max_size or len(order) == len(tags):
             break
         order = order[: max(len(tags), min(len(order) - 1, int(len(order) * max_size / size)))]

@@ -26,6 +26,8 @@ from lightning_hessian.training.run_state import RunState
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.training.settings import MeasurementSettings
 
+MAX_LISTED = 10  # classes named in a message
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -51,6 +53,31 @@ class Decision:
         return {**vars(self), "analysis": None}
 
 
+@dataclass(frozen=True)
+class Expectation:
+    """What a measurement will be, as far as it is known before most of its work.
+
+    Attributes:
+        what: its samples, inputs, classes, target and method, in words.
+        seconds: that it is expected to take; None where unknown.
+        remedy: the arguments of a monitor that make it shorter, in words.
+    """
+
+    what: str
+    seconds: float | None
+    remedy: str
+
+    @property
+    def how_long(self) -> str:
+        """The seconds in words."""
+        if self.seconds is None or self.seconds < 1:
+            return "unknown" if self.seconds is None else "less than 1 s"
+        return f"about {duration(self.seconds)}"
+
+
+Expect = Callable[[Expectation], object]
+
+
 def first_target(settings: MeasurementSettings, state: RunState) -> Any:
     """The target with which a measurement starts: ``"auto"`` looks at the outputs first."""
     return state.target or ("logit" if settings.target == "auto" else settings.target)
@@ -63,7 +90,7 @@ def decide(
     state: RunState,
     options: Options,
     group: ProcessGroup,
-    expect: Callable[[float, str], object],
+    expect: Expect,
 ) -> Decision:
     """Target and plan, from all samples."""
     known: Any = None if state.checks is None or state.previous is None else state.previous.network
@@ -92,7 +119,9 @@ def decide(
             f"heatmap_samples=0, or max_memory={plan.memory_for_matrices} to make them fit."
         )
         plan = replace(plan, diagnosis=plan.diagnosis.with_findings([finding]))
-    plan = _in_time(plan, prepared, analysis.costs, state, options, group, expect)
+    plan, seconds = _in_time(plan, prepared, analysis.costs, state, options, group)
+    remedy = what_makes_it_shorter(plan, prepared.batch, options)
+    expect(Expectation(_in_words(plan, prepared, settings), seconds, remedy))
     return Decision(
         target=None if callable(target) else target,
         classes=prepared.batch.classes.cpu(),
@@ -110,9 +139,8 @@ def _in_time(
     state: RunState,
     options: Options,
     group: ProcessGroup,
-    expect: Callable[[float, str], object],
-) -> Plan:
-    """The plan without what surely does not fit ``max_seconds``; says how long it is expected to take."""
+) -> tuple[Plan, float | None]:
+    """The plan without what surely does not fit ``max_seconds``, and how many seconds it is expected to take."""
     batch = prepared.batch
     seconds = state.seconds_per_matvec
     if seconds is not None:
@@ -123,10 +151,23 @@ def _in_time(
     if expected is None and seconds is not None:
         expected = expected_duration(plan, batch, costs, options, seconds)
         expected = min(expected, options.max_seconds or expected)
-    if expected is not None:
-        shorter = what_makes_it_shorter(plan, batch, options)
-        expect(expected, f"about {duration(expected)}. To shorten it: {shorter}")
-    return plan
+    return plan, expected
+
+
+def _in_words(plan: Plan, prepared: PreparedModel, settings: MeasurementSettings) -> str:
+    """What is measured, and how."""
+    num_samples, num_classes, num_inputs = prepared.batch.shape
+    ids = settings.classes
+    if ids == "all":
+        classes = f"all {num_classes} classes"
+    elif isinstance(ids, str):
+        classes = f"class {ids!r}"
+    else:
+        first = prepared.batch.classes[0, :MAX_LISTED].tolist()
+        more = f", … ({num_classes} in all)" if num_classes > MAX_LISTED else ""
+        classes = f"{'class' if num_classes == 1 else 'classes'} {', '.join(map(str, first))}{more}"
+    samples = "1 sample" if num_samples == 1 else f"{num_samples} samples"
+    return f"{samples}, D = {num_inputs}, {classes} of {prepared.target_name}, method {plan.method} ({plan.reason})"
 
 
 def what_makes_it_shorter(plan: Plan, batch: TargetBatch, options: Options) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +23,7 @@ from lightning_hessian.model.arguments import Model
 from lightning_hessian.model.function import ModelFunction
 from lightning_hessian.model.prepare import PreparedModel, prepare, usable_dtype
 from lightning_hessian.records.record import Record, Stage
-from lightning_hessian.training.decision import Decision, decide, first_target
+from lightning_hessian.training.decision import Decision, Expect, decide, first_target
 from lightning_hessian.training.distributed import SINGLE_PROCESS, ProcessGroup
 from lightning_hessian.training.recording import make_record
 from lightning_hessian.training.run_state import RunState
@@ -59,7 +59,7 @@ def measure(
     stage: Stage = "fit",
     group: ProcessGroup = SINGLE_PROCESS,
     progress: Progress = silent,
-    expect: Callable[[float, str], object] = lambda seconds, words: None,
+    expect: Expect = lambda expected: None,
 ) -> Record | None:
     """Measures ``model`` as it is now, by all processes of ``group`` together.
 
@@ -85,8 +85,7 @@ def measure(
         stage: what the Trainer is doing.
         group: the processes.
         progress: is called with the number of finished columns, samples or matrix-vector products.
-        expect: is called on rank 0, before most of the work, with the seconds that it is expected to take; and the
-            same in words, with what would make it shorter.
+        expect: is called on rank 0, before most of the work, with what the measurement will be.
 
     Returns:
         The record, on rank 0; None on the others.

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning_hessian.errors import ConfigurationError, WritingError
 from lightning_hessian.records.record import Record
+from lightning_hessian.training.decision import Expectation
 from lightning_hessian.training.schedule import Budget, TrainingPosition
 from lightning_hessian.training.settings import MonitorSettings
 from lightning_hessian.writers.publisher import Publisher
@@ -40,7 +41,7 @@ class RunOutput:
         self.notices = set(known)
         self.failure: str | None = None  # of the last measurement that failed
         self._is_open = False
-        self._expected = 0.0
+        self._expected: float | None = None  # seconds, from the first measurement on
         self._advised = False
         self._make = partial(Publisher, keep_matrices=settings.keep_matrices, name=settings.measurement.name)
         self._publisher = self._make((), None)
@@ -103,11 +104,17 @@ class RunOutput:
             self.warn(str(error), cause=error.cause)
         self._publisher, self._is_open = self._make((), None), False
 
-    def expect(self, seconds: float, words: str) -> None:
-        """Says how long a measurement will take, where that is long; again only where it takes twice as long."""
-        if seconds > max(LONG, 2 * self._expected):
-            self._expected = seconds
-            self.inform(f"a measurement is expected to take {words}.")
+    def expect(self, expected: Expectation, where: str) -> None:
+        """Says once what is measured and ``where`` to look; later only where a measurement takes twice as long."""
+        seconds, is_first = expected.seconds or 0.0, self._expected is None
+        if not is_first and seconds <= max(LONG, 2 * (self._expected or 0.0)):
+            return
+        self._expected = seconds
+        remedy = f" To shorten it: {expected.remedy}." if seconds > LONG else ""
+        if is_first:
+            self.inform(f"{expected.what}: {expected.how_long} a measurement.{remedy} Look: {where}")
+        else:
+            self.inform(f"a measurement now takes {expected.how_long}.{remedy}")
 
     def advise(self, budget: Budget) -> None:
         """Says once that measuring takes much of the time, and what would change that."""

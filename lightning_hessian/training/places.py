@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -41,6 +43,15 @@ def places(trainer: Any) -> Places:
     if folder is None or not writes_files(trainer):
         return Places(str(in_memory(log_dir)), log_dir)
     return Places(os.fspath(folder), log_dir)
+
+
+def where_to_look(places: Places, loggers: Sequence[Any]) -> str:
+    """What shows the measurements: a command, or an expression in Python."""
+    if is_in_memory(places.folder):
+        return f"load_records({places.log_dir!r}), until this process ends"
+    if tensorboard_loggers(loggers):
+        return f"tensorboard --logdir {shlex.quote(places.folder.rstrip(os.sep))}"
+    return f"load_records({places.folder!r})"
 
 
 def writes_files(trainer: Any) -> bool:

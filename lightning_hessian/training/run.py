@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lightning_hessian.curvature.meter import Progress, duration, silent
+from lightning_hessian.curvature.meter import Progress, silent
 from lightning_hessian.errors import WritingError
 from lightning_hessian.model.arguments import Model
 from lightning_hessian.model.isolation import frozen_random_streams
@@ -18,7 +18,7 @@ from lightning_hessian.records.record import Record, Stage
 from lightning_hessian.training.distributed import ProcessGroup
 from lightning_hessian.training.measurement import measure
 from lightning_hessian.training.output import RunOutput
-from lightning_hessian.training.places import Places, RecordFolder
+from lightning_hessian.training.places import Places, RecordFolder, where_to_look
 from lightning_hessian.training.resume import explain_restored, from_state, to_state
 from lightning_hessian.training.run_state import RunState
 from lightning_hessian.training.schedule import Budget, TrainingPosition
@@ -131,8 +131,6 @@ class MonitoringRun:
             self.output.skip(self.budget.skip(), self.budget.num_skipped, at)
             self.state.measured_step = at.step
             return None
-        if self.num_records == 0:
-            self.output.inform(f"measuring {len(samples)} samples, now and at later steps of the run.")
         published = None
         try:
             with self.budget.measuring(), self._undisturbed():
@@ -146,7 +144,7 @@ class MonitoringRun:
                     stage=stage,
                     group=self.group,
                     progress=progress,
-                    expect=self.output.expect,
+                    expect=lambda expected: self.output.expect(expected, where_to_look(places, loggers)),
                 )
                 self.num_records += 1
                 if record is not None:
@@ -184,9 +182,6 @@ class MonitoringRun:
         """Runs on the first process, which has the record."""
         assert record is not None
         if self.num_records == 1:
-            self.output.inform(
-                f"method {record.method} ({record.reason}); the first measurement took {duration(record.seconds)}."
-            )
             # Only now: an earlier run's records are superseded by a record, not by an attempt.
             self._saved_in, warnings = self._folder.claim(places, started_at)
             self.output.save_in(self._saved_in)

@@ -17,6 +17,7 @@ from lightning_hessian.records.histogram import Histogram
 from lightning_hessian.records.locations import is_in_memory
 from lightning_hessian.records.record import Array, Record
 from lightning_hessian.records.retention import KeepMatrices, MatrixRetention
+from lightning_hessian.records.summary import about_skipped
 from lightning_hessian.writers.background import BackgroundJobs
 from lightning_hessian.writers.layout import margin_charts
 from lightning_hessian.writers.loggers import log_picture, picture_loggers, tensorboard_loggers
@@ -31,7 +32,7 @@ from lightning_hessian.writers.tensorboard import (
     histograms,
     pictures,
 )
-from lightning_hessian.writers.text import about_skipped, diagnosis_text
+from lightning_hessian.writers.text import diagnosis_text
 
 MAX_UNFINISHED = 3  # jobs, one running and two waiting, each holding a record: matrices of all its samples and classes
 MAX_IN_MEMORY = 2**28  # bytes of records of a run for which Lightning writes no files

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from lightning_hessian.records.metrics import LOGGED, Metric
+from lightning_hessian.records.metrics import LOGGED
 from lightning_hessian.records.record import Record
-from lightning_hessian.records.statistics import PERCENTILES, over_samples
+from lightning_hessian.records.statistics import PERCENTILES, mean_errors, over_samples
 from lightning_hessian.writers.tags import cost_tag, error_tag, metric_tag, spread_tag
-
-ENDS = {"largest": 0, "smallest": -1}  # positions among the eigenvalues
 
 
 def scalars(record: Record) -> dict[str, float]:
@@ -46,29 +42,3 @@ def costs(record: Record) -> dict[str, float]:
         "skipped": record.skipped,
     }
     return {cost_tag(name, record.name): value for name, value in known.items() if value is not None}
-
-
-def mean_errors(record: Record, class_index: int) -> dict[str, float]:
-    """How far the means over samples may be off, where they are not exact to rounding.
-
-    For the extreme eigenvalues the mean residual; for trace, Frobenius norm and Gauss–Newton share the mean standard
-    error, which is at least that of the mean: all samples share their random vectors, so their errors do not cancel.
-    """
-    if record.method != "lanczos":
-        return {}
-    residuals = {m.name: record.residuals[:, class_index, ENDS[m.depends_on]] for m in LOGGED if m.depends_on in ENDS}
-    errors = {m.name: record.metrics[f"{m.name}_error"][:, class_index] for m in LOGGED if m.has_error}
-    means = {name: over_samples(values).mean for name, values in {**residuals, **errors}.items()}
-    return {name: float(mean) for name, mean in means.items() if not np.isnan(mean)}
-
-
-def num_not_converged(record: Record, metric: Metric, class_index: int) -> int:
-    """For how many samples the eigenvalue that decides a metric has not converged; 0 where no single one does."""
-    if metric.depends_on in (None, "both ends"):
-        return 0
-    eigenvalues = record.eigenvalues[:, class_index]
-    if metric.depends_on in ENDS:
-        index = np.full(len(eigenvalues), ENDS[metric.depends_on])
-    else:
-        index = np.abs(eigenvalues).argmax(axis=-1)
-    return int(record.not_converged[np.arange(len(index)), class_index, index].sum())

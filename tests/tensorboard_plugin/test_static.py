@@ -10,7 +10,7 @@ import lightning_hessian
 STATIC = Path(lightning_hessian.__file__).parent / "tensorboard_plugin" / "static"
 MODULES = sorted(STATIC.rglob("*.js"))
 IMPORT = re.compile(r'^import [^"]*"([^"]+)";$', re.MULTILINE)
-VIEWS = ("curves", "spectrum", "evolution", "hessian", "maps", "table", "cost")
+VIEWS = ("curves", "distribution", "spectrum", "evolution", "hessian", "maps", "table", "cost")
 TEST_IDS = (
     *("run-select", "class-select", "sample-select", "step-slider", "metric-select", "error"),
     *("heatmap", "heatmap-readout", "input-map", "row-map"),

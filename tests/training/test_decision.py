@@ -1,10 +1,16 @@
 """What is decided and said about a measurement that is about to be made."""
 
+import logging
+import shlex
+
+import pytest
 import torch
 from support.measuring import Measurer
 from support.networks import mlp
+from support.training import Classifier, fit, small_monitor
 from torch import nn
 
+from lightning_hessian import InputHessianRecorder
 from lightning_hessian.curvature import analysis
 from lightning_hessian.curvature.analysis import differentiate
 from lightning_hessian.curvature.checks.diagnosis import Diagnosis
@@ -38,3 +44,47 @@ def test_a_piecewise_linear_network_is_examined_again_at_the_samples_whose_turn_
     for step in range(2):
         measurer.measure(mlp(nn.ReLU), samples, step=step)
     assert examined == [(5, True), (5, False), (1, True)]
+
+
+def shown(caplog) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno == logging.INFO and "InputHessian" in r.getMessage()]
+
+
+def test_one_line_says_what_a_monitor_will_do_and_where_to_look(tmp_path, caplog):
+    folder = tmp_path / "my logs"
+    with caplog.at_level("INFO"):
+        fit(folder, small_monitor(num_samples=3), max_epochs=2)
+    (line,) = [message for message in shown(caplog) if "of the training time" not in message]
+    assert line.startswith(
+        "InputHessianMonitor: 3 samples, D = 64, classes 2, 3 of logit, method dense (D = 64 is small"
+    )
+    assert "\n" not in line
+    assert " s a measurement" in line
+    assert line.endswith(f"Look: tensorboard --logdir {shlex.quote(str(folder))}")
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        ("label", "class 'label' of prob"),
+        ("all", "all 10 classes of prob"),
+        (4, "class 4 of prob"),
+        (list(range(10)), "classes 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 of prob"),
+    ],
+)
+def test_classes_in_a_line(tmp_path, caplog, classes, words):
+    x, labels = torch.rand(2, 1, 8, 8), torch.tensor([1, 2])
+    with (
+        caplog.at_level("INFO"),
+        InputHessianRecorder(tmp_path, (x, labels), classes, "prob", heatmap_samples=0) as recorder,
+    ):
+        for step in (0, 1):
+            recorder.measure(Classifier(nn.ReLU), step=step)
+    (line,) = [message for message in shown(caplog) if "of the training time" not in message]
+    assert line.startswith(f"InputHessianRecorder: 2 samples, D = 64, {words}, method ")
+
+
+def test_without_a_tensorboard_logger_the_records_are_named(tmp_path, caplog):
+    with caplog.at_level("INFO"), pytest.warns(UserWarning, match="No TensorBoard logger"):
+        fit(tmp_path, small_monitor(), logger=False, max_epochs=1)
+    assert f"Look: load_records({str(tmp_path)!r})" in shown(caplog)[0]

@@ -102,6 +102,7 @@ def compare(
     first_step: Tensor | None = None,
     *,
     precision: float = 0.0,
+    direction_error: Tensor | None = None,
 ) -> Certificate:
     """Compares derivatives with central differences of the values, at every sample of a batch.
 
@@ -124,6 +125,8 @@ def compare(
             influence each other, show themselves.
         first_step: ``[N]``, h to begin with.
         precision: relative, in which the forward computes, where it is worse than that of ``batch``.
+        direction_error: ``[N]``, how far the directions w may be off, relative to their length, where they were
+            measured themselves.
 
     Entries whose prediction is not finite are passed over, as if they were certified.
 
@@ -134,7 +137,10 @@ def compare(
     p, size = prediction.to(batch.x), root_mean_square(batch.x).unsqueeze(1)
     # Without float64 values, rounding in float32 derivatives cannot be told from mistakes.
     exact = batch.x.dtype == torch.float64 and not precision
-    tolerance = (prediction.tolerance if exact else LARGEST_ERROR) * prediction.share
+    tolerance = torch.as_tensor(prediction.tolerance if exact else LARGEST_ERROR).to(p.slope)
+    if direction_error is not None:  # which the curvature sees twice
+        tolerance = torch.maximum(tolerance, 2 * direction_error.to(p.slope).unsqueeze(1)).clamp(max=LARGEST_ERROR)
+    tolerance = tolerance * prediction.share
     first = FIRST_STEP * size.squeeze(1) if first_step is None else first_step.to(batch.x)
 
     def differences(active: Tensor, step: Tensor) -> Differences:
@@ -201,7 +207,7 @@ def _beyond_noise(found: Differences) -> Tensor:
     return found.error.where(found.error > MARGIN * found.blur, torch.inf)
 
 
-def _agrees(found: Differences, p: Prediction, tolerance: float, size: Tensor, seen: Tensor) -> Tensor:
+def _agrees(found: Differences, p: Prediction, tolerance: Tensor, size: Tensor, seen: Tensor) -> Tensor:
     """Where derivatives and differences agree, and the differences are sharp enough to tell.
 
     ``size [N, 1]`` is that of the input. ``seen [N, K]`` is the smallest error beyond noise of any step: where the
@@ -222,7 +228,7 @@ def _agrees(found: Differences, p: Prediction, tolerance: float, size: Tensor, s
     return (curvature | zero) & slope
 
 
-def _is_refuted(steps: list[Differences], p: Prediction, tolerance: float) -> Tensor:
+def _is_refuted(steps: list[Differences], p: Prediction, tolerance: Tensor) -> Tensor:
     """Where sharper steps than the last contradict the derivatives: two, or the slope at a shorter one."""
     last, refuted = steps[-1], torch.zeros_like(p.slope, dtype=torch.bool)
     if len(steps) > 2:
@@ -241,7 +247,7 @@ def _has_changed(steps: list[Differences], precision: float) -> Tensor:
 
 
 def _certificate(
-    steps: list[Differences], agreed: Tensor, p: Prediction, tolerance: float, size: Tensor, last: Tensor
+    steps: list[Differences], agreed: Tensor, p: Prediction, tolerance: Tensor, size: Tensor, last: Tensor
 ) -> Certificate:
     every = by_step(steps)
     # The sharpest differences, among those that agree where some do: a long step may cross a kink.

@@ -38,7 +38,7 @@ def slope_scale(found: Differences, p: Prediction) -> Tensor:
     return torch.maximum(p.gradient_norm, p.spectral_norm * found.step)
 
 
-def contradicts(every: Differences, p: Prediction, tolerance: float) -> Tensor:
+def contradicts(every: Differences, p: Prediction, tolerance: Tensor) -> Tensor:
     """Whether a quotient has settled, over two steps, where the derivatives say something else."""
     wrong = _is_wrong(every.error, every.blur, tolerance * p.spectral_norm)
     wrong_slope = _is_wrong(every.slope_error, every.slope_blur, tolerance * slope_scale(every, p))

@@ -68,6 +68,7 @@ def compare_through_outputs(
             share=prediction.share,
         ),
         len(z),
+        direction_error=_error_of_kinks(z, change, h),
     )
     differences = _SecondDifferences(z[:, 2], _slopes(of_outputs))
     curved = differences.looks_curved(prediction, z[:, 0], z[:, 4], 10 * h)
@@ -88,6 +89,16 @@ def compare_through_outputs(
         contradicted = torch.zeros_like(curved).index_copy(0, which, settled & curved[which])
         found = replace(found, outcome=found.outcome.masked_fill(contradicted, OUTCOMES.index("contradicted")))
     return replace(found, step=step)
+
+
+def _error_of_kinks(z: Tensor, change: Tensor, h: Tensor) -> Tensor:
+    """``[N]``, how far the kinks within a step move dz, relative to it, from what they do within ten steps.
+
+    They are crossed in proportion to the step, and those of many units add up like random numbers.
+    """
+    farther = (z[:, 4] - z[:, 0]) / (20 * h)
+    size = change.norm(dim=1)
+    return (farther - change).norm(dim=1) / size.where(size > 0, 1) / 10**0.5
 
 
 def _outputs(batch: TargetBatch, direction: Tensor, step: Tensor, points: tuple[float, ...], group_size: int) -> Tensor:

@@ -8,13 +8,14 @@ import { State } from "./state.js";
 import { controls } from "./views/controls.js";
 import { cost } from "./views/cost.js";
 import { curves } from "./views/curves.js";
+import { distribution } from "./views/distribution.js";
 import { evolution } from "./views/evolution.js";
 import { hessian } from "./views/hessian.js";
 import { maps } from "./views/maps.js";
 import { spectrum } from "./views/spectrum.js";
 import { table } from "./views/table.js";
 
-const VIEWS = [curves, spectrum, evolution, hessian, maps, table, cost];
+const VIEWS = [curves, distribution, spectrum, evolution, hessian, maps, table, cost];
 const NOTHING =
   "There are no measurements in this log directory yet. Attach InputHessianMonitor(...) from lightning_hessian to your " +
   "Trainer's callbacks, and use a TensorBoardLogger. The first measurement is made before training and appears here as " +

@@ -17,6 +17,13 @@ export const joined = (parts, separator = " ") => parts.filter(Boolean).join(sep
 
 export const percent = (share) => (Number.isFinite(share) ? `${Math.round(100 * share)} %` : "undefined");
 
+// Between neighbors of numbers in ascending order, as numpy does.
+export function quantile(sorted, share) {
+  const rank = share * (sorted.length - 1);
+  const below = Math.floor(rank);
+  return sorted[below] + (rank - below) * (sorted[Math.min(below + 1, sorted.length - 1)] - sorted[below]);
+}
+
 const superscript = (number) => [...String(number)].map((sign) => SUPERSCRIPTS[sign]).join("");
 
 // The histograms' own axis: a value is at ±(12 + log10 |λ|), in bins of this width.

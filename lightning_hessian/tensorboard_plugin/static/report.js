@@ -33,7 +33,7 @@ export function pageSource(page, catalog) {
   async function find(title, kind, run, tag, ...position) {
     const answers = blocks.get(JSON.stringify([run, tag]));
     const name = answers[[kind, ...position].join("/")];
-    if (!name) throw new LeftOut(title, Object.keys(answers).filter((key) => key.startsWith(`${kind}/`)), position[0]);
+    if (!name) throw new LeftOut(title, Object.keys(answers).filter((key) => key.startsWith(`${kind}/`)), position);
     return open(page.getElementById(`block-${name}`).textContent);
   }
 
@@ -55,15 +55,23 @@ export function pageSource(page, catalog) {
 class LeftOut extends Error {
   isExpected = true;
 
-  constructor(title, keys, step) {
-    const steps = [...new Set(keys.map((key) => Number(key.split("/")[1])))].sort((a, b) => a - b);
-    const here = steps.length ? `The page has some for ${steps.length > 1 ? "steps" : "step"} ${steps.join(", ")}.` : "";
+  constructor(title, keys, [step, sample]) {
+    const of = (position) => keys.map((key) => key.split("/").slice(1).map(Number)).filter(position);
+    const steps = ascending(of(([, each]) => each === sample).map(([each]) => each));
+    const samples = ascending(of(([each]) => each === step).map(([, each]) => each));
+    const here = steps.length
+      ? `The page has it for ${steps.length > 1 ? "steps" : "step"} ${steps.join(", ")}.`
+      : samples.length
+        ? `At this step, the page has it for ${samples.length} samples, up to sample ${samples.at(-1)}.`
+        : "";
     super(
-      `${title} at step ${step} was left out to limit the size of this page. ${here} The run's own directory has ` +
+      `${title} of sample ${sample} at step ${step} was left out to limit the size of this page. ${here} The run's own directory has ` +
         "everything, and lightning-hessian report --max-size writes a larger page.",
     );
   }
 }
+
+const ascending = (numbers) => [...new Set(numbers)].sort((a, b) => a - b);
 
 async function open(text) {
   if (typeof DecompressionStream === "undefined") {

@@ -5,7 +5,7 @@ import torch
 from support.networks import mlp
 from torch import nn
 
-from lightning_hessian import input_gradient, input_hessian
+from lightning_hessian import input_gradient, input_hessian, input_spectrum
 from lightning_hessian.curvature.checks.certificate import Certificate
 from lightning_hessian.curvature.checks.prediction import predict
 from lightning_hessian.curvature.checks.through_outputs import compare_through_outputs
@@ -57,3 +57,23 @@ def test_a_forward_that_accepts_nothing_but_the_samples_says_nothing():
         return net(x)
 
     assert found_at(model) is None
+
+
+class Residual(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.layers = nn.Sequential(nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+
+    def forward(self, x):
+        return x + self.layers(x)
+
+
+def test_kinks_within_every_step_contradict_nothing():
+    """Of a deep and wide network: differences of outputs across them are off by up to a hundredth."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(100, 800), *(Residual(800) for _ in range(30)), nn.ReLU(), nn.Linear(800, 10))
+    network.double()
+    found = input_spectrum(network, torch.randn(3, 100, dtype=torch.float64), 1, "prob")
+    assert found.valid.all()
+    assert found.diagnosis.findings == ()
+    assert 1e-5 < found.finite_difference_error.max() < 1e-2

@@ -5,6 +5,7 @@ import { choice, el, named } from "../dom.js";
 import { classTitle } from "../state.js";
 
 const PLAY_MS = 450;
+const MOST_LISTED = 50; // samples; of more, one is chosen by its number
 
 // `drawn` returns a promise that every view has drawn the selection.
 export function controls(state, { drawn, reload, link }) {
@@ -12,6 +13,14 @@ export function controls(state, { drawn, reload, link }) {
   const focus = choice("focus-select", "details of", (run) => state.set({ run }));
   const classId = choice("class-select", "class", (value) => state.set({ classId: value }));
   const sample = choice("sample-select", "sample", (number) => state.set({ sample: Number(number) }));
+  const number = el("input", {
+    type: "number",
+    min: 0,
+    ...named("sample-number"),
+    onchange: () => state.set({ sample: Number(number.value) }),
+  });
+  const last = el("span", { className: "hint" });
+  const numbered = el("label", { className: "choice" }, el("span", {}, "sample"), number, last);
   const slider = el("input", {
     type: "range",
     min: 0,
@@ -39,6 +48,7 @@ export function controls(state, { drawn, reload, link }) {
       focus.element,
       classId.element,
       sample.element,
+      numbered,
       el("label", { className: "choice step" }, el("span", {}, "step"), play, slider, when),
       buttons,
     ),
@@ -102,8 +112,14 @@ export function controls(state, { drawn, reload, link }) {
       entry.class_ids.map((each) => [String(each), classTitle(entry, each)]),
       String(state.classId),
     );
-    const samples = Array.from({ length: entry.num_samples }, (_, number) => [String(number), String(number)]);
+    const isLong = entry.num_samples > MOST_LISTED;
+    sample.element.hidden = isLong;
+    numbered.hidden = !isLong;
+    const samples = Array.from({ length: isLong ? 0 : entry.num_samples }, (_, n) => [String(n), String(n)]);
     sample.show(samples, String(state.sample));
+    number.max = entry.num_samples - 1;
+    number.value = state.sample;
+    last.textContent = `of 0 to ${entry.num_samples - 1}`;
     slider.max = Math.max(0, state.steps.length - 1);
     slider.value = state.stepIndex;
     const epoch = entry.epochs?.[state.stepIndex];

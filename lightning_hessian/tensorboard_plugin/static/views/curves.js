@@ -2,9 +2,14 @@
 
 import { faded, lineColor } from "../colors.js";
 import { choice, el, panel } from "../dom.js";
-import { joined, short } from "../numbers.js";
+import { joined, quantile, short } from "../numbers.js";
 import { classTitle } from "../state.js";
 
+const BANDS = [
+  [0, 1, 0.1],
+  [0.05, 0.95, 0.18],
+  [0.25, 0.75, 0.3],
+]; // shares of the samples below and above, and how strongly the band between is drawn
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
 
 export function curves({ state, source, charts }) {
@@ -27,6 +32,7 @@ export function curves({ state, source, charts }) {
     lines.show(
       [
         ["spread", "mean over samples, band: 10th to 90th percentile"],
+        ["quantiles", "median over samples, bands: quartiles, 5th to 95th percentile, all"],
         ["sample", `sample ${state.sample} alone`],
         ["classes", "mean over samples, every class"],
       ],
@@ -61,14 +67,18 @@ export function curves({ state, source, charts }) {
         color: lineColor(index),
         dash: DASHES[entry.index % DASHES.length],
         points: means(arrays, index),
-        band: false,
+        bands: [],
       }));
     }
     const index = entry.class_ids.indexOf(state.classId);
     const single = state.lines === "sample";
     if (index < 0 || (single && state.sample >= entry.num_samples)) return [];
-    const points = single ? valuesOf(arrays, state.sample, index) : means(arrays, index);
-    return [{ title: entry.label, color: lineColor(entry.index), dash: "solid", points, band: !single }];
+    const shown = { title: entry.label, color: lineColor(entry.index), dash: "solid" };
+    if (single) return [{ ...shown, points: valuesOf(arrays, state.sample, index), bands: [] }];
+    if (state.lines === "quantiles") return [{ ...shown, ...quantiles(arrays, index) }];
+    const points = means(arrays, index);
+    const [low, high] = ["low", "high"].map((name) => points.map((point) => point[name]));
+    return [{ ...shown, points, bands: [{ low, high, words: "10 to 90 %", strength: 0.18 }] }];
   }
 
   // The mean and percentiles over samples at every step; the error is the mean error, as in the scalars.
@@ -84,6 +94,31 @@ export function curves({ state, source, charts }) {
       error: at("error_mean", s),
       isOpen: at("all_converged", s) === 0,
     }));
+  }
+
+  // The median over the samples with finite values, and bands between quantiles, at every step.
+  function quantiles(arrays, classIndex) {
+    const array = arrays[state.metric.name];
+    const sorted = Array.from(arrays.steps.data, (_, s) =>
+      Array.from({ length: array.shape[1] }, (_, n) => get(array, s, n, classIndex))
+        .filter(Number.isFinite)
+        .sort((a, b) => a - b),
+    );
+    const at = (share) => sorted.map((values) => (values.length ? quantile(values, share) : NaN));
+    const median = at(0.5);
+    const points = Array.from(arrays.steps.data, (step, s) => ({
+      step,
+      value: median[s],
+      missing: sorted[s].length < array.shape[1],
+      isOpen: get(arrays[`${state.metric.name}_all_converged`], s, classIndex) === 0,
+    }));
+    const bands = BANDS.map(([below, above, strength]) => ({
+      low: at(below),
+      high: at(above),
+      words: below ? `${100 * below} to ${100 * above} %` : "all",
+      strength,
+    }));
+    return { points, bands };
   }
 
   function valuesOf(arrays, sample, classIndex) {
@@ -104,17 +139,17 @@ export function curves({ state, source, charts }) {
 // One entry of an array, or undefined where there is no array.
 const get = (array, ...indices) => array?.data[indices.reduce((offset, index, axis) => offset * array.shape[axis] + index, 0)];
 
-function traces({ title, color, dash, points, band }) {
+function traces({ title, color, dash, points, bands }) {
   const x = points.map(({ step }) => step);
-  const at = (name) => points.map((point) => (Number.isFinite(point[name]) ? point[name] : null)); // a gap
-  const text = points.map(({ value, low, high, error, isOpen }) => {
-    const mean = short(value) + (error > 0 ? ` ± ${short(error, 2)}` : "");
-    const spread = band && `10 to 90 %: ${short(low)} to ${short(high)}`;
-    return joined([mean, spread, isOpen && "not converged"], "<br>");
+  const orGap = (value) => (Number.isFinite(value) ? value : null);
+  const text = points.map(({ value, error, isOpen }, s) => {
+    const middle = short(value) + (error > 0 ? ` ± ${short(error, 2)}` : "");
+    const spread = bands.map(({ words, low, high }) => `${words}: ${short(low[s])} to ${short(high[s])}`);
+    return joined([middle, ...spread, isOpen && "not converged"], "<br>");
   });
   const line = {
     x,
-    y: at("value"),
+    y: points.map(({ value }) => orGap(value)),
     text,
     name: title,
     mode: "lines+markers",
@@ -133,13 +168,12 @@ function traces({ title, color, dash, points, band }) {
     },
     hovertemplate: "step %{x}: %{text}<extra>%{fullData.name}</extra>",
   };
-  if (!band) return [line];
   const edge = { x, mode: "lines", line: { width: 0 }, hoverinfo: "skip", showlegend: false };
-  return [
-    { ...edge, y: at("low") },
-    { ...edge, y: at("high"), fill: "tonexty", fillcolor: faded(color, 0.18) },
-    line,
-  ];
+  const filled = bands.flatMap(({ low, high, strength }) => [
+    { ...edge, y: low.map(orGap) },
+    { ...edge, y: high.map(orGap), fill: "tonexty", fillcolor: faded(color, strength) },
+  ]);
+  return [...filled, line];
 }
 
 function notes(drawn) {

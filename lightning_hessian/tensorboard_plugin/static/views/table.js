@@ -1,9 +1,10 @@
 // Every sample and class at the step shown: one row each, sortable; a click selects.
 
-import { el, panel } from "../dom.js";
+import { el, named, panel } from "../dom.js";
 import { joined, short } from "../numbers.js";
 import { outputName } from "../state.js";
 
+const PAGE = 50; // rows
 const number = (digits) => ({ cell: (value) => short(value, digits), numeric: true });
 const NOT_VALID = "not valid";
 const metricCell = {
@@ -23,8 +24,22 @@ const validity = {
 
 export function table({ state, source }) {
   const frame = panel("table", "All samples and classes at this step", "Click a heading to sort, or a row to select it.");
+  const where = el("output", { ...named("table-rows") });
+  const turn = (label, to) => el("button", { type: "button", "aria-label": label, onclick: () => draw(to()) }, label);
+  const pager = el(
+    "div",
+    { className: "row pager" },
+    turn("first", () => 0),
+    turn("previous", () => page - 1),
+    where,
+    turn("next", () => page + 1),
+    turn("last", () => Infinity),
+  );
+  frame.head.append(pager);
   let order = { key: "sample", sign: 1 };
   let rows = [];
+  let page = 0;
+  let shownSelection = null; // for which the page was last turned
 
   // Key, heading, how a cell is written and ordered.
   const columns = () => [
@@ -57,11 +72,21 @@ export function table({ state, source }) {
     draw();
   }
 
-  function draw() {
+  // Draws a page; by default that of a new selection, or else the same.
+  function draw(wanted = null) {
     const shown = columns();
     const [, , how] = shown.find(([key]) => key === order.key);
     const value = (row) => (how.order ?? ((each) => each))(row[order.key]);
     const sorted = [...rows].sort((a, b) => order.sign * compare(value(a), value(b)));
+    const selection = JSON.stringify([state.run, state.sample, state.classId]);
+    const turned = wanted === null && selection !== shownSelection;
+    if (turned) wanted = Math.floor(sorted.findIndex(isSelected) / PAGE);
+    shownSelection = selection;
+    const lastPage = Math.max(0, Math.ceil(sorted.length / PAGE) - 1);
+    page = Math.min(Math.max(0, wanted ?? page), lastPage);
+    const start = page * PAGE;
+    pager.hidden = !lastPage;
+    where.textContent = `rows ${start + 1} to ${Math.min(start + PAGE, sorted.length)} of ${sorted.length}`;
     const head = shown.map(([key, title]) =>
       el(
         "th",
@@ -74,33 +99,39 @@ export function table({ state, source }) {
         ),
       ),
     );
-    const body = sorted.map((row) => {
-      const selected = row.sample === state.sample && row.classId === state.classId;
-      const cells = shown.map(([key, , { cell = String, numeric }]) =>
-        el("td", { className: numeric ? "number" : "", "data-key": key }, cell(row[key] ?? "")),
-      );
-      const line = el(
-        "tr",
-        {
-          tabIndex: 0,
-          className: selected ? "selected" : "",
-          "data-sample": row.sample,
-          "data-class-id": row.classId,
-          onclick: () => select(row),
-        },
-        ...cells,
-      );
-      line.addEventListener("keydown", ({ key }) => key === "Enter" && select(row));
-      return line;
-    });
+    const body = sorted.slice(start, start + PAGE).map((row) => lineOf(row, shown));
     frame.body.replaceChildren(el("table", {}, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...body)));
+    const own = turned && frame.body.querySelector("tr.selected");
+    if (own && own.offsetTop + own.offsetHeight > frame.body.scrollTop + frame.body.clientHeight) {
+      frame.body.scrollTop = own.offsetTop - frame.body.clientHeight / 2;
+    }
+  }
+
+  function lineOf(row, shown) {
+    const cells = shown.map(([key, , { cell = String, numeric }]) =>
+      el("td", { className: numeric ? "number" : "", "data-key": key }, cell(row[key] ?? "")),
+    );
+    const line = el(
+      "tr",
+      {
+        tabIndex: 0,
+        className: isSelected(row) ? "selected" : "",
+        "data-sample": row.sample,
+        "data-class-id": row.classId,
+        onclick: () => select(row),
+      },
+      ...cells,
+    );
+    line.addEventListener("keydown", ({ key }) => key === "Enter" && select(row));
+    return line;
   }
 
   function sort(key) {
     order = { key, sign: order.key === key ? -order.sign : 1 };
-    draw();
+    draw(0);
   }
 
+  const isSelected = ({ sample, classId }) => sample === state.sample && classId === state.classId;
   const select = ({ sample, classId }) => state.set({ sample, classId });
   const key = () => JSON.stringify([state.run, state.step, state.sample, state.classId, state.steps.length]);
   return { ...frame, key, update };
