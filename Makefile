@@ -5,7 +5,7 @@ NEWEST_PYTHON ?= python3.13
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test screenshots lint format bench zoo mutants compat clean
+.PHONY: demo test docs screenshots lint format bench zoo mutants compat clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/mnist_cnn.py
@@ -14,6 +14,11 @@ demo: $(VENV)/.examples
 test: $(VENV)/.dev
 	$(BIN)/python tests/support/get_chromium.py
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+
+# The documentation as a website in build/site, which loads nothing from elsewhere. Only its search needs a server:
+# .venv/bin/python -m http.server --directory build/site
+docs: $(VENV)/.docs
+	$(BIN)/python -m mkdocs build --strict
 
 screenshots: $(VENV)/.dev
 	$(BIN)/python tests/support/get_chromium.py
@@ -52,6 +57,6 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # The extras are installed with constraints.txt, so that everybody has what was tested.
-$(VENV)/.examples $(VENV)/.dev $(VENV)/.zoo $(VENV)/.mutants: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.examples $(VENV)/.dev $(VENV)/.docs $(VENV)/.zoo $(VENV)/.mutants: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
 	touch $@

@@ -49,9 +49,9 @@ def test_the_page_is_current():
     assert page == to_markdown(), "run: python -m lightning_hessian.records.metrics > docs/metrics.md"
 
 
-def test_the_readme_names_the_tags_that_are_logged():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = [line for line in readme.splitlines() if line.startswith("| `hessian_")]
+def test_the_page_on_charts_names_the_tags_that_are_logged():
+    page = (ROOT / "docs" / "concepts" / "charts.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `hessian_")]
     named = [tag for row in rows for tag in re.findall(r"`hessian_(\w+)/…`", row.split(" | ")[0])]
     others = ["spread", "spectrum_signed_log10", "error", "cost"]
     assert [name for name in named if name not in others] == [metric.name for metric in LOGGED]
