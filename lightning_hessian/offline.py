@@ -203,6 +203,7 @@ class _Offline:
                     f"{self._log_dir} holds the records of another run. Give a log_dir for these measurements alone: "
                     f"TensorBoard shows both where it is given the directory above."
                 ) from error
+            self._save_state(recorder)  # before the first record, which says by this whose it is
         except ConfigurationError as error:
             raise ConfigurationError(
                 f"{self._log_dir} holds measurements with {error} Give another log_dir."
@@ -210,6 +211,7 @@ class _Offline:
         return recorder
 
     def _save_state(self, recorder: InputHessianRecorder) -> None:
+        self._state_path.parent.mkdir(parents=True, exist_ok=True)
         new = self._state_path.with_suffix(".new")
         torch.save({"run": recorder.state_dict(), "steps": sorted(self._steps)}, new)
         new.replace(self._state_path)

@@ -131,10 +131,10 @@ def test_an_event_file_that_refuses_pictures_still_gets_the_rest(tmp_path, monke
 def test_a_record_that_cannot_be_drawn_is_still_logged(tmp_path, monkeypatch):
     composite = tensorboard.composite
 
-    def no_second_picture(record, column):
+    def no_second_picture(record, class_id, **how):
         if record.step == 4:
             raise MemoryError("the canvas is too large")
-        return composite(record, column)
+        return composite(record, class_id, **how)
 
     monkeypatch.setattr(tensorboard, "composite", no_second_picture)
     with one_warning("Drawing the pictures failed. MemoryError", "heatmap_samples=0 draws none"):
