@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from lightning_hessian._version import __version__
+from lightning_hessian.errors import MeasurementError, WritingError
 from lightning_hessian.report.page import MAX_SIZE, write_report
 
 
@@ -17,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(_parser().parse_args(arguments))
     try:
         options.pop("run")(**options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MeasurementError, WritingError) as error:
         print(f"lightning-hessian: {error}", file=sys.stderr)
         return 1
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,10 +34,10 @@ class SymmetricOperator:
         self._problems = problems  # [...], their numbers among those of the blocks
         self._access = access
         self._seed = seed
-        num_inputs = blocks.batch.num_inputs
+        num_inputs = blocks.whole.num_inputs
         self.shape = (*problems.shape, num_inputs, num_inputs)
-        self.dtype = blocks.batch.x.dtype
-        self.device = blocks.batch.x.device
+        self.dtype = blocks.whole.x.dtype
+        self.device = blocks.whole.x.device
 
     def __matmul__(self, v: Any) -> Tensor:
         """Products with one vector ``[D]``, or with M of them, the columns of ``[D, M]`` or ``[..., D, M]``.
@@ -86,13 +87,13 @@ class SymmetricOperator:
         """Of the matrices ``[..., D, D]`` with M vectors each, ``[..., M, D]``; ``given``: as a user shaped them."""
         *lead, size, _ = self.shape
         try:
-            if vectors.shape[-1] != size:
+            if vectors.shape[-1] != size or vectors.is_complex():
                 raise RuntimeError
             vectors = vectors.detach().to(self.device, self.dtype).expand(*lead, *vectors.shape[-2:])
         except RuntimeError as error:
             raise ConfigurationError(
                 f"Vectors of shape {tuple(given)} do not fit an operator of shape {self.shape}: @ takes [D], [D, M] or "
-                f"[..., D, M], and matvec takes [D] or [..., D]."
+                f"[..., D, M], and matvec takes [D] or [..., D], of real numbers."
             ) from error
         flat = self._problems.flatten()
         with self._access.isolated():
@@ -141,13 +142,18 @@ class BatchedHessian(SymmetricOperator):
         self.classes = classes
         super().__init__(blocks, torch.arange(classes.numel()).reshape(classes.shape), access, seed)
 
+    __iter__ = None  # pairs of samples and classes are not a sequence
+
     def __getitem__(self, pair: tuple[int, int]) -> SampleHessian:
         """The Hessian of a sample, counted from 0, and a class, by its number among the outputs: ``H[0, 7]``."""
-        sample, class_id = pair if isinstance(pair, tuple) and len(pair) == 2 else (pair, None)
         num_samples = len(self.classes)
-        if not isinstance(sample, int) or not -num_samples <= sample < num_samples:
+        try:
+            sample, class_id = map(operator.index, pair)
+        except (TypeError, ValueError):
+            raise IndexError("Give a sample and a class, as whole numbers: H[sample, class_id].") from None
+        if not -num_samples <= sample < num_samples:
             raise IndexError(
-                f"There is no sample {sample!r}: give H[sample, class_id], samples from 0 to {num_samples - 1}."
+                f"There is no sample {sample}: give H[sample, class_id], samples from 0 to {num_samples - 1}."
             )
         known = self.classes[sample].tolist()
         if class_id not in known:

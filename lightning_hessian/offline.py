@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+import re
 import signal
 import threading
 import time
@@ -15,7 +18,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from lightning_hessian.curvature.meter import duration
-from lightning_hessian.errors import ConfigurationError, MeasurementError
+from lightning_hessian.errors import ConfigurationError, MeasurementError, check_at_least
 from lightning_hessian.recorder import InputHessianRecorder
 from lightning_hessian.records.event_format import FOLDER
 from lightning_hessian.training.checkpoints import (
@@ -34,7 +37,8 @@ if TYPE_CHECKING:
 STATE = "offline_state.pt"  # beside the records: what the next run continues from
 OF_CHECKPOINT = "checkpoint"  # in place of a file of samples
 LAST = "last"  # how the name of a training's final checkpoint begins
-PAUSES = 3  # so many times the longest pause between two checkpoints end a watch
+PAUSES = 3  # so many times the longest pause between the checkpoints of two steps end a watch,
+UNKNOWN = 10  # and so many times the patience, before there are two pauses
 
 
 def measure_checkpoints(
@@ -73,7 +77,8 @@ def measure_checkpoints(
     Raises:
         ConfigurationError: an argument is not allowed, or does not fit the model; or no checkpoint could be measured.
     """
-    work = _Offline(ModelSource(model), samples, log_dir, torch.device(device or _default_device()), say, options)
+    check_at_least("poll", math.ceil(poll), 1)
+    work = _Offline(ModelSource(model), samples, log_dir, _device(device), say, options)
     with work.closing(), _terminable():
         try:
             work.measure_new(find_checkpoints(checkpoints))
@@ -112,6 +117,7 @@ class _Offline:
         self._state_path = Path(log_dir) / FOLDER / (options.get("name") or "") / STATE
         self._seen: dict[Path, tuple[int, int]] = {}  # size and time of change of files, measured or not
         self._steps: set[int] = set()
+        self._written: dict[int, float] = {}  # when the checkpoint of each step was
         self._recorder = None if samples == OF_CHECKPOINT else self._open(read_samples(Path(samples)))
 
     def measure_new(self, paths: Sequence[Path]) -> bool:
@@ -127,7 +133,7 @@ class _Offline:
             self._seen[path], news = (stat.st_size, stat.st_mtime_ns), True
             try:
                 self._measure(path)
-            except (CheckpointError, MeasurementError) as error:
+            except (CheckpointError, MeasurementError, FileNotFoundError) as error:
                 self.last_failure = str(error)
                 self._say(f"Skipped {path.name}. {error}")
         return news
@@ -140,12 +146,12 @@ class _Offline:
             time.sleep(poll)
             if self.measure_new(find()):
                 changed = time.monotonic()
-            written = sorted(time_ns / 1e9 for _, time_ns in self._seen.values())
+            written = sorted(self._written.values())
             longest = max((b - a for a, b in pairwise(written)), default=0.0)
-            limit = max(patience, PAUSES * longest)
+            limit = max(patience, PAUSES * longest) if len(written) > 2 else UNKNOWN * patience
             has_last = any(path.stem.startswith(LAST) for path in self._seen)
             if has_last and time.monotonic() - changed > limit:
-                self._say(f"No new checkpoint beside {LAST}.ckpt for {duration(limit)}: the training has ended.")
+                self._say(f"No new checkpoint beside {LAST}.ckpt for {duration(limit)}: the training seems to be over.")
                 return
 
     @contextmanager
@@ -158,14 +164,17 @@ class _Offline:
                 self._recorder.close()
 
     def _measure(self, path: Path) -> None:
-        checkpoint = read_checkpoint(path)
-        at = checkpoint.position
-        if self._recorder is None:
-            self._recorder = self._open_with(checkpoint)
-        if at.step in self._steps:
-            self.num_known += 1
-            return
-        model = self._source.load(checkpoint, self._device)
+        with path.open("rb") as file:
+            checkpoint = read_checkpoint(path, file)
+            at = checkpoint.position
+            if self._recorder is None:
+                self._recorder = self._open_with(checkpoint)
+            if not path.stem.startswith(LAST):
+                self._written[at.step] = os.fstat(file.fileno()).st_mtime
+            if at.step in self._steps:
+                self.num_known += 1
+                return
+            model = self._source.load(checkpoint, file, self._device)
         record = self._recorder.measure(model, at.step, epoch=at.epoch, logged_step=at.logged_step)
         assert record is not None  # what fails has raised
         self._recorder.flush()
@@ -204,9 +213,9 @@ class _Offline:
                     f"TensorBoard shows both where it is given the directory above."
                 ) from error
             self._save_state(recorder)  # before the first record, which says by this whose it is
-        except ConfigurationError as error:
+        except Exception as error:  # of other settings, or of a damaged file
             raise ConfigurationError(
-                f"{self._log_dir} holds measurements with {error} Give another log_dir."
+                f"The measurements in {self._log_dir} cannot be continued: {error} Give another log_dir."
             ) from error
         return recorder
 
@@ -217,16 +226,22 @@ class _Offline:
         new.replace(self._state_path)
 
 
-def _order(path: Path) -> tuple[float, str]:
-    """Checkpoints are written in the order of their steps."""
+def _order(path: Path) -> tuple[bool, int, float]:
+    """By the step in the name; those without one after the others, in the order in which they were written."""
+    match = re.search(r"step[=_-]?(\d+)", path.name)
     try:
-        return path.stat().st_mtime, path.name
+        return match is None, int(match[1]) if match else 0, path.stat().st_mtime
     except FileNotFoundError:
-        return 0.0, path.name
+        return match is None, int(match[1]) if match else 0, 0.0
 
 
-def _default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise ConfigurationError(f"device={name!r} is not available here: {error}") from error
+    return device
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_hessian.curvature import functions
 from lightning_hessian.curvature.checks.derivatives import CheckedDerivatives, about_invalid
@@ -71,6 +71,8 @@ class InputHessianOperator(BatchedHessian):
     @cached_property
     def valid(self) -> Tensor:
         """``[N, K]``, whether a product along a random direction agrees with values; all True with ``check=False``."""
+        if not self._options.check:
+            return torch.ones_like(self.classes, dtype=torch.bool)
         v = random_vectors(self._batch, self._options.generator())[:, :1].expand(self._batch.shape)
         with self._access.isolated() as prepared:
             found = functions.hvp(self._batch, v, self._options, prepared.forward)
@@ -84,7 +86,7 @@ class InputHessianOperator(BatchedHessian):
 
     def hvp(self, v: Tensor) -> Tensor:
         """Products ``[N, K, D]``, each compared with values; see ``input_hvp``."""
-        v = _per_problem(v, self._batch)
+        v = _per_problem(torch.as_tensor(v), self._batch)
         with self._access.isolated() as prepared:
             found = functions.hvp(self._batch, v, self._options, prepared.forward)
         return _reported("HVP", found).numbers
@@ -131,11 +133,19 @@ class InputHessianOperator(BatchedHessian):
         """Frees the graphs; nothing can be computed any more."""
         self._access.is_closed = True
         self._blocks.free()
-        self.gauss_newton._blocks.free()
+        if "gauss_newton" in vars(self):
+            self.gauss_newton._blocks.free()
 
     def _blocks_of(self, kind: type[BatchOperator]) -> ProblemBlocks:
         costs = ModelCosts(self._batch, self._memory, self._access.prepared.forward)
-        return ProblemBlocks(kind, self._batch, lambda: fitting_samples(self._memory, costs.split_matvec_bytes))
+
+        def rows_at_once() -> int:
+            of_term = kind is GaussNewtonOperator
+            return fitting_samples(
+                self._memory, costs.gauss_newton_matvec_bytes if of_term else costs.split_matvec_bytes
+            )
+
+        return ProblemBlocks(kind, self._batch, rows_at_once)
 
     def _products(self, vectors: Tensor, given: torch.Size) -> Tensor:
         _ = self.valid
@@ -160,8 +170,9 @@ def input_hessian_operator(
     """The Hessians ∇²ₓ t(x[n], k) of all samples and classes as an operator, for as long as the context is open.
 
     Differentiated is the scalar ``target`` of the model's output for one class, with respect to the input; nothing is
-    summed or averaged over the batch. The model's parameters are copied when the context is opened. It may be used and
-    trained inside of the context: only while a product is computed is it in eval mode, and put back afterwards.
+    summed or averaged over the batch. A module's parameters and buffers are copied when the context is opened (those
+    behind a callable must not change). It may be used and trained inside of the context: only while a product is
+    computed is it in eval mode, and put back afterwards.
 
     Args:
         model: an ``nn.Module``, a ``LightningModule`` or a callable, from ``[N, *shape]`` to ``[N, C]`` or ``[N]``,
@@ -239,7 +250,9 @@ def operator_of_one_call(
 ) -> Iterator[InputHessianOperator]:
     """As ``input_hessian_operator``, for functions that need it once: the model stays isolated throughout."""
     options = Options(check=check, max_memory=max_memory, seed=seed)
-    network = ModelFunction(model, forward_fn, output_fn, wrt)
+    buffers = dict(model.named_buffers()) if isinstance(model, nn.Module) else {}
+    copies = {name: buffer.detach().clone() for name, buffer in buffers.items()}
+    network = ModelFunction(model, forward_fn, output_fn, wrt, copies)
     dtype = usable_dtype(network, x, dtype)
     with prepare(network, x, classes, target, dtype=dtype, max_memory=max_memory) as prepared:
         access = ModelAccess(network, prepared)

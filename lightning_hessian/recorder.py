@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from lightning_hessian.errors import ConfigurationError, check_at_least, warn
+from lightning_hessian.errors import ConfigurationError, check_at_least, check_choice, warn
 from lightning_hessian.model.arguments import Model, Target
 from lightning_hessian.records.locations import LogDir
 from lightning_hessian.records.record import Record, Stage
@@ -82,6 +83,8 @@ class InputHessianRecorder:
     ) -> None:
         if log_dir is None and writer is None:
             raise ConfigurationError("Give log_dir, the directory of the run, or writer, its SummaryWriter.")
+        if writer is not None and not hasattr(writer, "add_scalar"):
+            raise ConfigurationError(f"writer={writer!r} is no SummaryWriter. Of a logger, give logger.experiment.")
         if samples is None:
             raise ConfigurationError("Give samples=x, samples=(x, labels) or samples=dataset.")
         arguments = {**options, "samples": samples, "classes": classes, "target": target}
@@ -90,11 +93,12 @@ class InputHessianRecorder:
         warns, informs = (warn, logger.info) if group.rank == 0 else (_say_nothing, _say_nothing)
         finder = SampleFinder(settings, warns)
         state = RunState(group.on_first(finder.given))
-        folder = os.fspath(writer.log_dir if log_dir is None else log_dir)
+        folder = group.on_first(lambda: os.fspath(writer.log_dir if log_dir is None else log_dir))
         self._places = Places(folder, folder)
         self._event_file = EventFile(folder, writer)
         self._run = MonitoringRun(settings, group, state, warn=warns, inform=informs)
-        self._run.budget.start()
+        if options.get("max_overhead") is not None:
+            self._run.budget.start()
         self._keep_earlier = keep_earlier
         self._new_line = line_of_its_own if progress_bar and group.rank == 0 else no_line
         self._close_at_exit = weakref.finalize(self, _close, self._run, self._event_file)
@@ -118,16 +122,19 @@ class InputHessianRecorder:
             ConfigurationError: the arguments do not fit the model; from the first measurement only.
             Exception: anything else with ``on_error="raise"``.
         """
+        if not self._close_at_exit.alive:
+            raise ConfigurationError("This recorder is closed: make a new one, with keep_earlier=True to go on.")
+        check_choice("stage", stage, get_args(Stage))
         check_at_least("step", step, 0)
         check_at_least("epoch", epoch, 0)
-        replaces = stage == "fit" and not self._keep_earlier
+        started_at = sys.maxsize if self._keep_earlier else step
         with MeasurementBar(self._new_line) as progress:
             published = self._run.measure(
                 model,
                 TrainingPosition(step, step if logged_step is None else logged_step, epoch),
                 places=self._places,
                 loggers=[self._event_file],
-                started_at=step if replaces else None,
+                started_at=started_at if stage == "fit" else None,
                 before_training=self._run.num_records == 0,
                 stage=stage,
                 progress=progress,
@@ -148,8 +155,10 @@ class InputHessianRecorder:
 
     def flush(self) -> None:
         """Waits until everything is written; what could not be written warns or raises, as ``on_error`` says."""
-        self._run.flush()
-        self._event_file.flush()
+        try:
+            self._run.flush()
+        finally:
+            self._event_file.flush()
 
     def close(self) -> None:
         """Writes what is left and ends; at the latest when the program does."""
@@ -164,7 +173,10 @@ class InputHessianRecorder:
 
 def _close(run: MonitoringRun, event_file: EventFile) -> None:
     run.close()
-    event_file.close()
+    try:
+        event_file.close()
+    except Exception as error:  # a full disk; what ends the loop is another matter
+        warn(f"InputHessianRecorder: closing the event file failed ({type(error).__name__}: {error}).")
 
 
 def _say_nothing(message: str) -> None:

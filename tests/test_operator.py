@@ -3,6 +3,7 @@
 import gc
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from support.counting import Notes
@@ -71,6 +72,24 @@ def test_classes_are_named_by_their_number(q):
             hessian[2, 0]
         with pytest.raises(IndexError, match=r"H\[sample, class_id\]"):
             hessian[0]
+
+
+def test_indices_of_numpy_and_what_is_no_index(operator, q):
+    v = torch.randn(7, dtype=F64)
+    torch.testing.assert_close(operator[np.int64(1), torch.tensor(0)] @ v, q @ v)
+    with pytest.raises(TypeError):
+        list(operator)
+    with pytest.raises(ConfigurationError, match="of real numbers"):
+        operator @ (v + 1j * v)
+
+
+def test_buffers_are_those_of_the_opening():
+    network = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.GELU(), nn.Linear(6, 2)).double()
+    x, v = torch.randn(3, 4, dtype=F64), torch.randn(4, dtype=F64)
+    with input_hessian_operator(network, x, 0) as hessian:
+        before = hessian @ v
+        network.train()(5 + torch.randn(8, 4, dtype=F64))
+        torch.testing.assert_close(hessian[1, 0] @ v, before[1, 0])
 
 
 @pytest.mark.parametrize("shape", [(), (6,), (6, 2), (3, 7), (5, 2, 7, 3)])
@@ -148,8 +167,10 @@ def test_the_network_runs_forward_once_for_many_products():
     counting = Counting()
     x = torch.randn(2, 5)
     with input_hessian_operator(counting, x, 0, check=False) as hessian:
+        assert len(counting.calls) == 1  # at the opening
         hessian @ torch.randn(5)
         before = len(counting.calls)
+        assert before == 2
         for _ in range(4):
             hessian @ torch.randn(5)
         assert len(counting.calls) == before

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -49,6 +49,14 @@ class Checkpoint:
         Raises:
             CheckpointError: neither says at which step.
         """
+        try:
+            return self._position()
+        except (KeyError, TypeError, AttributeError) as error:  # another program's idea of a checkpoint
+            raise CheckpointError(
+                f"{self.path} does not say where training was ({type(error).__name__}: {error})."
+            ) from error
+
+    def _position(self) -> TrainingPosition:
         step, epoch = self._number(STEPS), self._number(EPOCHS)
         if step is None:
             raise CheckpointError(
@@ -99,19 +107,26 @@ class Checkpoint:
         return None
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, file: IO[bytes]) -> Checkpoint:
     """A checkpoint on the CPU; like Lightning, it trusts the file, since the model's code is the user's own.
+
+    Args:
+        path: of the file.
+        file: the file, open: its name may stand for a newer one soon.
 
     Raises:
         CheckpointError: it cannot be read, as long as it is being written for example.
     """
     try:
         if path.suffix == ".safetensors":
-            return Checkpoint(path, {"state_dict": _safetensors(path)})
+            from safetensors.torch import load
+
+            return Checkpoint(path, {"state_dict": load(file.read())})
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:  # hyperparameters of other kinds
-            content = torch.load(path, map_location="cpu", weights_only=False)
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=False)
     except Exception as error:  # whatever a damaged file makes of the unpickler
         raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {_first_line(error)}).") from error
     if not isinstance(content, Mapping):
@@ -164,8 +179,8 @@ class ModelSource:
             raise ConfigurationError(f"{name} is a {type(found).__name__}, and neither a class nor a function.")
         self._make: Callable[..., Any] = found
 
-    def load(self, checkpoint: Checkpoint, device: torch.device) -> nn.Module:
-        """The model with the checkpoint's weights.
+    def load(self, checkpoint: Checkpoint, file: IO[bytes], device: torch.device) -> nn.Module:
+        """The model with the checkpoint's weights, from its open file.
 
         Raises:
             CheckpointError: it is a checkpoint of another model.
@@ -176,7 +191,8 @@ class ModelSource:
             model = self._made()
         try:
             if load is not None:
-                model = load(checkpoint.path, map_location=device)
+                file.seek(0)
+                model = load(file, map_location=device)
             else:
                 model.load_state_dict(checkpoint.state_dict)
         except TypeError as error:  # arguments are missing

@@ -70,6 +70,7 @@ class MonitoringRun:
         self.num_records = 0
         self._folder = RecordFolder(settings.measurement.name)
         self._saved_in = ""  # from the first record on
+        self._is_claimed = self._is_claimed_for_fit = False
         self._samples_restored = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -181,10 +182,11 @@ class MonitoringRun:
     ) -> tuple[dict[str, float], list[WritingError]]:
         """Runs on the first process, which has the record."""
         assert record is not None
-        if self.num_records == 1:
+        if not self._is_claimed or (started_at is not None and not self._is_claimed_for_fit):
             # Only now: an earlier run's records are superseded by a record, not by an attempt.
             self._saved_in, warnings = self._folder.claim(places, started_at)
             self.output.save_in(self._saved_in)
+            self._is_claimed, self._is_claimed_for_fit = True, started_at is not None
             for warning in warnings:
                 self.output.warn(warning)
         published = self.output.publish(record)

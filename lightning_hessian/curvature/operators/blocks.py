@@ -26,11 +26,16 @@ class ProblemBlocks:
     """
 
     def __init__(self, kind: type[BatchOperator], batch: TargetBatch, rows_at_once: Callable[[], int]) -> None:
-        self.batch = batch.split_classes()
+        self.whole = batch
         self._kind = kind
         self._ask_for_rows = rows_at_once
         self._rows: Tensor | None = None
         self._operator: BatchOperator | None = None
+
+    @cached_property
+    def batch(self) -> TargetBatch:
+        """The targets, a sample for each class."""
+        return self.whole.split_classes()
 
     @cached_property
     def rows_at_once(self) -> int:
