@@ -107,10 +107,13 @@ class SymmetricOperator:
         complete = num_vectors >= size
         basis = torch.eye(size if complete else 0, size)
         signs = torch.randint(2, (num_vectors, size), generator=torch.Generator().manual_seed(self._seed)) * 2.0 - 1
-        if complete:
-            signs = torch.zeros(2, size)  # nothing is left to be estimated
         num = self._problems.numel()
-        inside, outside = (self._products(v, v.shape).reshape(num, *v.shape) for v in (basis, signs))
+        inside = self._products(basis, basis.shape).reshape(num, *basis.shape)
+        if complete:  # nothing is left to be estimated
+            signs = torch.zeros(2, size)
+            outside = inside.new_zeros(num, 2, size)
+        else:
+            outside = self._products(signs, signs.shape).reshape(num, *signs.shape)
         basis, signs = basis.to(inside), signs.to(inside)
         known = KnownProducts(basis.expand_as(inside), inside)
         return estimate(known, RandomProducts(signs, signs.expand_as(outside), outside))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-import re
 import signal
 import threading
 import time
@@ -18,7 +16,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from lightning_hessian.curvature.meter import duration
-from lightning_hessian.errors import ConfigurationError, MeasurementError, check_at_least
+from lightning_hessian.errors import ConfigurationError, MeasurementError
 from lightning_hessian.recorder import InputHessianRecorder
 from lightning_hessian.records.event_format import FOLDER
 from lightning_hessian.training.checkpoints import (
@@ -26,6 +24,7 @@ from lightning_hessian.training.checkpoints import (
     CheckpointError,
     ModelSource,
     find_checkpoints,
+    number_in_name,
     read_checkpoint,
     read_samples,
 )
@@ -54,7 +53,7 @@ def measure_checkpoints(
     say: Callable[[str], object] = print,
     **options: Unpack[RecorderOptions],
 ) -> int:
-    """Measures checkpoints in order of their steps, those aside that were measured before in this directory.
+    """Measures checkpoints in order of their steps, but for those that were measured before in this directory.
 
     A file that cannot be read is skipped, and tried again once it has changed.
 
@@ -77,7 +76,10 @@ def measure_checkpoints(
     Raises:
         ConfigurationError: an argument is not allowed, or does not fit the model; or no checkpoint could be measured.
     """
-    check_at_least("poll", math.ceil(poll), 1)
+    if not (poll > 0 and patience >= 0):
+        raise ConfigurationError(
+            f"poll={poll:g} must be more than 0 seconds, and patience={patience:g} not less than 0."
+        )
     work = _Offline(ModelSource(model), samples, log_dir, _device(device), say, options)
     with work.closing(), _terminable():
         try:
@@ -85,11 +87,12 @@ def measure_checkpoints(
             if watch:
                 work.follow(lambda: find_checkpoints(checkpoints), poll, patience)
         except KeyboardInterrupt:
-            say("Interrupted.")
+            say(f"Interrupted. {work.num_measured} measured, {work.num_known} already measured.")
+            return work.num_measured
     if not work.num_measured and not work.num_known:
         patterns = ", ".join(map(repr, checkpoints))
         raise ConfigurationError(work.last_failure or f"There is no checkpoint that matches {patterns}.")
-    say(f"{work.num_measured} measured, {work.num_known} measured before. Look: tensorboard --logdir {log_dir}")
+    say(f"{work.num_measured} measured, {work.num_known} already measured. Look: tensorboard --logdir {log_dir}")
     return work.num_measured
 
 
@@ -98,7 +101,7 @@ class _Offline:
 
     Attributes:
         num_measured: checkpoints measured here.
-        num_known: checkpoints that were measured before.
+        num_known: checkpoints whose step was measured already.
         last_failure: why a checkpoint was skipped.
     """
 
@@ -228,11 +231,12 @@ class _Offline:
 
 def _order(path: Path) -> tuple[bool, int, float]:
     """By the step in the name; those without one after the others, in the order in which they were written."""
-    match = re.search(r"step[=_-]?(\d+)", path.name)
+    step = number_in_name(path, "step")
     try:
-        return match is None, int(match[1]) if match else 0, path.stat().st_mtime
+        written = path.stat().st_mtime
     except FileNotFoundError:
-        return match is None, int(match[1]) if match else 0, 0.0
+        written = 0.0
+    return step is None, step or 0, written
 
 
 def _device(name: str | None) -> torch.device:

@@ -49,7 +49,8 @@ class InputHessianOperator(BatchedHessian):
     """The input-Hessians of N samples and K classes, ``[N, K, D, D]``; made by ``input_hessian_operator``.
 
     ``@``, ``matvec``, ``trace`` and ``diagonal`` are compared with differences of values once, before the first
-    product, along a random direction; the other methods as the functions of the same names say.
+    product, along a random direction; ``gradient``, ``hvp``, ``to_dense`` and ``spectrum`` as ``input_gradient``,
+    ``input_hvp``, ``input_hessian`` and ``input_spectrum`` say.
     """
 
     def __init__(self, access: ModelAccess, options: Options) -> None:

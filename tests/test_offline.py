@@ -23,6 +23,7 @@ from lightning_hessian.training.checkpoints import ModelSource
 
 MODEL = "support.training:Classifier"
 X, Y = digits(64, 96).tensors
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}  # for processes that import from ``support``
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def test_the_curves_are_those_of_the_run(trained, tmp_path, capsys):
     assert measure(trained, tmp_path) == 0
     out = capsys.readouterr().out
     assert "epoch=0-step=4.ckpt: epoch 0, after 4 optimizer steps, dense" in out
-    assert f"2 measured, 1 measured before. Look: tensorboard --logdir {tmp_path}" in out
+    assert f"2 measured, 1 already measured. Look: tensorboard --logdir {tmp_path}" in out
     ours, theirs = load_records(tmp_path), load_records(trained / "run")[1:]
     assert names(ours) == names(theirs)
     for own, other in zip(ours, theirs, strict=True):
@@ -66,7 +67,7 @@ def test_what_was_measured_is_left_out(trained, tmp_path, capsys):
     measure(trained, tmp_path, checkpoints="checkpoints/*step=4.ckpt")
     before = load_records(tmp_path)[0].measured_at
     assert measure(trained, tmp_path) == 0
-    assert "1 measured, 2 measured before" in capsys.readouterr().out
+    assert "1 measured, 2 already measured" in capsys.readouterr().out
     records = load_records(tmp_path)
     assert [r.step for r in records] == [4, 8]
     assert records[0].measured_at == before
@@ -115,6 +116,8 @@ def test_plain_state_dicts(trained, tmp_path):
         ({"samples": "code.pt"}, "Save tensors only"),
         ({"samples": "flat.pt"}, "The samples have the shape"),
         ({"classes": "12"}, "out of range"),
+        ({"more": ("--poll", "-1")}, "poll=-1 must be more than 0 seconds"),
+        ({"more": ("--device", "gpu")}, "device='gpu' is not available here"),
         ({"more": ("--target", "logits")}, "target='logits' is not known"),
     ],
     ids=lambda value: " ".join(map(str, next(iter(value.items())))) if isinstance(value, dict) else "",
@@ -193,7 +196,7 @@ def command(folder, *more):
     arguments = [sys.executable, "-m", "lightning_hessian.cli", "measure", MODEL, str(folder / "checkpoints")]
     arguments += ["--samples", str(folder / "samples.pt"), "--log-dir", str(folder / "offline"), "--classes", "3"]
     arguments += ["--heatmap-samples", "0", "--num-samples", "2", "--watch", "--poll", "0.2", *more]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
 
 
 def wait_for(condition, seconds=120):
@@ -214,7 +217,7 @@ def test_watching_a_training_and_both_sides_killed(tmp_path):
     """Every checkpoint that was written whole is measured, once; the end of the training ends the watch."""
     torch.save((X, Y), tmp_path / "samples.pt")
     watch = command(tmp_path)
-    trainer = subprocess.Popen([sys.executable, "-m", "support.offline", str(tmp_path)])
+    trainer = subprocess.Popen([sys.executable, "-m", "support.offline", str(tmp_path)], env=ENVIRONMENT)
     try:
         wait_for(lambda: measured_steps(tmp_path))
         watch.send_signal(signal.SIGKILL)

@@ -103,6 +103,7 @@ def test_trace_and_diagonal_exactly(operator, q):
     torch.testing.assert_close(trace.value, torch.stack([q.trace(), -q.trace()]).expand(3, -1))
     torch.testing.assert_close(diagonal.value, torch.stack([q.diag(), -q.diag()]).expand(3, -1, -1))
     assert trace.error.max() < 1e-13
+    assert operator._blocks._rows.numel() == 7 * 6  # of the exact estimates, D vectors of each, and no more
     assert operator[1, 1].trace(7).value == -operator[1, 0].trace(7).value
 
 

@@ -102,9 +102,15 @@ class Checkpoint:
                 found = found.item()
             if isinstance(found, int) and not isinstance(found, bool):
                 return found
-            if match := re.search(rf"(?:^|[^a-z]){name}[=_-]?(\d+)", self.path.stem.lower()):
-                return int(match[1])
+            if (number := number_in_name(self.path, name)) is not None:
+                return number
         return None
+
+
+def number_in_name(path: Path, name: str) -> int | None:
+    """400 in ``epoch=3-step=400.ckpt`` for ``step``; None where there is none."""
+    match = re.search(rf"(?:^|[^a-z]){name}[=_-]?(\d+)", path.stem.lower())
+    return int(match[1]) if match else None
 
 
 def read_checkpoint(path: Path, file: IO[bytes]) -> Checkpoint:

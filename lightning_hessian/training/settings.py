@@ -137,7 +137,7 @@ class MonitorOptions(TypedDict, total=False):
 
 
 class RecorderOptions(MonitorOptions, total=False):
-    """The same with what is looked at."""
+    """``MonitorOptions``, with classes and target."""
 
     classes: int | Sequence[int] | str
     target: Target | Literal["auto"]
