@@ -95,7 +95,7 @@ def test_every_kind_of_zero_and_every_message_is_on_a_page(site_pages):
 
 def test_the_site_is_built_and_loads_nothing_from_elsewhere(tmp_path):
     pytest.importorskip("mkdocs", reason="the extra docs is not installed")
-    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path]
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path]  # --quiet would undo --strict
     subprocess.run(build, check=True, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
     pages = list(tmp_path.rglob("*.html"))
     assert len(pages) > 40
@@ -106,3 +106,14 @@ def test_the_site_is_built_and_loads_nothing_from_elsewhere(tmp_path):
         assert "arithmatex" not in text, page.name
     for style in tmp_path.rglob("*.css"):
         assert not re.search(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//", style.read_text(encoding="utf-8")), style.name
+
+
+def test_every_example_is_in_the_gallery():
+    """With a picture that is small enough for a page of many."""
+    page = (ROOT / "docs" / "gallery.md").read_text()
+    examples = [path for path in (ROOT / "examples").iterdir() if path.suffix in (".py", ".ipynb")]
+    assert set(re.findall(r"\]\(\.\./examples/(.*?)\)", page)) == {path.name for path in examples}
+    for path in examples:
+        picture = ROOT / "docs" / "images" / "gallery" / f"{path.stem}.png"
+        assert f"](images/gallery/{path.stem}.png)" in page
+        assert 5_000 < picture.stat().st_size < 60_000
