@@ -165,7 +165,7 @@ def molecule_modes(folder: Path) -> Figure:
     position = position - position[0]
     plane = np.linalg.svd(position)[2][:2]  # the molecule is flat
     atoms = position @ plane.T
-    figure, axes = new_figure(3, height=2)
+    figure, axes = new_figure(3, height=1.75)
     for ax, name, frequency, mode in zip(
         axes, NAMES, found.frequencies, found.spectrum.eigenvectors[0, 0], strict=False
     ):
@@ -210,7 +210,7 @@ def two_processes_ddp(folder: Path) -> Figure:
     axes[0].set_xscale("symlog", linthresh=1e-3)
     axes[0].set_yscale("symlog", linthresh=1e-3)
     for axis in (axes[0].xaxis, axes[0].yaxis):
-        axis.set_ticks([-1, -1e-2, 0, 1e-2, 1])
+        axis.set_ticks([-1, 0, 1])
     labeled(axes[0], "λ by one process", "λ by two processes")
     axes[1].plot(np.arange(1, 65), np.abs(together - alone).max(0) / np.abs(alone).max(), ".")
     axes[1].set_yscale("log")
