@@ -260,7 +260,7 @@ def least_memory(method: MethodName, batch: TargetBatch, costs: ModelCosts, opti
 
 # Sizes that fit
 
-# Of memory for samples worked on at the same time. On a CPU, larger groups are slower: 35 s instead of 28 for 400 digits.
+# Of memory for samples worked on at a time. On a CPU, larger groups are slower: 35 s, not 28, for 400 digits.
 ENOUGH = 2**30  # bytes
 
 
