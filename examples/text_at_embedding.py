@@ -8,8 +8,8 @@ output changes with word j.
 
 The text is real, though not literature: docstrings of NumPy and of PyTorch, cut into passages of 16 words. The
 classifier tells which of the two a passage comes from; passages of one docstring are all to train on or all held out.
-You will see three held-out passages and, for each, the three pairs of words with the largest blocks. They depend on the
-installed versions of both packages.
+You will see three held-out passages and, for each, the three pairs of different words with the largest blocks. They
+depend on the installed versions of both packages.
 """
 
 import argparse
@@ -78,6 +78,16 @@ def interactions(hessian: np.ndarray) -> np.ndarray:
     return np.linalg.norm(hessian.reshape(NUM_WORDS, WIDTH, NUM_WORDS, WIDTH), axis=(1, 3))
 
 
+def strongest(passage: list[str], blocks: np.ndarray) -> list[tuple[tuple[str, str], float]]:
+    """The three pairs of different words with the largest blocks."""
+    pairs = {
+        (passage[i], passage[j]): float(blocks[i, j])
+        for i, j in zip(*np.triu_indices(NUM_WORDS, k=1), strict=True)
+        if passage[i] != passage[j]
+    }
+    return sorted(pairs.items(), key=lambda pair: -pair[1])[:3]
+
+
 def main() -> None:
     """Trains, measures, and prints the pairs of words that interact most."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -110,10 +120,8 @@ def main() -> None:
     record = load_records(trainer.log_dir)[-1]
     for sample, passage in enumerate(chosen.tolist()):
         print(f"\n{list(SOURCES)[sources[passage]]}: {' '.join(words[passage])}")
-        blocks = np.triu(interactions(record.matrix(sample)), k=1)
-        for flat in blocks.argsort(axis=None)[:-4:-1]:
-            i, j = divmod(int(flat), NUM_WORDS)
-            print(f"  {words[passage][i]} - {words[passage][j]}: {blocks[i, j]:.3g}")
+        for (first, second), size in strongest(words[passage], interactions(record.matrix(sample))):
+            print(f"  {first} - {second}: {size:.3g}")
     print(
         f"\n{int((~out).sum())} passages to train on. Held-out accuracy: {trainer.callback_metrics['val_accuracy']:.1%}"
     )
