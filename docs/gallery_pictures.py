@@ -310,5 +310,6 @@ def operator_algorithms(folder: Path) -> Figure:
 
 
 def curvature_and_errors(folder: Path) -> Image.Image:
-    """The picture that the example draws."""
-    return Image.open(run("curvature_and_errors", folder) / "curvature_and_errors.png").convert("RGB")
+    """The first two panels of the picture that the example draws; three are too small here."""
+    picture = Image.open(run("curvature_and_errors", folder) / "curvature_and_errors.png").convert("RGB")
+    return picture.crop((0, 0, round(0.56 * picture.width), picture.height))
