@@ -130,6 +130,12 @@ def test_arguments_are_checked_at_construction(tmp_path):
         ({"samples": torch.zeros(2, 3, dtype=torch.long)}, ConfigurationError, "floating point"),
         ({"samples": X}, ConfigurationError, "needs integer labels"),
         ({"target": "logits"}, ConfigurationError, "not known"),
+        ({"classes": [1, 2, 1]}, ConfigurationError, r"classes=\[1, 2, 1\] lists 1 more than once"),
+        ({"classes": torch.tensor([[1], [2]])}, ConfigurationError, "must be a class or at least one of them"),
+        ({"classes": [True]}, ConfigurationError, "must be a class or at least one of them"),
+        ({"classes": []}, ConfigurationError, "must be a class or at least one of them"),
+        ({"seed": 0.5}, ConfigurationError, "seed=0.5 must be a whole number"),
+        ({"val_dataloader_idx": 1}, TypeError, "no argument 'val_dataloader_idx'"),
         ({"every_n_epochs": 1}, TypeError, "no argument 'every_n_epochs'"),
     ):
         with pytest.raises(error, match=match):
@@ -137,6 +143,26 @@ def test_arguments_are_checked_at_construction(tmp_path):
     with recorder(tmp_path) as rec, pytest.raises(ConfigurationError, match="step=-1"):
         rec.measure(small_network(), -1)
     assert not list(tmp_path.iterdir())
+
+
+def test_integers_of_numpy_and_tensors_are_whole_numbers(tmp_path):
+    one = np.int64(1)
+    with recorder(tmp_path, num_samples=one, num_eigenvalues=one, heatmap_samples=torch.tensor(1), seed=one) as rec:
+        rec.measure(small_network(), np.int64(3), epoch=torch.tensor(1), logged_step=np.int32(2))
+    (record,) = load_records(tmp_path)
+    assert (record.step, record.epoch, record.logged_step, len(record.x)) == (3, 1, 2, 1)
+    with recorder(tmp_path) as rec:
+        for arguments in ({"step": 3.0}, {"step": True}, {"step": 3, "epoch": -1}, {"step": 3, "logged_step": 2.5}):
+            with pytest.raises(ConfigurationError, match="must be a whole number of at least 0"):
+                rec.measure(small_network(), **arguments)
+
+
+def test_a_tensor_of_classes_holds_for_every_sample(tmp_path):
+    """As a list does: curves are named by their class."""
+    with recorder(tmp_path, classes=torch.tensor([2, 3])) as rec:
+        record = rec.measure(small_network(), 0)
+    assert record.class_ids == (2, 3)
+    assert record.classes.tolist() == [[2, 3], [2, 3]]
 
 
 def test_what_does_not_fit_the_model_raises_at_the_first_measurement(tmp_path):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from lightning_hessian.errors import ConfigurationError
+from lightning_hessian.errors import ConfigurationError, store_whole_numbers
 from lightning_hessian.model.function import Inputs
 from lightning_hessian.model.isolation import frozen_random_streams
 from lightning_hessian.model.state_snapshot import unchanged
@@ -58,6 +58,7 @@ class SampleSource:
     wrt: str | int | None = None
 
     def __post_init__(self) -> None:
+        store_whole_numbers(self, num_samples=1, val_dataloader_idx=0)
         if self.sample_indices is None:
             return
         given: Any = self.sample_indices
