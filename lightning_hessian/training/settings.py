@@ -182,8 +182,8 @@ def _class_choice(given: Any) -> int | list[int] | str:
         numbers = []
     if not numbers:
         raise ConfigurationError(
-            f"classes={given!r} must be a class or at least one of them, as whole numbers from 0, or one of "
-            f"{', '.join(map(repr, CLASS_CHOICES))}."
+            f"classes={given!r} must be whole numbers, or one of {', '.join(map(repr, CLASS_CHOICES))}: at least one "
+            f"class, counted from 0."
         )
     check_distinct(numbers)
     return numbers if is_list else numbers[0]
