@@ -81,20 +81,14 @@ class InputHessianRecorder:
         progress_bar: bool = True,
         **options: Unpack[MonitorOptions],
     ) -> None:
-        if log_dir is None and writer is None:
-            raise ConfigurationError("Give log_dir, the directory of the run, or writer, its SummaryWriter.")
-        if writer is not None and not hasattr(writer, "add_scalar"):
-            raise ConfigurationError(f"writer={writer!r} is no SummaryWriter. Of a logger, give logger.experiment.")
-        if samples is None:
-            raise ConfigurationError("Give samples=x, samples=(x, labels) or samples=dataset.")
         check_known("InputHessianRecorder", options, MonitorOptions)
         arguments = {**options, "samples": samples, "classes": classes, "target": target}
         settings = monitor_settings("InputHessianRecorder", NEVER, arguments)
         group = current_process_group()
+        folder = group.on_first(lambda: _checked_folder(log_dir, writer, samples))
         warns, informs = (warn, logger.info) if group.rank == 0 else (_say_nothing, _say_nothing)
         finder = SampleFinder(settings, warns)
         state = RunState(group.on_first(finder.given))
-        folder = group.on_first(lambda: os.fspath(writer.log_dir if log_dir is None else log_dir))
         self._places = Places(folder, folder)
         self._event_file = EventFile(folder, writer)
         self._run = MonitoringRun(settings, group, state, warn=warns, inform=informs)
@@ -176,6 +170,17 @@ class InputHessianRecorder:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _checked_folder(log_dir: LogDir, writer: Any, samples: Any) -> str:
+    """The directory of the run. Of several processes only the first one needs these, and may be alone to have them."""
+    if log_dir is None and writer is None:
+        raise ConfigurationError("Give log_dir, the directory of the run, or writer, its SummaryWriter.")
+    if writer is not None and not hasattr(writer, "add_scalar"):
+        raise ConfigurationError(f"writer={writer!r} is no SummaryWriter. Of a logger, give logger.experiment.")
+    if samples is None:
+        raise ConfigurationError("Give samples=x, samples=(x, labels) or samples=dataset.")
+    return os.fspath(writer.log_dir if log_dir is None else log_dir)
 
 
 def _close(run: MonitoringRun, event_file: EventFile) -> None:
