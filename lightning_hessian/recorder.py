@@ -40,7 +40,8 @@ class InputHessianRecorder:
 
     Args:
         log_dir: directory of the run, for its event file and records; with ``writer`` it may be left out.
-        samples: a tensor ``[N, *shape]``, ``(x, labels)``, or a map-style dataset.
+        samples: a tensor ``[N, *shape]``, ``(x, labels)``, or a map-style dataset. Of several processes, only the first
+            one needs samples and writer.
         classes: as for ``InputHessianMonitor``.
         target: as for ``InputHessianMonitor``.
         writer: the ``SummaryWriter`` of that directory, if the loop has one already (with Fabric:

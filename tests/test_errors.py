@@ -23,6 +23,7 @@ X = torch.zeros(2, 6, dtype=torch.float64)
         ({"classes": 0.5}, "must contain at least one integer, and only integers"),
         ({"classes": []}, "at least one"),
         ({"classes": [2, 0, 2]}, r"classes=\[2, 0, 2\] lists 2 more than once"),
+        ({"x": X.numpy()}, r"holds no tensor: .* torch.as_tensor\(x\)"),
         ({"seed": 0.5}, "seed=0.5 must be a whole number"),
         ({"classes": torch.tensor([0, 1, 2])}, r"with N = 2; got \(3,\).*list of ints"),
         ({"target": "logits"}, "target='logits' is not known.*'logit'"),

@@ -158,6 +158,13 @@ def test_integers_of_numpy_and_tensors_are_whole_numbers(tmp_path):
                 rec.measure(small_network(), **arguments)
 
 
+def test_samples_in_arrays_of_numpy(tmp_path):
+    with recorder(tmp_path, (X.numpy(), Y.numpy()), classes="label") as rec:
+        record = rec.measure(small_network(), 0)
+    assert np.array_equal(record.x, X[:2])
+    assert np.array_equal(record.labels, Y[:2])
+
+
 def test_a_tensor_of_classes_holds_for_every_sample(tmp_path):
     """As a list does: curves are named by their class."""
     with recorder(tmp_path, classes=torch.tensor([2, 3])) as rec:

@@ -47,6 +47,10 @@ def _floating_point_of(x: Tensor) -> str:
 
 def check_lengths(tensors: list[Tensor]) -> None:
     """Raises a ConfigurationError unless all inputs have one row per sample."""
+    if not tensors:
+        raise ConfigurationError(
+            "The input holds no tensor: give x as a tensor [N, *shape], such as torch.as_tensor(x)."
+        )
     lengths = {len(t) if t.dim() else 0 for t in tensors}
     if len(lengths) != 1:
         raise ConfigurationError(

@@ -87,7 +87,7 @@ class SampleSource:
         if isinstance(source, DataLoader):
             raise ConfigurationError("samples is a DataLoader. Give its dataset, samples=loader.dataset, or a batch.")
         if isinstance(source, (Tensor, list, tuple, Mapping)) or not hasattr(source, "__getitem__"):
-            return self.select_from_batch(source)
+            return self.select_from_batch(tree_map_only(np.ndarray, torch.as_tensor, source))
         if not hasattr(source, "__len__"):
             raise ConfigurationError(
                 "The samples must be a map-style dataset with a length; give a tensor or (x, labels)."
