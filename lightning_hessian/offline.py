@@ -84,9 +84,9 @@ def measure_checkpoints(
     work = _Offline(ModelSource(model), samples, log_dir, _device(device), say, options)
     with work.closing(), _terminable():
         try:
-            work.measure_new(find_checkpoints(checkpoints))
+            work.measure_new(_found(checkpoints))
             if watch:
-                work.follow(lambda: find_checkpoints(checkpoints), poll, patience)
+                work.follow(lambda: _found(checkpoints), poll, patience)
         except KeyboardInterrupt:
             say(f"Interrupted. {work.summary}")
             return work.num_measured
@@ -248,6 +248,11 @@ class _Offline:
         new = self._state_path.with_suffix(".new")
         torch.save({"run": recorder.state_dict(), "weights": self._fingerprints}, new)
         new.replace(self._state_path)
+
+
+def _found(patterns: Sequence[str]) -> list[Path]:
+    """The checkpoints, without the records that a pattern may match too."""
+    return [path for path in find_checkpoints(patterns) if FOLDER not in path.parts]
 
 
 def _as_stored(samples: tuple[Any, Any]) -> tuple[Any, Any]:

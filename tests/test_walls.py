@@ -94,7 +94,7 @@ WALLS = {
     ),
     "training.places": Wall("numpy safetensors", "records records.files records.locations writers"),
     "training.sample_finder": Wall("numpy safetensors torch", "training training.trainer_access"),
-    "training.checkpoints": Wall("torch", "records.event_format training.schedule", when_needed="safetensors"),
+    "training.checkpoints": Wall("torch", "training.schedule", when_needed="safetensors"),
     "training.sample_files": Wall("numpy torch", "training.checkpoints", when_needed="safetensors"),
     "training.distributed": Wall("torch", "curvature"),
     "training.progress": Wall(when_needed="tqdm"),

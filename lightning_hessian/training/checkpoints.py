@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from lightning_hessian.errors import ConfigurationError, whole_number
-from lightning_hessian.records.event_format import FOLDER
 from lightning_hessian.training.schedule import TrainingPosition
 
 WEIGHTS = ("state_dict", "model_state_dict", "model", "network")  # under which loops save a module's state dict
@@ -179,13 +178,13 @@ def read_checkpoint(path: Path, file: IO[bytes]) -> Checkpoint:
 
 
 def find_checkpoints(patterns: Iterable[str]) -> list[Path]:
-    """The files that paths, glob patterns and directories (all checkpoints in them) name, each once; no records."""
+    """The files that paths, glob patterns and directories (all checkpoints in them) name, each once."""
     found: dict[str, Path] = {}
     for pattern in patterns:
         inside = [os.path.join(pattern, f"*{end}") for end in (".ckpt", ".pt", ".pth", ".safetensors")]
         for each in inside if os.path.isdir(pattern) else [pattern]:
             for path in sorted(glob.glob(each, recursive=True)):
-                if os.path.isfile(path) and FOLDER not in Path(path).parts:
+                if os.path.isfile(path):
                     found.setdefault(os.path.realpath(path), Path(path))
     return list(found.values())
 
