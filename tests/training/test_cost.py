@@ -183,7 +183,7 @@ def test_measuring_that_takes_much_of_the_time_is_told_once(tmp_path, monkeypatc
     messages = told(caplog, "of the training time so far")
     assert len(messages) == num_told
     for message in messages:
-        assert message.startswith("InputHessianMonitor: measuring has taken 35% of the training time so far.")
+        assert message.startswith("InputHessianMonitor: so far, measuring has taken 35 % of the training time.")
         assert all(name in message for name in ("max_overhead", "num_samples", "heatmap_samples"))
 
 
