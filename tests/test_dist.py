@@ -1,6 +1,7 @@
 """What is released: the contents of wheel and sdist, their metadata, and one version everywhere."""
 
 import re
+import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -69,3 +70,13 @@ def test_the_changelog_has_this_version():
     released = re.findall(r"^## \[(\S+)\] - (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     version, date = released[0]
     assert (version, date) == (__version__, CITATION["date-released"].isoformat())
+
+
+def test_the_command_of_the_bug_report_prints_versions():
+    bug = yaml.safe_load((ROOT / ".github" / "ISSUE_TEMPLATE" / "bug.yml").read_text())
+    (about,) = (part["attributes"]["description"] for part in bug["body"] if part.get("id") == "versions")
+    (command,) = re.findall(r"```\npython (-c .*)\n```", about)
+    told = subprocess.run([sys.executable, *shlex.split(command)], check=True, capture_output=True, text=True).stdout
+    assert re.search(
+        r"^lightning-hessian \d.*\ntorch \d.*\nlightning \d.*\ntensorboard \d.*\nnumpy \d", told, re.MULTILINE
+    )

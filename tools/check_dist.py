@@ -25,6 +25,8 @@ import zipfile
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
+from tools.compat import requirements
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = "lightning_hessian"
 KINDS = {".py", ".js", ".css", ".md", ".typed"}
@@ -131,8 +133,6 @@ def borrow(wheel: Path, environment: Path, of: str) -> Path:
 
 def install(wheel: Path, environment: Path, base: str, *, oldest: bool) -> Path:
     """An empty environment into which pip installs the wheel, what it depends on, and the digits of the demo."""
-    from tools.compat import requirements
-
     subprocess.run([base, "-m", "venv", environment], check=True)
     python = environment.absolute() / "bin" / "python"
     constraints = environment / "constraints.txt"
