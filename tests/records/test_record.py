@@ -151,3 +151,10 @@ def test_a_hessian_that_is_not_valid_raises_and_does_not_count_as_open(record):
         doubtful.check_valid(0, 2)
     assert doubtful.not_converged.all(axis=2).tolist() == [[True, False], [True, True]]
     assert not record.not_converged.any()
+
+
+def test_a_file_of_another_format_says_which(record, tmp_path):
+    path = save_record(record, tmp_path)
+    path.write_bytes(path.read_bytes().replace(b'"format\\":2,', b'"format\\":1,'))
+    with pytest.raises(ValueError, match="has format 1, and this version of lightning-hessian reads format 2"):
+        load_records(tmp_path)
