@@ -19,8 +19,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import tomllib
-
 ROOT = Path(__file__).parents[1]
 EXTRAS = ("dev", "examples", "models", "notebook", "zoo")
 NOT_FOR_TESTS = ("mypy", "ruff", "lightning-hessian")  # of lint, and ourselves
@@ -69,6 +67,8 @@ def install(python: Path, base: str, *, oldest: bool) -> None:
 
 def requirements() -> dict[str, tuple[str, str]]:
     """By name: as ``pyproject.toml`` has it, and its lower bound."""
+    import tomllib  # which Python 3.10 does not have; the tests run there, too
+
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     groups = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in EXTRAS)]
     found = {}
