@@ -119,7 +119,7 @@ class RunOutput:
 
     def advise(self, budget: Budget) -> None:
         """Says once that measuring takes much of the time, and what would change that."""
-        if budget.takes_much and not self._advised:
+        if budget.takes_much and budget.overhead is not None and not self._advised:
             self._advised = True
             self.inform(
                 f"so far, measuring has taken {of_training_time(budget.overhead)}. max_overhead=0.05 limits it to a "
