@@ -22,7 +22,7 @@ from pathlib import Path
 import tomllib
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = ("dev", "examples", "models", "notebook", "zoo")
+EXTRAS = ("dev", "docs", "examples", "models", "notebook", "zoo")
 NOT_FOR_TESTS = ("mypy", "ruff", "lightning-hessian")  # of lint, and ourselves
 SHOWN = ("torch", "lightning", "tensorboard", "numpy", "matplotlib", "transformers")
 NO_ERRORS = (
