@@ -20,6 +20,7 @@ SENTENCE = re.compile(r"\S+( \S+){3,}", re.DOTALL)
 ERRORS = ("ConfigurationError", "MeasurementError", "TimeLimitError", "WritingError", "Finding")
 SPEAKERS = (*ERRORS, "TypeError", "ValueError", "IndexError", "warn", "_warn", "inform", "rank_zero_warn")
 TOPICS = {  # of messages, by where they come from; the first that fits
+    "training/sample_files": "Checkpoints and the command",
     "training/samples": "Samples and batches",
     "training/sample_finder": "Samples and batches",
     "training/batch": "Samples and batches",
