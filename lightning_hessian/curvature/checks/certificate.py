@@ -38,9 +38,9 @@ FACTOR = 10.0  # between two steps
 # values hold no second difference any more. The last one is tried where all others showed noise.
 SHORTER = (-1, -2, -3, -4, -5, 1)
 NOISY = (-2, 1, 2, -1, -3, -4)  # values as noisy as float32: one that is short enough for most kinks, and longer ones
-LOOKED_NOISY = (-2, -1, -3, -4, -5, 1)  # that noise shrank with the step, as it does at kinks
+LOOKED_NOISY = (-2, -1, -3, -4, -5, 1)  # as noisy at first, but that shrank with the step, as it does at kinks
 TOO_LONG = (0, -1, -2, 1, -3, -4)  # after a first step that was far too long
-STEPS = torch.tensor([SHORTER, NOISY, LOOKED_NOISY, TOO_LONG])
+ORDERS = (SHORTER, NOISY, LOOKED_NOISY, TOO_LONG)
 KINK_SHOWN = 3  # steps after the first, from which on a sample that shows a kink is left alone
 # Relative to the value: noise between these may come from a forward that computes in float32.
 FLOAT32, LOW_PRECISION = 3e-8, 1e-6
@@ -160,7 +160,8 @@ def compare(
     is_low_precision = ((steps[0].noise <= max(LOW_PRECISION, MARGIN * precision) * steps[0].size) | agreed).all(dim=1)
     is_short = FIRST_STEP * _length(steps[0], p) < first / FACTOR
     base = torch.where(is_short, FIRST_STEP * _length(steps[0], p), first)
-    order = STEPS.to(first.device)[torch.where(is_short, 3, is_low_precision.long())]
+    orders = torch.tensor(ORDERS, device=first.device)
+    order = orders[torch.where(is_short, ORDERS.index(TOO_LONG), is_low_precision.long())]
     for i in range(len(SHORTER)):
         left = ~agreed
         if i >= KINK_SHOWN and left.any():
@@ -179,7 +180,7 @@ def compare(
         agreed &= ~_has_changed(steps, precision)  # by chance, a random forward may agree
         if i == 0:  # noise does not depend on the step
             shrank = (steps[1].noise < steps[0].noise * last.unsqueeze(1) / first.unsqueeze(1) * FACTOR).all(dim=1)
-            order[is_low_precision & ~is_short & shrank] = STEPS[2].to(order)
+            order[is_low_precision & ~is_short & shrank] = orders[ORDERS.index(LOOKED_NOISY)]
     return _certificate(steps, agreed, p, tolerance, size, last)
 
 
