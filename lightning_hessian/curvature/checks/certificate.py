@@ -21,6 +21,7 @@ from lightning_hessian.curvature.checks.step_dependence import (
     has_jump,
     has_kink,
     masked,
+    outweighs_kink,
     pooled,
     slope_scale,
 )
@@ -166,7 +167,8 @@ def compare(
         left = ~agreed
         if i >= KINK_SHOWN and left.any():
             left &= ~has_kink(by_step(steps))
-        if i == len(SHORTER) - 1 and left.any():
+        is_last = i == len(SHORTER) - 1
+        if is_last and left.any():
             left &= _certificate(steps, agreed, p, tolerance, size, last).is_outcome("noise")
         active = left.any(dim=1).nonzero().flatten()
         if len(active) == 0:
@@ -177,7 +179,10 @@ def compare(
         steps = pooled([*steps, differences(active, step)])
         seen = torch.stack([_beyond_noise(step) for step in steps]).amin(dim=0)
         agreed |= _agrees(steps[-1], p, tolerance, size, seen) & ~_is_refuted(steps, p, tolerance)
-        agreed &= ~_has_changed(steps, precision)  # by chance, a random forward may agree
+        changed = _has_changed(steps, precision, allowed=0 if is_last else MARGIN)
+        agreed &= ~changed  # by chance, a random forward may agree
+        if is_last:  # nor may much noise be hidden that is random
+            steps[-1] = masked(steps[-1], ~changed)
         if i == 0:  # noise does not depend on the step
             shrank = (steps[1].noise < steps[0].noise * last.unsqueeze(1) / first.unsqueeze(1) * FACTOR).all(dim=1)
             order[is_low_precision & ~is_short & shrank] = orders[ORDERS.index(LOOKED_NOISY)]
@@ -253,10 +258,10 @@ def _is_refuted(steps: list[Differences], p: Prediction, tolerance: Tensor) -> T
     return refuted
 
 
-def _has_changed(steps: list[Differences], precision: float) -> Tensor:
-    """Where the value at the sample itself is another one at the last step."""
+def _has_changed(steps: list[Differences], precision: float, allowed: float) -> Tensor:
+    """Where the value at the sample itself differs at the last step, by more than ``allowed`` times the noise."""
     first, last = steps[0], steps[-1]
-    noise = MARGIN * torch.maximum(first.noise, last.noise)
+    noise = allowed * torch.maximum(first.noise, last.noise)
     return (last.value - first.value).abs() > noise + max(LOW_PRECISION, MARGIN * precision) * last.size
 
 
@@ -284,7 +289,7 @@ def _certificate(
         ("contradicted", contradicts(every, p, tolerance)),
         ("curvature_jump", has_curvature_jump(every)),
         ("jump", has_jump(every)),
-        ("kink", has_kink(every)),
+        ("kink", has_kink(every) & ~outweighs_kink(every, p, tolerance)),
         ("certified", agreed),
     ):
         outcome = outcome.where(~chosen, OUTCOMES.index(name))
