@@ -114,6 +114,16 @@ def test_the_site_is_built_and_loads_nothing_from_elsewhere(tmp_path):
 SHORT = {  # of examples that take longer by default
     "mnist_cnn": ("--epochs", "1", "--classes", "3"),
     "curvature_and_errors": ("--epochs", "1", "--num-samples", "60"),
+    "regularization": ("--seeds", "2", "--epochs", "4"),
+    "known_results": ("--quick",),
+}
+SAYS = {  # what holds however short they are
+    "regularization": ("gradient_penalty  max |λ| ", "dropout           FGSM "),
+    "known_results": (
+        "ReLU: zero: exactly 0 for 2 of 2 seeds, as expected",
+        "of it, relatively, as expected",
+        "ReLU: the share is 1: within 0, as expected",
+    ),
 }
 MEASURES_ONCE = {"curvature_and_errors"}
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -122,9 +132,16 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_every_example_runs(path, tmp_path):
     logs = ("--log-dir", tmp_path) if "--log-dir" in path.read_text() else ()
-    command = [sys.executable, path, *SHORT.get(path.stem, ()), *logs]
+    output = ("--output", tmp_path) if "--output" in path.read_text() else ()
+    command = [sys.executable, path, *SHORT.get(path.stem, ()), *logs, *output]
     told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert float(re.search(r"Held-out accuracy: ([\d.]+)%", told).group(1)) > 75
+    assert all(words in told for words in SAYS.get(path.stem, ()))
+    if output:
+        page = (tmp_path / f"{path.stem}.md").read_text()
+        pictures = re.findall(r"\]\((images/.*?)\)", page)
+        assert len(pictures) == page.count("\n## ") == 4
+        assert all((tmp_path / picture).stat().st_size > 5_000 for picture in pictures)
     if logs:
         assert f"tensorboard --logdir {tmp_path}, then open" in told
         assert len(list(tmp_path.rglob("step_*.safetensors"))) >= (1 if path.stem in MEASURES_ONCE else 2)
