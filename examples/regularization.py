@@ -5,7 +5,7 @@ penalty on the input gradient of the loss (Drucker and LeCun, 1992), with noise 
 the same seed, all start from the same weights. At held-out digits, the curvature of the label's logit is measured (its
 largest eigenvalue, upwards and of either sign, and the normalized curvature, max |λ| / ‖g‖) beside the accuracy on
 digits that are clean, moved at random, and moved by as much along the sign of the gradient (FGSM). Prints a table and
-draws it, with standard errors over seeds.
+draws it, with standard errors over seeds; the statistics and FGSM are in experiments/.
 
     python examples/regularization.py                                     # a minute
     python examples/regularization.py --strength gradient_penalty=0.02    # another strength
