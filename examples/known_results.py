@@ -195,8 +195,8 @@ def softplus(digits: Digits, size: Size) -> tuple[Result, Figure]:
 
     A ReLU network is trained, and softplus put in place of ReLU with the same weights. The Hessian of the label's logit
     is the functional term alone. It is exactly proportional to β in one sense: softplus_β(a) = softplus₁(βa) / β, so
-    that with biases / β, the Hessian at x / β is β times that of β = 1 at x, at any depth. At a given digit it grows
-    more slowly, since fewer units are near their kink.
+    that with biases / β, the Hessian at x / β is β times that of β = 1 at x, at any depth. The mean over given digits
+    grows more slowly, since fewer units are near their kink; where one is, nearly in proportion.
     """
     result, distances, zeros = Result(), [], 0
     for seed in range(size.seeds):
@@ -243,7 +243,7 @@ def saturating_softmax(digits: Digits, size: Size) -> tuple[Result, Figure]:
     loss's Hessian is nearly of rank one, and its eigenvector nearly parallel to the gradient.
 
     Measured at digits that are trained on, since there the softmax saturates. 1 − p, λ, rank and alignment are medians
-    over digits; means would be those of the few that are still uncertain.
+    over digits; means would be those of the few that are still uncertain. The last epoch is compared with the first.
     """
     result = Result()
     x, y = digits.x[: size.num_measured], digits.y[: size.num_measured]
