@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import html
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ SENTENCE = re.compile(r"\S+( \S+){3,}", re.DOTALL)
 ERRORS = ("ConfigurationError", "MeasurementError", "TimeLimitError", "WritingError", "Finding")
 SPEAKERS = (*ERRORS, "TypeError", "ValueError", "IndexError", "warn", "_warn", "inform", "rank_zero_warn")
 TOPICS = {  # of messages, by where they come from; the first that fits
+    "training/sample_files": "Checkpoints and the command",
     "training/samples": "Samples and batches",
     "training/sample_finder": "Samples and batches",
     "training/batch": "Samples and batches",
@@ -72,7 +74,7 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Points links that leave this folder, which work on GitHub, at pages of the site."""
     up = "../" * page.file.src_uri.count("/")
-    markdown = re.sub(r"\]\((?:\.\./)+examples/(\w+)\.py\)", rf"]({up}examples/\1.md)", markdown)
+    markdown = re.sub(r"\]\((?:\.\./)+examples/(\w+)\.(?:py|ipynb)\)", rf"]({up}examples/\1.md)", markdown)
     markdown = re.sub(r"\]\((?:\.\./)+(CONTRIBUTING|CHANGELOG)\.md", lambda m: f"]({up}{m[1].lower()}.md", markdown)
     if page.file.src_uri == "metrics.md":
         for metric in shown_metrics():
@@ -131,15 +133,38 @@ def metric_notes() -> dict[str, str]:
 
 
 def examples() -> list[Path]:
-    """The programs in ``examples/``."""
-    return sorted((ROOT / "examples").glob("*.py"))
+    """The programs and notebooks in ``examples/``."""
+    return sorted(path for path in (ROOT / "examples").iterdir() if path.suffix in (".py", ".ipynb"))
 
 
 def example_page(path: Path) -> str:
-    """What an example says about itself, and its code."""
+    """What an example says about itself, its code, and the YAML file beside it where there is one."""
     text = path.read_text(encoding="utf-8")
-    described = ast.get_docstring(ast.parse(text)) or ""
-    return f'# {_title(path)}\n\n{described}\n\n```python title="examples/{path.name}"\n{text}```\n'
+    if path.suffix == ".ipynb":
+        return _notebook_page(path)
+    page = f'# {_title(path)}\n\n{example_docstring(path)}\n\n```python title="examples/{path.name}"\n{text}```\n'
+    settings = path.with_suffix(".yaml")
+    if settings.exists():
+        page += f'\n```yaml title="examples/{settings.name}"\n{settings.read_text(encoding="utf-8")}```\n'
+    return page
+
+
+def example_docstring(path: Path) -> str:
+    """What a program says about itself, or what a notebook says below its title."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        return "".join(json.loads(text)["cells"][0]["source"]).split("\n\n", 1)[1]
+    return ast.get_docstring(ast.parse(text)) or ""
+
+
+def _notebook_page(path: Path) -> str:
+    """Its cells, one after another."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    parts = [
+        "".join(cell["source"]) if cell["cell_type"] == "markdown" else f"```python\n{''.join(cell['source'])}\n```"
+        for cell in cells
+    ]
+    return "\n\n".join([*parts, f"*From `examples/{path.name}`.*"]) + "\n"
 
 
 def messages() -> Iterator[tuple[str, str]]:
@@ -211,13 +236,12 @@ def _title(path: Path) -> str:
 def _examples_index() -> str:
     rows = []
     for path in examples():
-        described = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        rows.append(f"- [{_title(path)}]({path.stem}.md): {described.splitlines()[0]}")
+        rows.append(f"- [{_title(path)}]({path.stem}.md): {example_docstring(path).splitlines()[0]}")
     listed = "\n".join(rows)
     return f"""# Examples
 
 Each is one file in `examples/`, runs offline on a CPU, and is run by the tests:
-`.venv/bin/python examples/mnist_cnn.py`, after `make demo` has made `.venv`.
+`.venv/bin/python examples/mnist_cnn.py`, after `make demo` has made `.venv`. The [gallery](../gallery.md) shows them.
 
 {listed}
 """

@@ -243,7 +243,7 @@ def saturating_softmax(digits: Digits, size: Size) -> tuple[Result, Figure]:
     loss's Hessian is nearly of rank one, and its eigenvector nearly parallel to the gradient.
 
     Measured at digits that are trained on, since there the softmax saturates. 1 − p, λ, rank and alignment are medians
-    over digits; means would be those of the few that are still uncertain. The last epoch is compared with the first.
+    over digits; means would be those of the few that are still uncertain. The last is compared with epoch 1.
     """
     result = Result()
     x, y = digits.x[: size.num_measured], digits.y[: size.num_measured]

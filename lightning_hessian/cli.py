@@ -3,25 +3,54 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from lightning_hessian._version import __version__
-from lightning_hessian.errors import MeasurementError, WritingError
+from lightning_hessian.errors import HessianWarning, MeasurementError, WritingError
 from lightning_hessian.report.page import MAX_SIZE, write_report
+
+PYTHON_ONLY = re.compile(r"\b(input_fn|forward_fn|output_fn)\b")
+INSTEAD = (
+    "The command has no {}: save the samples as the model takes them, with --wrt for one of several inputs, or give a "
+    "function, MODULE:FUNCTION, whose module does the rest."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; an error is one sentence on stderr and exit status 1."""
     options = vars(_parser().parse_args(arguments))
-    try:
-        options.pop("run")(**options)
-    except (OSError, ValueError, MeasurementError, WritingError) as error:
-        print(f"lightning-hessian: {error}", file=sys.stderr)
-        return 1
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+        warnings.showwarning = partial(_show_warning, show)
+        try:
+            options.pop("run")(**options)
+        except (OSError, ValueError, MeasurementError, WritingError) as error:
+            _complain(str(error))
+            return 1
     return 0
+
+
+def _complain(message: str) -> None:
+    print(f"lightning-hessian: {_for_command(message)}", file=sys.stderr, flush=True)
+
+
+def _show_warning(show: Callable[..., object], message: Warning | str, category: type[Warning], *where: Any) -> None:
+    """Shows a warning of this package as a sentence: no line of a user's caused it."""
+    if issubclass(category, HessianWarning):
+        _complain(str(message))
+    else:
+        show(message, category, *where)
+
+
+def _for_command(message: str) -> str:
+    """A message that may name arguments of Python, for someone who has the command only."""
+    named = sorted(set(PYTHON_ONLY.findall(message)))
+    return f"{message} {INSTEAD.format(' or '.join(named))}" if named else message
 
 
 def _report(log_dirs: list[str], output: str, max_size: float) -> None:
@@ -33,7 +62,11 @@ def _measure(classes: list[str], **options: Any) -> None:
     from lightning_hessian.offline import measure_checkpoints  # loads torch
 
     given = {name: value for name, value in options.items() if value is not None}
-    measure_checkpoints(**given, classes=_classes(classes), say=partial(print, flush=True))
+    measure_checkpoints(**given, classes=_classes(classes), say=_say)
+
+
+def _say(message: str) -> None:
+    print(_for_command(message), flush=True)
 
 
 def _classes(words: list[str]) -> int | list[int] | str:
@@ -120,14 +153,23 @@ def _add_measure(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="end a watch no earlier than this after the last change (default: 60)",
     )
-    add("--num-samples", type=int, metavar="N", help="how many of the samples, the first ones (default: 8)")
+    add(
+        "--num-samples",
+        type=int,
+        metavar="N",
+        help="how many of the samples, the first ones (default: 8; all of a checkpoint's)",
+    )
     add("--sample-indices", type=int, nargs="+", metavar="I", help="which of the samples")
     add("--heatmap-samples", type=int, metavar="N", help="for how many the whole matrix is drawn (default: 1)")
     add("--method", choices=["auto", "dense", "low_rank", "lanczos"])
     add("--num-eigenvalues", type=int, metavar="N", help="default: 10")
     add("--density-vectors", type=int, metavar="N", help="default: 0")
     add("--dtype", choices=["float32", "float64"])
-    add("--wrt", metavar="NAME", help="the input or submodule that is differentiated, where there are several")
+    add(
+        "--wrt",
+        metavar="NAME",
+        help="the input that is differentiated where there are several, by name or position, or a submodule",
+    )
     add("--max-memory", type=int, metavar="BYTES")
     add("--max-seconds", type=float, metavar="SECONDS", help="of a measurement")
     add("--class-names", nargs="+", metavar="NAME")

@@ -2,11 +2,13 @@
 
 import contextlib
 import functools
+import operator
 import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 # Files whose lines no user called.
 _INSIDE = (os.path.dirname(__file__) + os.sep, contextlib.__file__, functools.__file__)
@@ -84,7 +86,24 @@ def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
         raise ConfigurationError(f"{name}={value!r} is not known. Choose one of {', '.join(map(repr, allowed))}.")
 
 
-def check_at_least(name: str, value: object, least: int) -> None:
-    """Raises a ConfigurationError unless an argument is a whole number of at least ``least``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigurationError(f"{name}={value!r} must be a whole number of at least {least}.")
+def whole_number(name: str, value: Any, least: int | None = None) -> int:
+    """An argument as an int: one of Python or NumPy, or a tensor ``[]`` that holds one.
+
+    Raises:
+        ConfigurationError: it is none, or less than ``least``.
+    """
+    try:
+        is_other: bool = isinstance(value, bool) or getattr(value, "ndim", 0) > 0
+        number = None if is_other else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or (least is not None and number < least):
+        limit = "" if least is None else f" of at least {least}"
+        raise ConfigurationError(f"{name}={value!r} must be a whole number{limit}.")
+    return number
+
+
+def store_whole_numbers(settings: object, **least: int | None) -> None:
+    """Replaces fields of a frozen dataclass by ``whole_number`` of them; ``least`` gives the smallest of each."""
+    for name, smallest in least.items():
+        object.__setattr__(settings, name, whole_number(name, getattr(settings, name), smallest))

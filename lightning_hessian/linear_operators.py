@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_hessian.curvature.algorithms.hutchinson import Estimate, Estimates, RandomProducts, estimate
 from lightning_hessian.curvature.algorithms.krylov import KnownProducts
 from lightning_hessian.curvature.operators.blocks import ProblemBlocks
-from lightning_hessian.errors import ConfigurationError, check_at_least
+from lightning_hessian.errors import ConfigurationError, whole_number
 from lightning_hessian.model.prepare import ModelAccess
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class SymmetricOperator:
 
     def _estimates(self, num_vectors: int) -> Estimates:
         """Of the matrices one after another, ``[P]``."""
-        check_at_least("num_vectors", num_vectors, 2)
+        num_vectors = whole_number("num_vectors", num_vectors, 2)
         size = self.shape[-1]
         complete = num_vectors >= size
         basis = torch.eye(size if complete else 0, size)

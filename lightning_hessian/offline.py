@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import threading
 import time
@@ -26,8 +27,8 @@ from lightning_hessian.training.checkpoints import (
     find_checkpoints,
     number_in_name,
     read_checkpoint,
-    read_samples,
 )
+from lightning_hessian.training.sample_files import read_samples
 from lightning_hessian.training.settings import RecorderOptions
 
 if TYPE_CHECKING:
@@ -83,16 +84,16 @@ def measure_checkpoints(
     work = _Offline(ModelSource(model), samples, log_dir, _device(device), say, options)
     with work.closing(), _terminable():
         try:
-            work.measure_new(find_checkpoints(checkpoints))
+            work.measure_new(_found(checkpoints))
             if watch:
-                work.follow(lambda: find_checkpoints(checkpoints), poll, patience)
+                work.follow(lambda: _found(checkpoints), poll, patience)
         except KeyboardInterrupt:
-            say(f"Interrupted. {work.num_measured} measured, {work.num_known} already measured.")
+            say(f"Interrupted. {work.summary}")
             return work.num_measured
     if not work.num_measured and not work.num_known:
         patterns = ", ".join(map(repr, checkpoints))
         raise ConfigurationError(work.last_failure or f"There is no checkpoint that matches {patterns}.")
-    say(f"{work.num_measured} measured, {work.num_known} already measured. Look: tensorboard --logdir {log_dir}")
+    say(f"{work.summary} Look: tensorboard --logdir {shlex.quote(log_dir)}")
     return work.num_measured
 
 
@@ -101,7 +102,7 @@ class _Offline:
 
     Attributes:
         num_measured: checkpoints measured here.
-        num_known: checkpoints whose step was measured already.
+        num_known: checkpoints whose weights were measured already.
         last_failure: why a checkpoint was skipped.
     """
 
@@ -119,7 +120,8 @@ class _Offline:
         self._source, self._log_dir, self._device, self._say, self._options = source, log_dir, device, say, options
         self._state_path = Path(log_dir) / FOLDER / (options.get("name") or "") / STATE
         self._seen: dict[Path, tuple[int, int]] = {}  # size and time of change of files, measured or not
-        self._steps: set[int] = set()
+        self._skipped: set[Path] = set()
+        self._fingerprints: dict[int, str] = {}  # of the weights that were measured, by their steps
         self._written: dict[int, float] = {}  # when the checkpoint of each step was
         self._recorder = None if samples == OF_CHECKPOINT else self._open(read_samples(Path(samples)))
 
@@ -134,12 +136,20 @@ class _Offline:
             if self._seen.get(path) == (stat.st_size, stat.st_mtime_ns):
                 continue
             self._seen[path], news = (stat.st_size, stat.st_mtime_ns), True
+            self._skipped.discard(path)
             try:
                 self._measure(path)
             except (CheckpointError, MeasurementError, FileNotFoundError) as error:
+                self._skipped.add(path)
                 self.last_failure = str(error)
                 self._say(f"Skipped {path.name}. {error}")
         return news
+
+    @property
+    def summary(self) -> str:
+        """What was done, in words."""
+        skipped = f", {len(self._skipped)} skipped" if self._skipped else ""
+        return f"{self.num_measured} measured, {self.num_known} already measured{skipped}."
 
     def follow(self, find: Callable[[], Sequence[Path]], poll: float, patience: float) -> None:
         """Measures new checkpoints until the last one is final."""
@@ -174,14 +184,21 @@ class _Offline:
                 self._recorder = self._open_with(checkpoint)
             if not path.stem.startswith(LAST):
                 self._written[at.step] = os.fstat(file.fileno()).st_mtime
-            if at.step in self._steps:
+            fingerprint = checkpoint.fingerprint
+            known = self._fingerprints.get(at.step)
+            if known == fingerprint:
                 self.num_known += 1
                 return
+            if known is not None:
+                raise CheckpointError(
+                    f"{path} has other weights than the checkpoint of step {at.step} that was measured in "
+                    f"{self._log_dir}. A directory holds one training: measure this one with another log_dir."
+                )
             model = self._source.load(checkpoint, file, self._device)
         record = self._recorder.measure(model, at.step, epoch=at.epoch, logged_step=at.logged_step)
         assert record is not None  # what fails has raised
         self._recorder.flush()
-        self._steps.add(at.step)
+        self._fingerprints[at.step] = fingerprint
         self._save_state(self._recorder)
         self.num_measured += 1
         self._say(f"{path.name}: {record.when}, {record.method}, {duration(record.seconds)}.")
@@ -193,7 +210,8 @@ class _Offline:
             raise CheckpointError(
                 f"{checkpoint.path} holds no samples of an InputHessianMonitor: give them in a file, --samples FILE."
             )
-        self._options = {**self._options, "num_samples": len(tree_leaves(found[0])[0]), "sample_indices": None}
+        of_all: RecorderOptions = {"num_samples": len(tree_leaves(found[0])[0]), "input_fn": _as_stored}
+        self._options = {**of_all, **self._options}
         return self._open(found)
 
     def _open(self, samples: Any) -> InputHessianRecorder:
@@ -203,12 +221,15 @@ class _Offline:
             ConfigurationError: the directory holds other measurements.
         """
         options: RecorderOptions = {**self._options, "on_error": "raise"}
+        wrt = options.get("wrt")
+        if isinstance(wrt, str) and wrt.isdecimal() and _are_by_position(samples):
+            options["wrt"] = int(wrt)
         recorder = InputHessianRecorder(self._log_dir, samples, keep_earlier=True, **options)
         try:
             state = torch.load(self._state_path, weights_only=True)
             recorder.load_state_dict(state["run"], strict=True)
             # A step whose record is there but not named here was interrupted before all was written.
-            self._steps = set(state["steps"])
+            self._fingerprints = state["weights"]
         except FileNotFoundError as error:
             if any(self._state_path.parent.glob("step_*")):
                 raise ConfigurationError(
@@ -225,8 +246,23 @@ class _Offline:
     def _save_state(self, recorder: InputHessianRecorder) -> None:
         self._state_path.parent.mkdir(parents=True, exist_ok=True)
         new = self._state_path.with_suffix(".new")
-        torch.save({"run": recorder.state_dict(), "steps": sorted(self._steps)}, new)
+        torch.save({"run": recorder.state_dict(), "weights": self._fingerprints}, new)
         new.replace(self._state_path)
+
+
+def _found(patterns: Sequence[str]) -> list[Path]:
+    """The checkpoints, without the records that a pattern may match too."""
+    return [path for path in find_checkpoints(patterns) if FOLDER not in path.parts]
+
+
+def _as_stored(samples: tuple[Any, Any]) -> tuple[Any, Any]:
+    """The inputs and labels of a monitor, which has found them already."""
+    return samples
+
+
+def _are_by_position(samples: Any) -> bool:
+    """Whether there are several inputs without names, ``((a, b), labels)``: else a number is the name of a layer."""
+    return isinstance(samples, (list, tuple)) and bool(samples) and isinstance(samples[0], (list, tuple))
 
 
 def _order(path: Path) -> tuple[bool, int, float]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
-from typing import TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,10 @@ from lightning_hessian.linear_operators import BatchedHessian, SampleHessian
 from lightning_hessian.model.arguments import Classes, Model, Target
 from lightning_hessian.model.function import ForwardFunction, Inputs, ModelFunction
 from lightning_hessian.model.outputs import OutputFunction
-from lightning_hessian.model.prepare import ModelAccess, prepare, usable_dtype
+from lightning_hessian.model.prepare import ModelAccess, PreparedModel, prepare, usable_dtype
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class OperatorOptions(TypedDict, total=False):
@@ -81,21 +84,21 @@ class InputHessianOperator(BatchedHessian):
 
     def gradient(self) -> Tensor:
         """∇t, ``[N, K, D]``; see ``input_gradient``."""
-        with self._access.isolated() as prepared:
+        with self._without_graphs() as prepared:
             found = functions.gradient(self._batch, self._options, prepared.forward)
         return _reported("gradient", found).numbers
 
     def hvp(self, v: Tensor) -> Tensor:
         """Products ``[N, K, D]``, each compared with values; see ``input_hvp``."""
         v = _per_problem(torch.as_tensor(v), self._batch)
-        with self._access.isolated() as prepared:
+        with self._without_graphs() as prepared:
             found = functions.hvp(self._batch, v, self._options, prepared.forward)
         return _reported("HVP", found).numbers
 
     def to_dense(self, *, chunk_size: ChunkSize = "auto", max_seconds: float | None = None) -> Tensor:
         """The matrices ``[N, K, D, D]``; see ``input_hessian``."""
         options = replace(self._options, chunk_size=chunk_size, max_seconds=max_seconds)
-        with self._access.isolated() as prepared:
+        with self._without_graphs() as prepared:
             found = functions.hessian(self._batch, options, prepared.forward, prepared.meter)
         return _reported("Hessian", found).numbers
 
@@ -119,7 +122,7 @@ class InputHessianOperator(BatchedHessian):
             chunk_size=chunk_size,
             max_seconds=max_seconds,
         )
-        with self._access.isolated() as prepared:
+        with self._without_graphs() as prepared:
             found = functions.spectrum(self._batch, prepared.target_name, options, prepared.forward, prepared.meter)
         if not found.valid.all():
             warn(about_invalid("spectrum", found.valid, found.diagnosis.message))
@@ -133,9 +136,19 @@ class InputHessianOperator(BatchedHessian):
     def close(self) -> None:
         """Frees the graphs; nothing can be computed any more."""
         self._access.is_closed = True
+        self._free()
+
+    def _free(self) -> None:
         self._blocks.free()
         if "gauss_newton" in vars(self):
             self.gauss_newton._blocks.free()
+
+    @contextmanager
+    def _without_graphs(self) -> Iterator[PreparedModel]:
+        """The isolation, for work that counts on all of the memory; the next product builds its graph anew."""
+        with self._access.isolated() as prepared:
+            self._free()
+            yield prepared
 
     def _blocks_of(self, kind: type[BatchOperator]) -> ProblemBlocks:
         costs = ModelCosts(self._batch, self._memory, self._access.prepared.forward)
@@ -216,19 +229,18 @@ def input_hessian_operator(
         ...     hessian[0, 2] @ torch.ones(3)
         tensor([0., 0., 4.])
     """
-    with operator_of_one_call(
-        model,
-        x,
-        classes,
-        target,
-        dtype=dtype,
-        wrt=wrt,
-        check=check,
-        max_memory=max_memory,
-        seed=seed,
-        forward_fn=forward_fn,
-        output_fn=output_fn,
-    ) as operator:
+    options: OperatorOptions = {
+        "dtype": dtype,
+        "wrt": wrt,
+        "check": check,
+        "max_memory": max_memory,
+        "seed": seed,
+        "forward_fn": forward_fn,
+        "output_fn": output_fn,
+    }
+    buffers = dict(model.named_buffers()) if isinstance(model, nn.Module) else {}
+    copies = {name: buffer.detach().clone() for name, buffer in buffers.items()}
+    with operator_of_one_call(model, x, classes, target, copies, **options) as operator:
         pass  # the model is as it was; every product isolates it again
     with kept_pages(operator.device), closing(operator):
         yield operator
@@ -240,22 +252,27 @@ def operator_of_one_call(
     x: Inputs,
     classes: Classes,
     target: Target = "logit",
-    *,
-    dtype: torch.dtype | None = None,
-    wrt: str | int | None = None,
-    check: bool = True,
-    max_memory: int | None = None,
-    seed: int = 0,
-    forward_fn: ForwardFunction | None = None,
-    output_fn: OutputFunction | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+    **given: Unpack[OperatorOptions],
 ) -> Iterator[InputHessianOperator]:
-    """As ``input_hessian_operator``, for functions that need it once: the model stays isolated throughout."""
-    options = Options(check=check, max_memory=max_memory, seed=seed)
-    buffers = dict(model.named_buffers()) if isinstance(model, nn.Module) else {}
-    copies = {name: buffer.detach().clone() for name, buffer in buffers.items()}
-    network = ModelFunction(model, forward_fn, output_fn, wrt, copies)
-    dtype = usable_dtype(network, x, dtype)
-    with prepare(network, x, classes, target, dtype=dtype, max_memory=max_memory) as prepared:
+    """As ``input_hessian_operator``, for functions that need it once: the model stays isolated throughout.
+
+    Args:
+        model, x, classes, target: as there.
+        tensors: in place of the model's own parameters and buffers, by name.
+        given: all other arguments; those that are left out have the defaults of the fields they stand for.
+    """
+    if unknown := given.keys() - OperatorOptions.__annotations__.keys():
+        known = ", ".join(OperatorOptions.__annotations__)
+        raise TypeError(f"There is no argument {', '.join(map(repr, sorted(unknown)))} here; there are {known}.")
+
+    def of(kind: type[Any]) -> dict[str, Any]:
+        return {each.name: value for each in fields(kind) if (value := given.get(each.name)) is not None}
+
+    options = Options(**of(Options))
+    network = ModelFunction(model, tensors=tensors, **of(ModelFunction))
+    dtype = usable_dtype(network, x, given.get("dtype"))
+    with prepare(network, x, classes, target, dtype=dtype, max_memory=options.max_memory) as prepared:
         access = ModelAccess(network, prepared)
         yield InputHessianOperator(access, options)
         access.is_isolated = False

@@ -7,9 +7,9 @@ import os
 import sys
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, get_args
 
-from lightning_hessian.errors import ConfigurationError, check_at_least, check_choice, warn
+from lightning_hessian.errors import ConfigurationError, check_choice, warn, whole_number
 from lightning_hessian.model.arguments import Model, Target
 from lightning_hessian.records.locations import LogDir
 from lightning_hessian.records.record import Record, Stage
@@ -20,7 +20,7 @@ from lightning_hessian.training.run import MonitoringRun
 from lightning_hessian.training.run_state import RunState
 from lightning_hessian.training.sample_finder import SampleFinder
 from lightning_hessian.training.schedule import Schedule, TrainingPosition
-from lightning_hessian.training.settings import MonitorOptions, monitor_settings
+from lightning_hessian.training.settings import MonitorOptions, check_known, monitor_settings
 from lightning_hessian.writers.loggers import EventFile
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ class InputHessianRecorder:
 
     Args:
         log_dir: directory of the run, for its event file and records; with ``writer`` it may be left out.
-        samples: a tensor ``[N, *shape]``, ``(x, labels)``, or a map-style dataset.
+        samples: a tensor ``[N, *shape]``, ``(x, labels)``, or a map-style dataset. Of several processes, only the first
+            one needs samples and writer.
         classes: as for ``InputHessianMonitor``.
         target: as for ``InputHessianMonitor``.
         writer: the ``SummaryWriter`` of that directory, if the loop has one already (with Fabric:
@@ -81,19 +82,14 @@ class InputHessianRecorder:
         progress_bar: bool = True,
         **options: Unpack[MonitorOptions],
     ) -> None:
-        if log_dir is None and writer is None:
-            raise ConfigurationError("Give log_dir, the directory of the run, or writer, its SummaryWriter.")
-        if writer is not None and not hasattr(writer, "add_scalar"):
-            raise ConfigurationError(f"writer={writer!r} is no SummaryWriter. Of a logger, give logger.experiment.")
-        if samples is None:
-            raise ConfigurationError("Give samples=x, samples=(x, labels) or samples=dataset.")
+        check_known("InputHessianRecorder", options, MonitorOptions)
         arguments = {**options, "samples": samples, "classes": classes, "target": target}
         settings = monitor_settings("InputHessianRecorder", NEVER, arguments)
         group = current_process_group()
+        folder = group.on_first(lambda: _checked_folder(log_dir, writer, samples))
         warns, informs = (warn, logger.info) if group.rank == 0 else (_say_nothing, _say_nothing)
         finder = SampleFinder(settings, warns)
         state = RunState(group.on_first(finder.given))
-        folder = group.on_first(lambda: os.fspath(writer.log_dir if log_dir is None else log_dir))
         self._places = Places(folder, folder)
         self._event_file = EventFile(folder, writer)
         self._run = MonitoringRun(settings, group, state, warn=warns, inform=informs)
@@ -104,13 +100,19 @@ class InputHessianRecorder:
         self._close_at_exit = weakref.finalize(self, _close, self._run, self._event_file)
 
     def measure(
-        self, model: Model, step: int, *, epoch: int = 0, logged_step: int | None = None, stage: Stage = "fit"
+        self,
+        model: Model,
+        step: SupportsIndex,
+        *,
+        epoch: SupportsIndex = 0,
+        logged_step: SupportsIndex | None = None,
+        stage: Stage = "fit",
     ) -> Record | None:
         """Measures the model as it is now. Collective where torch.distributed is initialized.
 
         Args:
             model: what is measured: the module itself, or what DDP or Fabric made of it.
-            step: the number of training steps so far.
+            step: the number of training steps so far, as an int or what stands for one in NumPy or torch.
             epoch: in which it is, from 0.
             logged_step: at which it is shown in TensorBoard; by default ``step``.
             stage: ``"fit"``, or ``"validate"`` or ``"test"`` for a measurement apart from the training curve.
@@ -125,13 +127,13 @@ class InputHessianRecorder:
         if not self._close_at_exit.alive:
             raise ConfigurationError("This recorder is closed: make a new one, with keep_earlier=True to go on.")
         check_choice("stage", stage, get_args(Stage))
-        check_at_least("step", step, 0)
-        check_at_least("epoch", epoch, 0)
+        step, epoch = whole_number("step", step, 0), whole_number("epoch", epoch, 0)
+        logged_step = step if logged_step is None else whole_number("logged_step", logged_step, 0)
         started_at = sys.maxsize if self._keep_earlier else step
         with MeasurementBar(self._new_line) as progress:
             published = self._run.measure(
                 model,
-                TrainingPosition(step, step if logged_step is None else logged_step, epoch),
+                TrainingPosition(step, logged_step, epoch),
                 places=self._places,
                 loggers=[self._event_file],
                 started_at=started_at if stage == "fit" else None,
@@ -169,6 +171,17 @@ class InputHessianRecorder:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _checked_folder(log_dir: LogDir, writer: Any, samples: Any) -> str:
+    """The directory of the run. Of several processes only the first one needs these, and may be alone to have them."""
+    if log_dir is None and writer is None:
+        raise ConfigurationError("Give log_dir, the directory of the run, or writer, its SummaryWriter.")
+    if writer is not None and not hasattr(writer, "add_scalar"):
+        raise ConfigurationError(f"writer={writer!r} is no SummaryWriter. Of a logger, give logger.experiment.")
+    if samples is None:
+        raise ConfigurationError("Give samples=x, samples=(x, labels) or samples=dataset.")
+    return os.fspath(writer.log_dir if log_dir is None else log_dir)
 
 
 def _close(run: MonitoringRun, event_file: EventFile) -> None:

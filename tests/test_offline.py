@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support import offline as training
-from support.training import digits, scalar
+from support.training import Classifier, digits, scalar
 
 from lightning_hessian import load_records
 from lightning_hessian.cli import main
@@ -99,9 +100,124 @@ def test_plain_state_dicts(trained, tmp_path):
     assert names(load_records(log_dir)) == [(10, 10, 1, "fit"), (20, 20, 0, "fit"), (30, 30, 0, "fit")]
 
 
+def plain(trained, folder, *more, model="support.offline:Tanh", pattern=""):
+    """The command on files of plain PyTorch in ``folder``; its exit status."""
+    arguments = ["--samples", str(trained / "samples.pt"), "--log-dir", str(folder / "logs"), "--heatmap-samples", "0"]
+    return main(["measure", model, str(folder / pattern), *arguments, "--num-samples", "2", "--classes", "3", *more])
+
+
+def test_a_buffer_is_no_step(trained, tmp_path):
+    """A raw state dict holds whatever the model registers; what stands beside a state dict counts."""
+    counting = training.Counting()
+    torch.save(counting.state_dict(), tmp_path / "model_step=20.pt")
+    save_file(counting.state_dict(), tmp_path / "step-30.safetensors")
+    torch.save({"model": counting.state_dict(), "iteration": torch.tensor(40), "epoch": 3}, tmp_path / "c.pt")
+    assert plain(trained, tmp_path, model="support.offline:Counting") == 0
+    assert names(load_records(tmp_path / "logs")) == [(20, 20, 0, "fit"), (30, 30, 0, "fit"), (40, 40, 3, "fit")]
+
+
+def test_other_weights_at_a_step_that_was_measured_are_named(trained, tmp_path, capsys):
+    """As in another training, or one that was started again; the same weights may stand in several files."""
+    states = [training.Tanh().state_dict() for _ in range(2)]
+    torch.save(states[0], tmp_path / "a_step=10.pt")
+    torch.save({"model": states[0], "optimizer": {}, "step": 10}, tmp_path / "b.pt")
+    assert plain(trained, tmp_path) == 0
+    assert "1 measured, 1 already measured. Look" in capsys.readouterr().out
+    torch.save(states[1], tmp_path / "a_step=10.pt")
+    assert plain(trained, tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "a_step=10.pt has other weights than the checkpoint of step 10 that was measured in" in out
+    assert "0 measured, 1 already measured, 1 skipped. Look" in out
+    assert len(load_records(tmp_path / "logs")) == 1
+
+
+def test_whole_modules_and_what_wrappers_call_weights(trained, tmp_path):
+    torch.manual_seed(0)
+    model = training.Tanh()
+    torch.save(model, tmp_path / "step=1.pt")
+    torch.save({"model": model, "step": 2}, tmp_path / "a.pt")
+    names = {f"module._orig_mod.{name}": each for name, each in model.state_dict().items()}
+    torch.save({"model": names, "step": 3}, tmp_path / "b.pt")
+    assert plain(trained, tmp_path) == 0
+    records = load_records(tmp_path / "logs")
+    assert [r.step for r in records] == [1, 2, 3]
+    assert all(np.array_equal(r.eigenvalues, records[0].eigenvalues) for r in records)
+
+
+def test_a_lightning_module_is_made_for_a_plain_state_dict(trained, tmp_path):
+    torch.manual_seed(0)
+    torch.save(Classifier().state_dict(), tmp_path / "step=1.pt")
+    assert plain(trained, tmp_path, model=MODEL) == 0
+    assert len(load_records(tmp_path / "logs")) == 1
+
+
+def test_records_are_no_checkpoints(trained, tmp_path, capsys):
+    """A pattern may find those of an earlier command."""
+    save_file(training.Tanh().state_dict(), tmp_path / "step-30.safetensors")
+    assert plain(trained, tmp_path) == 0
+    capsys.readouterr()
+    assert plain(trained, tmp_path, pattern="**/*.safetensors") == 0
+    assert "0 measured, 1 already measured. Look" in capsys.readouterr().out
+
+
+def test_some_of_the_samples_in_a_checkpoint(trained, tmp_path):
+    """All of them, unless some are asked for."""
+    monitors = load_records(trained / "run")[-1]
+    cases = (((), [0, 1]), (("--num-samples", "1"), [0]), (("--sample-indices", "1"), [1]))
+    for number, (more, chosen) in enumerate(cases):
+        log_dir = tmp_path / str(number)
+        arguments = ["--samples", "checkpoint", "--log-dir", str(log_dir), "--classes", "3", "--heatmap-samples", "0"]
+        assert main(["measure", MODEL, str(trained / "checkpoints" / "*step=8.ckpt"), *arguments, *more]) == 0
+        (record,) = load_records(log_dir)
+        assert np.array_equal(record.x, monitors.x[chosen])
+        np.testing.assert_allclose(record.lambda_max[:, 0], monitors.lambda_max[chosen, 1], rtol=1e-4)
+
+
+def test_an_input_by_position_and_a_layer_whose_name_is_a_number(tmp_path):
+    first, second = torch.randn(4, 4), torch.randn(4, 2)
+    torch.save(((first, second), torch.arange(4) % 3), tmp_path / "both.pt")
+    torch.save(first, tmp_path / "one.pt")
+    for kind in (training.TwoInputs, training.Sequence):
+        (tmp_path / kind.__name__).mkdir()
+        torch.save(kind().state_dict(), tmp_path / kind.__name__ / "step=1.pt")
+    for kind, samples, wrt, size in (
+        (training.TwoInputs, "both.pt", "0", 4),
+        (training.TwoInputs, "both.pt", "1", 2),
+        (training.Sequence, "one.pt", "0", 8),
+    ):
+        log_dir = tmp_path / f"{kind.__name__}_{wrt}"
+        given = ["--samples", str(tmp_path / samples), "--log-dir", str(log_dir), "--classes", "1", "--wrt", wrt]
+        assert main(["measure", f"support.offline:{kind.__name__}", str(tmp_path / kind.__name__), *given]) == 0
+        assert load_records(log_dir)[0].gradient.shape[-1] == size
+
+
+def test_messages_name_what_the_command_has(tmp_path, capsys):
+    torch.save(((torch.randn(4, 4), torch.randn(4, 2)), torch.arange(4) % 3), tmp_path / "both.pt")
+    torch.save(training.TwoInputs().state_dict(), tmp_path / "step=1.pt")
+    given = ["--samples", str(tmp_path / "both.pt"), "--log-dir", str(tmp_path / "logs"), "--classes", "1"]
+    assert main(["measure", "support.offline:TwoInputs", str(tmp_path / "step=1.pt"), *given]) == 1
+    error = capsys.readouterr().err
+    assert "The command has no input_fn: save the samples as the model takes them, with --wrt for one of" in error
+    assert main(["measure", "support.offline:TwoInputs", str(tmp_path / "none.pt"), *given, "--wrt", "0"]) == 1
+    assert "The command has no" not in capsys.readouterr().err
+
+
+def test_warnings_are_sentences_of_the_command(tmp_path, capsys):
+    torch.save(torch.randn(4, 4), tmp_path / "x.pt")
+    torch.save(torch.nn.Linear(4, 3).state_dict(), tmp_path / "step=1.pt")
+    given = ["--samples", str(tmp_path / "x.pt"), "--log-dir", str(tmp_path / "logs"), "--classes", "1"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(["measure", "support.offline:linear", str(tmp_path / "step=1.pt"), *given]) == 0
+    assert capsys.readouterr().err.startswith(
+        "lightning-hessian: InputHessianRecorder: the network is linear in its input"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"more": ("--classes", "1", "1")}, r"classes=\[1, 1\] lists 1 more than once"),
         ({"model": "support.training"}, "does not name a model. Give module:Class"),
         ({"model": "no.such:Class"}, "The module 'no.such' cannot be imported: ModuleNotFoundError"),
         ({"model": "support.training:Clasifier"}, r"There is no 'Clasifier' in support.training; it has .*Classifier"),
@@ -184,7 +300,7 @@ def test_a_measurement_whose_event_was_not_written_is_made_again(trained, tmp_pa
     measure(trained, tmp_path, checkpoints="checkpoints/*step=4.ckpt")
     state = tmp_path / "input_hessian" / STATE
     saved = torch.load(state, weights_only=True)
-    torch.save({**saved, "steps": []}, state)
+    torch.save({**saved, "weights": {}}, state)
     before = load_records(tmp_path)[0].measured_at
     measure(trained, tmp_path)
     assert load_records(tmp_path)[0].measured_at > before

@@ -1,7 +1,9 @@
 """Input-Hessians as operators: against whole matrices in closed form, and handed to other libraries."""
 
 import gc
+import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,7 +12,15 @@ from support.counting import Notes
 from support.networks import mlp
 from torch import nn
 
-from lightning_hessian import ConfigurationError, MeasurementError, input_hessian_operator, input_spectrum
+from lightning_hessian import (
+    ConfigurationError,
+    MeasurementError,
+    input_gradient,
+    input_hessian,
+    input_hessian_operator,
+    input_spectrum,
+)
+from lightning_hessian.model.function import ModelFunction
 
 F64 = torch.float64
 
@@ -277,3 +287,79 @@ def test_arguments_are_checked(q):
     refused(model, x, 2, ConfigurationError, "out of range")
     refused(model, x, 0, ConfigurationError, "num_vectors", lambda hessian: hessian.trace(1))
     refused(model, x * torch.nan, 0, MeasurementError, "no Hessian to measure", lambda hessian: hessian @ x[0])
+    refused(model, x, [1, 1], ConfigurationError, "lists 1 more than once")
+
+
+def test_a_class_may_meet_itself_in_a_tensor(q):
+    """Columns of a tensor may mean the label and the prediction, which agree for some samples."""
+    with input_hessian_operator(quadratic(q), torch.randn(2, 7, dtype=F64), torch.tensor([[0, 1], [1, 1]])) as hessian:
+        products = hessian @ torch.ones(7, dtype=F64)
+    assert torch.equal(products[1, 0], products[1, 1])
+
+
+def test_integers_of_numpy_and_tensors_are_whole_numbers(q):
+    x = torch.randn(1, 7, dtype=F64)
+    with input_hessian_operator(quadratic(q), x, np.int64(0), seed=np.int64(1), max_memory=np.int64(10**9)) as hessian:
+        assert hessian.spectrum(num_eigenvalues=torch.tensor(3)).eigenvectors.shape[2] == 3
+        assert torch.equal(hessian.trace(np.int64(2)).value, hessian.trace(2).value)
+
+
+def test_only_one_set_of_graphs_is_alive():
+    """What the first products built is freed before a spectrum, whose plan counts on the memory."""
+    alive = Notes()
+    network, x = mlp(inputs=4), torch.randn(2, 4)
+    with input_hessian_operator(network, x, 0) as hessian:
+        for use in (hessian.spectrum, hessian.to_dense, hessian.gradient, lambda: hessian.hvp(torch.randn(4))):
+            hessian @ torch.randn(4)
+            hessian.gauss_newton @ torch.randn(4)
+            graphs = [weakref.ref(hessian._blocks._operator), weakref.ref(hessian.gauss_newton._blocks._operator)]
+            handle = network.register_forward_hook(
+                lambda *_, graphs=graphs: alive.extend(graph() is not None for graph in graphs)
+            )
+            use()
+            handle.remove()
+        assert alive
+        assert not any(alive)
+        hessian @ torch.randn(4)
+
+
+def test_threads_may_share_an_operator_and_a_model(q):
+    """They take turns, so that all find the model as it was, and leave it so."""
+    network = nn.Sequential(nn.Linear(4, 8), nn.Dropout(), nn.Tanh(), nn.Linear(8, 2)).train()
+    x, vectors = torch.randn(3, 4), torch.randn(12, 4)
+    whole = input_hessian(network, x, [0, 1])
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as threads, input_hessian_operator(network, x, [0, 1]) as hessian:
+            products = list(threads.map(lambda v: hessian @ v, vectors))
+            matrices = list(threads.map(lambda _: input_hessian(network, x, [0, 1]), range(12)))
+    finally:
+        sys.setswitchinterval(before)
+    for found, v in zip(products, vectors, strict=True):
+        torch.testing.assert_close(found, whole @ v)
+    assert all(torch.equal(found, whole) for found in matrices)
+    assert network.training
+    assert all(module.training and "_apply" not in vars(module) for module in network.modules())
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_arguments_of_another_function_are_named():
+    with pytest.raises(TypeError, match=r"no argument 'chunk_size' here; there are dtype, wrt"):
+        input_gradient(mlp(inputs=4), torch.zeros(1, 4), 0, chunk_size=3)
+
+
+def test_buffers_are_copied_only_where_they_may_change(monkeypatch):
+    """By the operator at its opening; a function is over before its model can be trained."""
+    network, x = nn.BatchNorm1d(4).eval(), torch.randn(3, 4)
+    seen, take = [], ModelFunction.__post_init__
+
+    def noted(function):
+        seen.append(function.tensors)
+        take(function)
+
+    monkeypatch.setattr(ModelFunction, "__post_init__", noted)
+    input_gradient(network, x, 0)
+    assert not any(seen)
+    with input_hessian_operator(network, x, 0):
+        assert set(seen[-1]) == {"running_mean", "running_var", "num_batches_tracked"}

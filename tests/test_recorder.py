@@ -14,6 +14,7 @@ from lightning_hessian import (
     ConfigurationError,
     InputHessianRecorder,
     MeasurementError,
+    input_gradient,
     input_spectrum,
     load_records,
 )
@@ -130,6 +131,12 @@ def test_arguments_are_checked_at_construction(tmp_path):
         ({"samples": torch.zeros(2, 3, dtype=torch.long)}, ConfigurationError, "floating point"),
         ({"samples": X}, ConfigurationError, "needs integer labels"),
         ({"target": "logits"}, ConfigurationError, "not known"),
+        ({"classes": [1, 2, 1]}, ConfigurationError, r"classes=\[1, 2, 1\] lists 1 more than once"),
+        ({"classes": torch.tensor([[1], [2]])}, ConfigurationError, "must be whole numbers, or one of"),
+        ({"classes": [True]}, ConfigurationError, "must be whole numbers, or one of"),
+        ({"classes": []}, ConfigurationError, "must be whole numbers, or one of"),
+        ({"seed": 0.5}, ConfigurationError, "seed=0.5 must be a whole number"),
+        ({"val_dataloader_idx": 1}, TypeError, "no argument 'val_dataloader_idx'"),
         ({"every_n_epochs": 1}, TypeError, "no argument 'every_n_epochs'"),
     ):
         with pytest.raises(error, match=match):
@@ -137,6 +144,33 @@ def test_arguments_are_checked_at_construction(tmp_path):
     with recorder(tmp_path) as rec, pytest.raises(ConfigurationError, match="step=-1"):
         rec.measure(small_network(), -1)
     assert not list(tmp_path.iterdir())
+
+
+def test_integers_of_numpy_and_tensors_are_whole_numbers(tmp_path):
+    one = np.int64(1)
+    with recorder(tmp_path, num_samples=one, num_eigenvalues=one, heatmap_samples=torch.tensor(1), seed=one) as rec:
+        rec.measure(small_network(), np.int64(3), epoch=torch.tensor(1), logged_step=np.int32(2))
+    (record,) = load_records(tmp_path)
+    assert (record.step, record.epoch, record.logged_step, len(record.x)) == (3, 1, 2, 1)
+    with recorder(tmp_path) as rec:
+        for arguments in ({"step": 3.0}, {"step": True}, {"step": 3, "epoch": -1}, {"step": 3, "logged_step": 2.5}):
+            with pytest.raises(ConfigurationError, match="must be a whole number of at least 0"):
+                rec.measure(small_network(), **arguments)
+
+
+def test_samples_in_arrays_of_numpy(tmp_path):
+    with recorder(tmp_path, (X.numpy(), Y.numpy()), classes="label") as rec:
+        record = rec.measure(small_network(), 0)
+    assert np.array_equal(record.x, X[:2])
+    assert np.array_equal(record.labels, Y[:2])
+
+
+def test_a_tensor_of_classes_holds_for_every_sample(tmp_path):
+    """As a list does: curves are named by their class."""
+    with recorder(tmp_path, classes=torch.tensor([2, 3])) as rec:
+        record = rec.measure(small_network(), 0)
+    assert record.class_ids == (2, 3)
+    assert record.classes.tolist() == [[2, 3], [2, 3]]
 
 
 def test_what_does_not_fit_the_model_raises_at_the_first_measurement(tmp_path):
@@ -231,6 +265,60 @@ def test_fabric_with_bf16(tmp_path):
     expected = input_spectrum(network, X[:2], [2, 3])
     np.testing.assert_allclose(record.lambda_max, expected.lambda_max, rtol=1e-5)
     assert len(load_records(tmp_path)) == 1
+
+
+FABRIC = """
+import sys
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.loggers import TensorBoardLogger
+from torch import nn
+from lightning_hessian import InputHessianRecorder
+root = sys.argv[1]
+logger = TensorBoardLogger(root, name="writer", version="")
+fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp", precision="bf16-mixed", loggers=logger)
+fabric.launch()
+torch.manual_seed(0)
+network = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3))
+network, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), lr=0.1))
+x, y = torch.randn(2, 5, 6)[fabric.global_rank], torch.tensor([0, 1, 2, 0, 1])
+options = {"classes": [0, 2], "dtype": "float64", "on_error": "raise", "progress_bar": False}
+first = fabric.global_rank == 0
+by_writer = InputHessianRecorder(samples=x, writer=logger.experiment if first else None, **options)
+by_log_dir = InputHessianRecorder(root + "/log_dir", x if first else None, **options)
+with by_writer, by_log_dir:
+    for step in range(2):
+        for recorder in (by_writer, by_log_dir):
+            assert (recorder.measure(network, step) is not None) == first
+        if first:
+            torch.save((x, network.module.state_dict()), f"{root}/{step}.pt")
+        optimizer.zero_grad()
+        fabric.backward(nn.functional.cross_entropy(network(x), y))
+        optimizer.step()
+        fabric.log("loss", 1.0, step)
+"""
+
+
+def test_two_processes_of_fabric(tmp_path):
+    """Through its logger and with a directory; the numbers are those of one process, at the first one's samples."""
+    (tmp_path / "script.py").write_text(FABRIC)
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]
+    ended = subprocess.run(command, timeout=240, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    network = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3))
+    for kind in ("writer", "log_dir"):
+        records = load_records(tmp_path / kind)
+        assert [r.step for r in records] == [0, 1]
+        for record in records:
+            x, state = torch.load(tmp_path / f"{record.step}.pt", weights_only=True)
+            network.load_state_dict(state)
+            expected = input_spectrum(network, x.double(), [0, 2])
+            np.testing.assert_array_equal(record.x, x.double())
+            np.testing.assert_allclose(record.eigenvalues, expected.eigenvalues, rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(record.gradient, input_gradient(network, x.double(), [0, 2]), rtol=1e-9)
+        assert len(list((tmp_path / kind).glob("events*"))) == 1
+    assert scalar(tmp_path / "writer", "loss") == {0: 1.0, 1: 1.0}
+    assert list(scalar(tmp_path / "writer", "hessian_trace/logit_class_2")) == [0, 1]
 
 
 def test_flat_shards_are_refused(tmp_path):

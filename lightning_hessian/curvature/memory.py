@@ -169,7 +169,7 @@ def kept_pages(device: torch.device) -> Iterator[None]:
     if libc is None or _resident_before is not None:
         yield
         return
-    _resident_before = _resident_bytes()
+    before = _resident_before = _resident_bytes()  # a name of its own: another thread may leave its context first
     libc.mallopt(M_MMAP_THRESHOLD, UNLIMITED)
     libc.mallopt(M_TRIM_THRESHOLD, UNLIMITED)
     try:
@@ -177,14 +177,15 @@ def kept_pages(device: torch.device) -> Iterator[None]:
     finally:
         libc.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
         libc.mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD)
-        if _resident_bytes() - _resident_before > TRIM_THRESHOLD:  # what glibc keeps by itself is not worth the time
+        if _resident_bytes() - before > TRIM_THRESHOLD:  # what glibc keeps by itself is not worth the time
             libc.malloc_trim(TRIM_THRESHOLD)
         _resident_before = None
 
 
 def return_pages(limit: int) -> None:
     """Returns what ``kept_pages`` keeps to the kernel where resident memory has grown by more than ``limit`` bytes."""
-    if _resident_before is not None and _resident_bytes() - _resident_before > limit:
+    before = _resident_before
+    if before is not None and _resident_bytes() - before > limit:
         libc = _adjustable_glibc()
         assert libc is not None
         libc.malloc_trim(0)

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 
 from lightning_hessian.curvature.memory import available_memory
-from lightning_hessian.errors import ConfigurationError, check_at_least, check_choice
+from lightning_hessian.errors import ConfigurationError, check_choice, store_whole_numbers
 
 MethodName = Literal["dense", "low_rank", "lanczos"]
 MethodChoice = Literal["auto", "dense", "low_rank", "lanczos"]
@@ -48,18 +48,17 @@ class Options:
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, get_args(MethodChoice))
-        check_at_least("num_eigenvalues", self.num_eigenvalues, 1)
+        store_whole_numbers(self, num_eigenvalues=1, block_size=1, seed=None)
         if self.chunk_size != "auto":
-            check_at_least("chunk_size", self.chunk_size, 1)
+            store_whole_numbers(self, chunk_size=1)
         if self.max_memory is not None:
-            check_at_least("max_memory", self.max_memory, 1)
+            store_whole_numbers(self, max_memory=1)
         seconds = self.max_seconds
         is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
         if seconds is not None and not (is_number and 0 < seconds < float("inf")):
             raise ConfigurationError(
                 f"max_seconds={seconds!r} must be a positive number of seconds, or None for no limit."
             )
-        check_at_least("block_size", self.block_size, 1)
         whole = isinstance(self.density_vectors, int) and not isinstance(self.density_vectors, bool)
         if not whole or self.density_vectors < 0 or self.density_vectors == 1:
             raise ConfigurationError(

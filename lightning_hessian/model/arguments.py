@@ -47,6 +47,10 @@ def _floating_point_of(x: Tensor) -> str:
 
 def check_lengths(tensors: list[Tensor]) -> None:
     """Raises a ConfigurationError unless all inputs have one row per sample."""
+    if not tensors:
+        raise ConfigurationError(
+            "The input holds no tensor: give x as a tensor [N, *shape], such as torch.as_tensor(x)."
+        )
     lengths = {len(t) if t.dim() else 0 for t in tensors}
     if len(lengths) != 1:
         raise ConfigurationError(
@@ -99,6 +103,7 @@ def resolve_classes(
             )
     else:
         wanted = wanted.reshape(1, -1).expand(num_samples, -1)
+        check_distinct(wanted[0].tolist())
     if wanted.min() < 0 or wanted.max() >= num_outputs:
         given = f"classes={classes!r}"
         if isinstance(classes, Tensor):
@@ -108,6 +113,16 @@ def resolve_classes(
             f"from 0 to {num_outputs - 1}."
         )
     return wanted.long()
+
+
+def check_distinct(classes: Sequence[int]) -> None:
+    """Raises a ConfigurationError if a class is listed more than once: its results would stand there twice."""
+    twice = sorted({each for each in classes if classes.count(each) > 1})
+    if twice:
+        raise ConfigurationError(
+            f"classes={[*classes]} lists {', '.join(map(str, twice))} more than once. The list holds for every sample: "
+            f"name each class once."
+        )
 
 
 def _labels_as_classes(labels: Tensor, num_outputs: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import random
+import threading
 import types
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,6 +26,8 @@ WRAPPERS = {  # by the attribute that holds the module inside
     "AveragedModel": "module",
 }
 
+_ONE_AT_A_TIME = threading.RLock()  # what is changed and put back belongs to the whole process, or to a shared model
+
 
 @contextmanager
 def isolated(model: object, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
@@ -36,9 +39,11 @@ def isolated(model: object, device: torch.device, dtype: torch.dtype) -> Iterato
     NumPy and torch (CPU and ``device``), every module's ``training`` flag, ``.grad`` and ``requires_grad``, and
     whatever a forward or its hooks wrote to: attributes, containers, generators, closures.
 
-    ``model`` is a module, or a function: then the modules that it refers to or is bound to are isolated.
+    ``model`` is a module, or a function: then the modules that it refers to or is bound to are isolated. Other threads
+    wait until it is closed.
     """
     with ExitStack() as stack:
+        stack.enter_context(_ONE_AT_A_TIME)
         stack.enter_context(quiet())
         stack.enter_context(frozen_random_streams(device))
         stack.enter_context(exact_settings(device, dtype))
@@ -66,15 +71,16 @@ def modules_behind(model: object) -> list[nn.Module]:
 
 @contextmanager
 def frozen_random_streams(device: torch.device | None = None) -> Iterator[None]:
-    """Restores the random streams of Python, NumPy and torch afterwards."""
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the stream of the user's run
+    """Restores the random streams of Python, NumPy and torch afterwards, before another thread may do the same."""
     devices = [device] if device is not None and device.type not in ("cpu", "mps") else []
-    try:
-        with torch.random.fork_rng(devices, device_type=devices[0].type if devices else "cuda"):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(legacy)  # noqa: NPY002
+    with _ONE_AT_A_TIME:
+        python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the stream of the user's run
+        try:
+            with torch.random.fork_rng(devices, device_type=devices[0].type if devices else "cuda"):
+                yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)  # noqa: NPY002
 
 
 @contextmanager

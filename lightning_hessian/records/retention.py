@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lightning_hessian.errors import ConfigurationError, check_at_least
+from lightning_hessian.errors import ConfigurationError, whole_number
 from lightning_hessian.records.record import Record
 
 
@@ -30,8 +30,8 @@ class KeepMatrices:
     max_total_bytes: int = 2**30
 
     def __post_init__(self) -> None:
-        check_at_least("keep_matrices: every_n", self.every_n, 1)
-        check_at_least("keep_matrices: max_total_bytes", self.max_total_bytes, 0)
+        whole_number("keep_matrices: every_n", self.every_n, 1)
+        whole_number("keep_matrices: max_total_bytes", self.max_total_bytes, 0)
 
 
 def keep_policy(given: bool | int | Mapping[str, Any] | KeepMatrices | None) -> KeepMatrices | None:

@@ -1,23 +1,24 @@
-"""Models, samples and positions in training from files: checkpoints of Lightning, and plain state dicts."""
+"""Models and positions in training from files: checkpoints of Lightning, and plain state dicts."""
 
 from __future__ import annotations
 
 import glob
+import hashlib
 import importlib
 import os
 import pickle
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_hessian.errors import ConfigurationError
+from lightning_hessian.errors import ConfigurationError, whole_number
 from lightning_hessian.training.schedule import TrainingPosition
 
 WEIGHTS = ("state_dict", "model_state_dict", "model", "network")  # under which loops save a module's state dict
@@ -80,12 +81,49 @@ class Checkpoint:
         Raises:
             CheckpointError: there are none.
         """
-        for found in (*(self.content.get(name) for name in WEIGHTS), self.content):
-            if isinstance(found, Mapping) and found and all(isinstance(t, Tensor) for t in found.values()):
+        found = self._named_state_dict()
+        if found is None and self._is_state_dict:
+            found = self.content
+        if found is None:
+            raise CheckpointError(
+                f"{self.path} holds no state dict: it has {', '.join(map(repr, self.content)) or 'nothing'}. Save "
+                f"model.state_dict(), or a dict with it as 'state_dict'."
+            )
+        return found
+
+    @property
+    def is_of_lightning(self) -> bool:
+        """Whether a Trainer of Lightning saved it."""
+        return "pytorch-lightning_version" in self.content
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells these weights from others: a hash of their names, kinds and values.
+
+        Raises:
+            CheckpointError: there are no weights.
+        """
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict.items()):
+            if isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_quantized:
+                digest.update(f"{name} {tensor.dtype} {[*tensor.shape]}".encode())
+                digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def _named_state_dict(self) -> Mapping[str, Any] | None:
+        """The weights where they are one entry of several."""
+        for name in WEIGHTS:
+            found = self.content.get(name)
+            found = found.state_dict() if isinstance(found, nn.Module) else found
+            if isinstance(found, Mapping) and any(isinstance(each, Tensor) for each in found.values()):
                 return found
-        raise CheckpointError(
-            f"{self.path} holds no state dict: it has {', '.join(map(repr, self.content)) or 'nothing'}."
-        )
+        return None
+
+    @property
+    def _is_state_dict(self) -> bool:
+        """Whether the file holds weights and nothing else: an entry ``step`` is then a buffer of the model."""
+        tensors = [each for name, each in self.content.items() if not name.endswith("_extra_state")]
+        return bool(tensors) and all(isinstance(each, Tensor) for each in tensors)
 
     def samples_of_monitor(self, name: str | None) -> tuple[Any, Any] | None:
         """Inputs and labels that an ``InputHessianMonitor`` of that name has stored, or None."""
@@ -97,11 +135,8 @@ class Checkpoint:
 
     def _number(self, names: Iterable[str]) -> int | None:
         for name in names:
-            found = self.content.get(name)
-            if isinstance(found, Tensor) and found.numel() == 1:
-                found = found.item()
-            if isinstance(found, int) and not isinstance(found, bool):
-                return found
+            with suppress(ConfigurationError):
+                return whole_number(name, None if self._is_state_dict else self.content.get(name))
             if (number := number_in_name(self.path, name)) is not None:
                 return number
         return None
@@ -134,7 +169,9 @@ def read_checkpoint(path: Path, file: IO[bytes]) -> Checkpoint:
             file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=False)
     except Exception as error:  # whatever a damaged file makes of the unpickler
-        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {_first_line(error)}).") from error
+        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {first_line(error)}).") from error
+    if isinstance(content, nn.Module):  # torch.save(model)
+        content = {"state_dict": content.state_dict()}
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, and not a checkpoint or state dict.")
     return Checkpoint(path, content)
@@ -155,7 +192,7 @@ def find_checkpoints(patterns: Iterable[str]) -> list[Path]:
 class ModelSource:
     """What makes models: a class or function of the user, ``package.module:Class`` or ``module:function``.
 
-    A class with ``load_from_checkpoint``, as every LightningModule has, is loaded by it. Anything else is called
+    Checkpoints of Lightning are loaded by the class's ``load_from_checkpoint``, if it has one. Else it is called
     without arguments, and returns a module for the checkpoint's state dict.
 
     Raises:
@@ -173,7 +210,7 @@ class ModelSource:
             found: Any = importlib.import_module(module_name)
         except Exception as error:
             raise ConfigurationError(
-                f"The module {module_name!r} cannot be imported: {type(error).__name__}: {_first_line(error)}. "
+                f"The module {module_name!r} cannot be imported: {type(error).__name__}: {first_line(error)}. "
                 f"{HOW_TO_NAME}"
             ) from error
         for part in attribute.split("."):
@@ -192,7 +229,7 @@ class ModelSource:
             CheckpointError: it is a checkpoint of another model.
             ConfigurationError: the model cannot be made.
         """
-        load = getattr(self._make, "load_from_checkpoint", None)
+        load = getattr(self._make, "load_from_checkpoint", None) if checkpoint.is_of_lightning else None
         if load is None:
             model = self._made()
         try:
@@ -200,7 +237,7 @@ class ModelSource:
                 file.seek(0)
                 model = load(file, map_location=device)
             else:
-                model.load_state_dict(checkpoint.state_dict)
+                model.load_state_dict(_named_as_in(model, checkpoint.state_dict))
         except TypeError as error:  # arguments are missing
             raise ConfigurationError(
                 f"{self.name} cannot be made from the hyperparameters in {checkpoint.path} ({error}). Call "
@@ -218,54 +255,21 @@ class ModelSource:
             model = self._make()
         except Exception as error:
             raise ConfigurationError(
-                f"{self.name}() failed with {type(error).__name__}: {_first_line(error)}. Give a LightningModule, or a "
-                f"function without arguments that returns the model."
+                f"{self.name}() failed with {type(error).__name__}: {first_line(error)}. For a plain state dict, give "
+                f"a function without arguments that returns the model, as module:function."
             ) from error
         if not isinstance(model, nn.Module):
             raise ConfigurationError(f"{self.name}() returned a {type(model).__name__}, and not an nn.Module.")
         return model
 
 
-def read_samples(path: Path) -> Any:
-    """What a file of samples holds: x, ``(x, labels)``, or tensors by name. No code in it is executed.
-
-    Args:
-        path: ``.pt`` (a tensor, a tuple or a dict), ``.npz`` or ``.safetensors``; labels are recognized by their name.
-
-    Raises:
-        ConfigurationError: it cannot be read.
-    """
-    readers: dict[str, Callable[[Path], Any]] = {
-        ".pt": _tensors,
-        ".pth": _tensors,
-        ".npz": _arrays,
-        ".safetensors": _safetensors,
-    }
-    if path.suffix not in readers:
-        raise ConfigurationError(f"Samples are read from {', '.join(readers)} files, and {path} is none of them.")
-    try:
-        return readers[path.suffix](path)
-    except Exception as error:
-        raise ConfigurationError(
-            f"The samples in {path} cannot be read: {type(error).__name__}: {_first_line(error)}. Save tensors only: "
-            f"torch.save((x, labels), 'samples.pt')."
-        ) from error
+def _named_as_in(model: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The weights without what DDP and ``torch.compile`` put before their names, where no name fits as it is."""
+    if weights.keys() & model.state_dict().keys():
+        return weights
+    return {name.replace("_orig_mod.", "").removeprefix("module."): each for name, each in weights.items()}
 
 
-def _tensors(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _arrays(path: Path) -> dict[str, Tensor]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays}
-
-
-def _safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)
-
-
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, without its full stop."""
     return (str(error).splitlines() or [""])[0].rstrip(".")

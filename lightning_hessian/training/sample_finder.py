@@ -69,8 +69,8 @@ class SampleFinder:
             if self._source.input_fn is None:
                 raise
             raise ConfigurationError(
-                f"input_fn failed with {type(error).__name__}: {error}. It is called with a {type(source).__name__}, "
-                f"as the loader gives it, and returns x or (x, labels)."
+                f"input_fn failed with {type(error).__name__}: {error}. It is called with a batch, here a "
+                f"{type(source).__name__}, and returns x or (x, labels)."
             ) from error
         self._measurement.check_samples(samples)
         return samples

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from lightning_hessian.errors import ConfigurationError
+from lightning_hessian.errors import ConfigurationError, store_whole_numbers
 from lightning_hessian.model.function import Inputs
 from lightning_hessian.model.isolation import frozen_random_streams
 from lightning_hessian.model.state_snapshot import unchanged
@@ -58,6 +58,7 @@ class SampleSource:
     wrt: str | int | None = None
 
     def __post_init__(self) -> None:
+        store_whole_numbers(self, num_samples=1, val_dataloader_idx=0)
         if self.sample_indices is None:
             return
         given: Any = self.sample_indices
@@ -86,7 +87,7 @@ class SampleSource:
         if isinstance(source, DataLoader):
             raise ConfigurationError("samples is a DataLoader. Give its dataset, samples=loader.dataset, or a batch.")
         if isinstance(source, (Tensor, list, tuple, Mapping)) or not hasattr(source, "__getitem__"):
-            return self.select_from_batch(source)
+            return self.select_from_batch(tree_map_only(np.ndarray, torch.as_tensor, source))
         if not hasattr(source, "__len__"):
             raise ConfigurationError(
                 "The samples must be a map-style dataset with a length; give a tensor or (x, labels)."

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from lightning_hessian.errors import ConfigurationError, check_at_least
+from lightning_hessian.errors import ConfigurationError, store_whole_numbers
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for name in ("every_n_epochs", "every_n_train_steps"):
-            if (value := getattr(self, name)) is not None:
-                check_at_least(name, value, 1)
+            if getattr(self, name) is not None:
+                store_whole_numbers(self, **{name: 1})
         if self.epochs is not None and any(not isinstance(e, int) or e < 0 for e in self.epochs):
             raise ConfigurationError(f"epochs={self.epochs!r} must be whole numbers, counted from 0.")
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypedDict
 
-import numpy as np
-
 from lightning_hessian.curvature.options import ChunkSize, MethodChoice, Options
-from lightning_hessian.errors import ConfigurationError, check_at_least, check_choice
-from lightning_hessian.model.arguments import Target, check_input
+from lightning_hessian.errors import ConfigurationError, check_choice, store_whole_numbers, whole_number
+from lightning_hessian.model.arguments import Target, check_distinct, check_input
 from lightning_hessian.model.function import ForwardFunction, differentiated
 from lightning_hessian.model.outputs import OutputFunction
 from lightning_hessian.model.targets import TARGET_NAMES
@@ -47,16 +45,9 @@ class MeasurementSettings:
     def __post_init__(self) -> None:
         if not callable(self.target):
             check_choice("target", self.target, ("auto", *TARGET_NAMES))
-        if isinstance(self.classes, str):
-            check_choice("classes", self.classes, CLASS_CHOICES)
-        if isinstance(self.classes, np.ndarray):
-            object.__setattr__(self, "classes", self.classes.tolist())
-        if isinstance(self.classes, (list, tuple)) and any(isinstance(each, (str, float)) for each in self.classes):
-            raise ConfigurationError(
-                f"classes={self.classes!r} must be whole numbers, or one of {', '.join(map(repr, CLASS_CHOICES))}."
-            )
+        object.__setattr__(self, "classes", _class_choice(self.classes))
         check_choice("dtype", self.dtype, DTYPES)
-        check_at_least("heatmap_samples", self.heatmap_samples, 0)
+        store_whole_numbers(self, heatmap_samples=0)
         if self.name is not None and not (isinstance(self.name, str) and re.fullmatch("[A-Za-z0-9_-]+", self.name)):
             raise ConfigurationError(
                 f"name={self.name!r} is used in tags and folder names: use letters, digits, '-' and '_', at least one."
@@ -100,8 +91,6 @@ class MonitorSettings:
 
     def __post_init__(self) -> None:
         check_choice("on_error", self.on_error, ("warn", "raise"))
-        check_at_least("num_samples", self.samples.num_samples, 1)
-        check_at_least("val_dataloader_idx", self.samples.val_dataloader_idx, 0)
         share = self.max_overhead
         is_number = isinstance(share, (int, float)) and not isinstance(share, bool)
         if share is not None and not (is_number and 0 < share <= 1):
@@ -158,8 +147,7 @@ def monitor_settings(owner: str, schedule: Schedule, arguments: Mapping[str, Any
         ConfigurationError: an argument is not allowed.
     """
     given: dict[str, Any] = dict(arguments)
-    if unknown := given.keys() - MonitorArguments.__annotations__.keys():
-        raise TypeError(f"{owner} has no argument {', '.join(map(repr, sorted(unknown)))}.")
+    check_known(owner, given, MonitorArguments)
 
     def of(kind: type[Any]) -> dict[str, Any]:
         return {each.name: given[each.name] for each in fields(kind) if each.name in given}
@@ -174,6 +162,31 @@ def monitor_settings(owner: str, schedule: Schedule, arguments: Mapping[str, Any
     source = SampleSource(given=given.get("samples"), **of(SampleSource))
     settings = {**of(MonitorSettings), "measurement": measurement, "samples": source, "keep_matrices": keep}
     return MonitorSettings(**settings, schedule=schedule)
+
+
+def check_known(owner: str, given: Mapping[str, Any], known: type[Any]) -> None:
+    """Raises a TypeError where an argument is none of a ``TypedDict``."""
+    if unknown := given.keys() - known.__annotations__.keys():
+        raise TypeError(f"{owner} has no argument {', '.join(map(repr, sorted(unknown)))}.")
+
+
+def _class_choice(given: Any) -> int | list[int] | str:
+    """The argument ``classes`` in plain values: the same outputs at every sample, or a word."""
+    if isinstance(given, str):
+        check_choice("classes", given, CLASS_CHOICES)
+        return given
+    is_list = isinstance(given, Iterable) and getattr(given, "ndim", 1) > 0
+    try:
+        numbers = [whole_number("classes", each, 0) for each in (given if is_list else [given])]
+    except ConfigurationError:
+        numbers = []
+    if not numbers:
+        raise ConfigurationError(
+            f"classes={given!r} must be whole numbers, or one of {', '.join(map(repr, CLASS_CHOICES))}: at least one "
+            f"class, counted from 0."
+        )
+    check_distinct(numbers)
+    return numbers if is_list else numbers[0]
 
 
 def check_names(names: Sequence[str | None]) -> None:

@@ -180,9 +180,7 @@ class Publisher:
     def _save(self, record: Record) -> None:
         if self._folder is None:
             return
-        remedy = (
-            f"Free space in {self._folder} or make it writable, or give the Trainer another directory for its logs."
-        )
+        remedy = f"Free space in {self._folder} or make it writable, or give this run another directory for its logs."
         if is_in_memory(self._folder):
             remedy = "Give the Trainer a logger or a default_root_dir, and records are saved there."
         with self._reported("saving the record", remedy):
@@ -196,7 +194,7 @@ class Publisher:
         """Adds something to every event file."""
         for number, writer in enumerate(self._writers):
             which = "the event file" if len(self._writers) == 1 else f"event file {number}"
-            with self._reported(f"adding {what} to {which}", "Fix the TensorBoard logger or remove it."):
+            with self._reported(f"adding {what} to {which}", "Fix the logger or its SummaryWriter, or remove it."):
                 add(writer, *arguments)
 
     def _log_pictures(self) -> None:

@@ -107,11 +107,20 @@ def test_the_table_has_pages_and_follows_the_sample(shown, record):
     choose_sample(shown, 117)
     expect(shown.get("table-rows")).to_have_text("rows 101 to 120 of 120")
     expect(shown.get("table").locator("tr.selected")).to_be_visible()
+    choose_sample(shown, 49)  # the last one of its page: the table has scrolled to it
+    expect(shown.get("table").locator("tr.selected")).to_be_in_viewport()
     shown.root.locator("[data-sort=lambda_max]").click()
     expect(shown.get("table-rows")).to_have_text("rows 1 to 50 of 120")
+    expect(rows.first).to_be_in_viewport()
     found = [number(text) for text in shown.get("table").locator("[data-key=lambda_max]").all_inner_texts()]
     np.testing.assert_allclose(found, np.sort(record.lambda_max[:, 0])[:PAGE], rtol=5e-3)
     shown.root.locator("[data-sort=sample]").click()
+
+
+def test_one_is_said_in_the_singular(shown):
+    words = shown.panel("cost").inner_text()
+    assert f"s for {NUM_SAMPLES} samples × 1 class;" in words
+    assert "the whole matrix of sample 0;" in words or "no whole matrix;" in words
 
 
 def test_a_sample_is_chosen_by_its_number(shown, record):

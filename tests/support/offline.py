@@ -23,6 +23,38 @@ class Tanh(nn.Module):
         return self.net(x)
 
 
+class Counting(Tanh):
+    """Counts in buffers that are named as positions in a training are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("step", torch.tensor(7))
+        self.register_buffer("epoch", torch.tensor(2))
+
+
+class TwoInputs(nn.Module):
+    """Takes them by position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(4, 6), nn.Linear(2, 6), nn.Linear(6, 3)
+
+    def forward(self, a, b):
+        return self.head(torch.tanh(self.first(a) * self.second(b)))
+
+
+class Sequence(nn.Sequential):
+    """Layers are numbers."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def linear() -> nn.Module:
+    """A model without curvature."""
+    return nn.Linear(4, 3)
+
+
 class Sized(Classifier):
     """A module with an argument that it does not save."""
 

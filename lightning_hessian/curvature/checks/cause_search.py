@@ -250,6 +250,7 @@ class CauseSearch:
         """What is reported at these samples is not what reverse_over_reverse gives."""
         self.again = self.again.index_fill(0, samples, True)
         self.open = self.open & ~self.again.unsqueeze(1)
+        self.wrong &= ~self.again.unsqueeze(1)
 
     def _at(self, samples: Tensor, entries: Tensor) -> Tensor:
         """Entries ``[n, K]`` of some samples among those of all."""

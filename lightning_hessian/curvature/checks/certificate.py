@@ -35,10 +35,14 @@ LARGEST_ERROR = 1e-2  # relative, whatever the noise
 BLUR = 3e-2  # relative, of differences that are sharp enough to tell
 FIRST_STEP = 1e-2  # along a unit vector, in root mean squares of the sample's entries
 FACTOR = 10.0  # between two steps
-# Exponents of the factor after the first step: shorter ones down to 1e-6, where values hold no second difference any
-# more; where the values are as noisy as float32, one that is short enough for most kinks, and two longer ones.
-SHORTER, LONGER = (-1, -2, -3, -4, -5), (-2, 1, 2, -1, -3)
-WITHIN = (0, -1, -2, 1, -3)  # after a first step that was far too long
+# Exponents of the factor after the first step, in the order in which steps are tried: shorter ones down to 1e-6, where
+# values hold no second difference any more. The last one is tried where all others showed noise.
+SHORTER = (-1, -2, -3, -4, -5, 1)
+NOISY = (-2, 1, 2, -1, -3, -4)  # values as noisy as float32: one that is short enough for most kinks, and longer ones
+LOOKED_NOISY = (-2, -1, -3, -4, -5, 1)  # that noise shrank with the step, as it does at kinks
+TOO_LONG = (0, -1, -2, 1, -3, -4)  # after a first step that was far too long
+STEPS = torch.tensor([SHORTER, NOISY, LOOKED_NOISY, TOO_LONG])
+KINK_SHOWN = 3  # steps after the first, from which on a sample that shows a kink is left alone
 # Relative to the value: noise between these may come from a forward that computes in float32.
 FLOAT32, LOW_PRECISION = 3e-8, 1e-6
 FLOAT64 = 1e-12  # more noise than this is not that of float64 alone
@@ -155,20 +159,28 @@ def compare(
     if steps[0].size.isnan().all() and not _evaluates(batch):
         return _certificate(steps, agreed, p, tolerance, size, first)
     is_low_precision = ((steps[0].noise <= max(LOW_PRECISION, MARGIN * precision) * steps[0].size) | agreed).all(dim=1)
-    length = _length(steps[0], p)
-    is_short = FIRST_STEP * length < first / FACTOR
-    base = torch.where(is_short, FIRST_STEP * length, first)
-    for shorter, longer, within in zip(SHORTER, LONGER, WITHIN, strict=True):
-        active = (~agreed.all(dim=1)).nonzero().flatten()
+    is_short = FIRST_STEP * _length(steps[0], p) < first / FACTOR
+    base = torch.where(is_short, FIRST_STEP * _length(steps[0], p), first)
+    order = STEPS.to(first.device)[torch.where(is_short, 3, is_low_precision.long())]
+    for i in range(len(SHORTER)):
+        left = ~agreed
+        if i >= KINK_SHOWN and left.any():
+            left &= ~has_kink(by_step(steps))
+        if i == len(SHORTER) - 1 and left.any():
+            left &= _certificate(steps, agreed, p, tolerance, size, last).is_outcome("noise")
+        active = left.any(dim=1).nonzero().flatten()
         if len(active) == 0:
             break
-        exponent = torch.where(is_low_precision[active], longer, shorter).where(~is_short[active], within)
+        exponent = order[active, i]
         step = base[active] * FACTOR ** exponent.to(first)
         last = last.index_copy(0, active, step)
         steps = pooled([*steps, differences(active, step)])
         seen = torch.stack([_beyond_noise(step) for step in steps]).amin(dim=0)
         agreed |= _agrees(steps[-1], p, tolerance, size, seen) & ~_is_refuted(steps, p, tolerance)
         agreed &= ~_has_changed(steps, precision)  # by chance, a random forward may agree
+        if i == 0:  # noise does not depend on the step
+            shrank = (steps[1].noise < steps[0].noise * last.unsqueeze(1) / first.unsqueeze(1) * FACTOR).all(dim=1)
+            order[is_low_precision & ~is_short & shrank] = STEPS[2].to(order)
     return _certificate(steps, agreed, p, tolerance, size, last)
 
 

@@ -101,9 +101,9 @@ def explain(
     else:
         precision = 0.0
     rounding = search.rounding()
+    search.look_beside_kinks()
     search.look_in_company()
     search.look_inside_range()
-    search.look_beside_kinks()
     search.look_in_float64()
     search.look_again_where_others_fail()
     search.list_rest()

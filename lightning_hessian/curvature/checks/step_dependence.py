@@ -67,7 +67,10 @@ def has_kink(every: Differences) -> Tensor:
     """Whether slopes to both sides differ: t″ is inversely proportional to h over three steps, and more than noise."""
     kink = every.second * every.step
     noise = MARGIN * deviation(CURVATURE) * _least_noise(every)
-    return _is_steady(kink, (kink * every.step).abs() > noise, STEADY)
+    visible = (kink * every.step).abs() > noise
+    # At the shortest step, what seems to be noise is the kink itself.
+    visible[1:] |= visible[:-1].clone()
+    return _is_steady(kink, visible, STEADY)
 
 
 def has_jump(every: Differences) -> Tensor:

@@ -208,7 +208,40 @@ def test_noisy_values_are_compared_at_a_hundred_times_the_first_step():
     torch.testing.assert_close(found.step, torch.ones(2, dtype=F64))
 
 
+def test_noise_above_that_of_float32_is_compared_at_ten_times_the_first_step_in_the_end():
+    """At h = 0.01 and below, noise of 4e-6 hides a curvature of 2, and shorter steps are tried first."""
+    found = certificate(
+        lambda x: quadratic(x) + 2e-5 * (1e9 * x.detach()).sin().sum(1, keepdim=True), torch.ones(2, 5, dtype=F64)
+    )
+    assert outcomes(found) == {"certified"}
+    torch.testing.assert_close(found.step, torch.full((2,), 0.1, dtype=F64))
+
+
+def test_a_weak_kink_is_not_taken_for_the_noise_of_float32():
+    """Its fourth difference is 1e-7 of the values at the first step, and shrinks with the step."""
+    found = certificate(
+        lambda x: quadratic(x) + 3e-4 * (x - 1).relu().sum(1, keepdim=True), torch.ones(2, 5, dtype=F64)
+    )
+    assert outcomes(found) == {"kink"}
+
+
+def test_a_kink_that_three_steps_show_needs_no_shorter_ones():
+    found, num_values = counted_certificate(
+        lambda x: quadratic(x) + 3 * (x - 1).relu().sum(1, keepdim=True), torch.ones(2, 5, dtype=F64)
+    )
+    assert outcomes(found) == {"kink"}
+    assert num_values == 20
+
+
 def test_the_shortest_step_is_a_ten_millionth_of_the_input():
     """Where values are noise, every step is tried; shorter ones would hold nothing but rounding."""
-    found = certificate(lambda x: quadratic(x) + 1e-3 * torch.randn(len(x), 1, dtype=F64), torch.ones(2, 5, dtype=F64))
-    torch.testing.assert_close(found.step, torch.full((2,), 1e-7, dtype=F64), rtol=1e-6, atol=0)
+    moved = []
+
+    def random(x):
+        moved.append((x - 1).abs().amax(1) / unit(torch.ones(1, 5, dtype=F64)).amax())
+        return quadratic(x) + 1e-3 * torch.randn(len(x), 1, dtype=F64)
+
+    found = certificate(random, torch.ones(2, 5, dtype=F64))
+    assert outcomes(found) == {"noise"}
+    distance = torch.cat(moved)
+    assert 1e-8 < distance[distance > 0].min() < 1e-6

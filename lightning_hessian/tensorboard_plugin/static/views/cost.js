@@ -23,7 +23,7 @@ export function cost({ state, source }) {
       ["spectrum", at("complete") ? `complete: all ${entry.num_inputs} eigenvalues are known` : "only its ends are known"],
       [
         "time",
-        `${short(seconds)} s for ${entry.num_samples} samples × ${entry.class_ids.length} classes; ` +
+        `${short(seconds)} s for ${counted(entry.num_samples, "sample")} × ${counted(entry.class_ids.length, "class", "classes")}; ` +
           `${short(meta.total_seconds)} s for ${measurements} so far`,
       ],
       ["overhead", overhead === null ? null : `${percent(overhead)} of the training time`],
@@ -48,7 +48,12 @@ export function cost({ state, source }) {
 
 const words = (name) => String(name).replaceAll("_", " ");
 
+const counted = (count, one, several = `${one}s`) => `${count} ${count === 1 ? one : several}`;
+
 function inFile({ matrices = [], eigenvectors, why_no_matrix: why } = {}) {
-  const samples = matrices.length ? `whole matrices of samples ${matrices.join(", ")}` : "no whole matrix";
+  const [first, last] = [matrices[0], matrices.at(-1)];
+  const isRange = matrices.length > 2 && last - first === matrices.length - 1;
+  const which = isRange ? `samples ${first} to ${last}` : `sample${last === first ? "" : "s"} ${matrices.join(", ")}`;
+  const samples = matrices.length ? `the whole ${last === first ? "matrix" : "matrices"} of ${which}` : "no whole matrix";
   return `${samples}; ${eigenvectors ? "eigenvectors" : "no eigenvectors"}. ${why ?? ""}`;
 }

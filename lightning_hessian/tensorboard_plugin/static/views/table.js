@@ -79,7 +79,8 @@ export function table({ state, source }) {
     const value = (row) => (how.order ?? ((each) => each))(row[order.key]);
     const sorted = [...rows].sort((a, b) => order.sign * compare(value(a), value(b)));
     const selection = JSON.stringify([state.run, state.sample, state.classId]);
-    const turned = wanted === null && selection !== shownSelection;
+    const isAsked = wanted !== null;
+    const turned = !isAsked && selection !== shownSelection;
     if (turned) wanted = Math.floor(sorted.findIndex(isSelected) / PAGE);
     shownSelection = selection;
     const lastPage = Math.max(0, Math.ceil(sorted.length / PAGE) - 1);
@@ -101,9 +102,11 @@ export function table({ state, source }) {
     );
     const body = sorted.slice(start, start + PAGE).map((row) => lineOf(row, shown));
     frame.body.replaceChildren(el("table", {}, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...body)));
+    if (isAsked) frame.body.scrollTop = 0;
     const own = turned && frame.body.querySelector("tr.selected");
-    if (own && own.offsetTop + own.offsetHeight > frame.body.scrollTop + frame.body.clientHeight) {
-      frame.body.scrollTop = own.offsetTop - frame.body.clientHeight / 2;
+    const { scrollTop: top, clientHeight: height } = frame.body;
+    if (own && (own.offsetTop < top || own.offsetTop + own.offsetHeight > top + height)) {
+      frame.body.scrollTop = own.offsetTop - height / 2;
     }
   }
 
