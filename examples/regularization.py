@@ -19,7 +19,7 @@ One may not conclude:
 - that one way flattens more than another: each has one strength here, and strengths have no common unit;
 - that a flatter network is more robust because it is flatter. What makes a logit less curved often makes it less steep,
   which lowers max |λ| and the damage by FGSM at once. Normalized curvature divides that out. Weight decay lowers both
-  measures of curvature here, and FGSM fools the network as often as before: no Hessian says how near a boundary is;
+  measures of curvature here, and FGSM fools the network no less often: no Hessian says how near a boundary is;
 - that this holds elsewhere. The intervals are over seeds: for other data or networks, run it on them;
 - what happens farther away: the Hessian is measured at the digits, and a perturbation ends beside them.
 """
@@ -159,7 +159,7 @@ def draw(results: Results, path: Path) -> None:
                 axis.errorbar(mean.mean, height, xerr=mean.error, fmt="D", color=color, capsize=4, label=label)
     axes[0].set(xlabel="max |λ|  (logit / pixel unit²)", title="Curvature of the label's logit")
     axes[1].set(xlabel="max |λ| / ‖g‖  (1 / pixel unit)", title="Normalized curvature")
-    axes[2].set(xlabel="accuracy", title=f"Held-out digits, and moved by {RADIUS:g} per pixel", xlim=(0, 1.03))
+    axes[2].set(xlabel="accuracy", title=f"Moved by {RADIUS:g} per pixel", xlim=(0, 1.03))
     axes[0].set_yticks(range(len(results)), [setting.replace("_", " ") for setting in results])
     axes[0].invert_yaxis()
     axes[2].legend(fontsize=8, loc="upper center")
