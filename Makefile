@@ -5,7 +5,7 @@ NEWEST_PYTHON ?= python3.13
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test docs screenshots lint format bench zoo mutants compat clean
+.PHONY: demo test docs screenshots lint format bench zoo mutants compat dist clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/mnist_cnn.py
@@ -41,6 +41,13 @@ compat: $(VENV)/.dev
 	$(BIN)/python tools/compat.py oldest build/compat/oldest --python $(OLDEST_PYTHON)
 	$(BIN)/python tools/compat.py newest build/compat/newest --python $(NEWEST_PYTHON)
 
+# Wheel and sdist in dist/, and what a user has of the wheel outside of this checkout; a few minutes.
+dist: $(VENV)/.dev $(VENV)/.release
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python -m tools.check_dist dist
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -57,6 +64,6 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # The extras are installed with constraints.txt, so that everybody has what was tested.
-$(VENV)/.examples $(VENV)/.dev $(VENV)/.docs $(VENV)/.zoo $(VENV)/.mutants: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.examples $(VENV)/.dev $(VENV)/.docs $(VENV)/.zoo $(VENV)/.mutants $(VENV)/.release: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
 	touch $@

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -111,7 +111,7 @@ class InputHessianMonitor(_Callback):
         target: Target | Literal["auto"] = "auto",
         *,
         every_n_epochs: int | None = 1,
-        epochs: Collection[int] | None = None,
+        epochs: Sequence[int] | Set[int] | None = None,  # not Collection, which old jsonargparse refuses
         every_n_train_steps: int | None = None,
         samples: Any = None,
         val_dataloader_idx: int = 0,

@@ -19,10 +19,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import tomllib
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # which pytest needs there
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = ("dev", "examples", "models", "notebook", "zoo")
+EXTRAS = ("dev", "docs", "examples", "models", "notebook", "zoo")
 NOT_FOR_TESTS = ("mypy", "ruff", "lightning-hessian")  # of lint, and ourselves
 SHOWN = ("torch", "lightning", "tensorboard", "numpy", "matplotlib", "transformers")
 NO_ERRORS = (
@@ -39,13 +42,14 @@ def main() -> None:
     parser.add_argument("which", choices=("oldest", "newest"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--python", default=sys.executable)
-    parser.add_argument("pytest", nargs="*", metavar="PYTEST_ARGUMENT")
-    arguments = parser.parse_args()
+    given = sys.argv[1:]
+    end = given.index("--") if "--" in given else len(given)
+    arguments = parser.parse_args(given[:end])
     python = arguments.folder.absolute() / "bin" / "python"
     if not python.exists():
         install(python, arguments.python, oldest=arguments.which == "oldest")
     quiet = [part for warning in NO_ERRORS for part in ("-W", warning)]
-    tests = arguments.pytest or ["--ignore=tests/browser", "--numprocesses=auto", "--dist=loadfile"]
+    tests = given[end + 1 :] or ["--ignore=tests/browser", "--numprocesses=auto", "--dist=loadfile"]
     command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *quiet, *tests]
     print(" ".join(map(str, command)), flush=True)
     result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)

@@ -14,22 +14,37 @@ FOLLOWED = (torch.quasirandom.SobolEngine,)  # nevertheless
 MISSING = object()  # for what an empty slot holds
 
 
-def slots_of(owner: object) -> dict[str, Any]:
-    """The attributes that an object has in slots; ``MISSING`` where one is empty."""
+def slots_of(owner: object) -> dict[types.MemberDescriptorType, Any]:
+    """What an object has in slots; ``MISSING`` where one is empty.
+
+    By the slots themselves: a subclass may have a property of a slot's name, as ``pathlib.Path`` of Python 3.13 does.
+    """
     kinds = [kind for kind in type(owner).__mro__ if not is_foreign(kind.__module__)]
-    found = [n for k in kinds for n, slot in vars(k).items() if isinstance(slot, types.MemberDescriptorType)]
-    return {name: getattr(owner, name, MISSING) for name in found}
+    slots = [slot for k in kinds for slot in vars(k).values() if isinstance(slot, types.MemberDescriptorType)]
+    return {slot: _content(slot, owner) for slot in slots}
 
 
-def put_back(owner: object, name: str, value: Any) -> None:
-    """Sets an attribute where it has changed, past a class that forbids it: frozen dataclasses, enumerations."""
-    if getattr(owner, name, MISSING) is value:
+def refill_slot(owner: object, slot: types.MemberDescriptorType, value: Any) -> None:
+    """Sets a slot where it has changed, past a class that forbids it, such as a frozen dataclass."""
+    if _content(slot, owner) is value:
         return
-    kind = type if isinstance(owner, type) else object
     if value is MISSING:
-        kind.__delattr__(owner, name)
+        slot.__delete__(owner)
     else:
-        kind.__setattr__(owner, name, value)
+        slot.__set__(owner, value)
+
+
+def _content(slot: types.MemberDescriptorType, owner: object) -> Any:
+    try:
+        return slot.__get__(owner)
+    except AttributeError:
+        return MISSING
+
+
+def put_back(kind: type, name: str, value: Any) -> None:
+    """Sets an attribute of a class where it has changed, past a metaclass that forbids it, as that of enumerations."""
+    if getattr(kind, name, MISSING) is not value:
+        type.__setattr__(kind, name, value)
 
 
 def is_foreign(home: str | None) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_hessian.errors import warn
-from lightning_hessian.model.attributes import is_foreign, is_library, is_plain, put_back, slots_of
+from lightning_hessian.model.attributes import is_foreign, is_library, is_plain, put_back, refill_slot, slots_of
 from lightning_hessian.model.stand_ins import stand_in
 
 DEPTH = 4  # how deep containers and plain objects inside a module's attributes are followed
@@ -80,7 +80,7 @@ class StateSnapshot:
         for name, value in before.items():
             self._add(value, 1 if name in ("_parameters", "_modules") else depth)
         for slot, value in slots_of(owner).items():
-            self._undo.append(functools.partial(put_back, owner, slot, value))
+            self._undo.append(functools.partial(refill_slot, owner, slot, value))
             self._add(value, depth)
 
     def _add_class(self, kind: type, depth: int) -> None:

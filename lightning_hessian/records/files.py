@@ -161,8 +161,12 @@ def load_record(path: Location, *, matrices: bool = True) -> Record:
         with arrays_at(path) as file:
             meta = file.meta
             arrays: dict[str, Any] = {name: file.read(name) for name in file if matrices or name != "hessian_triangle"}
-        if meta.pop("format") != FORMAT_VERSION:
-            raise ValueError(f"{path} was written by another version of lightning-hessian: update the package.")
+        if (written := meta.pop("format")) != FORMAT_VERSION:
+            raise ValueError(
+                f"{path} has format {written!r}, and this version of lightning-hessian reads format {FORMAT_VERSION}. "
+                f"Read it with the version that wrote it, or measure checkpoints of that run with lightning-hessian "
+                f"measure."
+            )
         for name in ("class_ids", "class_names"):
             meta[name] = None if meta[name] is None else tuple(meta[name])
         if "hessian_triangle" in arrays:

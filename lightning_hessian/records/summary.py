@@ -76,14 +76,20 @@ def about_cost(record: Record) -> str:
         memory = f", {bound}{max(1, mebibytes)} MiB of memory"
     sentences = [f"{record.seconds:.2f} s, {record.num_matvecs} Hessian-vector products per sample and class{memory}."]
     if record.overhead is not None:
-        percent = 100 * record.overhead
-        readable = f"{percent:.0f} %" if percent >= 10 else f"{percent:.2g} %"
-        if percent > 1000:  # training has hardly begun, or is elsewhere
-            readable = "more than 1000 %"
-        sentences.append(f"So far, measuring has taken {readable} of the training time.")
+        sentences.append(f"So far, measuring has taken {of_training_time(record.overhead)}.")
     if record.skipped:
         sentences.append(about_skipped(record.skipped))
     return " ".join(sentences)
+
+
+def of_training_time(share: float) -> str:
+    """A share of the training time in words: ``12 % of the training time``."""
+    if share > 10:  # training has hardly begun, or is elsewhere
+        return "more than ten times the training time"
+    if share >= 1.5:
+        return f"{share:.1f} times the training time"
+    percent = 100 * share
+    return f"{percent:.0f} % of the training time" if percent >= 10 else f"{percent:.2g} % of the training time"
 
 
 def about_skipped(num_skipped: int) -> str:

@@ -184,7 +184,8 @@ def plot_input(record: Record, sample: int = 0, class_id: ClassId | None = None,
 
 
 def _about(record: Record, index: tuple[int, int]) -> str:
-    return f"{record.target} of class {record.output_name(record.classes[index])}, sample {index[0]}, {record.when}"
+    sample, class_id = index[0], record.class_ids[index[1]]
+    return f"{record.target} of {record.output_words(sample, class_id)}, sample {sample}, {record.when}"
 
 
 def _about_unlisted(record: Record, values: Array) -> str:

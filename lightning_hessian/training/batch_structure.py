@@ -31,7 +31,8 @@ def fields_of(value: Any) -> dict[Any, Any] | None:
         return {key: value[key] for key in value.keys()}  # noqa: SIM118
     if callable(value):
         return None
-    attributes = {**slots_of(value), **getattr(value, "__dict__", {})}
+    slots = {slot.__name__: content for slot, content in slots_of(value).items()}
+    attributes = {**slots, **getattr(value, "__dict__", {})}
     named = {n: v for n, v in attributes.items() if not n.startswith("_") and v is not MISSING}
     return named if named or hasattr(value, "__dict__") else None
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning_hessian.errors import ConfigurationError, WritingError
 from lightning_hessian.records.record import Record
+from lightning_hessian.records.summary import of_training_time
 from lightning_hessian.training.decision import Expectation
 from lightning_hessian.training.schedule import Budget, TrainingPosition
 from lightning_hessian.training.settings import MonitorSettings
@@ -118,11 +119,11 @@ class RunOutput:
 
     def advise(self, budget: Budget) -> None:
         """Says once that measuring takes much of the time, and what would change that."""
-        if budget.takes_much and not self._advised:
+        if budget.takes_much and budget.overhead is not None and not self._advised:
             self._advised = True
             self.inform(
-                f"measuring has taken {budget.overhead:.0%} of the training time so far. max_overhead=0.05 limits it "
-                f"to a twentieth; fewer num_samples and heatmap_samples=0 make each measurement shorter."
+                f"so far, measuring has taken {of_training_time(budget.overhead)}. max_overhead=0.05 limits it to a "
+                f"twentieth; fewer num_samples and heatmap_samples=0 make each measurement shorter."
             )
 
     def inform(self, message: str) -> None:

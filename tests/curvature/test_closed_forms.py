@@ -149,3 +149,9 @@ def test_the_log_prob_of_every_class_has_the_same_hessian():
 def test_a_probability_over_a_linear_layer_has_one_positive_eigenvalue_at_most(k):
     spectrum = input_spectrum(nn.Linear(6, 4).double(), torch.randn(20, 6, dtype=F64), k, "prob", method="dense")
     assert (spectrum.eigenvalues[..., 1:] < 1e-12).all()
+
+
+def test_the_angle_between_gradient_and_top_eigenvector():
+    a, x = torch.tensor([3.0, -4.0], dtype=F64), torch.tensor([[1.0, 2.0]], dtype=F64)
+    spectrum = input_spectrum(lambda x: 0.5 * (a * x * x).sum(1, keepdim=True), x, 0)
+    assert_equal(spectrum.gradient_alignment, torch.tensor([[8 / 73**0.5]], dtype=F64))  # of (3, −8) with (0, 1)

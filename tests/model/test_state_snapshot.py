@@ -9,6 +9,7 @@ import itertools
 import sys
 import types
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ class Network(nn.Module):
         return self.net(x)
 
 
-@pytest.mark.parametrize("held", [Mode.A, Level.LOW | Level.HIGH, Constants(), Mode, slice(3)])
+@pytest.mark.parametrize("held", [Mode.A, Level.LOW | Level.HIGH, Constants(), Mode, slice(3), Path("data", "digits")])
 def test_objects_whose_classes_forbid_writing(held):
     model = Network(held, id)
     assert torch.equal(input_hessian(model, X, 0), input_hessian(model.net, X, 0))
@@ -76,6 +77,27 @@ class PrivateSlots:
 
     def __repr__(self):
         return f"PrivateSlots({self.__calls})"
+
+
+class Counter:
+    __slots__ = ("_calls",)
+
+    def count(self):
+        Counter._calls.__set__(self, self._calls + 1)
+
+
+class ReadOnly(Counter):
+    """A subclass whose property has the name of a slot; pathlib.Path of Python 3.13 has such a one."""
+
+    def __init__(self):
+        Counter._calls.__set__(self, 0)
+
+    @property
+    def _calls(self):
+        return Counter._calls.__get__(self)
+
+    def __repr__(self):
+        return f"ReadOnly({self._calls})"
 
 
 def write_slots(held):
@@ -118,6 +140,7 @@ def count_in_bytes(held):
     [
         (lambda: Slots(0, []), write_slots, lambda held: (held.calls, held.sums, hasattr(held, "empty"))),
         (PrivateSlots, PrivateSlots.count, repr),
+        (ReadOnly, ReadOnly.count, repr),
         (lambda: None, count_on_a_class, lambda held: Totals.calls),
         (lambda: None, count_in_a_module, lambda held: STATE.calls),
         (lambda: None, count_on_a_function, lambda held: count_on_a_function.calls),
@@ -130,7 +153,7 @@ def count_in_bytes(held):
             lambda held: (held.num_generated, held.quasi.tolist()),
         ),
     ],
-    ids=["slots", "private_slots", "class", "module", "function", "default", "bytes", "array", "sobol"],
+    ids=["slots", "private_slots", "property", "class", "module", "function", "default", "bytes", "array", "sobol"],
 )
 def test_what_is_written_comes_back(monkeypatch, make, use, state):
     monkeypatch.setattr(Totals, "calls", 0)

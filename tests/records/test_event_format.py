@@ -91,20 +91,29 @@ def headed(header, data=b""):
 META = {"__metadata__": {"lightning_hessian": '{"format": 2}'}}
 
 
+OF_OLD = "|InvalidHeaderDeserialization"  # what safetensors 0.4.5 says instead
+
+
 @pytest.mark.parametrize(
     ("payload", "message"),
     [
-        (b"", "header too small"),
-        (b"\xff" * 30, "header too large"),
-        (headed({})[:-1], "header"),
+        (b"", "(?i)header ?too ?small"),
+        (b"\xff" * 30, "(?i)header ?too ?large"),
+        (headed({})[:-1], "(?i)header"),
         (headed([]), "not in the safetensors format"),
         (headed({"a": 1}), "not in the safetensors format"),
         (headed({"__metadata__": {"lightning_hessian": '{"format": 1}'}}), "Update"),
         (headed({"__metadata__": {"other": "{}"}}), "no metadata of lightning-hessian"),
-        (headed({**META, "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"1234"), "not fully covered"),
+        (
+            headed({**META, "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"1234"),
+            "not fully covered|IncompleteBuffer",
+        ),
         (headed({**META, "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, b"1234"), "tensor"),
-        (headed({**META, "a": {"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]}}, b"1234"), "-1"),
-        (headed({**META, "a": {"dtype": "X", "shape": [], "data_offsets": [0, 4]}}, b"1234"), "unknown variant"),
+        (headed({**META, "a": {"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]}}, b"1234"), "-1" + OF_OLD),
+        (
+            headed({**META, "a": {"dtype": "X", "shape": [], "data_offsets": [0, 4]}}, b"1234"),
+            "unknown variant" + OF_OLD,
+        ),
     ],
 )
 def test_a_damaged_payload_is_an_error(payload, message):

@@ -167,7 +167,7 @@ with open_arrays({str(path)!r}) as file:
 
 @pytest.mark.parametrize("length", [2**60, 2**63, 2**64 - 1, 1 << 24, 50])
 def test_a_header_longer_than_the_file(opened, length):
-    check_damaged(opened, length.to_bytes(8, "little") + b"{}", "header")
+    check_damaged(opened, length.to_bytes(8, "little") + b"{}", "(?i)header")
 
 
 def test_a_header_of_gigabytes_is_not_read(tmp_path):

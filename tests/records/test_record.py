@@ -122,3 +122,39 @@ def test_a_class_that_was_not_measured(record, class_id):
     for method in (record.matrix, record.class_name):
         with pytest.raises(ValueError, match=rf"class_id={class_id!r} was not measured: this record has 0, 2"):
             method(0, class_id)
+
+
+def test_outputs_are_named_as_their_classes(record):
+    assert [record.output_name(k) for k in (0, 1, 2)] == ["a", "b", "c"]
+    assert record.id_name(2) == "c"
+    assert record.output_words(1, 2) == "class c"
+    without = dataclasses.replace(record, class_names=None)
+    assert (without.output_name(1), without.id_name(2), without.output_words(1, 2)) == ("1", "2", "class 2")
+    labels = dataclasses.replace(record, class_ids=("label", "predicted"))
+    assert labels.id_name("label") == "label"
+    assert labels.output_words(0, "label") == "class a"
+
+
+@pytest.mark.parametrize(("target", "labels", "expected"), [("logit", None, False), ("prob", None, True)])
+def test_outputs_of_a_regression_are_not_classes(record, target, labels, expected):
+    of_target = dataclasses.replace(record, class_names=None, target=target, labels=labels)
+    assert of_target.has_classes is expected
+    assert of_target.output_words(0, 2) == f"{'class' if expected else 'output'} 2"
+    assert not dataclasses.replace(of_target, made_with={"num_outputs": 1}).has_classes
+
+
+def test_a_hessian_that_is_not_valid_raises_and_does_not_count_as_open(record):
+    converged = np.zeros_like(record.converged)
+    doubtful = dataclasses.replace(record, valid=np.array([[True, False], [True, True]]), converged=converged)
+    doubtful.check_valid(0, 0)
+    with pytest.raises(ValueError, match="The Hessian of sample 0, class 2, is not valid at step 7"):
+        doubtful.check_valid(0, 2)
+    assert doubtful.not_converged.all(axis=2).tolist() == [[True, False], [True, True]]
+    assert not record.not_converged.any()
+
+
+def test_a_file_of_another_format_says_which(record, tmp_path):
+    path = save_record(record, tmp_path)
+    path.write_bytes(path.read_bytes().replace(b'"format\\":2,', b'"format\\":1,'))
+    with pytest.raises(ValueError, match="has format 1, and this version of lightning-hessian reads format 2"):
+        load_records(tmp_path)

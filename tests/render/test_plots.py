@@ -78,6 +78,12 @@ def test_a_hessian_is_drawn_with_its_scale():
     assert "logit of class 2, sample 1, epoch 3, after 12 optimizer steps\n36×36, largest |entry|" in words(figure)
 
 
+@pytest.mark.parametrize("plot", [plot_spectrum, plot_hessian, plot_input])
+def test_the_output_of_a_regression_is_not_called_a_class(plot):
+    record = quadratic_record(3.0, 1.0, -2.0)
+    assert "logit of output 0, sample 0, before training" in words(plot(record))
+
+
 def test_no_matrix_is_a_sentence():
     record = quadratic_record(3.0, 1.0, -2.0)
     with pytest.raises(ValueError, match="step 0"):

@@ -19,6 +19,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from lightning_hessian.model.torch_settings import PRECISION_SWITCHES, precision_switch
 from support.training import digits, trainer_of
 
 # Networks, from [N, 1, 8, 8] to [N, 10]
@@ -469,8 +470,8 @@ def settings() -> dict[str, object]:
         "autocast_enter": torch.autocast.__enter__,
         "matmul": torch.get_float32_matmul_precision(),
         "cudnn": (backends.cudnn.enabled, backends.cudnn.benchmark, backends.cudnn.deterministic),
-        "tf32": (backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32, backends.cudnn.conv.fp32_precision),
-        "mkldnn": (backends.mkldnn.matmul.fp32_precision, backends.mkldnn.conv.fp32_precision),
+        "tf32": (backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32),
+        "precision": {name: switch.fp32_precision for name in PRECISION_SWITCHES if (switch := precision_switch(name))},
         "attention": (backends.cuda.math_sdp_enabled(), backends.cuda.flash_sdp_enabled()),
         "fast_path": backends.mha.get_fastpath_enabled(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),

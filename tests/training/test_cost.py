@@ -180,10 +180,10 @@ def test_measuring_that_takes_much_of_the_time_is_told_once(tmp_path, monkeypatc
     """Each two measurements for the first 40 seconds of training."""
     with caplog.at_level("INFO"):
         fit(tmp_path, Pace(monkeypatch, seconds), small_monitor(), max_epochs=3)
-    messages = told(caplog, "of the training time so far")
+    messages = told(caplog, "measuring has taken")
     assert len(messages) == num_told
     for message in messages:
-        assert message.startswith("InputHessianMonitor: measuring has taken 35% of the training time so far.")
+        assert message.startswith("InputHessianMonitor: so far, measuring has taken 35 % of the training time.")
         assert all(name in message for name in ("max_overhead", "num_samples", "heatmap_samples"))
 
 

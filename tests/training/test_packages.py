@@ -14,9 +14,6 @@ from lightning_hessian import InputHessianMonitor, load_records
 # Each package in a process of its own: a user has one of them.
 SCRIPT = """
 import warnings
-warnings.filterwarnings("error")
-for harmless in ("`torch.jit.script` is deprecated", "`isinstance", ".*does not have many workers"):
-    warnings.filterwarnings("ignore", harmless)
 import {package} as pl
 from {package}.callbacks import EarlyStopping
 from {package}.cli import LightningCLI
@@ -26,6 +23,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+warnings.filterwarnings("error")  # of libraries' imports, those of old versions are deprecations in newer ones
+for harmless in ("`torch.jit.script` is deprecated", "`isinstance", ".*does not have many workers"):
+    warnings.filterwarnings("ignore", harmless)
 from lightning_hessian import InputHessianMonitor
 
 images, labels = load_digits(return_X_y=True)

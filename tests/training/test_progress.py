@@ -195,13 +195,13 @@ def test_beside_rich(house, tmp_path, capsys):
         with MeasurementBar(partial(progress.line_beside, theirs)) as bar:
             bar("products", 3, None)
             bar("columns", 5, 9)
-            theirs.refresh(hard=True)
+            theirs.progress.refresh()
             endless, counted = (task for task in theirs.progress.tasks if task.fields.get(progress.OWN))
             assert (endless.completed, endless.visible) == (3, False)
             assert (counted.completed, counted.total, counted.visible) == (5, 9, True)
             seen.append(theirs.progress.console.export_text() if theirs.progress.console.record else None)
         assert not counted.visible
-        theirs.refresh(hard=True)
+        theirs.progress.refresh()
         after = {task.id: (task.description, task.completed, task.visible) for task in theirs.progress.tasks}
         assert {key: after[key] for key in before if key in after} | {
             counted.id: after[counted.id],

@@ -29,7 +29,6 @@ from lightning_hessian.curvature.target_batch import TargetBatch
 
 Outcome = Literal["certified", "contradicted", "kink", "jump", "curvature_jump", "noise", "unverifiable"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
-CERTIFIED = OUTCOMES.index("certified")
 
 LARGEST_ERROR = 1e-2  # relative, whatever the noise
 BLUR = 3e-2  # relative, of differences that are sharp enough to tell

@@ -209,8 +209,9 @@ def checked(
             return pair[0]
         old, new = pair
         # In half of the memory there may be fewer eigenvectors.
-        common = tuple(slice(min(sizes)) for sizes in zip(old.shape[1:], new.shape[1:], strict=True))
-        return old[(slice(None), *common)].index_copy(0, which[: len(new)], new[(slice(None), *common)])
+        shorter = (slice(min(sizes)) for sizes in zip(old.shape[1:], new.shape[1:], strict=True))
+        common = (slice(None), *shorter)
+        return old[common].index_copy(0, which[: len(new)], new[common])
 
     second = check(few, rows.prediction, numbers=names, settings=settings)
     if second.explanation.again.any():

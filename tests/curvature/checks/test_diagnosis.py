@@ -9,6 +9,7 @@ from support.networks import mlp
 from torch import nn
 
 from lightning_hessian import input_hessian, input_spectrum
+from lightning_hessian.curvature.checks.diagnosis import Diagnosis, Finding
 from lightning_hessian.curvature.cost_model import ModelCosts
 from lightning_hessian.curvature.operators import autodiff
 
@@ -293,3 +294,11 @@ def test_coupled_samples_are_found_where_a_forward_accepts_little_more_than_the_
         return (x - 0.5 * x.mean(0)).sin()
 
     assert "changes with the other samples in the batch" in diagnosis_of(model, x=x).message
+
+
+def test_findings_are_joined_by_their_sentence():
+    diagnosis = Diagnosis("curved", "piecewise_linear", (Finding("A jump at {}.", (2,)),))
+    more = diagnosis.with_findings([Finding("A jump at {}.", (0,)), Finding("All samples are coupled.")])
+    assert more.message.endswith("A jump at samples 0 and 2. All samples are coupled.")
+    assert (diagnosis.network_is_piecewise_linear, diagnosis.zero) == (True, False)
+    assert not Diagnosis("curved", "curved").network_is_piecewise_linear
