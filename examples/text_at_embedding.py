@@ -80,11 +80,11 @@ def interactions(hessian: np.ndarray) -> np.ndarray:
 
 def strongest(passage: list[str], blocks: np.ndarray) -> list[tuple[tuple[str, str], float]]:
     """The three pairs of different words with the largest blocks."""
-    pairs = {
-        (passage[i], passage[j]): float(blocks[i, j])
-        for i, j in zip(*np.triu_indices(NUM_WORDS, k=1), strict=True)
-        if passage[i] != passage[j]
-    }
+    pairs: dict[tuple[str, str], float] = {}
+    for i, j in zip(*np.triu_indices(NUM_WORDS, k=1), strict=True):
+        if passage[i] != passage[j]:
+            pair = min((passage[i], passage[j]), (passage[j], passage[i]))  # both may occur several times
+            pairs[pair] = max(pairs.get(pair, 0.0), float(blocks[i, j]))
     return sorted(pairs.items(), key=lambda pair: -pair[1])[:3]
 
 

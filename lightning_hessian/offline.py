@@ -20,6 +20,7 @@ from lightning_hessian.curvature.meter import duration
 from lightning_hessian.errors import ConfigurationError, MeasurementError
 from lightning_hessian.recorder import InputHessianRecorder
 from lightning_hessian.records.event_format import FOLDER
+from lightning_hessian.records.files import FILE_NAME
 from lightning_hessian.training.checkpoints import (
     Checkpoint,
     CheckpointError,
@@ -34,6 +35,7 @@ from lightning_hessian.training.settings import RecorderOptions
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+STEP_DIGITS = 9  # in the name of a record, at least
 STATE = "offline_state.pt"  # beside the records: what the next run continues from
 OF_CHECKPOINT = "checkpoint"  # in place of a file of samples
 LAST = "last"  # how the name of a training's final checkpoint begins
@@ -191,8 +193,9 @@ class _Offline:
                 return
             if known is not None:
                 raise CheckpointError(
-                    f"{path} has other weights than the checkpoint of step {at.step} that was measured in "
-                    f"{self._log_dir}. A directory holds one training: measure this one with another log_dir."
+                    f"{path} has other weights or buffers than the checkpoint of step {at.step} that was measured in "
+                    f"{self._log_dir}, which holds one measurement of a step. If it is of another training, give "
+                    f"another log_dir."
                 )
             model = self._source.load(checkpoint, file, self._device)
         record = self._recorder.measure(model, at.step, epoch=at.epoch, logged_step=at.logged_step)
@@ -252,7 +255,14 @@ class _Offline:
 
 def _found(patterns: Sequence[str]) -> list[Path]:
     """The checkpoints, without the records that a pattern may match too."""
-    return [path for path in find_checkpoints(patterns) if FOLDER not in path.parts]
+    return [path for path in find_checkpoints(patterns) if not _is_of_records(path)]
+
+
+def _is_of_records(path: Path) -> bool:
+    """Whether it is a record, or the state beside them; a user's own folder may be named as theirs is."""
+    record = FILE_NAME.fullmatch(path.name)
+    is_named_so = path.name == STATE or (record is not None and len(record[1]) >= STEP_DIGITS)
+    return is_named_so and FOLDER in path.absolute().parts[-4:-1]  # perhaps with a name, and superseded
 
 
 def _as_stored(samples: tuple[Any, Any]) -> tuple[Any, Any]:

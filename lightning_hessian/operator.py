@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_hessian.curvature import functions
 from lightning_hessian.curvature.checks.derivatives import CheckedDerivatives, about_invalid
-from lightning_hessian.curvature.cost_model import ModelCosts, fitting_samples
+from lightning_hessian.curvature.cost_model import ModelCosts
 from lightning_hessian.curvature.memory import kept_pages
 from lightning_hessian.curvature.operators.autodiff import random_vectors
 from lightning_hessian.curvature.operators.blocks import ProblemBlocks
@@ -26,6 +26,7 @@ from lightning_hessian.errors import ConfigurationError, warn
 from lightning_hessian.linear_operators import BatchedHessian, SampleHessian
 from lightning_hessian.model.arguments import Classes, Model, Target
 from lightning_hessian.model.function import ForwardFunction, Inputs, ModelFunction
+from lightning_hessian.model.isolation import ONE_AT_A_TIME
 from lightning_hessian.model.outputs import OutputFunction
 from lightning_hessian.model.prepare import ModelAccess, PreparedModel, prepare, usable_dtype
 
@@ -155,9 +156,8 @@ class InputHessianOperator(BatchedHessian):
 
         def rows_at_once() -> int:
             of_term = kind is GaussNewtonOperator
-            return fitting_samples(
-                self._memory, costs.gauss_newton_matvec_bytes if of_term else costs.split_matvec_bytes
-            )
+            per_row = costs.gauss_newton_matvec_bytes if of_term else costs.split_matvec_bytes
+            return max(1, self._memory // per_row)  # all that fit: their graph is kept, and need not be built again
 
         return ProblemBlocks(kind, self._batch, rows_at_once)
 
@@ -238,8 +238,9 @@ def input_hessian_operator(
         "forward_fn": forward_fn,
         "output_fn": output_fn,
     }
-    buffers = dict(model.named_buffers()) if isinstance(model, nn.Module) else {}
-    copies = {name: buffer.detach().clone() for name, buffer in buffers.items()}
+    with ONE_AT_A_TIME:  # a forward that another thread measures may write to them
+        buffers = dict(model.named_buffers()) if isinstance(model, nn.Module) else {}
+        copies = {name: buffer.detach().clone() for name, buffer in buffers.items()}
     with operator_of_one_call(model, x, classes, target, copies, **options) as operator:
         pass  # the model is as it was; every product isolates it again
     with kept_pages(operator.device), closing(operator):

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,16 @@ def test_every_example_runs(path, tmp_path):
         assert list(tmp_path.rglob("events*"))
     else:
         assert not list(tmp_path.iterdir())
+
+
+def test_a_pair_of_words_that_occurs_twice_has_the_larger_block(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    strongest = import_module("text_at_embedding").strongest
+    passage = [*"ab", *"cdefghijklmn", *"ba"]
+    blocks = np.zeros((16, 16))
+    blocks[0, 1], blocks[14, 15], blocks[0, 14], blocks[2, 3] = 3, 2, 1, 2.5
+    assert strongest(passage, blocks)[:2] == [(("a", "b"), 3), (("c", "d"), 2.5)]
+    assert all(size == 0 for _, size in strongest(passage, blocks)[2:])
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

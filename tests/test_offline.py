@@ -126,7 +126,7 @@ def test_other_weights_at_a_step_that_was_measured_are_named(trained, tmp_path, 
     torch.save(states[1], tmp_path / "a_step=10.pt")
     assert plain(trained, tmp_path) == 0
     out = capsys.readouterr().out
-    assert "a_step=10.pt has other weights than the checkpoint of step 10 that was measured in" in out
+    assert "a_step=10.pt has other weights or buffers than the checkpoint of step 10 that was measured in" in out
     assert "0 measured, 1 already measured, 1 skipped. Look" in out
     assert len(load_records(tmp_path / "logs")) == 1
 
@@ -138,9 +138,11 @@ def test_whole_modules_and_what_wrappers_call_weights(trained, tmp_path):
     torch.save({"model": model, "step": 2}, tmp_path / "a.pt")
     names = {f"module._orig_mod.{name}": each for name, each in model.state_dict().items()}
     torch.save({"model": names, "step": 3}, tmp_path / "b.pt")
+    partly = {name.replace("net.1", "net.1._orig_mod"): each for name, each in model.state_dict().items()}
+    torch.save({"model": partly, "step": 4}, tmp_path / "c.pt")
     assert plain(trained, tmp_path) == 0
     records = load_records(tmp_path / "logs")
-    assert [r.step for r in records] == [1, 2, 3]
+    assert [r.step for r in records] == [1, 2, 3, 4]
     assert all(np.array_equal(r.eigenvalues, records[0].eigenvalues) for r in records)
 
 
@@ -158,6 +160,15 @@ def test_records_are_no_checkpoints(trained, tmp_path, capsys):
     capsys.readouterr()
     assert plain(trained, tmp_path, pattern="**/*.safetensors") == 0
     assert "0 measured, 1 already measured. Look" in capsys.readouterr().out
+
+
+def test_checkpoints_below_a_folder_that_is_named_as_that_of_records(trained, tmp_path):
+    """Such as the folder of a whole project; only what looks like a record in it is left out."""
+    folder = tmp_path / "input_hessian" / "checkpoints"
+    folder.mkdir(parents=True)
+    save_file(training.Tanh().state_dict(), folder / "step_30.safetensors")
+    assert plain(trained, folder) == 0
+    assert names(load_records(folder / "logs")) == [(30, 30, 0, "fit")]
 
 
 def test_some_of_the_samples_in_a_checkpoint(trained, tmp_path):

@@ -21,6 +21,7 @@ from lightning_hessian import (
     input_spectrum,
 )
 from lightning_hessian.model.function import ModelFunction
+from lightning_hessian.model.isolation import ONE_AT_A_TIME
 
 F64 = torch.float64
 
@@ -187,6 +188,19 @@ def test_the_network_runs_forward_once_for_many_products():
         assert len(counting.calls) == before
 
 
+def test_a_graph_is_kept_however_large_as_long_as_it_fits(monkeypatch):
+    """What is worked on at a time elsewhere is less than what fits the memory."""
+    monkeypatch.setattr("lightning_hessian.curvature.cost_model.GROUP_BYTES", 1)
+    counting = Counting()
+    with input_hessian_operator(counting, torch.randn(6, 5), [0, 1], check=False) as hessian:
+        for term in (hessian, hessian.gauss_newton):
+            term @ torch.randn(5)
+            before = len(counting.calls)
+            for _ in range(4):
+                term @ torch.randn(5)
+            assert len(counting.calls) == before
+
+
 class Counting(nn.Module):
     def __init__(self):
         super().__init__()
@@ -342,6 +356,19 @@ def test_threads_may_share_an_operator_and_a_model(q):
     assert network.training
     assert all(module.training and "_apply" not in vars(module) for module in network.modules())
     assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_buffers_are_copied_while_no_other_thread_measures():
+    """Whose forward may have written to them."""
+    owned = []
+
+    class Network(nn.BatchNorm1d):
+        def named_buffers(self, *arguments, **options):
+            owned.append(ONE_AT_A_TIME._is_owned())
+            return super().named_buffers(*arguments, **options)
+
+    with input_hessian_operator(Network(4).eval(), torch.randn(3, 4), 0):
+        assert owned[0]
 
 
 def test_arguments_of_another_function_are_named():

@@ -121,7 +121,7 @@ WALLS = {
     ),
     "offline": Wall(
         "PIL matplotlib safetensors torch",
-        "curvature recorder records.event_format training training.checkpoints training.sample_files",
+        "curvature recorder records.event_format records.files training training.checkpoints training.sample_files",
         when_needed="typing_extensions",
     ),
     "callback": Wall("PIL fsspec lightning matplotlib safetensors scipy torch", "curvature model records training.*"),

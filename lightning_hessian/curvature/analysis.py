@@ -174,7 +174,7 @@ def differentiate(
         return Derivatives(outputs.detach(), autodiff.values.detach(), gradient, hvp)
 
     # With the graph of a second gradient, that of the sum of outputs.
-    size = fitting_samples(memory_budget, (1 if generator is None else 2) * costs.matvec_bytes)
+    size = fitting_samples(memory_budget, (1 if generator is None else 2) * costs.matvec_bytes, batch.x.device)
     groups = in_groups(batch.num_samples, size, work)
     found = concatenate([found for _, found in groups])
     # One scalar per sample was differentiated, not one for every class.

@@ -260,22 +260,27 @@ def least_memory(method: MethodName, batch: TargetBatch, costs: ModelCosts, opti
 
 # Sizes that fit
 
-# Of memory for samples worked on at a time. On a CPU, larger groups are slower: 35 s, not 28, for 400 digits.
-ENOUGH = 2**30  # bytes
+# Of a CPU's memory for samples worked on at a time: larger groups are slower, 35 s and not 28 for 400 digits.
+GROUP_BYTES = 2**30
 
 
-def fitting_samples(memory: int, bytes_per_sample: int) -> int:
-    """How many samples to work on at a time: what fits ``memory`` and ``ENOUGH``, but at least one."""
-    return max(1, min(memory, ENOUGH) // bytes_per_sample)
+def fitting_samples(memory: int, bytes_per_sample: int, device: torch.device) -> int:
+    """How many samples to work on at a time: what fits ``memory``, and on a CPU ``GROUP_BYTES``, but at least one.
+
+    Two may take more than ``GROUP_BYTES``: kernels may be wrong for a batch of one.
+    """
+    if device.type == "cpu":
+        memory = min(memory, max(GROUP_BYTES, 2 * bytes_per_sample))
+    return max(1, memory // bytes_per_sample)
 
 
 def check_group(costs: ModelCosts, memory: int) -> int:
     """How many samples are compared with values at a time: five points of each, in float64, without a graph."""
-    return fitting_samples(memory, 5 * 2 * costs.matvec_bytes)
+    return fitting_samples(memory, 5 * 2 * costs.matvec_bytes, costs.batch.x.device)
 
 
-def group_size(num_samples: int, bytes_per_sample: int, memory_budget: int, what: str) -> int:
-    """How many samples are worked on at the same time.
+def group_size(batch: TargetBatch, bytes_per_sample: int, memory_budget: int, what: str) -> int:
+    """How many samples of a batch are worked on at the same time.
 
     Raises:
         MeasurementError: not even one fits.
@@ -285,7 +290,7 @@ def group_size(num_samples: int, bytes_per_sample: int, memory_budget: int, what
             f"{what} of one sample takes {readable(bytes_per_sample)}, and {readable(memory_budget)} may be used "
             f"(max_memory). Look at fewer classes, allow more memory, or compute single HVPs with input_hvp."
         )
-    return min(num_samples, fitting_samples(memory_budget, bytes_per_sample))
+    return min(batch.num_samples, fitting_samples(memory_budget, bytes_per_sample, batch.x.device))
 
 
 def block_memory(costs: ModelCosts, num_samples: int, memory_budget: int) -> int:

@@ -83,7 +83,7 @@ def hvp(batch: TargetBatch, v: Tensor, options: Options, forward: ForwardPass) -
     """
     memory = options.memory(v.device)
     costs = ModelCosts(batch, memory, forward)
-    size = fitting_samples(memory, costs.matvec_bytes)
+    size = fitting_samples(memory, costs.matvec_bytes, batch.x.device)
 
     def products(of: TargetBatch, v: Tensor) -> _Products:
         def work(samples: slice) -> _Products:

@@ -26,7 +26,7 @@ WRAPPERS = {  # by the attribute that holds the module inside
     "AveragedModel": "module",
 }
 
-_ONE_AT_A_TIME = threading.RLock()  # what is changed and put back belongs to the whole process, or to a shared model
+ONE_AT_A_TIME = threading.RLock()  # what is changed and put back belongs to the whole process, or to a shared model
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def isolated(model: object, device: torch.device, dtype: torch.dtype) -> Iterato
     wait until it is closed.
     """
     with ExitStack() as stack:
-        stack.enter_context(_ONE_AT_A_TIME)
+        stack.enter_context(ONE_AT_A_TIME)
         stack.enter_context(quiet())
         stack.enter_context(frozen_random_streams(device))
         stack.enter_context(exact_settings(device, dtype))
@@ -73,7 +73,7 @@ def modules_behind(model: object) -> list[nn.Module]:
 def frozen_random_streams(device: torch.device | None = None) -> Iterator[None]:
     """Restores the random streams of Python, NumPy and torch afterwards, before another thread may do the same."""
     devices = [device] if device is not None and device.type not in ("cpu", "mps") else []
-    with _ONE_AT_A_TIME:
+    with ONE_AT_A_TIME:
         python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the stream of the user's run
         try:
             with torch.random.fork_rng(devices, device_type=devices[0].type if devices else "cuda"):

@@ -264,10 +264,16 @@ class ModelSource:
 
 
 def _named_as_in(model: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The weights without what DDP and ``torch.compile`` put before their names, where no name fits as it is."""
-    if weights.keys() & model.state_dict().keys():
+    """The weights without what DDP and ``torch.compile`` put before their names, where a name does not fit as it is."""
+    known = model.state_dict().keys()
+    if weights.keys() <= known:  # with the versions that a state dict of torch has beside its entries
         return weights
-    return {name.replace("_orig_mod.", "").removeprefix("module."): each for name, each in weights.items()}
+
+    def fitting(name: str) -> str:
+        bare = name.replace("_orig_mod.", "").removeprefix("module.")
+        return bare if name not in known and bare in known else name
+
+    return {fitting(name): each for name, each in weights.items()}
 
 
 def first_line(error: BaseException) -> str:

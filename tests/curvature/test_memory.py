@@ -16,7 +16,7 @@ from lightning_hessian import MeasurementError, input_spectrum
 from lightning_hessian.curvature import cost_model, memory
 from lightning_hessian.curvature.batching import in_groups, out_of_memory
 from lightning_hessian.curvature.checks.zero import zero_in_float64
-from lightning_hessian.curvature.cost_model import ModelCosts, result_bytes
+from lightning_hessian.curvature.cost_model import GROUP_BYTES, ModelCosts, fitting_samples, result_bytes
 from lightning_hessian.curvature.memory import MALLOC_SETTINGS, AllocatedBytes
 from lightning_hessian.curvature.operators.autodiff import ForwardOverReverse
 from lightning_hessian.curvature.operators.gauss_newton import jacobian, term_norms
@@ -89,6 +89,23 @@ def test_the_memory_of_a_measurement_is_bounded(method, case, count, mebibytes):
 
 
 TOO_LARGE = Notes()
+
+
+@pytest.mark.parametrize(
+    ("num_fitting", "num_in_a_group", "device", "expected"),
+    [
+        (32, 4, "cpu", 4),
+        (32, 1, "cpu", 2),
+        (32, 0.1, "cpu", 2),
+        (1, 1, "cpu", 1),
+        (0, 4, "cpu", 1),
+        (32, 4, "cuda", 32),
+    ],
+)
+def test_samples_of_a_group(num_fitting, num_in_a_group, device, expected):
+    """Large groups are slow on a CPU only; no sample is alone where two fit, since kernels may be wrong for one."""
+    per_sample = int(GROUP_BYTES / num_in_a_group)
+    assert fitting_samples(num_fitting * per_sample, per_sample, torch.device(device)) == expected
 
 
 class Small(nn.Module):

@@ -21,6 +21,7 @@ from lightning_hessian.curvature.checks.step_dependence import (
     has_jump,
     has_kink,
     masked,
+    outweighs_kink,
     pooled,
     slope_scale,
 )
@@ -38,9 +39,9 @@ FACTOR = 10.0  # between two steps
 # values hold no second difference any more. The last one is tried where all others showed noise.
 SHORTER = (-1, -2, -3, -4, -5, 1)
 NOISY = (-2, 1, 2, -1, -3, -4)  # values as noisy as float32: one that is short enough for most kinks, and longer ones
-LOOKED_NOISY = (-2, -1, -3, -4, -5, 1)  # that noise shrank with the step, as it does at kinks
+LOOKED_NOISY = (-2, -1, -3, -4, -5, 1)  # as noisy at first, but that shrank with the step, as it does at kinks
 TOO_LONG = (0, -1, -2, 1, -3, -4)  # after a first step that was far too long
-STEPS = torch.tensor([SHORTER, NOISY, LOOKED_NOISY, TOO_LONG])
+ORDERS = (SHORTER, NOISY, LOOKED_NOISY, TOO_LONG)
 KINK_SHOWN = 3  # steps after the first, from which on a sample that shows a kink is left alone
 # Relative to the value: noise between these may come from a forward that computes in float32.
 FLOAT32, LOW_PRECISION = 3e-8, 1e-6
@@ -160,12 +161,14 @@ def compare(
     is_low_precision = ((steps[0].noise <= max(LOW_PRECISION, MARGIN * precision) * steps[0].size) | agreed).all(dim=1)
     is_short = FIRST_STEP * _length(steps[0], p) < first / FACTOR
     base = torch.where(is_short, FIRST_STEP * _length(steps[0], p), first)
-    order = STEPS.to(first.device)[torch.where(is_short, 3, is_low_precision.long())]
+    orders = torch.tensor(ORDERS, device=first.device)
+    order = orders[torch.where(is_short, ORDERS.index(TOO_LONG), is_low_precision.long())]
     for i in range(len(SHORTER)):
         left = ~agreed
         if i >= KINK_SHOWN and left.any():
             left &= ~has_kink(by_step(steps))
-        if i == len(SHORTER) - 1 and left.any():
+        is_last = i == len(SHORTER) - 1
+        if is_last and left.any():
             left &= _certificate(steps, agreed, p, tolerance, size, last).is_outcome("noise")
         active = left.any(dim=1).nonzero().flatten()
         if len(active) == 0:
@@ -176,10 +179,13 @@ def compare(
         steps = pooled([*steps, differences(active, step)])
         seen = torch.stack([_beyond_noise(step) for step in steps]).amin(dim=0)
         agreed |= _agrees(steps[-1], p, tolerance, size, seen) & ~_is_refuted(steps, p, tolerance)
-        agreed &= ~_has_changed(steps, precision)  # by chance, a random forward may agree
+        changed = _has_changed(steps, precision, allowed=0 if is_last else MARGIN)
+        agreed &= ~changed  # by chance, a random forward may agree
+        if is_last:  # nor may much noise be hidden that is random
+            steps[-1] = masked(steps[-1], ~changed)
         if i == 0:  # noise does not depend on the step
             shrank = (steps[1].noise < steps[0].noise * last.unsqueeze(1) / first.unsqueeze(1) * FACTOR).all(dim=1)
-            order[is_low_precision & ~is_short & shrank] = STEPS[2].to(order)
+            order[is_low_precision & ~is_short & shrank] = orders[ORDERS.index(LOOKED_NOISY)]
     return _certificate(steps, agreed, p, tolerance, size, last)
 
 
@@ -252,10 +258,10 @@ def _is_refuted(steps: list[Differences], p: Prediction, tolerance: Tensor) -> T
     return refuted
 
 
-def _has_changed(steps: list[Differences], precision: float) -> Tensor:
-    """Where the value at the sample itself is another one at the last step."""
+def _has_changed(steps: list[Differences], precision: float, allowed: float) -> Tensor:
+    """Where the value at the sample itself differs at the last step, by more than ``allowed`` times the noise."""
     first, last = steps[0], steps[-1]
-    noise = MARGIN * torch.maximum(first.noise, last.noise)
+    noise = allowed * torch.maximum(first.noise, last.noise)
     return (last.value - first.value).abs() > noise + max(LOW_PRECISION, MARGIN * precision) * last.size
 
 
@@ -283,7 +289,7 @@ def _certificate(
         ("contradicted", contradicts(every, p, tolerance)),
         ("curvature_jump", has_curvature_jump(every)),
         ("jump", has_jump(every)),
-        ("kink", has_kink(every)),
+        ("kink", has_kink(every) & ~outweighs_kink(every, p, tolerance)),
         ("certified", agreed),
     ):
         outcome = outcome.where(~chosen, OUTCOMES.index(name))

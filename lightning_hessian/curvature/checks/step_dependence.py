@@ -57,20 +57,37 @@ def slope_scale(found: Differences, p: Prediction) -> Tensor:
 
 def contradicts(every: Differences, p: Prediction, tolerance: Tensor) -> Tensor:
     """Whether a quotient has settled, over two steps, where the derivatives say something else."""
-    wrong = _is_wrong(every.error, every.blur, tolerance * p.spectral_norm)
     wrong_slope = _is_wrong(every.slope_error, every.slope_blur, tolerance * slope_scale(every, p))
+    return _contradicts_curvature(every, p, tolerance) | (wrong_slope[1:] & wrong_slope[:-1]).any(dim=0)
+
+
+def _contradicts_curvature(every: Differences, p: Prediction, tolerance: Tensor) -> Tensor:
+    wrong = _is_wrong(every.error, every.blur, tolerance * p.spectral_norm)
     settled = (every.second[1:] - every.second[:-1]).abs() <= STEADY * every.error[1:]
-    return ((wrong[1:] & wrong[:-1] & settled) | (wrong_slope[1:] & wrong_slope[:-1])).any(dim=0)
+    return (wrong[1:] & wrong[:-1] & settled).any(dim=0)
 
 
 def has_kink(every: Differences) -> Tensor:
     """Whether slopes to both sides differ: t″ is inversely proportional to h over three steps, and more than noise."""
+    return _kinks(every).any(dim=0)
+
+
+def outweighs_kink(every: Differences, p: Prediction, tolerance: Tensor) -> Tensor:
+    """Whether curvatures are contradicted at steps that are so long that a kink explains little of the error."""
+    shown = torch.zeros_like(every.second, dtype=torch.bool)
+    shown[1:-1] = _kinks(every)
+    size = (every.second * every.step).abs().where(shown, 0).amax(dim=0)
+    return _contradicts_curvature(masked(every, size / every.step <= STEADY * every.error), p, tolerance)
+
+
+def _kinks(every: Differences) -> Tensor:
+    """Where three steps in a row show a kink, ``[S - 2, N, K]``."""
     kink = every.second * every.step
     noise = MARGIN * deviation(CURVATURE) * _least_noise(every)
     visible = (kink * every.step).abs() > noise
     # At the shortest step, what seems to be noise is the kink itself.
     visible[1:] |= visible[:-1].clone()
-    return _is_steady(kink, visible, STEADY)
+    return _steady(kink, visible, STEADY)
 
 
 def has_jump(every: Differences) -> Tensor:
@@ -79,24 +96,25 @@ def has_jump(every: Differences) -> Tensor:
     The fourth difference, from which noise is estimated, is that of the jump here; but noise does not repeat itself.
     """
     jump = every.second * every.step**2
-    return _is_steady(jump, jump.abs() > MARGIN * deviation(CURVATURE) * every.rounding, SAME)
+    return _steady(jump, jump.abs() > MARGIN * deviation(CURVATURE) * every.rounding, SAME).any(dim=0)
 
 
 def has_curvature_jump(every: Differences) -> Tensor:
     """Whether second derivatives to both sides differ: their difference stays while the step shrinks."""
     noise = MARGIN * deviation(THIRD) * _least_noise(every)
     visible = (every.one_sided * every.step**2).abs() > noise
-    return _is_steady(every.one_sided, visible & (every.one_sided.abs() >= EXPLAINS * every.error), STEADY)
+    visible &= every.one_sided.abs() >= EXPLAINS * every.error
+    return _steady(every.one_sided, visible, STEADY).any(dim=0)
 
 
 def _least_noise(every: Differences) -> Tensor:
     return every.noise.nan_to_num(torch.inf).amin(dim=0)
 
 
-def _is_steady(quantity: Tensor, visible: Tensor, tolerance: float) -> Tensor:
-    """Whether a quantity ``[S, N, K]`` is about the same at three steps in a row."""
+def _steady(quantity: Tensor, visible: Tensor, tolerance: float) -> Tensor:
+    """Where a quantity ``[S, N, K]`` is about the same at three steps in a row, ``[S - 2, N, K]``."""
     same = ((quantity[1:] / quantity[:-1] - 1).abs() <= tolerance) & visible[1:] & visible[:-1]
-    return (same[1:] & same[:-1]).any(dim=0)
+    return same[1:] & same[:-1]
 
 
 def _is_wrong(error: Tensor, blur: Tensor, scale: Tensor) -> Tensor:

@@ -143,7 +143,7 @@ def _group_size(given: MethodInput, num_bytes: Callable[[ModelCosts], int]) -> i
         return memory_budget // gauss_newton_hessian_bytes(costs)
     per_sample = num_bytes(costs) if num_bytes(costs) <= memory_budget else hessian_bytes(costs)
     what = f"The whole Hessians ({given.batch.num_classes} classes, D = {given.batch.num_inputs})"
-    return group_size(given.batch.num_samples, per_sample, memory_budget, what)
+    return group_size(given.batch, per_sample, memory_budget, what)
 
 
 def decompose(

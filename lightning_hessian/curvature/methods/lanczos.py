@@ -89,7 +89,7 @@ def lanczos_spectrum(given: MethodInput) -> MethodResult:
         return found, total - before
 
     per_sample = lanczos_bytes(given.costs, options)
-    size = group_size(batch.num_samples, per_sample, given.memory_budget, "The Lanczos basis")
+    size = group_size(batch, per_sample, given.memory_budget, "The Lanczos basis")
     groups, num_matvecs = zip(*(result for _, result in in_groups(batch.num_samples, size, work)), strict=True)
     dropped = tuple(dict.fromkeys(part for group in groups for part in group.dropped))
     return replace(concatenate(groups), num_matvecs=max(num_matvecs), dropped=dropped)

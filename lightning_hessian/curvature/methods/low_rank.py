@@ -30,7 +30,7 @@ def low_rank_spectrum(given: MethodInput) -> MethodResult:
         generator = given.options.generator()
         return low_rank_decomposition(batch.select(samples), given.gradient[samples], num_vectors, generator)
 
-    size = group_size(batch.num_samples, per_sample, memory_budget, "The gradients of all outputs")
+    size = group_size(batch, per_sample, memory_budget, "The gradients of all outputs")
     groups = []
     for samples, found in in_groups(batch.num_samples, size, work):
         groups.append(found)

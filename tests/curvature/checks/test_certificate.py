@@ -225,6 +225,27 @@ def test_a_weak_kink_is_not_taken_for_the_noise_of_float32():
     assert outcomes(found) == {"kink"}
 
 
+@pytest.mark.parametrize("size", [1e-5, 1e-4])
+def test_a_weak_kink_does_not_hide_a_wrong_curvature(size):
+    """A curvature that is 2 off, of which the kink is less than a third at steps of 0.01 and 0.001."""
+    found = certificate(
+        lambda x: quadratic(x.detach()) + (2 * (x - x.detach())).sum(1, keepdim=True),
+        torch.ones(2, 5, dtype=F64),
+        values=lambda x: quadratic(x) + size * (x - 1).abs().sum(1, keepdim=True),
+    )
+    assert outcomes(found) == {"contradicted"}
+
+
+def test_values_that_change_at_random_are_not_certified_at_a_longer_step():
+    generator = torch.Generator().manual_seed(0)
+    found = certificate(
+        lambda x: quadratic(x) + 4e-5 * torch.randn(len(x), 1, dtype=F64, generator=generator),
+        torch.ones(40, 5, dtype=F64),
+    )
+    # By chance, the noise of a few looks as small as that of float32 at first.
+    assert found.is_outcome("noise").sum() > 20
+
+
 def test_a_kink_that_three_steps_show_needs_no_shorter_ones():
     found, num_values = counted_certificate(
         lambda x: quadratic(x) + 3 * (x - 1).relu().sum(1, keepdim=True), torch.ones(2, 5, dtype=F64)
