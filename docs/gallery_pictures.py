@@ -314,3 +314,18 @@ def curvature_and_errors(folder: Path) -> Image.Image:
     """The first two panels of the picture that the example draws; three are too small here."""
     picture = Image.open(run("curvature_and_errors", folder) / "curvature_and_errors.png").convert("RGB")
     return picture.crop((0, 0, round(0.56 * picture.width), picture.height))
+
+
+def regularization(folder: Path) -> Image.Image:
+    """The outer panels of the picture that the example draws; three are too small here."""
+    picture = Image.open(run("regularization", folder) / "regularization.png").convert("RGB")
+    left, right = round(0.4 * picture.width), round(0.705 * picture.width)
+    outer = Image.new("RGB", (left + picture.width - right, picture.height))
+    outer.paste(picture.crop((0, 0, left, picture.height)), (0, 0))
+    outer.paste(picture.crop((right, 0, picture.width, picture.height)), (left, 0))
+    return outer
+
+
+def known_results(folder: Path) -> Image.Image:
+    """One of the pictures of known_results.md, which takes minutes to make."""
+    return Image.open(EXAMPLES.parent / "docs" / "images" / "known_saturating_softmax.png").convert("RGB")

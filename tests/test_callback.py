@@ -28,6 +28,7 @@ def test_everything_is_in_the_event_file(tmp_path):
         for metric in (
             "lambda_max",
             "lambda_min",
+            "spectral_norm",
             "trace",
             "frobenius_norm",
             "gradient_norm",

@@ -19,6 +19,8 @@ NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 SHORT = {  # of examples that take longer by default
     "mnist_cnn": ("--epochs", "1", "--classes", "3"),
     "curvature_and_errors": ("--epochs", "1", "--num-samples", "60"),
+    "regularization": ("--seeds", "2", "--epochs", "4"),
+    "known_results": ("--quick", "--output", "."),
 }
 MEASURES_ONCE = {"curvature_and_errors"}
 ENVIRONMENT = {**os.environ, "MPLBACKEND": "agg", "GLOO_SOCKET_IFNAME": "lo"}
@@ -100,6 +102,21 @@ def check_lightning_cli(told):
     assert tags == [f"hessian_lambda_{end}/logit_class_{k}" for end in ("max", "min") for k in (2, 3)]
 
 
+def check_regularization(told):
+    """All settings and quantities; that two seeds of four epochs tell nothing more is as it should be."""
+    check_accuracy(told)
+    assert len(re.findall(r"^\w+ +(?:-?[\d.]+ ± [\d.]+ *){7}$", told, re.MULTILINE)) == 5
+    assert len(re.findall(r"^  \w+ .* (?:lower|higher|not distinguishable)$", told, re.MULTILINE)) == 28
+
+
+def check_known_results(told):
+    """What holds for any seed, however short."""
+    check_accuracy(told)
+    assert "ReLU: zero: exactly 0 for 2 of 2 seeds, as expected" in told
+    assert "of it, relatively, as expected" in told
+    assert "ReLU: the share is 1: within 0, as expected" in told
+
+
 CHECKS = {  # of the main claim; of all others, that the network has learned
     "zero_hessian": check_zero_hessian,
     "digits_mlp": check_digits_mlp,
@@ -109,6 +126,8 @@ CHECKS = {  # of the main claim; of all others, that the network has learned
     "two_processes_ddp": check_two_processes,
     "early_stopping_on_curvature": check_early_stopping,
     "lightning_cli": check_lightning_cli,
+    "regularization": check_regularization,
+    "known_results": check_known_results,
 }
 
 
@@ -128,7 +147,12 @@ def test_every_example_runs(path, tmp_path):
         arguments = ("fit", "--config", path.with_suffix(".yaml"), "--trainer.logger.init_args.save_dir", tmp_path)
     told = output(path, *arguments, cwd=tmp_path)
     CHECKS.get(path.stem, check_accuracy)(told)
-    if "tensorboard --logdir" in code:
+    if "--output" in code:
+        page = (tmp_path / f"{path.stem}.md").read_text()
+        pictures = re.findall(r"\]\((images/.*?)\)", page)
+        assert len(pictures) == page.count("\n## ") == 4
+        assert all((tmp_path / picture).stat().st_size > 5_000 for picture in pictures)
+    elif "tensorboard --logdir" in code:
         assert f"tensorboard --logdir {tmp_path}, then open" in told
         assert len(list(tmp_path.rglob("step_*.safetensors"))) >= (1 if path.stem in MEASURES_ONCE else 2)
         assert list(tmp_path.rglob("events*"))

@@ -94,6 +94,7 @@ _ROWS = (
         CURVATURE,
         "max |λ|",
         "the strongest curvature, whatever its sign",
+        is_logged=True,
         depends_on="largest magnitude",
     ),
     Metric(

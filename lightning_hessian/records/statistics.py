@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 
 PERCENTILES = (10, 90)
+EIGENVALUES = ("lambda_max", "lambda_min", "spectral_norm")  # metrics whose error is a residual
 ENDS = {"largest": 0, "smallest": -1}  # positions among the eigenvalues
 
 
@@ -61,7 +62,9 @@ def mean_errors(record: Record, class_index: int) -> dict[str, float]:
     """
     if record.method != "lanczos":
         return {}
-    residuals = {m.name: record.residuals[:, class_index, ENDS[m.depends_on]] for m in LOGGED if m.depends_on in ENDS}
+    residuals = {
+        m.name: _at_deciding(m, record, class_index, record.residuals) for m in LOGGED if m.name in EIGENVALUES
+    }
     errors = {m.name: record.metrics[f"{m.name}_error"][:, class_index] for m in LOGGED if m.has_error}
     means = {name: over_samples(values).mean for name, values in {**residuals, **errors}.items()}
     return {name: float(mean) for name, mean in means.items() if not np.isnan(mean)}
@@ -71,12 +74,15 @@ def num_not_converged(record: Record, metric: Metric, class_index: int) -> int:
     """For how many samples the eigenvalue that decides a metric has not converged; 0 where no single one does."""
     if metric.depends_on in (None, "both ends"):
         return 0
-    eigenvalues = record.eigenvalues[:, class_index]
+    return int(_at_deciding(metric, record, class_index, record.not_converged).sum())
+
+
+def _at_deciding(metric: Metric, record: Record, class_index: int, values: Array) -> Array:
+    """``[N]``, of values for each listed eigenvalue ``[N, K, n]``, those of the eigenvalue that decides a metric."""
+    index = np.abs(record.eigenvalues[:, class_index]).argmax(axis=-1)
     if metric.depends_on in ENDS:
-        index = np.full(len(eigenvalues), ENDS[metric.depends_on])
-    else:
-        index = np.abs(eigenvalues).argmax(axis=-1)
-    return int(record.not_converged[np.arange(len(index)), class_index, index].sum())
+        index = np.full_like(index, ENDS[metric.depends_on])
+    return values[np.arange(len(index)), class_index, index]
 
 
 def _percentile(in_order: Array, count: Array, percent: int) -> Array:

@@ -182,6 +182,7 @@ def test_the_table_has_every_sample_and_class_is_sorted_and_selects(tab, record)
         for name in (
             "lambda_max",
             "lambda_min",
+            "spectral_norm",
             "trace",
             "normalized_curvature",
             "linear_radius",

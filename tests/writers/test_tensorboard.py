@@ -83,7 +83,7 @@ def test_what_did_not_converge_is_marked_where_it_counts():
     converged[:3, 0, 0] = False
     row = diagnosis_text(replace(record, converged=converged)).split("\n| 0 |")[1].split("\n")[0].split("|")
     assert "**3 of 4 not converged**" in row[0]
-    assert "not converged" not in row[1] + row[2]
+    assert "not converged" not in row[1] + row[3]  # of the smallest, and of the trace
     assert "not converged" not in diagnosis_text(record)
     ends = replace(record, converged=converged, method="lanczos")
     num_eigenvalues = record.converged.size
@@ -111,12 +111,22 @@ def test_errors_of_estimates_are_logged_and_in_the_text():
     record = monitor.measure(net, samples, step=0, logged_step=0, epoch=0)
     record = replace(record, residuals=np.arange(1.0, 17).reshape(2, 2, 4))
     values = scalars(record)
-    names = ("lambda_max", "lambda_min", "trace", "frobenius_norm", "gauss_newton_share", "not_converged")
+    names = (
+        "lambda_max",
+        "lambda_min",
+        "spectral_norm",
+        "trace",
+        "frobenius_norm",
+        "gauss_newton_share",
+        "not_converged",
+    )
     errors = {tag for tag in values if tag.startswith("hessian_error/")}
     assert errors == {f"hessian_error/{name}_prob_class_{k}" for name in names for k in (0, 2)}
     assert values["hessian_error/trace_prob_class_2"] == record.trace_error[:, 1].mean()
     assert values["hessian_error/lambda_min_prob_class_0"] == (4 + 12) / 2
     assert values["hessian_error/lambda_max_prob_class_0"] == (1 + 9) / 2
+    largest = abs(record.eigenvalues[:, 0]).argmax(axis=-1)
+    assert values["hessian_error/spectral_norm_prob_class_0"] == record.residuals[[0, 1], 0, largest].mean()
     assert f"{record.trace[:, 0].mean():.3g} ± {record.trace_error[:, 0].mean():.1g} (" in diagnosis_text(record)
     assert values["hessian_cost/matvecs"] == record.num_matvecs
 

@@ -8,15 +8,16 @@ const PAGE = 50; // rows
 const number = (digits) => ({ cell: (value) => short(value, digits), numeric: true });
 const NOT_VALID = "not valid";
 const UNKNOWN = "unknown";
+const VISIBLE = 5e-4; // relative: a smaller error is less than half of the last of three digits
 const metricCell = {
   cell: ({ value, error, isOpen, isValid }) =>
-    isValid ? short(value) + (error > 0 ? ` ± ${short(error, 1)}` : "") + (isOpen ? " not converged" : "") : NOT_VALID,
+    isValid ? short(value) + (error > VISIBLE * Math.abs(value) ? ` ± ${short(error, 1)}` : "") + (isOpen ? " not converged" : "") : NOT_VALID,
   numeric: true,
   order: ({ value }) => value,
 };
 const validity = {
   cell: ({ error, isValid, agreement }) => {
-    if (Number.isNaN(error)) return isValid ? "not checked at this step" : NOT_VALID;
+    if (Number.isNaN(error)) return isValid ? "not checked" : NOT_VALID;
     const words = `${error <= agreement ? "agrees to" : "differs by"} ${short(error, 1)}`;
     return isValid ? words : `${NOT_VALID}: ${words}`;
   },
@@ -24,7 +25,7 @@ const validity = {
 };
 
 export function table({ state, source }) {
-  const frame = panel("table", "All samples and classes at this step", "Click a heading to sort, or a row to select it.");
+  const frame = panel("table", "All samples and classes at this step", "Click a heading to sort, or a row to select it. Errors (±) are given where they reach the digits shown.");
   const where = el("output", { ...named("table-rows") });
   const turn = (label, to) => el("button", { type: "button", "aria-label": label, onclick: () => draw(to()) }, label);
   const pager = el(
