@@ -1,6 +1,6 @@
 """The table of metrics: tags, texts, arrays of events, data frames, tab, report and docs/metrics.md are made from it.
 
-A new metric needs its definition, a property of ``Spectrum`` that gives ``[N, K]``, and a row in ``METRICS``.
+A new metric needs its definition, a property of ``Spectrum`` that gives ``[N, K]``, and a row in ``_ROWS``.
 """
 
 from __future__ import annotations
