@@ -21,7 +21,7 @@ MAX_BYTES = 60_000
 WIDTH = 900  # pixels, for 600 on a page
 
 
-def save(picture: Figure | Image.Image, path: Path) -> None:
+def save(picture: Figure | Image.Image, path: Path, max_bytes: int = MAX_BYTES) -> None:
     """Saves, 900 pixels across, and as many colors as the size allows."""
     if isinstance(picture, Figure):
         buffer = io.BytesIO()
@@ -31,9 +31,9 @@ def save(picture: Figure | Image.Image, path: Path) -> None:
         picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
     for colors in (256, 128, 64, 32):
         picture.quantize(colors, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
-        if path.stat().st_size <= MAX_BYTES:
+        if path.stat().st_size <= max_bytes:
             return
-    raise ValueError(f"{path} has {path.stat().st_size} bytes, more than {MAX_BYTES}.")
+    raise ValueError(f"{path} has {path.stat().st_size} bytes, more than {max_bytes}.")
 
 
 def main() -> None:

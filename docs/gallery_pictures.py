@@ -18,6 +18,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_hessian import Record, input_spectrum, load_records
+from lightning_hessian.records.statistics import over_samples
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SIZE = (6.0, 3.1)  # inches
@@ -44,10 +45,10 @@ def show(axes: Axes, values: np.ndarray, title: str, quantile: float = 1) -> Non
 
 def draw_curve(axes: Axes, records: Sequence[Record], metric: str, label: str, k: int = 0) -> None:
     """Means over samples at every step, and a band from the 10th to the 90th percentile."""
-    values = np.stack([getattr(record, metric)[:, k] for record in records])
+    values = over_samples(np.stack([getattr(record, metric)[:, k] for record in records]), axis=1)
     steps = [record.step for record in records]
-    (line,) = axes.plot(steps, values.mean(1), marker="o", markersize=4, label=label)
-    axes.fill_between(steps, *np.quantile(values, [0.1, 0.9], axis=1), alpha=0.2, color=line.get_color(), lw=0)
+    (line,) = axes.plot(steps, values.mean, marker="o", markersize=4, label=label)
+    axes.fill_between(steps, values.p10, values.p90, alpha=0.2, color=line.get_color(), lw=0)
 
 
 def labeled(axes: Axes, x: str, y: str) -> None:

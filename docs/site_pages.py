@@ -119,6 +119,8 @@ def metric_page(metric: Metric) -> str:
 
 {listed}
 
+![{metric.title} over training, and at one digit](../images/metrics/{metric.name}.png){{ width="600" }}
+
 {metric_notes()[metric.name]}
 
 Symbols are those of [the table of metrics](../metrics.md).

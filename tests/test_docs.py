@@ -77,6 +77,17 @@ def test_each_metric_has_a_note(site_pages):
     assert list(site_pages.metric_notes()) == [metric.name for metric in site_pages.shown_metrics()]
 
 
+def test_each_metric_has_a_picture_with_a_caption(site_pages):
+    names = {metric.name for metric in site_pages.shown_metrics()}
+    pictures = list((ROOT / "docs" / "images" / "metrics").iterdir())
+    assert {path.name for path in pictures} == {f"{name}.png" for name in names}
+    assert all(path.stat().st_size <= 25_000 for path in pictures)
+    for metric in site_pages.shown_metrics():
+        page = site_pages.metric_page(metric)
+        assert f"](../images/metrics/{metric.name}.png)" in page
+        assert re.search(r"^\*Left: .*?Right: .*?\.\*$", page, re.MULTILINE | re.DOTALL), metric.name
+
+
 def test_what_troubleshooting_quotes_is_what_the_package_says(site_pages):
     said = [sentence for _, sentence in site_pages.messages()]
     quoted = re.findall(r"^> (.*)$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)

@@ -31,7 +31,7 @@ SPECTRA = ("eigenvalues", "residuals", "converged", "histogram")
 
 ERRORS = tuple(metric.name for metric in METRICS if metric.is_error)
 WHEN = ("step", "logged_step", "epoch", "stage", "when", "measured_at")
-WHAT = ("name", "target", "class_ids", "class_names", "diagnosis", "network", "message")
+WHAT = ("name", "target", "class_ids", "class_names", "has_classes", "diagnosis", "network", "message")
 HOW = ("method", "reason", "autodiff_mode", "complete", "seconds", "num_matvecs", "overhead")
 
 

@@ -58,7 +58,12 @@ def test_heatmaps_have_a_name_and_a_role(tab):
     names = [canvas.get_attribute("aria-label") for canvas in pictures.all()]
     assert len(names) > 4
     assert all(names)
-    assert {canvas.get_attribute("role") for canvas in pictures.all()} == {"img"}
+    roles = {canvas.get_attribute("id"): canvas.get_attribute("role") for canvas in pictures.all()}
+    by_keys = {
+        name for name, role in roles.items() if role == "application"
+    }  # screen readers leave the arrow keys to it
+    assert by_keys == {"heatmap", "input-map"}
+    assert set(roles.values()) == {"img", "application"}
 
 
 def test_no_chart_offers_to_send_its_data_away(tab):

@@ -53,10 +53,7 @@ def cells(tab, key: str) -> list[str]:
 def test_a_sample_that_is_not_valid(tab, runs, request):
     tab.run("sample")
     tab.choose(sample=2, class_id=3)
-    assert (
-        cells(tab, "validity")
-        == ["agrees to 3e−7"] * 4 + ["not valid: differs by 0.4"] * 2 + ["not checked at this step"] * 2
-    )
+    assert cells(tab, "validity") == ["agrees to 3e−7"] * 4 + ["not valid: differs by 0.4"] * 2 + ["not checked"] * 2
     known = runs[1][2].lambda_max
     shown = cells(tab, "lambda_max")
     assert shown[4:6] == ["not valid"] * 2

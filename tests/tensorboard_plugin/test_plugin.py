@@ -55,6 +55,7 @@ def test_runs(tab, curved):
         "target": "prob",
         "class_ids": [1, 3],
         "class_names": None,
+        "has_classes": True,
         "num_samples": 2,
         "num_inputs": 9,
         "shape": [1, 3, 3],

@@ -21,7 +21,7 @@ from lightning_hessian.records.validity import AGREEMENT, about_validity
 Answer = tuple[dict[str, Array], dict[str, Any]]
 """Arrays by name, and metadata that is JSON."""
 
-PER_TAG = ("name", "target", "class_ids", "class_names", "num_inputs", "shape")
+PER_TAG = ("name", "target", "class_ids", "class_names", "has_classes", "num_inputs", "shape")
 PER_STEP = (
     *("step", "stage", "when", "diagnosis", "network", "message"),
     *("method", "reason", "autodiff_mode", "complete", "overhead", "dtype", "in_file"),

@@ -43,6 +43,17 @@ export class InputShape {
     return (plane * this.height + row) * this.width + within;
   }
 
+  // The entry so many cells below and to the right, or the last before the edge. From channel to channel where they are
+  // side by side; else within `channel`.
+  neighbor(index, down, right, channel = null) {
+    const [plane, row, column] = this.#split(index);
+    const inside = (at, length) => Math.min(Math.max(0, at), length - 1);
+    const start = (channel === null ? plane : 0) * this.width;
+    const across = inside(start + column + right, (channel === null ? this.channels : 1) * this.width);
+    const to = channel ?? Math.floor(across / this.width);
+    return (to * this.height + inside(row + down, this.height)) * this.width + (across % this.width);
+  }
+
   // Values side by side, the gaps not a number.
   spreadOut(values) {
     if (this.channels === 1) return values;

@@ -9,6 +9,7 @@ const TOP = 8;
 const BOTTOM = 40;
 const RIGHT = 100;
 const SMALLEST_VIEW = 4; // entries across
+export const ZOOM = Math.exp(0.2); // by one notch of the wheel
 
 export class MatrixView {
   #matrix = null;
@@ -24,7 +25,7 @@ export class MatrixView {
     canvas.addEventListener("pointerleave", () => this.point(null, null));
     canvas.addEventListener("pointerdown", (event) => this.#press(event));
     canvas.addEventListener("pointerup", (event) => this.#release(event));
-    canvas.addEventListener("dblclick", () => this.#show(0, 0, this.#matrix?.size));
+    canvas.addEventListener("dblclick", () => this.showAll());
     canvas.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
   }
 
@@ -41,6 +42,24 @@ export class MatrixView {
   mark(row, column) {
     this.#mark = row === null ? null : { row, column };
     this.draw();
+  }
+
+  // Moves a zoomed view no farther than it takes to show an entry.
+  reveal(row, column) {
+    const { row: top, column: left, across } = this.#view;
+    const to = (start, index) => Math.min(Math.max(start, index + 1 - across), index);
+    this.#show(to(top, row), to(left, column), across);
+  }
+
+  // Zooms around an entry, which stays where it is.
+  zoom(factor, row, column) {
+    this.reveal(row, column);
+    const { row: top, column: left, across } = this.#view;
+    this.#zoomAt((row + 0.5 - top) / across, (column + 0.5 - left) / across, factor);
+  }
+
+  showAll() {
+    this.#show(0, 0, this.#matrix?.size);
   }
 
   draw() {
@@ -194,9 +213,14 @@ export class MatrixView {
     const entry = this.#entry(event.offsetX, event.offsetY);
     if (!entry) return;
     event.preventDefault();
-    const { row, column, across } = this.#view;
-    const next = across * Math.exp(Math.sign(event.deltaY) * 0.2);
     const [down, right] = [(event.offsetY - TOP) / this.side, (event.offsetX - LEFT) / this.side];
+    this.#zoomAt(down, right, ZOOM ** Math.sign(event.deltaY));
+  }
+
+  // Around a point of what is shown, given as shares of its height and width.
+  #zoomAt(down, right, factor) {
+    const { row, column, across } = this.#view;
+    const next = Math.min(this.#matrix.size, Math.max(SMALLEST_VIEW, across * factor));
     this.#show(row + down * (across - next), column + right * (across - next), next);
   }
 

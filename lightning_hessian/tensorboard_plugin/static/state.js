@@ -108,9 +108,14 @@ class Hover {
     this.#set(row, column, false);
   }
 
-  pin(row) {
+  pin(row, column = null) {
     const same = this.pinned && row === this.row;
-    this.#set(row, null, !same);
+    this.#set(row, column, !same);
+  }
+
+  // As keys do: what is pinned moves, too.
+  move(row, column = null) {
+    this.#set(row, column, this.pinned);
   }
 
   clear() {
@@ -135,11 +140,16 @@ function label({ run, name, target }) {
   return joined([run === "." ? "this directory" : run, name, target], " · ");
 }
 
-// A class in words: "class 2", "class 2: frog", "label" or "predicted".
+// What an output is called: only those of a classification are classes.
+export const outputWord = (entry) => (entry.has_classes === false ? "output" : "class");
+export const plural = (word) => (word.endsWith("s") ? `${word}es` : `${word}s`);
+
+// An output in words: "class 2", "class 2: frog", "label" or "predicted"; of a regression "output 2".
 export function classTitle(entry, classId) {
   if (typeof classId !== "number") return classId;
   const known = entry.class_names?.[classId];
-  return known ? `class ${classId}: ${known}` : `class ${classId}`;
+  const title = `${outputWord(entry)} ${classId}`;
+  return known ? `${title}: ${known}` : title;
 }
 
 // The name of an output, or else its number.

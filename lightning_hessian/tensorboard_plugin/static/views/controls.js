@@ -2,7 +2,7 @@
 
 import { lineColor } from "../colors.js";
 import { choice, el, named } from "../dom.js";
-import { classTitle } from "../state.js";
+import { classTitle, outputWord } from "../state.js";
 
 const PLAY_MS = 450;
 const MOST_LISTED = 50; // samples; of more, one is chosen by its number
@@ -111,6 +111,7 @@ export function controls(state, { drawn, reload, link }) {
     classId.show(
       entry.class_ids.map((each) => [String(each), classTitle(entry, each)]),
       String(state.classId),
+      outputWord(entry),
     );
     const isLong = entry.num_samples > MOST_LISTED;
     sample.element.hidden = isLong;

@@ -2,6 +2,7 @@
 
 import { el, panel } from "../dom.js";
 import { percent, short } from "../numbers.js";
+import { outputWord, plural } from "../state.js";
 
 export function cost({ state, source }) {
   const frame = panel("cost", "How it was computed, and what it cost", "At the step shown.");
@@ -14,6 +15,7 @@ export function cost({ state, source }) {
     const [seconds, matvecs] = ["seconds", "num_matvecs"].map((name) => arrays[name].data[stepIndex]);
     const measurements = state.steps.length === 1 ? "1 measurement" : `${state.steps.length} measurements`;
     const overhead = at("overhead");
+    const output = outputWord(entry);
     const rows = [
       ["diagnosis", `${words(at("diagnosis"))}. ${at("message")}`],
       ["finite differences", at("validity")],
@@ -23,11 +25,11 @@ export function cost({ state, source }) {
       ["spectrum", at("complete") ? `complete: all ${entry.num_inputs} eigenvalues are known` : "only its ends are known"],
       [
         "time",
-        `${short(seconds)} s for ${counted(entry.num_samples, "sample")} × ${counted(entry.class_ids.length, "class", "classes")}; ` +
+        `${short(seconds)} s for ${counted(entry.num_samples, "sample")} × ${counted(entry.class_ids.length, output, plural(output))}; ` +
           `${short(meta.total_seconds)} s for ${measurements} so far`,
       ],
       ["overhead", overhead === null ? null : `${percent(overhead)} of the training time`],
-      ["matrix–vector products", `${matvecs} Hessian-vector products for each sample and class`],
+      ["matrix–vector products", `${matvecs} Hessian-vector products for each sample and ${output}`],
       [
         "numbers",
         `${at("dtype")}, D = ${entry.num_inputs} input entries, samples of shape ${(entry.shape ?? []).join("×")}`,

@@ -3,7 +3,7 @@
 import { faded, lineColor } from "../colors.js";
 import { choice, el, panel } from "../dom.js";
 import { joined, quantile, short } from "../numbers.js";
-import { classTitle } from "../state.js";
+import { classTitle, outputWord } from "../state.js";
 
 const BANDS = [
   [0, 1, 0.1],
@@ -34,7 +34,7 @@ export function curves({ state, source, charts }) {
         ["spread", "mean over samples, band: 10th to 90th percentile"],
         ["quantiles", "median over samples, bands: quartiles, 5th to 95th percentile, all"],
         ["sample", `sample ${state.sample} alone`],
-        ["classes", "mean over samples, every class"],
+        ["classes", `mean over samples, every ${outputWord(state.entry)}`],
       ],
       state.lines,
     );
@@ -184,7 +184,7 @@ function aboutRuns(entries, absent) {
   const targets = [...new Set(present.map(({ target }) => target))];
   const labels = absent.map(({ label }) => label).join(", ");
   return joined([
-    absent.length && `Not drawn, since the class or sample was not measured there: ${labels}.`,
+    absent.length && `Not drawn, since the ${outputWord(absent[0])} or sample was not measured there: ${labels}.`,
     targets.length > 1 && `The runs measure different targets (${targets.join(", ")}): their values do not compare.`,
   ]);
 }

@@ -3,6 +3,7 @@
 import { panel } from "../dom.js";
 import { short } from "../numbers.js";
 import { axisFor, counted, countTicks, exactnessAt, histogramAt, listed } from "../spectra.js";
+import { outputWord } from "../state.js";
 
 export function evolution({ state, source, charts }) {
   const frame = panel(
@@ -16,7 +17,7 @@ export function evolution({ state, source, charts }) {
     const spectra = await source.spectra(entry.run, entry.tag, sample, classId);
     if (isStale()) return;
     if (!spectra.arrays.valid.data.some(Boolean)) {
-      frame.empty("The Hessian of this sample and class is not valid at any step: the diagnosis below says why.");
+      frame.empty(`The Hessian of this sample and ${outputWord(entry)} is not valid at any step: the diagnosis below says why.`);
       return;
     }
     const steps = Array.from(spectra.arrays.steps.data);

@@ -1,24 +1,26 @@
 // The Hessian of one sample and class as a heatmap, and one of its rows in the input's shape.
 
-import { el, named, panel } from "../dom.js";
+import { el, named, panel, usableByKeys } from "../dom.js";
 import { symmetric } from "../api.js";
 import { InputShape, drawMap } from "../input_shape.js";
-import { MatrixView } from "../matrix_view.js";
+import { MatrixView, ZOOM } from "../matrix_view.js";
 import { joined, short } from "../numbers.js";
-import { classTitle } from "../state.js";
+import { classTitle, outputWord } from "../state.js";
 
 const SIDE = 500;
 const MAP = 300;
+const KEYS = "arrow keys move, Enter pins";
 
 export function hessian({ state, source, charts }) {
   const frame = panel(
     "hessian",
     "The Hessian, entry by entry",
-    "Red is positive, blue is negative. Use the wheel or drag a square to zoom, double-click to see all. Point at a pixel of the input: the map beside it shows that pixel's row of the Hessian, that is, which other pixels it interacts with. Click to pin it.",
+    "Red is positive, blue is negative. Use the wheel or drag a square to zoom, double-click to see all. Point at a pixel of the input: the map beside it shows that pixel's row of the Hessian, that is, which other pixels it interacts with. Click to pin it. By keyboard, in the heatmap or the input: arrow keys move (with Shift by ten), Enter pins; in the heatmap, + and − zoom, and 0 shows all.",
   );
-  const heatmap = el("canvas", { role: "img", className: "exact", "aria-label": "the Hessian as a heatmap", ...named("heatmap") });
-  const readout = el("p", { className: "readout", ...named("heatmap-readout") });
-  const input = el("canvas", { role: "img", className: "exact", "aria-label": "the input", ...named("input-map") });
+  const readout = el("p", { className: "readout", role: "status", ...named("heatmap-readout") });
+  const byKeys = { role: "application", className: "exact", "aria-describedby": readout.id }; // arrow keys reach it
+  const heatmap = el("canvas", { ...byKeys, "aria-label": `the Hessian as a heatmap: ${KEYS}`, ...named("heatmap") });
+  const input = el("canvas", { ...byKeys, "aria-label": `the input: ${KEYS}`, ...named("input-map") });
   const row = el("canvas", { role: "img", "aria-label": "one row of the Hessian", ...named("row-map") });
   const channel = el("select", { ...named("channel-select"), onchange: () => drawInput() });
   const channelChoice = el("label", { className: "choice" }, el("span", {}, "channel"), channel);
@@ -48,6 +50,39 @@ export function hessian({ state, source, charts }) {
   input.addEventListener("click", (event) => pointed(event) !== null && state.hover.pin(pointed(event)));
   state.hover.listen(follow);
 
+  const pin = () => shown && state.hover.pin(chosen()[0], state.hover.column);
+  usableByKeys(heatmap, {
+    move: (down, right) => shown && chooseEntry(down, right),
+    Enter: pin,
+    " ": pin,
+    "+": () => shown && view.zoom(1 / ZOOM, ...chosen()),
+    "-": () => shown && view.zoom(ZOOM, ...chosen()),
+    0: () => view.showAll(),
+  });
+  usableByKeys(input, {
+    move: (down, right) => {
+      if (shown) state.hover.move(shown.shape.neighbor(chosen()[0], down, right, overlaidChannel()));
+    },
+    Enter: pin,
+    " ": pin,
+  });
+
+  // The entry of the matrix that is pointed at; without one, the largest of the diagonal.
+  function chosen() {
+    const row = state.hover.row ?? shown.start;
+    return [row, state.hover.column ?? row];
+  }
+
+  function chooseEntry(down, right) {
+    const [row, column] = chosen();
+    const inside = (index) => Math.min(Math.max(0, index), shown.rows.size - 1);
+    const entry = [inside(row + down), inside(column + right)];
+    state.hover.move(...entry);
+    view.reveal(...entry);
+  }
+
+  const overlaidChannel = () => (shown.shape.isColor ? Number(channel.value) : null);
+
   async function update(isStale) {
     const { entry, step, sample, classId } = state;
     if (entry.files === false) {
@@ -58,7 +93,7 @@ export function hessian({ state, source, charts }) {
     const maps = await source.maps(...which);
     if (isStale()) return;
     if (maps.meta.matrix === "none") {
-      frame.empty(`There is no matrix for this sample and class. ${maps.meta.why_no_matrix ?? ""}`);
+      frame.empty(`There is no matrix for this sample and ${outputWord(entry)}. ${maps.meta.why_no_matrix ?? ""}`);
       return;
     }
     const [input, { arrays, meta }] = await Promise.all([source.input(...which.slice(0, 4)), source.matrix(...which)]);
@@ -84,7 +119,7 @@ export function hessian({ state, source, charts }) {
     if (!shown) return;
     const current = shown;
     const { row: pointedRow, column, pinned } = state.hover;
-    const index = pointedRow ?? current.start;
+    const [index, at] = chosen();
     view.mark(index, column);
     drawInput();
     let values;
@@ -96,18 +131,17 @@ export function hessian({ state, source, charts }) {
     }
     if (values === null || current !== shown) return; // another row has been pointed at since
     const { shape } = current;
-    const how = pinned ? "pinned; click again to release" : pointedRow === null ? "largest diagonal entry" : "";
+    const how = pinned ? "pinned; click again or press Enter to release" : pointedRow === null ? "largest diagonal entry" : "";
     rowTitle.textContent = `row ${index} of the Hessian: ${shape.describe(index)}${how && ` (${how})`}`;
     drawMap(row, values, shape, { kind: "signed", size: MAP, marks: marks(), textColor: charts.color("text") });
     row.dataset.row = index;
-    const at = column ?? index;
     readout.textContent = `H[${index}, ${at}] = ${short(values[at], 5)}   i = ${index}: ${shape.describe(index)};   j = ${at}: ${shape.describe(at)}`;
     Object.assign(readout.dataset, { row: index, column: at, value: values[at] });
   }
 
   function marks() {
-    const { row: pointedRow, column } = state.hover;
-    const index = pointedRow ?? shown.start;
+    const { column } = state.hover;
+    const [index] = chosen();
     const other = column === null ? [] : [{ index: column, color: charts.color("muted") }];
     return [...other, { index, color: charts.color("accent") }];
   }

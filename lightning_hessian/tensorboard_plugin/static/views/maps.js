@@ -28,7 +28,7 @@ export function maps({ state, source, charts }) {
     await charts.before();
     if (isStale()) return;
     const shape = new InputShape(input.meta.shape);
-    const known = knownOutputs(series, stepIndex, sample);
+    const known = knownOutputs(entry, series, stepIndex, sample);
     const inputKind = shape.isColor ? "color" : "gray";
     const { shape: [, samples, classes], data: norms } = series.arrays.gradient_norm;
     const norm = norms[(stepIndex * samples + sample) * classes + classIndex];
@@ -84,10 +84,10 @@ function diagonalError({ largest_diagonal_error: error }) {
 }
 
 // Label and prediction of a sample at one step, as far as known: [word, number of the output].
-function knownOutputs({ arrays: { labels, predicted } }, step, sample) {
+function knownOutputs(entry, { arrays: { labels, predicted } }, step, sample) {
   const of = (array) => array && array.data[step * array.shape[1] + sample];
   return [
     ["label", of(labels)],
-    ["predicted", of(predicted)],
+    ["predicted", entry.has_classes === false ? -1 : of(predicted)], // the largest output of a regression predicts nothing
   ].filter(([, number]) => number >= 0);
 }

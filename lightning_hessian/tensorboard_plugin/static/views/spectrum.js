@@ -3,7 +3,7 @@
 import { panel } from "../dom.js";
 import { joined, percent, short } from "../numbers.js";
 import { axisFor, counted, countTicks, exactnessAt, histogramAt, listed } from "../spectra.js";
-import { classTitle } from "../state.js";
+import { classTitle, outputWord } from "../state.js";
 
 export function spectrum({ state, source, charts }) {
   const frame = panel(
@@ -22,7 +22,7 @@ export function spectrum({ state, source, charts }) {
       return;
     }
     if (!spectra.arrays.valid.data[index]) {
-      frame.empty(`The Hessian of this sample and class is not valid at step ${state.step}: the diagnosis below says why.`);
+      frame.empty(`The Hessian of this sample and ${outputWord(entry)} is not valid at step ${state.step}: the diagnosis below says why.`);
       return;
     }
     const axis = axisFor(spectra);

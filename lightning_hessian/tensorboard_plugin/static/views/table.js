@@ -2,20 +2,22 @@
 
 import { el, named, panel } from "../dom.js";
 import { joined, short } from "../numbers.js";
-import { outputName } from "../state.js";
+import { outputName, outputWord, plural } from "../state.js";
 
 const PAGE = 50; // rows
 const number = (digits) => ({ cell: (value) => short(value, digits), numeric: true });
 const NOT_VALID = "not valid";
+const UNKNOWN = "unknown";
+const VISIBLE = 5e-4; // relative: a smaller error is less than half of the last of three digits
 const metricCell = {
   cell: ({ value, error, isOpen, isValid }) =>
-    isValid ? short(value) + (error > 0 ? ` ± ${short(error, 1)}` : "") + (isOpen ? " not converged" : "") : NOT_VALID,
+    isValid ? short(value) + (error > VISIBLE * Math.abs(value) ? ` ± ${short(error, 1)}` : "") + (isOpen ? " not converged" : "") : NOT_VALID,
   numeric: true,
   order: ({ value }) => value,
 };
 const validity = {
   cell: ({ error, isValid, agreement }) => {
-    if (Number.isNaN(error)) return isValid ? "not checked at this step" : NOT_VALID;
+    if (Number.isNaN(error)) return isValid ? "not checked" : NOT_VALID;
     const words = `${error <= agreement ? "agrees to" : "differs by"} ${short(error, 1)}`;
     return isValid ? words : `${NOT_VALID}: ${words}`;
   },
@@ -23,7 +25,7 @@ const validity = {
 };
 
 export function table({ state, source }) {
-  const frame = panel("table", "All samples and classes at this step", "Click a heading to sort, or a row to select it.");
+  const frame = panel("table", "All samples and classes at this step", "Click a heading to sort, or a row to select it. Errors (±) are given where they reach the digits shown.");
   const where = el("output", { ...named("table-rows") });
   const turn = (label, to) => el("button", { type: "button", "aria-label": label, onclick: () => draw(to()) }, label);
   const pager = el(
@@ -41,17 +43,17 @@ export function table({ state, source }) {
   let page = 0;
   let shownSelection = null; // for which the page was last turned
 
+  const isRegression = () => state.entry.has_classes === false;
+  const hasLabels = () => !isRegression() || rows.some(({ label }) => label !== UNKNOWN);
+
   // Key, heading, how a cell is written and ordered.
   const columns = () => [
     ["sample", "sample", number(6)],
-    ["class", "class", {}],
-    ["label", "label", {}],
-    ["predicted", "predicted", {}],
+    ["class", outputWord(state.entry), {}],
+    ...(hasLabels() ? [["label", "label", {}]] : []),
+    ...(isRegression() ? [] : [["predicted", "predicted", {}]]),
     ["validity", "finite differences", validity],
     ...state.metrics.filter(({ is_logged: isLogged }) => isLogged).map(({ name, title }) => [name, title, metricCell]),
-    ["method", "method", {}],
-    ["autodiff_mode", "autodiff mode", {}],
-    ["diagnosis", "diagnosis", {}],
   ];
 
   async function update(isStale) {
@@ -60,11 +62,13 @@ export function table({ state, source }) {
     if (isStale()) return;
     rows = rowsOf(entry, series, stepIndex, state.metrics);
     frame.clear();
+    frame.rename(`All samples and ${plural(outputWord(entry))} at this step`);
+    const about = (name) => series.meta[name][stepIndex].replaceAll("_", " ");
     const open = rows.filter(({ lambda_max: high, lambda_min: low }) => high.isOpen || low.isOpen).length;
     const invalid = rows.filter(({ validity: { isValid } }) => !isValid).length;
     frame.describe(
       joined([
-        `Step ${step} (${series.meta.when[stepIndex]}).`,
+        `Step ${step} (${series.meta.when[stepIndex]}). Method: ${about("method")}, ${about("autodiff_mode")}. Diagnosis: ${about("diagnosis")}.`,
         open && `For ${open} of the ${rows.length} rows, an extreme eigenvalue has not converged.`,
         invalid && `${invalid} of the ${rows.length} rows ${invalid === 1 ? "is" : "are"} not valid: the diagnosis below says why.`,
       ]),
@@ -75,7 +79,7 @@ export function table({ state, source }) {
   // Draws a page; by default that of a new selection, or else the same.
   function draw(wanted = null) {
     const shown = columns();
-    const [, , how] = shown.find(([key]) => key === order.key);
+    const [, , how] = shown.find(([key]) => key === order.key) ?? shown[0]; // of another run
     const value = (row) => (how.order ?? ((each) => each))(row[order.key]);
     const sorted = [...rows].sort((a, b) => order.sign * compare(value(a), value(b)));
     const selection = JSON.stringify([state.run, state.sample, state.classId]);
@@ -148,7 +152,7 @@ function compare(a, b) {
 
 function rowsOf(entry, { arrays, meta }, step, metrics) {
   const { num_samples: samples, class_ids: ids } = entry;
-  const output = (array, index) => (array?.data[index] >= 0 ? outputName(entry, array.data[index]) : "unknown");
+  const output = (array, index) => (array?.data[index] >= 0 ? outputName(entry, array.data[index]) : UNKNOWN);
   return Array.from({ length: samples * ids.length }, (_, row) => {
     const sample = Math.floor(row / ids.length);
     const index = step * samples * ids.length + row;
@@ -167,9 +171,6 @@ function rowsOf(entry, { arrays, meta }, step, metrics) {
       predicted: output(arrays.predicted, step * samples + sample),
       ...Object.fromEntries(metrics.map(({ name }) => [name, metric(name)])),
       validity: { error: arrays.finite_difference_error.data[index], isValid, agreement: meta.agreement },
-      method: meta.method[step],
-      autodiff_mode: meta.autodiff_mode[step].replaceAll("_", " "),
-      diagnosis: meta.diagnosis[step].replaceAll("_", " "),
     };
   });
 }
