@@ -20,7 +20,7 @@ from support.training import Classifier, digits, scalar
 from lightning_hessian import load_records
 from lightning_hessian.cli import main
 from lightning_hessian.offline import STATE
-from lightning_hessian.training.checkpoints import ModelSource
+from lightning_hessian.training.checkpoints import Checkpoint, ModelSource
 
 MODEL = "support.training:Classifier"
 X, Y = digits(64, 96).tensors
@@ -381,3 +381,13 @@ def test_a_watch_is_interrupted(trained, tmp_path, sent):
     assert "Interrupted." in out
     assert len(scalar(tmp_path / "offline", "hessian_trace/logit_class_3")) == 2
     assert Path(tmp_path / "offline" / "input_hessian" / STATE).exists()
+
+
+def test_unusual_tensors_have_a_fingerprint_and_a_step():
+    """Meta tensors hold no values, and conjugates are views."""
+    conjugate = torch.tensor([1 + 2j, 3j]).conj()
+    weights = {"a": torch.ones(2, device="meta"), "b": conjugate, "c": torch.tensor(True)}
+    checkpoint = Checkpoint(Path("run.pt"), {"state_dict": weights, "step": torch.tensor([10])})
+    assert checkpoint.position.step == 10
+    other = Checkpoint(Path("run.pt"), {"state_dict": {**weights, "b": conjugate.conj()}, "step": 10})
+    assert checkpoint.fingerprint != other.fingerprint

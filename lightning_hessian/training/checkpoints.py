@@ -105,9 +105,12 @@ class Checkpoint:
         """
         digest = hashlib.sha256()
         for name, tensor in sorted(self.state_dict.items()):
-            if isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_quantized:
-                digest.update(f"{name} {tensor.dtype} {[*tensor.shape]}".encode())
-                digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+            if not isinstance(tensor, Tensor):
+                continue
+            digest.update(f"{name} {tensor.dtype} {[*tensor.shape]}".encode())
+            if tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta:
+                values = tensor.detach().resolve_conj().resolve_neg().contiguous()
+                digest.update(values.flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def _named_state_dict(self) -> Mapping[str, Any] | None:
@@ -135,8 +138,11 @@ class Checkpoint:
 
     def _number(self, names: Iterable[str]) -> int | None:
         for name in names:
+            value = None if self._is_state_dict else self.content.get(name)
+            if isinstance(value, Tensor) and value.numel() == 1:
+                value = value.item()
             with suppress(ConfigurationError):
-                return whole_number(name, None if self._is_state_dict else self.content.get(name))
+                return whole_number(name, value)
             if (number := number_in_name(self.path, name)) is not None:
                 return number
         return None
