@@ -323,7 +323,15 @@ def command(folder, *more):
     arguments = [sys.executable, "-m", "lightning_hessian.cli", "measure", MODEL, str(folder / "checkpoints")]
     arguments += ["--samples", str(folder / "samples.pt"), "--log-dir", str(folder / "offline"), "--classes", "3"]
     arguments += ["--heatmap-samples", "0", "--num-samples", "2", "--watch", "--poll", "0.2", *more]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
+    return subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=ENVIRONMENT,
+        # A shell's background jobs, and so these tests in one, ignore Ctrl-C; what they start would, too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def wait_for(condition, seconds=120):
@@ -377,6 +385,7 @@ def test_a_watch_is_interrupted(trained, tmp_path, sent):
         out, _ = watch.communicate(timeout=60)
     finally:
         watch.kill()
+        watch.wait()
     assert watch.returncode == 0, out
     assert "Interrupted." in out
     assert len(scalar(tmp_path / "offline", "hessian_trace/logit_class_3")) == 2

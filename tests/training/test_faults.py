@@ -41,7 +41,7 @@ def texts(folder) -> list[int]:
 
 def test_a_log_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    remedy = "make it writable, or give the Trainer another directory"
+    remedy = "make it writable, or give this run another directory"
     with one_warning("Saving the record failed. NotADirectoryError", remedy):
         trainer = fit(tmp_path, forgiving(), logger=False, default_root_dir=tmp_path / "file" / "logs")
     assert trainer.current_epoch == 2

@@ -95,7 +95,9 @@ def test_a_combined_batch_that_a_hook_rearranged(tmp_path):
 def test_an_input_fn_that_fails_is_refused_before_training(tmp_path, sanity):
     model = Classifier()
     monitor = quick(on_error="warn", input_fn=lambda batch: batch["image"])
-    with pytest.raises(MisconfigurationException, match=r"input_fn failed with TypeError.*called with a list"):
+    with pytest.raises(
+        MisconfigurationException, match=r"input_fn failed with TypeError.*called with a batch, here a list"
+    ):
         fit(tmp_path, monitor, model=model, num_sanity_val_steps=sanity)
     assert model.flags == []
 
