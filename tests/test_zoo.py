@@ -125,6 +125,10 @@ def test_what_came_out_wrong_is_judged_again() -> None:
     kept = [json.loads(line) for line in without(["crashed", "wrong"], text).splitlines()]
     assert kept == [*lines[:4], *lines[8:]]
     assert without([], text) == text
+    died = [{"begin": "cot"}, {"commit": "c"}, {"begin": "cot"}, {"commit": "d"}]
+    died += [{"key": "cot", "verdict": "crashed", "end": "cot"}]  # after it died twice
+    text = "".join(json.dumps(line) + "\n" for line in died)
+    assert without(["crashed"], text) == '{"commit": "c"}\n'
 
 
 def test_a_jump_beside_a_sample_and_a_pole_are_decided_by_short_steps() -> None:

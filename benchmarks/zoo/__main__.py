@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from benchmarks.common import environment
 from benchmarks.zoo.judge import VERDICTS
@@ -44,13 +45,18 @@ def main() -> None:
 
 def without(verdicts: list[str], text: str) -> str:
     """The lines of a file of results, less those of every unit (operation, layer or network) with such a verdict."""
-    found: list[list[str]] = [[]]
-    for line in text.splitlines(keepends=True):
-        if "begin" in json.loads(line) or "commit" in json.loads(line):
+    found: list[list[dict[str, Any]]] = [[]]
+    for line in map(json.loads, text.splitlines()):
+        if "begin" in line or "commit" in line:
             found.append([])
         found[-1].append(line)
-    kept = [unit for unit in found if not any(json.loads(line).get("verdict") in verdicts for line in unit)]
-    return "".join(line for unit in kept for line in unit)
+    # One that died begins more than once.
+    repeated = {_name(unit) for unit in found if any(line.get("verdict") in verdicts for line in unit)}
+    return "".join(f"{json.dumps(line)}\n" for unit in found if _name(unit) not in repeated for line in unit)
+
+
+def _name(unit: list[dict[str, Any]]) -> str | None:
+    return next((line[key] for line in unit for key in ("begin", "end") if key in line), None)
 
 
 def judge_all(folder: Path, sources: list[str], at_a_time: int) -> None:
