@@ -159,8 +159,9 @@ def compare(
     if steps[0].size.isnan().all() and not _evaluates(batch):
         return _certificate(steps, agreed, p, tolerance, size, first)
     is_low_precision = ((steps[0].noise <= max(LOW_PRECISION, MARGIN * precision) * steps[0].size) | agreed).all(dim=1)
-    is_short = FIRST_STEP * _length(steps[0], p) < first / FACTOR
-    base = torch.where(is_short, FIRST_STEP * _length(steps[0], p), first)
+    base = FIRST_STEP * _length(steps[0], p)
+    is_short = base < first / FACTOR
+    base = base.where(is_short, first)
     orders = torch.tensor(ORDERS, device=first.device)
     order = orders[torch.where(is_short, ORDERS.index(TOO_LONG), is_low_precision.long())]
     for i in range(len(SHORTER)):

@@ -85,8 +85,6 @@ def _kinks(every: Differences) -> Tensor:
     kink = every.second * every.step
     noise = MARGIN * deviation(CURVATURE) * _least_noise(every)
     visible = (kink * every.step).abs() > noise
-    # At the shortest step, what seems to be noise is the kink itself.
-    visible[1:] |= visible[:-1].clone()
     return _steady(kink, visible, STEADY)
 
 

@@ -236,6 +236,15 @@ def test_a_weak_kink_does_not_hide_a_wrong_curvature(size):
     assert outcomes(found) == {"contradicted"}
 
 
+def test_a_weak_kink_does_not_hide_a_wrong_second_derivative():
+    """That of |x|², which autograd takes for 0 at x = 0, where it is 2."""
+    found = certificate(
+        lambda x: torch.complex(x, 0 * x).abs().pow(2).sum(1, keepdim=True) + 3e-4 * x[:, :1].relu(),
+        torch.tensor([[0.0, 1.0]], dtype=F64),
+    )
+    assert outcomes(found) == {"contradicted"}
+
+
 def test_values_that_change_at_random_are_not_certified_at_a_longer_step():
     generator = torch.Generator().manual_seed(0)
     found = certificate(
