@@ -1,6 +1,7 @@
 """The judge of ``make zoo`` tells right from wrong, and needs no derivative for it."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.common import RESULTS
 from benchmarks.gpu.suite import SIZES, Suite
 from benchmarks.zoo import judge as judging
 from benchmarks.zoo.__main__ import without
@@ -129,6 +131,11 @@ def test_what_came_out_wrong_is_judged_again() -> None:
     died += [{"key": "cot", "verdict": "crashed", "end": "cot"}]  # after it died twice
     text = "".join(json.dumps(line) + "\n" for line in died)
     assert without(["crashed"], text) == '{"commit": "c"}\n'
+
+
+def test_results_name_no_path_of_a_machine() -> None:
+    for path in RESULTS.glob("*.json"):
+        assert not re.search(r"[ '\"]/\w+/", path.read_text()), path
 
 
 def test_a_jump_beside_a_sample_and_a_pole_are_decided_by_short_steps() -> None:
