@@ -11,7 +11,7 @@ from lightning_hessian.curvature.batching import concatenate, in_groups
 from lightning_hessian.curvature.checks.coupling import has_changed_at_random
 from lightning_hessian.curvature.checks.diagnosis import CURVED, Diagnosis, Finding, Kind, advice
 from lightning_hessian.curvature.checks.zero import (
-    gradient_changes,
+    gradients_contradict,
     kind_in_outputs,
     kind_of_zero,
     weighted_outputs,
@@ -192,7 +192,7 @@ def differentiate(
 def _kind_of_outputs(first: TargetBatch, num_outputs: int, generator: torch.Generator) -> Kind:
     """Of a network whose second derivatives are zero: confirmed in float64, and looked at elsewhere."""
     outputs = weighted_outputs(first, num_outputs, generator)
-    is_zero = zero_in_float64(outputs, generator) and not gradient_changes(outputs, generator).any()
+    is_zero = zero_in_float64(outputs, generator) and not gradients_contradict(outputs, generator).any()
     return kind_of_zero(outputs, generator) if is_zero else "curved"
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_hessian.curvature.batching import in_groups, out_of_memory
 from lightning_hessian.curvature.checks.diagnosis import Finding, Kind
-from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, gradients, random_vectors
+from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, random_vectors
 from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.errors import MeasurementError
 
@@ -62,24 +62,27 @@ def zero_in_float64(batch: TargetBatch, generator: torch.Generator) -> bool:
     return not curved_in_float64(batch, generator).any()
 
 
-def gradient_changes(batch: TargetBatch, generator: torch.Generator) -> Tensor:
-    """Samples ``[N]`` whose gradients change in proportion to the distance: a Hessian that is zero is wrong there.
+def gradients_contradict(batch: TargetBatch, generator: torch.Generator) -> Tensor:
+    """Samples ``[N]`` beside which gradients change in proportion to the distance, and not as HVPs say.
 
-    A custom function whose derivative is right, and not itself differentiable, has such a Hessian. Gradients in float64
-    show it at distances so short that values are the same up to rounding, and on one side of a kink at the sample.
+    That a Hessian is zero is a mistake there: of a custom function whose derivative is right, and not itself
+    differentiable. Gradients in float64 show it at distances so short that values are the same up to rounding, and on
+    one side of a kink at the sample.
     """
     try:
         exact = batch.to(torch.float64)
         v = torch.randn(exact.x.shape, generator=generator, dtype=torch.float64).to(exact.x)
         v = v * root_mean_square(exact.x).view(-1, *[1] * (v.dim() - 1))
-        near = [gradients(replace(exact, x=exact.x + distance * v)).flatten(1) for distance in NEAR]
+        beside = [ReverseOverReverse(replace(exact, x=exact.x + distance * v)) for distance in NEAR]
+        near = [autodiff.gradient(create_graph=False).flatten(1) for autodiff in beside]
+        product = beside[1].hvp(v.flatten(1).unsqueeze(1).expand(exact.shape).contiguous()).flatten(1)
     except Exception as error:  # no float64 on this device, or a forward that does not accept such inputs
         if out_of_memory(error):
             raise
         return torch.zeros(batch.num_samples, dtype=torch.bool, device=batch.x.device)
     first, second = ((near[i + 1] - near[i]) / (NEAR[i + 1] - NEAR[i]) for i in range(2))
-    size = second.norm(dim=1)
-    return (size > 0) & ((second - first).norm(dim=1) <= SAME * size)
+    allowed = SAME * second.norm(dim=1)
+    return ((second - first).norm(dim=1) <= allowed) & ((second - product).norm(dim=1) > allowed)
 
 
 def curved_in_float64(batch: TargetBatch, generator: torch.Generator, vectors: Tensor | None = None) -> Tensor:

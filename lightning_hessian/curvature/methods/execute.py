@@ -15,7 +15,7 @@ from lightning_hessian.curvature.checks.diagnosis import Diagnosis, Finding
 from lightning_hessian.curvature.checks.prediction import Prediction, predict
 from lightning_hessian.curvature.checks.result_check import CheckSettings, checked, why_not_finite
 from lightning_hessian.curvature.checks.verdict import PreviousChecks, Verdict, unchecked
-from lightning_hessian.curvature.checks.zero import gradient_changes, kind_of_zero, underflow, weighted_targets
+from lightning_hessian.curvature.checks.zero import gradients_contradict, kind_of_zero, underflow, weighted_targets
 from lightning_hessian.curvature.cost_model import ModelCosts, check_group
 from lightning_hessian.curvature.meter import UNLIMITED, Meter, Progress, TimeLimit, duration, silent
 from lightning_hessian.curvature.methods.dense import dense_spectrum, whole_hessians
@@ -305,8 +305,8 @@ def _judge_zeros(
     """What Hessians of a curved target that are ``zero [N, K]`` are; which are not, and which gradients contradict."""
     lost, findings = underflow(batch, zero, share.numbers, generator)
     samples = zero.any(dim=1).nonzero().flatten()
-    changes = gradient_changes(batch.select(samples), generator).unsqueeze(1).expand(-1, zero.shape[1])
-    wrong = torch.zeros_like(zero).index_copy(0, samples, changes) & zero & ~lost
+    contradicted = gradients_contradict(batch.select(samples), generator).unsqueeze(1).expand(-1, zero.shape[1])
+    wrong = torch.zeros_like(zero).index_copy(0, samples, contradicted) & zero & ~lost
     findings += _findings(wrong, CONTRADICTED.format("Hessian", WRONG_HESSIAN), share)
     diagnosis, invalid = diagnosis.with_findings(findings), lost | wrong
     zero = zero & ~invalid

@@ -308,3 +308,12 @@ def test_a_mean_of_pieces_is_not_taken_for_one(name, target):
     spectrum = told(input_spectrum, lambda x: TIES[name](x) @ head, x, 0, target)[0]
     assert "kink at sample 0" in spectrum.diagnosis.message
     assert "or a mean of several" in spectrum.diagnosis.message
+
+
+def test_the_zero_hessian_of_a_network_without_biases_at_zero_is_no_mistake():
+    """Every unit is on its kink, where autograd takes all for inactive; beside it, the target is curved."""
+    first, head = random(6, 32), random(32, 3)
+    for model in (lambda x: F.gelu((x @ first).relu() @ head), lambda x: F.gelu(x @ first) @ head):
+        spectrum, message = told(input_spectrum, model, torch.zeros(1, 6, dtype=F64), 0, "prob")
+        assert message == ""
+        assert spectrum.valid.all()
