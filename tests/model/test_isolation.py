@@ -278,7 +278,7 @@ def test_padded_attention_is_measured_by_the_path_that_training_takes():
     assert (input_hessian(model, x, 1)[:, 0] - expected).norm() < 1e-6 * expected.norm()
 
 
-def normalised(norm):
+def normalized(norm):
     return nn.Sequential(norm(nn.Linear(6, 8)), nn.Tanh(), nn.Linear(8, 3))
 
 
@@ -292,8 +292,8 @@ MODELS = {
     "transformer": (Attention, (3, 4)),
     "group_norm": (group_norm, (1, 4, 4)),
     "layer_norm": (lambda: nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3)), (6,)),
-    "weight_norm": (lambda: normalised(nn.utils.parametrizations.weight_norm), (6,)),
-    "spectral_norm": (lambda: normalised(nn.utils.parametrizations.spectral_norm), (6,)),
+    "weight_norm": (lambda: normalized(nn.utils.parametrizations.weight_norm), (6,)),
+    "spectral_norm": (lambda: normalized(nn.utils.parametrizations.spectral_norm), (6,)),
 }
 
 
