@@ -15,7 +15,8 @@ from lightning_hessian.records import event_format
 from lightning_hessian.records.files import record_folder, save_record
 from lightning_hessian.records.histogram import Histogram
 from lightning_hessian.records.locations import is_in_memory
-from lightning_hessian.records.record import Array, Record
+from lightning_hessian.records.matrices import Array
+from lightning_hessian.records.record import Record
 from lightning_hessian.records.retention import KeepMatrices, MatrixRetention
 from lightning_hessian.records.summary import about_skipped
 from lightning_hessian.writers.background import BackgroundJobs

@@ -9,7 +9,8 @@ from typing import Any
 from lightning_hessian.records.color_scale import MAX_CLASSES
 from lightning_hessian.records.event_format import CONTENT, PLUGIN_NAME
 from lightning_hessian.records.histogram import Histogram, mean_histogram
-from lightning_hessian.records.record import Array, ClassId, Record
+from lightning_hessian.records.matrices import Array
+from lightning_hessian.records.record import ClassId, Record
 from lightning_hessian.render.composite import composite
 from lightning_hessian.writers.layout import layout_of
 from lightning_hessian.writers.tags import histogram_tag, picture_tag
