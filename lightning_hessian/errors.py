@@ -103,6 +103,18 @@ def whole_number(name: str, value: Any, least: int | None = None) -> int:
     return number
 
 
+def whole_numbers(name: str, values: Any) -> list[int]:
+    """An argument that lists whole numbers, counted from 0.
+
+    Raises:
+        ConfigurationError: it does not.
+    """
+    try:
+        return [whole_number(name, each, 0) for each in values]
+    except (TypeError, ConfigurationError):
+        raise ConfigurationError(f"{name}={values!r} must be whole numbers, counted from 0, such as [0, 3].") from None
+
+
 def store_whole_numbers(settings: object, **least: int | None) -> None:
     """Replaces fields of a frozen dataclass by ``whole_number`` of them; ``least`` gives the smallest of each."""
     for name, smallest in least.items():
