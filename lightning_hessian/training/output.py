@@ -45,12 +45,12 @@ class RunOutput:
         self._expected: float | None = None  # seconds, from the first measurement on
         self._advised = False
         self._make = partial(Publisher, keep_matrices=settings.keep_matrices, name=settings.measurement.name)
-        self._publisher = self._make((), None)
+        self._publisher = self._make(())
 
     def open(self, loggers: Sequence[Any]) -> None:
         """Publishes to these loggers from now on."""
         if not self._is_open:
-            self._publisher, self._is_open = self._make(loggers, None), True
+            self._publisher, self._is_open = self._make(loggers), True
 
     def save_in(self, folder: str) -> None:
         """Saves records in this directory from now on."""
@@ -103,7 +103,7 @@ class RunOutput:
         """Ends writing without raising: training has ended, or is ending for a reason of its own."""
         for error in self.flush():
             self.warn(str(error), cause=error.cause)
-        self._publisher, self._is_open = self._make((), None), False
+        self._publisher, self._is_open = self._make(()), False
 
     def expect(self, expected: Expectation, where: str) -> None:
         """Says once what is measured and ``where`` to look; later only where a measurement takes twice as long."""
