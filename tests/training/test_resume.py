@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from support.footprint_cases import Case, Learner, cnn, differing, run
+from support.footprint_cases import Case, differing, run
+from support.footprint_learners import Learner
+from support.footprint_networks import cnn
 from support.resumable import resumable_fit
 from support.training import Classifier, TurnsNaN, digits, events, fit, scalar, small_monitor, trainer_of
 from tensorboard.plugins.custom_scalar import layout_pb2
