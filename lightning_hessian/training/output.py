@@ -40,7 +40,7 @@ class RunOutput:
         self._show_warning, self._show_message = warn, inform
         self._warned: set[str] = set()
         self.notices = set(known)
-        self.failure: str | None = None  # of the last measurement that failed
+        self.failure: str | None = None  # the last one
         self._is_open = False
         self._expected: float | None = None  # seconds, from the first measurement on
         self._advised = False
@@ -78,6 +78,11 @@ class RunOutput:
             cause=getattr(error, "cause", str(error)),
         )
         self._publisher.publish_failure(str(error), at.logged_step)
+
+    def survive(self, error: Exception) -> None:
+        """Warns of a failure outside of the measurements."""
+        self.failure = f"{type(error).__name__}: {error}"
+        self.warn(f"an unexpected failure, and the run continues. {self.failure}")
 
     def must_raise(self, error: Exception, *, before_training: bool) -> bool:
         """Whether a failure ends the run: ``on_error`` says so, or the settings are at fault and nothing is lost."""
