@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.counting import Notes
-from support.networks import mlp
+from support.networks import custom_function, mlp
 from torch import nn
 
 from lightning_hessian import (
@@ -261,33 +261,24 @@ def test_one_graph_is_kept_for_all_products_and_freed_at_the_end():
     assert all(graph() is None for graph in graphs)
 
 
-class WrongSecondDerivative(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx, grad):
-        (x,) = ctx.saved_tensors
-        return 3 * x.detach() ** 2 * grad
+wrong_second_derivative = custom_function(lambda x: x**3, lambda x: 3 * x.detach() ** 2)
 
 
 def test_the_first_product_is_compared_with_values():
     x = torch.randn(2, 4, dtype=F64) + 3
-    with input_hessian_operator(lambda x: WrongSecondDerivative.apply(x).sum(1), x, 0) as hessian:
+    with input_hessian_operator(lambda x: wrong_second_derivative(x).sum(1), x, 0) as hessian:
         with pytest.warns(UserWarning, match="The HVP of 2 of 2 samples cannot be trusted"):
             hessian[0, 0]
         assert not hessian.valid.any()
         hessian @ torch.ones(4)  # once
-    with input_hessian_operator(lambda x: WrongSecondDerivative.apply(x).sum(1), x, 0, check=False) as hessian:
+    with input_hessian_operator(lambda x: wrong_second_derivative(x).sum(1), x, 0, check=False) as hessian:
         hessian @ torch.ones(4)
         assert hessian.valid.all()
 
 
 def test_warnings_name_the_line_of_the_user():
     with (
-        input_hessian_operator(lambda x: WrongSecondDerivative.apply(x).sum(1), torch.full((2, 4), 3.0), 0) as hessian,
+        input_hessian_operator(lambda x: wrong_second_derivative(x).sum(1), torch.full((2, 4), 3.0), 0) as hessian,
         pytest.warns(UserWarning, match="cannot be trusted") as caught,
     ):
         hessian @ torch.ones(4)

@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from support.networks import custom_function
+
 STREAM = np.random.default_rng(7)  # a module's own, as transforms often have
 
 
@@ -160,18 +162,7 @@ class OwnAutocast(nn.Module):
         return h.float()
 
 
-class Once(torch.autograd.Function):
-    """A sine that can be differentiated only once."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        return grad * ctx.saved_tensors[0].cos()
+sine_once = custom_function(torch.sin, torch.cos, once=True)
 
 
 class Unmeasurable(nn.Module):
@@ -185,7 +176,7 @@ class Unmeasurable(nn.Module):
         if self.reason == "random":
             x = F.dropout(x, 0.5, training=True)
         if self.reason == "once":
-            x = Once.apply(x)
+            x = sine_once(x)
         if self.reason == "detached":
             x = x**3 * x.mean((1, 2, 3), keepdim=True).mul(20).exp().detach()
         if self.reason == "coupled":
