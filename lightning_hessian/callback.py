@@ -184,7 +184,7 @@ class InputHessianMonitor(_Callback):
         if stage not in get_args(Stage):
             return
         with self._misconfiguration():
-            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined] # set outside of __init__
             check_names([c._settings.measurement.name for c in callbacks if isinstance(c, InputHessianMonitor)])
             warn = partial(rank_zero_warn, category=UserWarning)
             before = None if stage == "fit" else self._current_run
@@ -200,7 +200,7 @@ class InputHessianMonitor(_Callback):
 
     # Wrapped, since Lightning would reject two monitors of the same name before setup can say what to do.
     @wraps(Callback.state_dict)
-    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self) -> dict[str, Any]:  # type: ignore[override] # wrapped
         """The samples, what measurements pass on, and the position in training; empty before the first run."""
         return self._early_state if self._current_run is None else self._run.state_dict()
 

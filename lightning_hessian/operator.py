@@ -62,7 +62,15 @@ class InputHessianOperator(BatchedHessian):
         self._access = access
         self._memory = access.prepared.memory
         self._options = replace(options, max_memory=self._memory)
-        super().__init__(self._blocks_of(HessianOperator), self._batch.classes, access, options.seed)
+        costs = ModelCosts(self._batch, self._memory, access.prepared.forward)
+
+        def rows_at_once(kind: type[BatchOperator]) -> int:
+            of_term = kind is GaussNewtonOperator
+            per_row = costs.gauss_newton_matvec_bytes if of_term else costs.split_matvec_bytes
+            return max(1, self._memory // per_row)  # all that fit: their graph is kept, and need not be built again
+
+        blocks = ProblemBlocks(self._batch, rows_at_once)
+        super().__init__(blocks, HessianOperator, self._batch.classes, access, options.seed)
 
     @cached_property
     def gauss_newton(self) -> BatchedHessian:
@@ -71,7 +79,7 @@ class InputHessianOperator(BatchedHessian):
         J ``[C, D]`` is the Jacobian of the outputs, A ``[C, C]`` the Hessian of the target with respect to them. It is
         all of the Hessian of a piecewise linear network, and zero for ``"logit"``. It is not compared with values.
         """
-        return BatchedHessian(self._blocks_of(GaussNewtonOperator), self.classes, self._access, self._seed)
+        return BatchedHessian(self._blocks, GaussNewtonOperator, self.classes, self._access, self._seed)
 
     @cached_property
     def valid(self) -> Tensor:
@@ -85,21 +93,21 @@ class InputHessianOperator(BatchedHessian):
 
     def gradient(self) -> Tensor:
         """∇t, ``[N, K, D]``; see ``input_gradient``."""
-        with self._without_graphs() as prepared:
+        with self._without_graph() as prepared:
             found = functions.gradient(self._batch, self._options, prepared.forward)
         return _reported("gradient", found).numbers
 
     def hvp(self, v: Tensor) -> Tensor:
         """Products ``[N, K, D]``, each compared with values; see ``input_hvp``."""
         v = _per_problem(torch.as_tensor(v), self._batch)
-        with self._without_graphs() as prepared:
+        with self._without_graph() as prepared:
             found = functions.hvp(self._batch, v, self._options, prepared.forward)
         return _reported("HVP", found).numbers
 
     def to_dense(self, *, chunk_size: ChunkSize = "auto", max_seconds: float | None = None) -> Tensor:
         """The matrices ``[N, K, D, D]``; see ``input_hessian``."""
         options = replace(self._options, chunk_size=chunk_size, max_seconds=max_seconds)
-        with self._without_graphs() as prepared:
+        with self._without_graph() as prepared:
             found = functions.hessian(self._batch, options, prepared.forward, prepared.meter)
         return _reported("Hessian", found).numbers
 
@@ -123,7 +131,7 @@ class InputHessianOperator(BatchedHessian):
             chunk_size=chunk_size,
             max_seconds=max_seconds,
         )
-        with self._without_graphs() as prepared:
+        with self._without_graph() as prepared:
             found = functions.spectrum(self._batch, prepared.target_name, options, prepared.forward, prepared.meter)
         if not found.valid.all():
             warn(about_invalid("spectrum", found.valid, found.diagnosis.message))
@@ -135,31 +143,16 @@ class InputHessianOperator(BatchedHessian):
         return super().__getitem__(pair)
 
     def close(self) -> None:
-        """Frees the graphs; nothing can be computed any more."""
+        """Frees the graph; nothing can be computed any more."""
         self._access.is_closed = True
-        self._free()
-
-    def _free(self) -> None:
         self._blocks.free()
-        if "gauss_newton" in vars(self):
-            self.gauss_newton._blocks.free()
 
     @contextmanager
-    def _without_graphs(self) -> Iterator[PreparedModel]:
+    def _without_graph(self) -> Iterator[PreparedModel]:
         """The isolation, for work that counts on all of the memory; the next product builds its graph anew."""
         with self._access.isolated() as prepared:
-            self._free()
+            self._blocks.free()
             yield prepared
-
-    def _blocks_of(self, kind: type[BatchOperator]) -> ProblemBlocks:
-        costs = ModelCosts(self._batch, self._memory, self._access.prepared.forward)
-
-        def rows_at_once() -> int:
-            of_term = kind is GaussNewtonOperator
-            per_row = costs.gauss_newton_matvec_bytes if of_term else costs.split_matvec_bytes
-            return max(1, self._memory // per_row)  # all that fit: their graph is kept, and need not be built again
-
-        return ProblemBlocks(kind, self._batch, rows_at_once)
 
     def _products(self, vectors: Tensor, given: torch.Size) -> Tensor:
         _ = self.valid
@@ -218,8 +211,8 @@ def input_hessian_operator(
         ConfigurationError: an argument does not fit the model.
 
     Cost: a forward pass and a backward pass per sample and class for the first product, and the check; about 1.5
-    gradients for each of the next. Memory: the graph of as many samples as fit ``max_memory``; where not all fit, it is
-    built anew for every product.
+    gradients for each of the next. Memory: the graph of as many samples as fit ``max_memory``; where not all fit, or
+    products with ``H`` and ``H.gauss_newton`` alternate, it is built anew for every product.
 
     Example:
         >>> import torch

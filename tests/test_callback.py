@@ -206,6 +206,7 @@ def test_a_stream_is_not_read_ahead(tmp_path):
     [
         ({"every_n_epochs": 2}, [0, 8, 12]),
         ({"epochs": [0]}, [0, 4, 12]),
+        ({"epochs": np.arange(1, 3)}, [0, 8, 12]),
         ({"every_n_epochs": None}, [0, 12]),
         ({"every_n_epochs": None, "every_n_train_steps": 5}, [0, 5, 10, 12]),
     ],
@@ -262,6 +263,7 @@ def test_on_error_raise(tmp_path):
         ({"every_n_epochs": 0}, "every_n_epochs=0"),
         ({"every_n_train_steps": 1.5}, "every_n_train_steps=1.5"),
         ({"epochs": [-1]}, r"epochs=\[-1\]"),
+        ({"epochs": 3}, "epochs=3 must be whole numbers, counted from 0"),
         ({"method": "fast"}, "method='fast'"),
         ({"dtype": "bfloat16"}, "dtype='bfloat16'"),
         ({"on_error": "ignore"}, "on_error='ignore'"),

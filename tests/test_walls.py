@@ -65,7 +65,7 @@ WALLS = {
     "operator": Wall("torch", "curvature.* linear_operators model.*", when_needed="typing_extensions"),
     "functional": Wall("torch", "curvature curvature.* model operator", when_needed="typing_extensions"),
     "records": Wall("numpy"),
-    "records.payload": Wall("numpy safetensors"),
+    "records.payload": Wall("numpy safetensors", "records"),
     "records.event_format": Wall("numpy safetensors", "records records.payload"),
     "records.locations": Wall("numpy safetensors", "records records.payload", when_needed="fsspec"),
     "records.files": Wall("numpy safetensors", "records records.event_format records.locations records.payload"),

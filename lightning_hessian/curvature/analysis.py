@@ -33,9 +33,9 @@ class Derivatives:
 
     Attributes:
         outputs: ``[N, C]``.
+        values: of the targets, ``[N, K]``.
         gradient: of the targets, ``[N, K, D]``.
         outputs_hvp: ``[N, D]``, the HVP of one random weighted sum of each sample's outputs, or None.
-        values: of the targets, ``[N, K]``.
         seconds_per_matvec: one HVP of every problem takes, as that of the outputs did; None without one.
     """
 

@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lightning_hessian.records.matrices import from_eigenvectors, spans
+from lightning_hessian.records.matrices import Array, from_eigenvectors, spans
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Stage = Literal["fit", "validate", "test"]
 OF_CLASSES = ("prob", "log_prob", "loss", "margin")  # targets that take the outputs for logits of classes
 ClassId = int | str

@@ -117,8 +117,7 @@ def execute(
         TimeLimitError: complete spectra will not be done within ``max_seconds``.
     """
     meter = meter or Meter(batch.x.device)
-    if plan.density_vectors is not None:
-        options = replace(options, density_vectors=plan.density_vectors)
+    options = plan.applied_to(options)
     share = share or Share(range(batch.num_samples), batch.num_samples)
     memory = options.memory(batch.x.device)
     costs = analysis.costs if analysis else ModelCosts(batch, memory)
