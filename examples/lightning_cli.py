@@ -36,7 +36,9 @@ def main() -> None:
     for tag in sorted(tag for tag in metrics if tag.startswith("hessian_lambda")):
         print(f"{tag} {metrics[tag]:.4g}")
     print(f"Held-out accuracy: {metrics['val_accuracy']:.1%}")
-    print(f"Look: tensorboard --logdir {cli.trainer.logger.save_dir}, then open the address that it prints")
+    print(
+        f"To see the results: tensorboard --logdir {cli.trainer.logger.save_dir}, then open the address that it prints"
+    )
 
 
 if __name__ == "__main__":

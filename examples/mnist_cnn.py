@@ -118,7 +118,7 @@ def main() -> None:
             f"{trainer.log_dir}/checkpoints --samples checkpoint --classes {classes} --heatmap-samples 2 "
             f"--log-dir {logdir}/from_checkpoints"
         )
-    print(f"Look: .venv/bin/tensorboard --logdir {logdir}, then open the address that it prints")
+    print(f"To see the results: .venv/bin/tensorboard --logdir {logdir}, then open the address that it prints")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.model.arguments import Target
 from lightning_hessian.model.function import ForwardFunction
 from lightning_hessian.model.outputs import OutputFunction
-from lightning_hessian.records.record import Stage
+from lightning_hessian.records.record import Record, Stage
 from lightning_hessian.records.retention import KeepMatrices
 from lightning_hessian.training.batch import InputFunction
 from lightning_hessian.training.schedule import Schedule
@@ -178,6 +178,15 @@ class InputHessianMonitor(_Callback):
     def _run(self) -> TrainerRun:
         assert self._current_run is not None, "setup comes before all other hooks"
         return self._current_run
+
+    @property
+    def last_record(self) -> Record | None:
+        """The last measurement of this ``fit``, ``validate`` or ``test``, or of the one before if none is running.
+
+        It holds everything but the whole matrices; ``load_records(trainer.log_dir)[-1]`` has those that were saved.
+        None before the first measurement, and on processes other than the first.
+        """
+        return None if self._current_run is None else self._current_run.last_record
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Starts a run: checks what can be checked before training, and selects the samples if they were given."""

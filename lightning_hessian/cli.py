@@ -79,7 +79,7 @@ def _classes(words: list[str]) -> int | list[int] | str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="lightning-hessian", description="Input-Hessians of runs: measured from checkpoints, and reported."
+        prog="lightning-hessian", description="Input Hessians of runs: measured from checkpoints, and reported."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

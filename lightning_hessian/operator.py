@@ -1,4 +1,4 @@
-"""Input-Hessians as linear operators, for any algorithm that asks for matrix-vector products."""
+"""Input Hessians as linear operators, for any algorithm that asks for matrix-vector products."""
 
 from __future__ import annotations
 

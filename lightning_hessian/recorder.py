@@ -143,6 +143,14 @@ class InputHessianRecorder:
             )
         return None if published is None else published.record
 
+    @property
+    def last_record(self) -> Record | None:
+        """The last measurement, without its whole matrices, which the record that ``measure`` returns has.
+
+        None before the first measurement, and on processes other than the first.
+        """
+        return self._run.last_record
+
     def state_dict(self) -> dict[str, Any]:
         """The samples and what keeps curves comparable, for a checkpoint: tensors and plain values."""
         return self._run.state_dict()

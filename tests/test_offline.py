@@ -51,7 +51,7 @@ def test_the_curves_are_those_of_the_run(trained, tmp_path, capsys):
     assert measure(trained, tmp_path) == 0
     out = capsys.readouterr().out
     assert "epoch=0-step=4.ckpt: epoch 0, after 4 optimizer steps, dense" in out
-    assert f"2 measured, 1 already measured. Look: tensorboard --logdir {tmp_path}" in out
+    assert f"2 measured, 1 already measured. To see the results: tensorboard --logdir {tmp_path}" in out
     ours, theirs = load_records(tmp_path), load_records(trained / "run")[1:]
     assert names(ours) == names(theirs)
     for own, other in zip(ours, theirs, strict=True):

@@ -130,7 +130,7 @@ def _page(title: str, tags: Sequence[Tag], store: Store) -> str:
 
 
 def _title(runs: Sequence[str]) -> str:
-    return f"Input-Hessian: {', '.join(runs[:3])}{f' and {len(runs) - 3} more' if len(runs) > 3 else ''}"
+    return f"Input Hessian: {', '.join(runs[:3])}{f' and {len(runs) - 3} more' if len(runs) > 3 else ''}"
 
 
 def import_map() -> dict[str, str]:
