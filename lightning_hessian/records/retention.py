@@ -45,7 +45,7 @@ def keep_policy(given: bool | int | Mapping[str, Any] | KeepMatrices | None) -> 
     if isinstance(given, bool):
         return KeepMatrices() if given else None
     if isinstance(given, SupportsIndex):  # NumPy's whole numbers too
-        return KeepMatrices(every_n=whole_number("keep_matrices: every_n", given))
+        return KeepMatrices(every_n=whole_number("keep_matrices: every_n", given, 1))
     try:
         return KeepMatrices(**given)
     except TypeError:
