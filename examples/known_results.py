@@ -1,12 +1,12 @@
-"""Known results on the curvature in the input, looked for again: CURE, low-curvature networks, softplus, softmax.
+"""Are published results on input curvature reproduced here? CURE, low-curvature networks, softplus, softmax.
 
-On 5,000 MNIST digits, averaged to 14x14 pixels (D = 196) so that whole spectra are cheap, small networks are trained
-from several seeds. What is compared is the direction that was published: numbers depend on data and network, and these
+Small networks are trained from several seeds on 4,000 MNIST digits, averaged to 14x14 pixels (D = 196) so that whole
+spectra are cheap. Only the direction of each effect is compared: numbers depend on data and network, and these
 are far smaller than those of the papers. Each verdict is computed from a 95 % interval over seeds, and may be "not
-seen". The ways of training are in experiments/training.py, the statistics in experiments/over_seeds.py.
+seen". The training methods are in experiments/training.py, the statistics in experiments/over_seeds.py.
 
     python examples/known_results.py                  # known_results.md and its pictures; several minutes
-    python examples/known_results.py --quick          # on far too little: only to see that it runs
+    python examples/known_results.py --quick          # far too little data, only to see that it runs
     python examples/known_results.py --output docs    # the page of the documentation
 """
 

@@ -1,4 +1,4 @@
-"""Watch input-Hessians in a training loop of your own, without a Trainer.
+"""Watch input Hessians in a training loop of your own, without a Trainer.
 
 A small network learns scikit-learn's 1,797 digits (8x8, D = 64); nothing is downloaded.
 

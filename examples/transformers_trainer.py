@@ -1,6 +1,6 @@
-"""Watch input-Hessians of a vision transformer in the Trainer of transformers, by a callback of ten lines.
+"""Watch input Hessians of a vision transformer in the Hugging Face Trainer, with a callback of ten lines.
 
-A tiny ViT (from a configuration, nothing is downloaded) learns scikit-learn's 8x8 digits.
+A tiny ViT (built from a configuration, so nothing is downloaded) learns scikit-learn's 8x8 digits.
 
     python examples/transformers_trainer.py
 """

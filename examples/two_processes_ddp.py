@@ -1,8 +1,8 @@
-"""Do two processes measure what one would? DDP on two CPU processes, checked against a single one.
+"""Do two processes measure the same as one? DDP on two CPU processes, checked against a single one.
 
-The MLP of digits_mlp.py is trained by two processes, each on digits of its own. Nothing is changed for the monitor: it
-shares out its samples among the processes, and the first one writes. Afterwards, the first process takes the weights
-of the last epoch from their checkpoint, measures them alone, and compares.
+The MLP of digits_mlp.py is trained by two processes, each on its own share of the digits. The monitor needs no changes:
+it divides its samples among the processes, and the first one writes. Afterwards, the first process loads the weights of
+the last epoch from their checkpoint, measures them alone, and compares.
 
     python examples/two_processes_ddp.py
 
