@@ -172,9 +172,9 @@ def demo(result: dict[str, Any]) -> str:
     )
     return (
         "## The demo\n\n`examples/mnist_cnn.py`: 4 samples, 2 classes, D = 784, measured five times in four epochs. "
-        "The share of the fit is given by the seconds that measurements report, and by the difference between the fits "
-        "with and without the monitor. The difference also contains background work: importing matplotlib, and drawing and "
-        "compressing pictures in a thread.\n\n"
+        "The share of the fit is given by the seconds that measurements report, and by the difference between the "
+        "fits with and without the monitor. The difference also contains background work: importing matplotlib, and "
+        "drawing and compressing pictures in a thread.\n\n"
         f"{table((*head, 'share, as reported', 'share, by difference', 'goal', ''), rows)}\n\n{DEMO_LIMITS}"
     )
 
@@ -258,8 +258,8 @@ def dense(result: dict[str, Any]) -> str:
     return (
         "## Whole Hessians\n\nSpeed relative to `vmap(torch.func.hessian)` (2 means twice as fast), K outputs in one "
         'call. "Pages kept" means that `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` are large, so freed '
-        "memory stays with the process. The goal for the geometric mean is 1. There are fewer cases for large networks, where "
-        "one call of the peer takes seconds."
+        "memory stays with the process. The goal for the geometric mean is 1. There are fewer cases for large "
+        "networks, where one call of the peer takes seconds."
         f"\n\n{table(head, rows)}\n\n{DENSE_LIMITS}\n\n<details><summary>Every case</summary>\n\n{every}\n\n</details>"
     )
 
