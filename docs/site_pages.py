@@ -191,8 +191,8 @@ def messages_page() -> str:
     return f"""# All messages
 
 Every sentence in errors, warnings and diagnoses of the package, collected from its code when this page was
-built; `…` marks what is filled in. Search for a few words of your message. [Troubleshooting](troubleshooting.md) explains
-the common ones.
+built; `…` marks what is filled in. Search for a few words of your message.
+[Troubleshooting](troubleshooting.md) explains the common ones.
 
 {listed}
 """
@@ -243,8 +243,8 @@ def _examples_index() -> str:
     return f"""# Examples
 
 Each example is one file in `examples/` that runs offline on a CPU; the tests run all of them. Start one with
-`.venv/bin/python examples/mnist_cnn.py`, after `make demo` has created `.venv`. The [gallery](../gallery.md) shows a picture
-of each.
+`.venv/bin/python examples/mnist_cnn.py`, after `make demo` has created `.venv`. The [gallery](../gallery.md)
+shows a picture of each.
 
 {listed}
 """

@@ -18,12 +18,12 @@ class KeepMatrices:
     """Which whole matrices are saved, as exact upper triangles.
 
     Args:
-        every_n: those of every n-th measurement of a run, starting with the first.
-        max_total_bytes: how much the matrices of a run may take, by default 1 GiB; beyond that, none are saved. After a
+        every_n: save those of every n-th measurement of a run, starting with the first.
+        max_total_bytes: the total size of a run's matrices, by default 1 GiB; beyond that, none are saved. After a
             resume, existing files count in full.
 
     Raises:
-        ConfigurationError: an argument is not one of those allowed.
+        ConfigurationError: an argument is invalid.
     """
 
     every_n: int = 1
