@@ -83,6 +83,7 @@ def analyze(
     is_timed: bool = False,
     examined: Tensor | None = None,
     forward: ForwardPass | None = None,
+    counted: dict[tuple[object, ...], int] | None = None,
 ) -> Analysis:
     """Gradients, costs and kinds of a batch.
 
@@ -98,6 +99,7 @@ def analyze(
         examined: the samples at which it is then, where it was linear or piecewise linear beyond the samples too, if
             they are a quarter of all at most (they take another forward pass); None: all.
         forward: what a forward pass has shown already.
+        counted: see ``ModelCosts``.
 
     Raises:
         MeasurementError: not one sample has finite derivatives.
@@ -105,7 +107,7 @@ def analyze(
     Cost: a gradient; where the network is examined, one HVP; where it is not curved, three HVPs at one sample.
     """
     memory = options.memory(batch.x.device)
-    costs = ModelCosts(batch, memory, forward)
+    costs = ModelCosts(batch, memory, forward, {} if counted is None else counted)
     examine = network is None or (look_again and network != "curved") or is_timed
     apart = None
     if examine and not is_timed and examined is not None and network in ("linear", "piecewise_linear"):

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.checks.certificate import LARGEST_ERROR, Certificate, Outcome, certify
+from lightning_hessian.curvature.checks.certificate import Certificate, Outcome, certify
 from lightning_hessian.curvature.checks.diagnosis import Finding
-from lightning_hessian.curvature.checks.prediction import Prediction, unit
+from lightning_hessian.curvature.checks.prediction import LARGEST_ERROR, Prediction, unit
 from lightning_hessian.curvature.checks.second_look import compare_along, compare_beside, in_company
 from lightning_hessian.curvature.checks.zero import is_rounding, root_mean_square, rounding_of_curvature
 from lightning_hessian.curvature.target_batch import TargetBatch
@@ -119,7 +119,8 @@ class CauseSearch:
         except MeasurementError:  # two samples do not fit the device
             return
         if found is not None:
-            self._compute_again(samples[found.is_outcome("certified").all(dim=1)])
+            on_kink = found.is_outcome("kink") & self.certificate.is_outcome("contradicted")[samples]
+            self._compute_again(samples[(found.is_outcome("certified") | on_kink).all(dim=1)])
 
     def look_inside_range(self) -> None:
         """Forwards that accept a range of inputs only: entries strictly inside the range of the data are moved."""

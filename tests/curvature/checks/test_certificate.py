@@ -236,13 +236,21 @@ def test_a_weak_kink_does_not_hide_a_wrong_curvature(size):
     assert outcomes(found) == {"contradicted"}
 
 
-def test_a_weak_kink_does_not_hide_a_wrong_second_derivative():
+@pytest.mark.parametrize("kink", [1e-5, 3e-4, 1e-3, 0.1, 10.0])
+def test_a_kink_does_not_hide_a_wrong_second_derivative(kink):
     """That of |x|², which autograd takes for 0 at x = 0, where it is 2."""
     found = certificate(
-        lambda x: torch.complex(x, 0 * x).abs().pow(2).sum(1, keepdim=True) + 3e-4 * x[:, :1].relu(),
+        lambda x: torch.complex(x, 0 * x).abs().pow(2).sum(1, keepdim=True) + kink * x[:, :1].relu(),
         torch.tensor([[0.0, 1.0]], dtype=F64),
     )
     assert outcomes(found) == {"contradicted"}
+    assert (found.slope_error < 1e-3).all()  # nor is it taken for a wrong gradient
+
+
+def test_a_third_smooth_piece_is_no_contradiction_of_both_sides_of_a_kink():
+    """In (u⁺ + v⁺ + 1)² at 0 with u = x₀, v = −x₀, one unit is active on either side, and none for autograd."""
+    found = certificate(lambda x: (x.relu() + 1.001 * (-x).relu() + 1).square(), torch.zeros(1, 1, dtype=F64))
+    assert outcomes(found) == {"kink"}
 
 
 def test_values_that_change_at_random_are_not_certified_at_a_longer_step():
