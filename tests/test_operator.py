@@ -1,4 +1,4 @@
-"""Input-Hessians as operators: against whole matrices in closed form, and handed to other libraries."""
+"""Input Hessians as operators: against whole matrices in closed form, and handed to other libraries."""
 
 import gc
 import sys

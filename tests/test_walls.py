@@ -112,7 +112,7 @@ WALLS = {
         "curvature model records records.files records.locations training training.distributed training.output "
         "training.places training.progress training.resume training.schedule",
     ),
-    "training.trainer_run": Wall("PIL matplotlib safetensors torch", "training.*"),
+    "training.trainer_run": Wall("PIL matplotlib safetensors torch", "records training.*"),
     "recorder": Wall(
         "PIL matplotlib safetensors torch",
         "model records records.locations training training.distributed training.places training.progress training.run "

@@ -42,7 +42,8 @@ class RunOutput:
         self.notices = set(known)
         self.failure: str | None = None  # the last one
         self._is_open = False
-        self._expected: float | None = None  # seconds, from the first measurement on
+        self._expected = 0.0  # seconds, as last announced
+        self._num_expected = 0
         self._advised = False
         self._make = partial(Publisher, keep_matrices=settings.keep_matrices, name=settings.measurement.name)
         self._publisher = self._make(())
@@ -111,14 +112,18 @@ class RunOutput:
         self._publisher, self._is_open = self._make(()), False
 
     def expect(self, expected: Expectation, where: str) -> None:
-        """Says once what is measured and ``where`` to look; later only where a measurement takes twice as long."""
-        seconds, is_first = expected.seconds or 0.0, self._expected is None
-        if not is_first and seconds <= max(LONG, 2 * (self._expected or 0.0)):
+        """Says once what is measured and ``where`` to look; later only where a measurement takes twice as long.
+
+        The second measurement is expected to take as long as the first one did, which also did what a run does once.
+        """
+        self._num_expected += 1
+        seconds, is_first = expected.seconds or 0.0, self._num_expected == 1
+        if not is_first and (self._num_expected == 2 or seconds <= max(LONG, 2 * self._expected)):
             return
         self._expected = seconds
         remedy = f" To shorten it: {expected.remedy}." if seconds > LONG else ""
         if is_first:
-            self.inform(f"{expected.what}: {expected.how_long} a measurement.{remedy} Look: {where}")
+            self.inform(f"{expected.what}: {expected.how_long} per measurement.{remedy} To see the results: {where}")
         else:
             self.inform(f"a measurement now takes {expected.how_long}.{remedy}")
 

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from lightning_hessian.errors import ConfigurationError
+from lightning_hessian.records.record import Record
 from lightning_hessian.training.output import RunOutput
 from lightning_hessian.training.places import Places, notice_of, places_of
 from lightning_hessian.training.progress import MeasurementBar, line_beside
@@ -86,6 +87,11 @@ class TrainerRun:
     @property
     def _output(self) -> RunOutput:
         return self._run.output
+
+    @property
+    def last_record(self) -> Record | None:
+        """Of the last measurement, without its whole matrices; on the first process."""
+        return self._run.last_record
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of the run."""

@@ -36,7 +36,7 @@ def margin_charts(record: Record) -> Any:
             )
             content = layout_pb2.MarginChartContent(series=[series])
             charts.append(layout_pb2.Chart(title=f"{metric.title}, {suffix.replace('_', ' ')}", margin=content))
-    title = "Input-Hessian" if record.name is None else f"Input-Hessian {record.name}"
+    title = "Input Hessian" if record.name is None else f"Input Hessian {record.name}"
     return layout_pb2.Category(title=f"{title}: mean and 10th to 90th percentile over samples", chart=charts)
 
 

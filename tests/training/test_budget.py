@@ -171,7 +171,17 @@ def test_measuring_that_takes_much_of_the_time_is_told_once(tmp_path, monkeypatc
         assert all(name in message for name in ("max_overhead", "num_samples", "heatmap_samples"))
 
 
-def test_a_long_measurement_is_announced_once_until_it_gets_much_longer(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    ("seconds", "later"),
+    [
+        (
+            (8000.0, 8000.0, 20000.0, 30000.0),
+            ["a measurement now takes about 5.56 h."],
+        ),  # 8000 and 30000: less than twice
+        ((20000.0, 500.0, 500.0, 500.0), []),  # the first one also did what a run does once
+    ],
+)
+def test_a_long_measurement_is_announced_once_until_it_gets_much_longer(tmp_path, monkeypatch, caplog, seconds, later):
     measured = []
 
     class Ticking(Clock):
@@ -185,18 +195,19 @@ def test_a_long_measurement_is_announced_once_until_it_gets_much_longer(tmp_path
         record = measure(*arguments, **options)
         measured.append(record)
         state = arguments[3]
-        state.previous = dataclasses.replace(state.previous, seconds=(8000.0, 20000.0, 30000.0, 0.0)[len(measured) - 1])
+        state.previous = dataclasses.replace(state.previous, seconds=seconds[min(len(measured), 4) - 1])
         return record
 
     measure = run.measure
     monkeypatch.setattr(run, "measure", timed)
     monkeypatch.setattr(meter, "clock", Ticking())
     with caplog.at_level("INFO"):
-        fit(tmp_path, small_monitor(), max_epochs=3)
-    first, second = told(caplog, "To shorten it")
-    assert "about 67 min a measurement. To shorten it: fewer num_samples, " in first  # 0.7 · 3/4 · 64 · 2 minutes
-    assert "method='lanczos' or max_seconds. Look: " in first
-    assert "a measurement now takes about 5.56 h." in second  # not for 8000 s: less than twice as long
+        fit(tmp_path, small_monitor(), max_epochs=4)
+    first, *others = told(caplog, "To shorten it")
+    assert "about 67 min per measurement. To shorten it: fewer num_samples, " in first  # 0.7 · 3/4 · 64 · 2 minutes
+    assert "method='lanczos' or max_seconds. To see the results: " in first
+    assert len(others) == len(later)
+    assert all(sentence in message for sentence, message in zip(later, others, strict=True))
 
 
 def test_a_limit_holds_for_every_measurement(tmp_path, monkeypatch):

@@ -297,8 +297,8 @@ def test_two_monitors_do_not_mix(tmp_path):
     shown = seen.Tensors("custom_scalars__config__")[-1]  # TensorBoard looks at the last one
     layout = layout_pb2.Layout.FromString(shown.tensor_proto.string_val[0])
     assert [category.title.split(":")[0] for category in layout.category] == [
-        "Input-Hessian logits",
-        "Input-Hessian probs",
+        "Input Hessian logits",
+        "Input Hessian probs",
     ]
     states = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]
     assert {k for k in states if "Hessian" in k} == {
