@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -77,11 +77,13 @@ class ModelCosts:
         batch: what is differentiated.
         memory: bytes that may be used; with 0, all bytes are counted.
         forward: what a forward pass of the network has shown already.
+        counted: what was counted before, of a network that takes and makes tensors of the same size; it is added to.
     """
 
     batch: TargetBatch
     memory: int = 0
     forward: ForwardPass | None = None
+    counted: dict[tuple[object, ...], int] = field(default_factory=dict)
 
     @cached_property
     def num_outputs(self) -> int:
@@ -114,37 +116,47 @@ class ModelCosts:
     @cached_property
     def matvec_bytes(self) -> int:
         """One HVP of one sample's K problems, graph included."""
-        return self._estimate_or(self.batch.num_classes, lambda: allocated_per_sample(self.batch, _matvec))
+        return self._estimate_or(self.batch.num_classes, _matvec, self.batch)
 
     @cached_property
     def split_matvec_bytes(self) -> int:
         """One HVP of one problem, where every class is a sample of its own (``split_classes``)."""
         if self.batch.num_classes == 1:
             return self.matvec_bytes
-        return self._estimate_or(1, lambda: allocated_per_sample(self._split, _matvec))
+        return self._estimate_or(1, _matvec, self._split)
 
     @cached_property
     def gauss_newton_matvec_bytes(self) -> int:
         """One product with JᵀAJ of one problem, graphs included."""
-        return self._estimate_or(1, lambda: allocated_per_sample(self._split, _gauss_newton_matvec))
+        return self._estimate_or(1, _gauss_newton_matvec, self._split)
 
     @cached_property
     def gradient_bytes(self) -> int:
         """One gradient of one output of one sample."""
         single = replace(self.batch, classes=self.batch.classes[:, :1])
         estimate = FORWARDS_PER_GRADIENT * self.forward_bytes
-        return self._estimate_or(1, lambda: allocated_per_sample(single, gradients), estimate)
+        return self._estimate_or(1, gradients, single, estimate)
 
     def _estimate(self, num_classes: int) -> int:
         return FORWARDS_PER_PASS * (1 + num_classes) * self.forward_bytes
 
-    def _estimate_or(self, num_classes: int, count: Callable[[], int], estimate: int | None = None) -> int:
-        """The estimate, by default that of an HVP, where memory is plenty, else what is counted."""
+    def _estimate_or(
+        self,
+        num_classes: int,
+        work: Callable[[TargetBatch], object],
+        batch: TargetBatch,
+        estimate: int | None = None,
+    ) -> int:
+        """The estimate, by default that of an HVP, where memory is plenty, else what ``work`` is seen to allocate."""
         matrices = self.eigendecomposition_bytes
         results = max(self.batch.num_classes * 256 * self.vector_bytes, matrices if matrices <= self.memory else 0)
         passes = self.batch.num_samples * self._estimate(self.batch.num_classes)
-        plenty = self.memory > 0 and SURELY * (passes + results) <= self.memory
-        return (estimate or self._estimate(num_classes)) if plenty else count()
+        if self.memory > 0 and SURELY * (passes + results) <= self.memory:
+            return estimate or self._estimate(num_classes)
+        key = (work, *batch.shape[1:], self.forward_bytes)
+        if key not in self.counted:
+            self.counted[key] = allocated_per_sample(batch, work)
+        return self.counted[key]
 
     @property
     def vector_bytes(self) -> int:

@@ -97,13 +97,14 @@ def decide(
     numbers = range(len(samples))
     examined = None if state.checks is None else state.checks.due(numbers, len(numbers)).to(prepared.batch.x.device)
     is_timed = options.max_seconds is not None and state.seconds_per_matvec is None  # also after a resume
-    analysis = analyze(prepared.batch, options, known, is_timed=is_timed, examined=examined, forward=prepared.forward)
+    already: dict[str, Any] = {"forward": prepared.forward, "counted": state.counted_bytes}
+    analysis = analyze(prepared.batch, options, known, is_timed=is_timed, examined=examined, **already)
     state.seconds_per_matvec = state.seconds_per_matvec or analysis.seconds_per_matvec
     network = analysis.diagnosis.network
     target = state.target or _choose_target(prepared, settings, network)
     if target != first_target(settings, state):
         prepared = prepared.with_target(target)
-        analysis = analyze(prepared.batch, options, network, look_again=False, forward=prepared.forward)
+        analysis = analyze(prepared.batch, options, network, look_again=False, **already)
     plan = make_plan(
         prepared.batch,
         analysis.costs,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lightning_hessian.curvature.checks.verdict import PreviousChecks
 from lightning_hessian.curvature.options import MethodName
@@ -24,6 +24,7 @@ class RunState:
         checks: of the last measurement.
         seconds_per_matvec: of one HVP at all samples by one process, as first measured. Checkpoints do not hold it: a
             resumed run may have another device.
+        counted_bytes: what derivatives were seen to allocate, see ``ModelCosts``; nor do checkpoints hold these.
         previous: the last record, without its whole matrices; on rank 0.
         record_path: where it was saved; on rank 0.
         measured_step: optimizer steps before the last measurement.
@@ -35,6 +36,7 @@ class RunState:
     method: MethodName | None = None
     checks: PreviousChecks | None = None
     seconds_per_matvec: float | None = None
+    counted_bytes: dict[tuple[object, ...], int] = field(default_factory=dict)
     previous: Record | None = None
     record_path: Location | None = None
     measured_step: int | None = None

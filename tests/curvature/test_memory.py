@@ -350,8 +350,12 @@ def test_tensors_without_memory_are_counted_as_none():
 # Page faults of allocating 128 MiB twice, and what stays resident of it: outside, inside and after ``kept_pages``.
 PAGES = """
 import resource, torch
-from lightning_hessian.curvature.memory import _resident_bytes, kept_pages
+from lightning_hessian.curvature.memory import kept_pages
 cpu = torch.device("cpu")
+
+def resident():  # without pages of libraries, which the kernel takes and gives as it likes
+    with open("/proc/self/status") as status:
+        return 1024 * next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
 
 def faults():
     torch.ones(2**25 + 2**10)  # glibc's holes fit what is a little smaller
@@ -359,12 +363,12 @@ def faults():
     torch.ones(2**25)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-outside, before = faults(), _resident_bytes()
+outside, before = faults(), resident()
 with kept_pages(cpu):
     with kept_pages(cpu):
         faults()
     inside = faults()
-print(outside, inside, faults(), _resident_bytes() - before)
+print(outside, inside, faults(), resident() - before)
 """
 
 

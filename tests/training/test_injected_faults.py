@@ -14,13 +14,16 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from support.footprint_cases import Case, Learner, differing, mlp, run
+from support.footprint_cases import Case, differing, run
+from support.footprint_learners import Learner
+from support.footprint_networks import mlp
 from support.training import Classifier, fit, quick_monitor, small_monitor
 from torch import nn
 
 from lightning_hessian import load_records
 from lightning_hessian.training.schedule import Budget
 from lightning_hessian.writers import publisher
+from lightning_hessian.writers.background import BackgroundJobs
 
 
 @pytest.fixture(name="one_warning")
@@ -107,7 +110,9 @@ class Closes(Callback):
             trainer.logger.experiment.close()
 
 
-def test_a_logger_that_is_closed(tmp_path, one_warning):
+def test_a_logger_that_is_closed(tmp_path, monkeypatch, one_warning):
+    # Closed while a picture is written, it would give a warning: pictures are written at once here.
+    monkeypatch.setattr(BackgroundJobs, "submit", lambda self, job: job())
     one_warning(Case(lambda: Learner(mlp()), callbacks=lambda: [Closes()]), tmp_path)
     assert [r.step for r in load_records(tmp_path / "with")] == [0, 2, 3, 4, 6]
 

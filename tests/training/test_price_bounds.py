@@ -1,10 +1,14 @@
 """What a measurement costs in forward passes of the user's network, counted: the same on every machine."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from benchmarks.price import Counted, run_of
+from lightning_hessian.curvature import cost_model
+from lightning_hessian.curvature.memory import allocated_per_sample
 
 N, D = 4, 48
 
@@ -32,3 +36,24 @@ def test_sample_forwards_of_a_run(
     assert 3 < per_sample[0] <= first, counts[0]
     assert min(per_sample[1:]) > 1
     assert max(per_sample[1:]) <= later, counts[1]
+
+
+def test_memory_is_counted_once_in_a_run_unless_the_network_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[Any] = []
+
+    def count(batch: Any, work: Any) -> int:
+        counted.append(work)
+        return allocated_per_sample(batch, work)
+
+    monkeypatch.setattr(cost_model, "allocated_per_sample", count)
+    monkeypatch.setattr(cost_model, "SURELY", 1e9)  # no estimate is good enough
+    network = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+    measure = run_of(network, torch.randn(3, 6), "prob")
+    measure(0)
+    assert counted
+    num_counted = len(counted)
+    measure(1)
+    assert len(counted) == num_counted
+    network.insert(1, nn.Linear(8, 8))
+    measure(2)
+    assert len(counted) == 2 * num_counted

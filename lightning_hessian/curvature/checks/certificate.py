@@ -10,18 +10,18 @@ from torch import Tensor
 
 from lightning_hessian.curvature.batching import on_few, out_of_memory
 from lightning_hessian.curvature.checks.differences import CURVATURE, Differences, deviation, differences_at
-from lightning_hessian.curvature.checks.prediction import TOLERANCE, Prediction
+from lightning_hessian.curvature.checks.prediction import LARGEST_ERROR, TOLERANCE, Prediction
 from lightning_hessian.curvature.checks.step_dependence import (
     MARGIN,
     STEADY,
     at,
     by_step,
     contradicts,
+    contradicts_both_sides,
     has_curvature_jump,
     has_jump,
     has_kink,
     masked,
-    outweighs_kink,
     pooled,
     slope_scale,
 )
@@ -31,7 +31,6 @@ from lightning_hessian.curvature.target_batch import TargetBatch
 Outcome = Literal["certified", "contradicted", "kink", "jump", "curvature_jump", "noise", "unverifiable"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
-LARGEST_ERROR = 1e-2  # relative, whatever the noise
 BLUR = 3e-2  # relative, of differences that are sharp enough to tell
 FIRST_STEP = 1e-2  # along a unit vector, in root mean squares of the sample's entries
 FACTOR = 10.0  # between two steps
@@ -58,7 +57,7 @@ class Certificate:
             difference; NaN where nothing could be compared. Where H is zero, relative to ‖g‖ (where that is zero too,
             to |t|) per root mean square of the input.
         difference: ``[N, K]``, the same, relative to nothing.
-        slope_error: ``[N, K]``, |gᵀw − t′| relative to ‖g‖, at the same step.
+        slope_error: ``[N, K]``, |gᵀw − t′| relative to ‖g‖, at the same step; 0 where a curvature is wrong at a kink.
         size: ``[N, K]``, the largest |t| seen.
         noise: ``[N, K]``, standard deviation of the noise in the values that the differences show, at most.
         step: ``[N]``, h of the last comparison.
@@ -284,13 +283,15 @@ def _certificate(
     allowed = torch.minimum(tolerance32 * p.spectral_norm + MARGIN * sharpest.blur, LARGEST_ERROR * p.spectral_norm)
     partly &= sharpest.error <= allowed * p.share
     agreed = agreed | (partly & (sharpest.slope_error <= tolerance32 * p.share * scale + MARGIN * sharpest.slope_blur))
+    is_kink = has_kink(every)
+    wrong_at_kink = is_kink & contradicts_both_sides(every, p)
     outcome = torch.full_like(agreed, OUTCOMES.index("unverifiable"), dtype=torch.long)
     for name, chosen in (
         ("noise", every.second.isfinite().any(dim=0)),
-        ("contradicted", contradicts(every, p, tolerance)),
+        ("contradicted", contradicts(every, p, tolerance) | wrong_at_kink),
         ("curvature_jump", has_curvature_jump(every)),
         ("jump", has_jump(every)),
-        ("kink", has_kink(every) & ~outweighs_kink(every, p, tolerance)),
+        ("kink", is_kink & ~wrong_at_kink),
         ("certified", agreed),
     ):
         outcome = outcome.where(~chosen, OUTCOMES.index(name))
@@ -301,7 +302,7 @@ def _certificate(
         outcome,
         error=sharpest.error / norm.where(norm > 0, 1),
         difference=sharpest.error,
-        slope_error=sharpest.slope_error / scale.where(scale > 0, 1),
+        slope_error=(sharpest.slope_error / scale.where(scale > 0, 1)).where(~wrong_at_kink, 0),
         size=size_of_values,
         noise=noise,
         step=last,

@@ -16,6 +16,7 @@ OFFSETS = (-2, -1, 0, 1, 2)
 SLOPE = (1 / 12, -8 / 12, 0.0, 8 / 12, -1 / 12)
 CURVATURE = (-1 / 12, 16 / 12, -30 / 12, 16 / 12, -1 / 12)
 THIRD, FOURTH = (-1.0, 2.0, 0.0, -2.0, 1.0), (1.0, -4.0, 6.0, -4.0, 1.0)
+BOTH_SIDES = (0.5, -1.0, 1.0, -1.0, 0.5)
 ROUNDING = 2  # multiples of eps that a value is taken to be off by, at least
 
 
@@ -29,6 +30,7 @@ class Differences:
         size: largest |t|.
         second: t″, the difference quotient.
         one_sided: by how much the second difference quotient ahead of the sample exceeds the one behind it.
+        both_sides: the mean of these two, which a kink at the sample does not enter.
         noise: standard deviation of the values, from their fourth difference.
         rounding: that of the values' precision alone.
         error: |wᵀHw − t″|.
@@ -42,6 +44,7 @@ class Differences:
     size: Tensor
     second: Tensor
     one_sided: Tensor
+    both_sides: Tensor
     noise: Tensor
     rounding: Tensor
     error: Tensor
@@ -103,6 +106,7 @@ def differences_at(
         "size": size,
         "second": second,
         "one_sided": third / h**2,
+        "both_sides": weighted(BOTH_SIDES) / h**2,
         "noise": noise,
         "rounding": rounding,
         "error": (second - p.curvature[active]).abs(),

@@ -13,6 +13,7 @@ from lightning_hessian.curvature.batching import combine
 # Relative, of derivatives in each precision: the smaller, the smaller a mistake may be that does not pass. Rounding
 # leaves less; where the forward computes in float32 under float64 inputs, the noise of the values says so.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-5}
+LARGEST_ERROR = 1e-2  # relative, whatever the noise
 LARGE = 256  # D from which one matrix after another is faster than a batch of them: on a CPU, five times at 784
 POWER_STEPS = 2  # towards the top eigenvector of a whole matrix, which the direction only has to lean to
 

@@ -7,13 +7,14 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.checks.differences import CURVATURE, THIRD, Differences, deviation
-from lightning_hessian.curvature.checks.prediction import Prediction
+from lightning_hessian.curvature.checks.differences import BOTH_SIDES, CURVATURE, THIRD, Differences, deviation
+from lightning_hessian.curvature.checks.prediction import LARGEST_ERROR, Prediction
 
 MARGIN = 4  # standard deviations by which noise may explain a difference
 STEADY = 0.3  # relative change of a difference quotient from one step to the next, of one that has settled
 SAME = 1e-2  # of a jump, which random noise does not repeat
 EXPLAINS = 0.1  # of an error: less of a difference between both sides is no cause of it
+APART = 1e4  # from both sides of a kink, in their distance: much less is a matter of chance
 
 
 def by_step(steps: list[Differences]) -> Differences:
@@ -57,35 +58,34 @@ def slope_scale(found: Differences, p: Prediction) -> Tensor:
 
 def contradicts(every: Differences, p: Prediction, tolerance: Tensor) -> Tensor:
     """Whether a quotient has settled, over two steps, where the derivatives say something else."""
-    wrong_slope = _is_wrong(every.slope_error, every.slope_blur, tolerance * slope_scale(every, p))
-    return _contradicts_curvature(every, p, tolerance) | (wrong_slope[1:] & wrong_slope[:-1]).any(dim=0)
-
-
-def _contradicts_curvature(every: Differences, p: Prediction, tolerance: Tensor) -> Tensor:
     wrong = _is_wrong(every.error, every.blur, tolerance * p.spectral_norm)
     settled = (every.second[1:] - every.second[:-1]).abs() <= STEADY * every.error[1:]
-    return (wrong[1:] & wrong[:-1] & settled).any(dim=0)
+    wrong_slope = _is_wrong(every.slope_error, every.slope_blur, tolerance * slope_scale(every, p))
+    return ((wrong[1:] & wrong[:-1] & settled) | (wrong_slope[1:] & wrong_slope[:-1])).any(dim=0)
 
 
 def has_kink(every: Differences) -> Tensor:
     """Whether slopes to both sides differ: t″ is inversely proportional to h over three steps, and more than noise."""
-    return _kinks(every).any(dim=0)
-
-
-def outweighs_kink(every: Differences, p: Prediction, tolerance: Tensor) -> Tensor:
-    """Whether curvatures are contradicted at steps that are so long that a kink explains little of the error."""
-    shown = torch.zeros_like(every.second, dtype=torch.bool)
-    shown[1:-1] = _kinks(every)
-    size = (every.second * every.step).abs().where(shown, 0).amax(dim=0)
-    return _contradicts_curvature(masked(every, size / every.step <= STEADY * every.error), p, tolerance)
-
-
-def _kinks(every: Differences) -> Tensor:
-    """Where three steps in a row show a kink, ``[S - 2, N, K]``."""
     kink = every.second * every.step
     noise = MARGIN * deviation(CURVATURE) * _least_noise(every)
     visible = (kink * every.step).abs() > noise
-    return _steady(kink, visible, STEADY)
+    return _steady(kink, visible, STEADY).any(dim=0)
+
+
+def contradicts_both_sides(every: Differences, p: Prediction) -> Tensor:
+    """Whether second derivatives to both sides of a kink are equal, and those of the results are far from them.
+
+    Where they differ, autograd may have picked a third smooth piece, about which values along one line say nothing.
+    """
+    third = every.one_sided * every.step**2  # which no kink enters
+    noise = torch.maximum(third.abs() / deviation(THIRD), every.rounding).nan_to_num(torch.inf).amin(dim=0)
+    long, short = every.step[:-1], every.step[1:]
+    jump = (long * every.one_sided[1:] - short * every.one_sided[:-1]) / (long - short)  # the rest shrinks with h
+    error = (every.both_sides - p.curvature).abs()
+    blur = deviation(BOTH_SIDES) * noise / every.step**2
+    wrong = _is_wrong(error[1:], blur[1:], LARGEST_ERROR * p.share * p.spectral_norm + APART * jump.abs())
+    settled = (every.both_sides[1:] - every.both_sides[:-1]).abs() <= STEADY * error[1:]
+    return (wrong & settled).any(dim=0)
 
 
 def has_jump(every: Differences) -> Tensor:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from support.networks import custom_function
 from torch import nn
 
 from lightning_hessian.curvature.checks.certificate import OUTCOMES, compare
@@ -74,18 +75,8 @@ def outcomes(found):
     return {OUTCOMES[i] for i in found.outcome.flatten().tolist()}
 
 
-class Lie(torch.autograd.Function):
-    """A sine whose derivative is right and whose second derivative is zero."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        (x,) = ctx.saved_tensors
-        return gradient * x.cos().detach()
+# Its derivative is right, and its second derivative is zero.
+lying_sine = custom_function(torch.sin, lambda x: x.cos().detach())
 
 
 def quadratic(x):
@@ -139,7 +130,7 @@ FALSE = {
         "contradicted",
     ),
     "a second derivative left out": (
-        lambda x: quadratic(Lie.apply(x)),
+        lambda x: quadratic(lying_sine(x)),
         torch.full((2, 5), 0.7, dtype=F64),
         "contradicted",
     ),
@@ -236,13 +227,21 @@ def test_a_weak_kink_does_not_hide_a_wrong_curvature(size):
     assert outcomes(found) == {"contradicted"}
 
 
-def test_a_weak_kink_does_not_hide_a_wrong_second_derivative():
+@pytest.mark.parametrize("kink", [1e-5, 3e-4, 1e-3, 0.1, 10.0])
+def test_a_kink_does_not_hide_a_wrong_second_derivative(kink):
     """That of |x|², which autograd takes for 0 at x = 0, where it is 2."""
     found = certificate(
-        lambda x: torch.complex(x, 0 * x).abs().pow(2).sum(1, keepdim=True) + 3e-4 * x[:, :1].relu(),
+        lambda x: torch.complex(x, 0 * x).abs().pow(2).sum(1, keepdim=True) + kink * x[:, :1].relu(),
         torch.tensor([[0.0, 1.0]], dtype=F64),
     )
     assert outcomes(found) == {"contradicted"}
+    assert (found.slope_error < 1e-3).all()  # nor is it taken for a wrong gradient
+
+
+def test_a_third_smooth_piece_is_no_contradiction_of_both_sides_of_a_kink():
+    """In (u⁺ + v⁺ + 1)² at 0 with u = x₀, v = −x₀, one unit is active on either side, and none for autograd."""
+    found = certificate(lambda x: (x.relu() + 1.001 * (-x).relu() + 1).square(), torch.zeros(1, 1, dtype=F64))
+    assert outcomes(found) == {"kink"}
 
 
 def test_values_that_change_at_random_are_not_certified_at_a_longer_step():
