@@ -54,9 +54,9 @@ def main() -> None:
         mode="max",
         divergence_threshold=SMALLEST_RADIUS,  # "worse than this", which for mode="max" is "smaller"
         patience=NUM_EPOCHS,  # the radius gets worse from the start, which alone is no reason to stop
+        verbose=True,  # says why it stops
     )
     runs = {"stopped early": fit(args.log_dir, "stopped", stopping), "to the end": fit(args.log_dir, "whole")}
-    print(stopping.stopping_reason_message)
     for name, trainer in runs.items():
         record, accuracy = load_records(trainer.log_dir)[-1], float(trainer.callback_metrics["val_accuracy"])
         error = (accuracy * (1 - accuracy) / 297) ** 0.5

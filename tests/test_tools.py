@@ -40,7 +40,6 @@ def draws():
 
 
 def test_every_package_of_the_oldest_environment_has_a_bound():
-    pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
     wanted = compat.requirements()
     assert wanted["torch"] == ("torch>=2.6", "2.6")
     assert "ruff" not in wanted

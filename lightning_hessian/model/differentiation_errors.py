@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import traceback
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ def explained_derivatives() -> Iterator[None]:
         sentence = _sentence(error)
         if not sentence:
             raise
-        raise MeasurementError(sentence) from error
+        raise MeasurementError(sentence) from _without_context_managers(error)
 
 
 def _sentence(error: RuntimeError) -> str:
@@ -62,3 +63,15 @@ def _sentence(error: RuntimeError) -> str:
             f"forward pass must also accept tensors that require gradients, and other numbers of samples."
         )
     return ""
+
+
+def _without_context_managers(error: RuntimeError) -> RuntimeError:
+    """The error, without the frames of context managers at the beginning of its traceback.
+
+    From Python 3.12 on, the frame of a generator refers to its caller's, which refers to the error: what a forward had
+    computed before it failed would wait for the garbage collector.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_flags & inspect.CO_GENERATOR:
+        trace = trace.tb_next
+    return error.with_traceback(trace)

@@ -252,9 +252,6 @@ def _explained(samples: Samples) -> Iterator[None]:
         raise
     except Exception as error:
         message = f"{type(error).__name__}: {error}".rstrip(".")
-        # Without the frame of this function: from Python 3.12 on, it refers to its caller, which refers to the error,
-        # and what the forward had computed would wait for the garbage collector.
-        error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
         raise MeasurementError(
             f"{message}. The samples have the shape {samples.shapes}: if the "
             f"model does not take them as they are, give input_fn, forward_fn or other samples."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -157,6 +158,7 @@ class MonitoringRun:
         except Exception as error:  # a user's model may fail in any way; training goes on
             untried = self._samples_restored and self.num_records == 0
             self.output.fail(explain_restored(error) if untried else error, at, before_training=before_training)
+            _clear_frames(error)
         else:
             published = Published(record, metrics)
             if record is not None:
@@ -197,3 +199,14 @@ class MonitoringRun:
         published = self.output.publish(record)
         self.state.record_path = absolute(record_path(record, self._saved_in))
         return published
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Frees what a failed forward had computed now, and not at the next garbage collection.
+
+    Frames in the traceback of an error may refer to it in turn: those of ``ExitStack`` do, and those of generators from
+    Python 3.12 on.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__

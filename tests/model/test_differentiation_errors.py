@@ -1,7 +1,11 @@
 """What PyTorch cannot differentiate is a sentence that names the operation; other errors stay what they are."""
 
+import gc
+import weakref
+
 import pytest
 import torch
+from support.counting import Notes
 
 from lightning_hessian import input_gradient, input_hessian, input_spectrum
 from lightning_hessian.errors import MeasurementError
@@ -48,6 +52,28 @@ def test_what_cannot_be_differentiated_is_named(function, model, said):
     x = torch.rand(3, 4, dtype=torch.float64)
     with pytest.raises(MeasurementError, match=f"(?i){said}"):
         function(model, x, 0)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_what_failed_is_freed_at_once(function):
+    """Without waiting for the garbage collector: nothing lies in a cycle of references."""
+    seen = Notes()
+
+    def model(x):
+        hidden = x.exp()
+        if x.requires_grad:
+            seen.append(weakref.ref(hidden))
+        return through_numpy(hidden)
+
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(MeasurementError, match="Can't call numpy"):
+            function(model, torch.rand(3, 4), 0)
+        assert seen
+        assert all(hidden() is None for hidden in seen)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("function", FUNCTIONS[1:])

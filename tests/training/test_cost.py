@@ -187,11 +187,13 @@ class Failing(Classifier):
     """Cannot be measured any more once it has been trained; notes what it had computed when it failed."""
 
     seen = Notes()
+    in_evaluation = True
 
     def forward(self, x):
         hidden = self.net[0](x)
-        if len(x) == 2 and self.trainer.global_step:  # the samples
-            type(self).seen.append(weakref.ref(hidden))
+        is_sample = len(x) == 2
+        if is_sample and self.trainer.global_step and (self.in_evaluation or x.requires_grad):
+            Failing.seen.append(weakref.ref(hidden))
             raise RuntimeError("this forward fails")
         return self.net[1:](hidden)
 
@@ -209,10 +211,15 @@ class Freed(Callback):
         gc.enable()
 
 
-def test_a_failed_measurement_of_a_run_holds_nothing(tmp_path):
+class FailingInDerivatives(Failing):
+    in_evaluation = False
+
+
+@pytest.mark.parametrize("kind", [Failing, FailingInDerivatives])
+def test_a_failed_measurement_of_a_run_holds_nothing(tmp_path, kind):
     Failing.seen = Notes()
     monitor, freed = small_monitor(on_error="warn", target="logit"), Freed()
     with pytest.warns(UserWarning, match="no measurement at step 4.*this forward fails"):
-        fit(tmp_path, monitor, freed, model=Failing(), max_epochs=1)
+        fit(tmp_path, monitor, freed, model=kind(), max_epochs=1)
     assert freed.num_seen
     assert not freed.left
