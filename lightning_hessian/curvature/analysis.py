@@ -19,7 +19,7 @@ from lightning_hessian.curvature.checks.zero import (
 )
 from lightning_hessian.curvature.cost_model import ForwardPass, ModelCosts, check_group, fitting_samples
 from lightning_hessian.curvature.meter import Stopwatch
-from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse
+from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, has_custom_function
 from lightning_hessian.curvature.options import Options
 from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.errors import MeasurementError
@@ -37,6 +37,7 @@ class Derivatives:
         gradient: of the targets, ``[N, K, D]``.
         outputs_hvp: ``[N, D]``, the HVP of one random weighted sum of each sample's outputs, or None.
         seconds_per_matvec: one HVP of every problem takes, as that of the outputs did; None without one.
+        has_custom_function: whether the outputs are made by a custom ``autograd.Function``, as far as was looked.
     """
 
     outputs: Tensor
@@ -44,6 +45,7 @@ class Derivatives:
     gradient: Tensor
     outputs_hvp: Tensor | None
     seconds_per_matvec: float | None = None
+    has_custom_function: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def analyze(
     if hvp is not None and hvp[finite].any():
         network = "curved"
     if network is None:
-        network = _kind_of_outputs(first, found.outputs.shape[1], generator)
+        network = _kind_of_outputs(first, found.outputs.shape[1], generator, found.has_custom_function)
     kind: Kind = "curved"
     if network not in CURVED:
         of_target = kind_in_outputs(batch, found.outputs, generator)
@@ -179,7 +181,8 @@ def differentiate(
             with Stopwatch(batch.x.device) as stopwatch:
                 hvp = autodiff.hvp_of_outputs(weights, v.expand(len(outputs), -1))
             seconds += stopwatch.seconds
-        return Derivatives(outputs.detach(), autodiff.values.detach(), gradient, hvp)
+        custom = generator is not None and has_custom_function(outputs)
+        return Derivatives(outputs.detach(), autodiff.values.detach(), gradient, hvp, has_custom_function=custom)
 
     # With the graph of a second gradient, that of the sum of outputs.
     size = fitting_samples(memory_budget, (1 if generator is None else 2) * costs.matvec_bytes, batch.x.device)
@@ -189,10 +192,14 @@ def differentiate(
     return replace(found, seconds_per_matvec=None if generator is None else seconds * batch.num_classes)
 
 
-def _kind_of_outputs(first: TargetBatch, num_outputs: int, generator: torch.Generator) -> Kind:
+def _kind_of_outputs(
+    first: TargetBatch, num_outputs: int, generator: torch.Generator, has_custom_function: bool
+) -> Kind:
     """Of a network whose second derivatives are zero: confirmed in float64, and looked at elsewhere."""
     outputs = weighted_outputs(first, num_outputs, generator)
-    is_zero = zero_in_float64(outputs, generator) and not gradients_contradict(outputs, generator).any()
+    is_zero = zero_in_float64(outputs, generator)
+    if is_zero and has_custom_function:
+        is_zero = not gradients_contradict(outputs, generator).any()
     return kind_of_zero(outputs, generator) if is_zero else "curved"
 
 

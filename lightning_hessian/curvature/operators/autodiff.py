@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.func import jvp, vjp, vmap
 
 from lightning_hessian.curvature.target_batch import TargetBatch
@@ -87,6 +88,21 @@ class ReverseOverReverse:
         times = len(self._copies.batch.x) // self.batch.num_samples
         gradient = torch.stack([g.detach().flatten(1)[::times] for g in self._copies._gradients], dim=1)
         return self._copies.values.detach()[::times], gradient
+
+
+def has_custom_function(of: Tensor) -> bool:
+    """Whether a custom ``autograd.Function`` is in a tensor's graph; its derivative may not be differentiable."""
+    seen: set[Any] = set()
+    waiting = [of.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if isinstance(node, BackwardCFunction):
+            return True
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
+    return False
 
 
 def pull_back(of: Tensor, by: Tensor, weights: Tensor) -> Tensor:
