@@ -36,8 +36,8 @@ def input_gradient(
         ``[N, K, D]``, in target units per input unit.
 
     Warns:
-        UserWarning: the gradients of some samples are not finite (NaN), contradicted by values, or could not be
-            compared with them; the message says which and why.
+        UserWarning: the gradients of some samples are not finite (NaN), contradicted by values (returned as they
+            were computed), or could not be compared with them; the message says which and why.
 
     Raises:
         ConfigurationError: an argument does not fit the model; the message says what does.
@@ -76,11 +76,12 @@ def input_hvp(
         ``[N, K, D]``.
 
     Warns:
-        UserWarning: some products are not finite, contradicted by values, or could not be compared with them; the
-            message says which and why. Where values or gradients of a sample are not finite, its products are NaN.
+        UserWarning: some products are not finite, contradicted by values (returned as they were computed), or could
+            not be compared with them; the message says which and why. Where values or gradients of a sample are not
+            finite, its products are NaN.
 
     Raises:
-        ConfigurationError: an argument does not fit the model, or v does not fit x.
+        ConfigurationError: an argument does not fit the model, or v does not fit x or is not finite and real.
         MeasurementError: not one product is finite, or an operation has no second derivative.
 
     Cost: a forward pass, two backward passes per class (Pearlmutter 1994, by double backward), and the check: five
@@ -126,8 +127,8 @@ def input_hessian(
         ``[N, K, D, D]``, symmetric, flattened from the input's shape in row-major order.
 
     Warns:
-        UserWarning: the Hessians of some samples are not finite (NaN), contradicted by values, or could not be compared
-            with them; the message says which and why.
+        UserWarning: the Hessians of some samples are not finite (NaN), contradicted by values (returned as they were
+            computed), or could not be compared with them; the message says which and why.
 
     Raises:
         ConfigurationError: an argument does not fit the model, or the result does not fit ``max_memory``.
@@ -187,8 +188,9 @@ def input_spectrum(
         A ``Spectrum``; its ``diagnosis`` says why the Hessian is what it is.
 
     Warns:
-        UserWarning: the spectra of some samples cannot be trusted; the message says which and why. What could not be
-            compared with values is said in the diagnosis.
+        UserWarning: the spectra of some samples cannot be trusted (``valid`` is False; those that values contradict
+            stay as they were computed); the message says which and why. What could not be compared with values is said
+            in the diagnosis.
 
     Raises:
         ConfigurationError: an argument does not fit the model.

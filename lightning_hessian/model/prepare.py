@@ -28,7 +28,7 @@ from lightning_hessian.model.arguments import (
 from lightning_hessian.model.differentiation_errors import explained_derivatives
 from lightning_hessian.model.function import Inputs, ModelFunction, dtype_like
 from lightning_hessian.model.isolation import isolated
-from lightning_hessian.model.targets import resolve_target, target_name
+from lightning_hessian.model.targets import check_target, resolve_target, target_name
 
 # Names of operations that surely curve what they are applied to.
 CURVED = {"tanh", "sigmoid", "gelu", "silu", "mish", "softplus", "_softmax", "exp", "native_layer_norm"}
@@ -102,8 +102,7 @@ def prepare(
         predicted = outputs.argmax(dim=1)
         resolved = resolve_classes(classes, predicted, outputs.shape[1], labels)
         function = resolve_target(target, outputs.shape[1])
-        with torch.no_grad():
-            function(outputs, resolved)  # a callable target that returns another shape raises here
+        check_target(function, target_name(target), outputs, resolved)
         batch = TargetBatch(network, function, x, resolved, fixed)
         with explained_derivatives():
             yield PreparedModel(batch, target_name(target), predicted, forward, meter, memory)

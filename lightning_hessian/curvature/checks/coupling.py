@@ -17,21 +17,27 @@ NUM_PASSES = 8  # of a single sample: a branch taken at random may be the same t
 
 
 def is_random(batch: TargetBatch, group_size: int, sample: int = 0) -> bool:
-    """Whether two forward passes on the same inputs differ, or eight on one ``sample``."""
+    """Whether outputs or targets of two passes on the same inputs differ, or of eight on one ``sample``."""
+
+    def of(few: TargetBatch) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            outputs = few.outputs(few.x)
+            return outputs, few.targets(outputs)
+
+    def same(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> bool:
+        return all(map(_close, a, b))
 
     def repeats(few: slice) -> bool:
         group = batch.select(few)
-        with torch.no_grad():
-            return _close(group.outputs(group.x), group.outputs(group.x))
+        return same(of(group), of(group))
 
     count = min(NUM_REPEATED, batch.num_samples)
-    if not all(same for _, same in in_groups(count, group_size, repeats)):
+    if not all(repeated for _, repeated in in_groups(count, group_size, repeats)):
         return True
     single = batch.select(slice(sample, sample + 1))
     try:
-        with torch.no_grad():
-            first = single.outputs(single.x)
-            return not all(_close(first, single.outputs(single.x)) for _ in range(NUM_PASSES - 1))
+        first = of(single)
+        return not all(same(first, of(single)) for _ in range(NUM_PASSES - 1))
     except Exception as error:  # a forward that does not accept a single sample
         if out_of_memory(error):
             raise
@@ -39,7 +45,7 @@ def is_random(batch: TargetBatch, group_size: int, sample: int = 0) -> bool:
 
 
 def has_changed_at_random(batch: TargetBatch, values: Tensor, outputs: Tensor, group_size: int) -> bool:
-    """Whether ``values [N, K]`` are not those of earlier ``outputs [N, C]``, since the forward is random."""
+    """Whether ``values [N, K]`` are not those of earlier ``outputs [N, C]``, since forward or target is random."""
     return not _close(values, batch.targets(outputs)) and is_random(batch, group_size)
 
 
@@ -72,6 +78,40 @@ def is_coupled(
     if answers == [None] * 3 and 1 < num_samples <= len(OFFSETS) * group_size:
         answers = [_changes(batch, row, batch.x.roll(1, 0), generator, precision) for row in (sample, num_samples - 1)]
     return next((answer for answer in (True, False) if answer in answers), None)
+
+
+def changes_with_number(batch: TargetBatch, sample: int, group_size: int, precision: float = 0.0) -> bool | None:
+    """Whether what is measured of a sample changes with the number of samples: as many as there are, one, and five.
+
+    In float64, where rounding that differs between the kernels of batch sizes is far from what is measured.
+
+    Args:
+        batch, sample, group_size, precision: as for ``is_coupled``.
+
+    Returns:
+        None where the forward accepts no other number, or five samples do not fit the device.
+    """
+    num_samples = min(batch.num_samples, len(OFFSETS) * group_size)
+    start = min(sample, batch.num_samples - num_samples)
+    single = batch.select(slice(sample, sample + 1))
+    others = (batch.select(slice(start, start + num_samples)), sample - start)
+    for dtype in (torch.float64, batch.x.dtype):
+        cases = (others, (single, 0), (single.repeat_interleave(len(OFFSETS)), 0))
+        found = [row for row in (_of_row(few, position, dtype) for few, position in cases) if row is not None]
+        if len(found) > 1:
+            return not all(_close(found[0], row, precision) for row in found[1:])
+    return None
+
+
+def _of_row(batch: TargetBatch, row: int, dtype: torch.dtype) -> Tensor | None:
+    """Outputs and targets of one row; None where the forward does not accept the batch, or it does not fit."""
+    try:
+        with torch.no_grad():
+            exact = batch.to(dtype)
+            outputs = exact.outputs(exact.x)
+            return torch.cat([outputs[row], exact.targets(outputs)[row]])
+    except Exception:  # no float64 on this device, or a forward that accepts a certain number of samples
+        return None
 
 
 def _depends_on_place(pair: TargetBatch, precision: float) -> bool | None:
