@@ -101,7 +101,7 @@ def check_target(target: TargetFunction, name: str, outputs: Tensor, classes: Te
         raise ConfigurationError(
             f"The target {name!r} raised {type(error).__name__}: {message}. It is called with outputs [N, C], here "
             f"{list(outputs.shape)}, and integer classes [N, K], here {list(classes.shape)}, and must return one "
-            f"scalar per sample and class, [N, K]. For one class per sample, a loss of PyTorch becomes lambda z, classes: "
+            f"scalar per sample and class, [N, K]. For one class per sample, a loss of PyTorch is lambda z, classes: "
             f"cross_entropy(z, classes[:, 0], reduction='none')[:, None]."
         ) from error
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_hessian.curvature.batching import in_groups, out_of_memory
 from lightning_hessian.curvature.checks.differences import OFFSETS
+from lightning_hessian.curvature.checks.step_dependence import MARGIN
 from lightning_hessian.curvature.target_batch import TargetBatch
 
 SCALES = (1.0, 1e-2, 1e-4)  # of another sample's noise, in standard deviations; smaller where a forward refuses it
@@ -80,13 +81,16 @@ def is_coupled(
     return next((answer for answer in (True, False) if answer in answers), None)
 
 
-def changes_with_number(batch: TargetBatch, sample: int, group_size: int, precision: float = 0.0) -> bool | None:
-    """Whether what is measured of a sample changes with the number of samples: as many as there are, one, and five.
+def changes_with_number(
+    batch: TargetBatch, sample: int, group_size: int, noise: Tensor, precision: float = 0.0
+) -> bool | None:
+    """Whether the targets of a sample change with the number of samples: as many as there are, one, and five.
 
-    In float64, where rounding that differs between the kernels of batch sizes is far from what is measured.
+    In float64 where that is possible: kernels round differently at other batch sizes.
 
     Args:
         batch, sample, group_size, precision: as for ``is_coupled``.
+        noise: ``[K]``, standard deviation of that in the targets.
 
     Returns:
         None where the forward accepts no other number, or five samples do not fit the device.
@@ -94,23 +98,24 @@ def changes_with_number(batch: TargetBatch, sample: int, group_size: int, precis
     num_samples = min(batch.num_samples, len(OFFSETS) * group_size)
     start = min(sample, batch.num_samples - num_samples)
     single = batch.select(slice(sample, sample + 1))
-    others = (batch.select(slice(start, start + num_samples)), sample - start)
+    beside_others = (batch.select(slice(start, start + num_samples)), sample - start)
     for dtype in (torch.float64, batch.x.dtype):
-        cases = (others, (single, 0), (single.repeat_interleave(len(OFFSETS)), 0))
-        found = [row for row in (_of_row(few, position, dtype) for few, position in cases) if row is not None]
+        cases = (beside_others, (single, 0), (single.repeat_interleave(len(OFFSETS)), 0))
+        found = [row for row in (_of_row(few.to(dtype), position) for few, position in cases) if row is not None]
         if len(found) > 1:
-            return not all(_close(found[0], row, precision) for row in found[1:])
+            numbers = torch.stack(found)
+            changes = (numbers - numbers[0]).abs().amax(dim=0)[-len(noise) :]
+            return bool((changes > _tolerance(numbers, precision) + MARGIN * noise.to(changes)).any())
     return None
 
 
-def _of_row(batch: TargetBatch, row: int, dtype: torch.dtype) -> Tensor | None:
-    """Outputs and targets of one row; None where the forward does not accept the batch, or it does not fit."""
+def _of_row(batch: TargetBatch, row: int) -> Tensor | None:
+    """Outputs, then targets of one row; None where the forward does not accept the batch, or it does not fit."""
     try:
         with torch.no_grad():
-            exact = batch.to(dtype)
-            outputs = exact.outputs(exact.x)
-            return torch.cat([outputs[row], exact.targets(outputs)[row]])
-    except Exception:  # no float64 on this device, or a forward that accepts a certain number of samples
+            outputs = batch.outputs(batch.x)
+            return torch.cat([outputs[row], batch.targets(outputs)[row]])
+    except Exception:  # a forward of a fixed number of samples, or none that computes in this dtype
         return None
 
 
@@ -156,6 +161,9 @@ def _other_rows(x: Tensor, row: int, swapped: Tensor, generator: torch.Generator
 
 def _close(a: Tensor, b: Tensor, precision: float = 0.0) -> bool:
     """Equal up to what another order of summation may change; NaNs compare equal, and are reported elsewhere."""
-    tolerance = max(torch.finfo(a.dtype).eps, precision) ** 0.5
-    scale = float(torch.nan_to_num(a).abs().max())
-    return torch.allclose(a, b, rtol=0, atol=tolerance * scale, equal_nan=True)
+    return torch.allclose(a, b, rtol=0, atol=_tolerance(a, precision), equal_nan=True)
+
+
+def _tolerance(numbers: Tensor, precision: float) -> float:
+    """Of differences that another order of summation may make."""
+    return max(torch.finfo(numbers.dtype).eps, precision) ** 0.5 * float(torch.nan_to_num(numbers).abs().max())

@@ -100,11 +100,10 @@ def explain(
     precision = torch.finfo(dtype).eps
     random = is_random(batch, group_size, search.first_open)
     coupled = None if random else is_coupled(batch, search.first_open, group_size, generator, precision)
-    # Where noise hides the values' differences, it may hide that they are the same.
-    clear = (search.open & ~certificate.is_outcome("noise")).any(dim=1).nonzero().flatten().tolist()
-    varies: bool | None = False
-    if clear and not (random or coupled):
-        varies = changes_with_number(batch, clear[0], group_size, precision)
+    varies = None
+    if not (random or coupled):
+        noise = certificate.noise[search.first_open]
+        varies = changes_with_number(batch, search.first_open, group_size, noise, precision)
     for found, finding in ((random, RANDOM), (coupled, COUPLED), (varies, NUMBER_MATTERS)):
         if found:
             return not_a_function(finding, certificate.error.to(prediction.slope))
