@@ -52,7 +52,7 @@ def eigenthings_loop(products: Callable[[], list[Product]], steps: int) -> tuple
 
 
 def iteration_cost(operator: HessianOperator) -> dict[str, Any]:
-    """Mean of 40 Lanczos iterations, orthogonalisation included, against one gradient of the same 24 problems."""
+    """Mean of 40 Lanczos iterations, orthogonalization included, against one gradient of the same 24 problems."""
     times = alternate(
         {
             "iterations": lambda: [basis.grow() for basis in [_basis(operator)] for _ in range(40)],

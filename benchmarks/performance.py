@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.common import RESULTS
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
-MISS = "**misses**"
+MISS = "**missed**"
 
 
 def main() -> None:
@@ -34,9 +34,13 @@ def page(results: dict[str, dict[str, Any]]) -> str:
 
 HEAD = """# Performance
 
-This page is generated from `benchmarks/results/` (`make bench`, `python -m benchmarks gpu FOLDER`). Ours and the peer
-are called in turn in one process, after their results were found equal. A **gradient** is one forward and backward pass
-of the same batch for one class. What was wanted and not reached is marked."""
+What a measurement costs, compared with goals that were set beforehand. Missed goals are marked, with what limits
+them.
+
+In comparisons, this package and its peer are called alternately in one process, after checking that their results
+agree. A **gradient**, as a unit of cost, is one forward and backward pass of the same batch for one class; an
+**HVP** is a Hessian-vector product. This page is generated from `benchmarks/results/` (`make bench`, `python -m
+benchmarks gpu FOLDER`)."""
 
 
 def _made_on(environment: dict[str, Any]) -> str:
@@ -57,7 +61,7 @@ def _at_least(row: dict[str, Any]) -> str:
 
 def _times(rows: Iterable[dict[str, Any]]) -> str:
     """Of ratios of two times, as ``common.compare`` gives them."""
-    head = ("ours", "against", "wanted", "median", "worst", "seconds, ours and theirs", "")
+    head = ("ours", "compared with", "goal: speedup", "median", "worst", "seconds, ours and theirs", "")
     return table(
         head,
         (
@@ -75,12 +79,12 @@ def _times(rows: Iterable[dict[str, Any]]) -> str:
     )
 
 
-PRICE_LIMITS = """What limits the rows that miss: of a ReLU network's 15 gradients, its ten outputs' gradients and
-their QR decomposition take 7, finding that it is piecewise linear at these weights 5, and the comparison with values
-the rest. The ViT's 63 HVPs take 1.7 gradients each, since a gradient runs fused attention, which has no second
-derivative. The forum CNN takes 100 HVPs to find ten eigenvalues to 1e-5 at each of eight samples; its first
-measurement also shortens the step five times at samples that lie close to kinks of max-pooling, and repeats those
-samples in company."""
+PRICE_LIMITS = """Why goals are missed: of about 14 gradients in a later measurement of the residual ReLU network,
+the gradients of its ten outputs and their QR decomposition take 7, finding that it is piecewise linear at these
+weights takes 5, and the comparison with values takes the rest. The ViT's 63 HVPs cost 1.7 gradients each, because a
+gradient can use fused attention, which has no second derivative. The forum CNN needs 100 HVPs to find ten
+eigenvalues to 1e-5 at each of eight samples; its first measurement also shortens the step five times at samples
+close to kinks of max-pooling, and measures those samples again in a larger batch."""
 
 
 def price(result: dict[str, Any]) -> str:
@@ -104,10 +108,10 @@ def price(result: dict[str, Any]) -> str:
                     "" if found["reached"] else MISS,
                 )
             )
-    head = ("network", "method", "measurement", "forward passes per sample", "wanted", "gradients", "wanted", "")
+    head = ("network", "method", "measurement", "forward passes per sample", "goal", "gradients", "goal", "")
     return (
-        "## What a measurement costs\n\nWhole measurements of a run, checks included, without heatmaps. Forward passes "
-        "of the user's network are counted by the samples they see, those in float64 twice.\n\n"
+        "## What a measurement costs\n\nWhole measurements in a run, including checks, without heatmaps. Forward "
+        "passes are counted per sample, and those in float64 count twice.\n\n"
         f"{table(head, rows)}\n\n{PRICE_LIMITS}"
     )
 
@@ -121,26 +125,26 @@ def scale(result: dict[str, Any]) -> str:
             row["num_matvecs"],
             row["seconds"],
             row["gradients"],
-            f"{row['peak_gib']} ({row['peak_gib_of_a_gradient']} before)",
+            f"{row['peak_gib']} ({row['peak_gib_of_a_gradient']})",
             f"≤ {row['wanted_gib']:g}",
             "" if row["peak_gib"] <= row["wanted_gib"] else MISS,
         )
         for row in result["rows"]
     ]
-    head = ("network", "method", "HVPs", "seconds", "gradients", "GiB resident at most", "wanted", "")
+    head = ("network", "method", "HVPs", "seconds", "cost in gradients", "peak memory, GiB", "goal", "")
     return (
-        "## Networks of the usual size\n\n`input_spectrum` with its defaults on 3×224×224 (D = 150,528), from "
-        "transformers' configurations with random weights; each in a process of its own, whose memory after one "
-        f"gradient stands in parentheses.\n\n{table(head, rows)}"
+        "## ResNet-50 and ViT-B/16\n\n`input_spectrum` with its defaults on 3×224×224 (D = 150,528). The networks "
+        "are built from transformers' configurations with random weights. Each is measured in its own process; the "
+        f"resident memory after a single gradient is in parentheses.\n\n{table(head, rows)}"
     )
 
 
-DEMO_LIMITS = """What limits: with GELU, a measurement computes 784 columns for 4 samples and 2 classes. A column
-takes 0.97 of a gradient (in a batch of 256 images, which is as fast as gradients get), where 0.75 is the least that
-one forward tangent and two backward tangents can take; 58% of it are convolutions, so a third of the fit cannot be
-reached while the whole matrices of all four samples are computed. Decomposing them takes 0.7 s more, checking them
-0.05 s. By difference, a picture takes a quarter of a second of matplotlib, most of it for text, and 0.06 s to
-compress."""
+DEMO_LIMITS = """Why goals are missed: with GELU, a measurement computes 784 columns for 4 samples and 2 classes. A
+column takes 0.97 of a gradient (in a batch of 256 images, which is as fast as gradients get), and one forward
+tangent with two backward tangents cannot take less than 0.75; 58 % of this is spent in convolutions. The goal of a
+third of the fit is therefore out of reach as long as the whole matrices of all four samples are computed.
+Decomposing them takes another 0.7 s, checking them 0.05 s. In the difference of the two fits, each picture takes a
+quarter of a second in matplotlib, mostly for text, and 0.06 s to compress."""
 
 
 def demo(result: dict[str, Any]) -> str:
@@ -159,25 +163,32 @@ def demo(result: dict[str, Any]) -> str:
         )
         for row in result["rows"]
     ]
-    head = ("activation", "heatmaps of", "method", "seconds of each measurement", "of the fit, with and without")
+    head = (
+        "activation",
+        "`heatmap_samples`",
+        "method",
+        "seconds of each measurement",
+        "seconds of the fit, with and without",
+    )
     return (
-        "## The demo\n\n`examples/mnist_cnn.py`: 4 samples, 2 classes, D = 784, measured five times in four epochs. By "
-        "difference of the two fits there is also what the process does beside training: importing matplotlib, and "
-        "drawing and compressing pictures in a thread of their own.\n\n"
-        f"{table((*head, 'share', 'by difference', 'wanted', ''), rows)}\n\n{DEMO_LIMITS}"
+        "## The demo\n\n`examples/mnist_cnn.py`: 4 samples, 2 classes, D = 784, measured five times in four epochs. "
+        "The share of the fit is given by the seconds that measurements report, and by the difference between the "
+        "fits with and without the monitor. The difference also contains background work: importing matplotlib, and "
+        "drawing and compressing pictures in a thread.\n\n"
+        f"{table((*head, 'share, as reported', 'share, by difference', 'goal', ''), rows)}\n\n{DEMO_LIMITS}"
     )
 
 
-LOW_RANK_LIMITS = """What limits `input_spectrum`: the exact answer takes a quarter of its time, finding that the
-network is piecewise linear (at the samples, in float64 at one of them, and at other inputs) a third; the rest is
-comparison with values, isolation and preparing."""
+LOW_RANK_LIMITS = """What limits `input_spectrum`: the exact answer takes a quarter of its time, and finding that the
+network is piecewise linear (at the samples, in float64 at one of them, and at other inputs) takes a third; the rest
+is the comparison with values, isolation and preparation."""
 
 
 def low_rank(result: dict[str, Any]) -> str:
     """Complete spectra of ReLU networks."""
     return (
-        "## Complete spectra of a residual ReLU network\n\nAll 3072 eigenvalues on 3×32×32, `prob`, 4 samples × 3 "
-        f"classes; the peer ran once.\n\n{_times(result['rows'])}\n\n{LOW_RANK_LIMITS}"
+        "## Complete spectra of a residual ReLU network\n\nAll 3,072 eigenvalues for 3×32×32 inputs, `prob`, 4 samples "
+        f"× 3 classes; the peer ran once.\n\n{_times(result['rows'])}\n\n{LOW_RANK_LIMITS}"
     )
 
 
@@ -187,9 +198,10 @@ def lanczos(result: dict[str, Any]) -> str:
     rows = [
         (name, f"≤ {row['wanted_at_most']:g}", row["median"], row["worst"], _at_most(row)) for name, row in one.items()
     ]
-    gradients = table(("in gradients of the same batch", "wanted", "median", "worst", ""), rows)
+    gradients = table(("cost in gradients of the same batch", "goal", "median", "worst", ""), rows)
     return (
-        "## Ends of the spectrum\n\nThe 10 eigenvalues of largest magnitude of a small ViT, D = 3072, 24 problems.\n\n"
+        "## Ends of the spectrum\n\nThe 10 eigenvalues of largest magnitude of each of 24 Hessians of a small ViT, "
+        "D = 3072.\n\n"
         f"{_times(result['rows'])}\n\n{gradients}"
     )
 
@@ -198,12 +210,13 @@ def _at_most(row: dict[str, Any]) -> str:
     return "" if row["median"] <= row["wanted_at_most"] else MISS
 
 
-DENSE_LIMITS = """What limits the cases that miss: isolating a model, one forward pass whose memory is counted, and
-restoring everything take 2 to 3 ms, the comparison with values in float64 another 2 to 4 ms, however small the
-network is; below some 20 ms of work that is more than a fifth, unless the network has so many small operations (GRU,
-attention) that reverse mode saves more than that. On the MLP, whose columns take as long as the peer's, making the
-matrices symmetric and comparing them reads each a dozen times: a quarter of the time at K = 10, where writing them is
-most of the work. With 20,000 points of D = 2, five values of each in float64 cost more than both of its columns."""
+DENSE_LIMITS = """Why goals are missed: isolating a model, running one forward pass to count its memory, and
+restoring everything take 2 to 3 ms, and the comparison with values in float64 takes another 2 to 4 ms, however small
+the network is. For less than about 20 ms of work, that is more than a fifth, unless the network has so many small
+operations (GRU, attention) that reverse mode saves more than that. On the MLP, whose columns take as long as the
+peer's, symmetrizing and comparing the matrices reads each one a dozen times: a quarter of the time at K = 10, where
+writing them is most of the work. For 20,000 points with D = 2, evaluating five values at each point in float64 costs
+more than both columns of its Hessian."""
 
 
 def dense(result: dict[str, Any]) -> str:
@@ -225,7 +238,7 @@ def dense(result: dict[str, Any]) -> str:
                     missed,
                 )
             )
-    head = ("ours", "allocator", "cases", "geometric mean", "lowest median (wanted)", "worst round", "")
+    head = ("ours", "allocator", "cases", "geometric mean", "lowest median (goal)", "worst round", "")
     cases = [
         (
             row["network"],
@@ -243,9 +256,10 @@ def dense(result: dict[str, Any]) -> str:
     )
     every = table(("network", "N", "K", "allocator", *works), cases)
     return (
-        '## Whole Hessians\n\nTimes the speed of `vmap(torch.func.hessian)`, K outputs in one call. "Pages kept": '
-        "`MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` are large, so that freed memory stays with the process. "
-        "Wanted of the geometric mean is 1. Large networks have fewer cases: one call of the peer takes seconds."
+        "## Whole Hessians\n\nSpeed relative to `vmap(torch.func.hessian)` (2 means twice as fast), K outputs in one "
+        'call. "Pages kept" means that `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` are large, so freed '
+        "memory stays with the process. The goal for the geometric mean is 1. There are fewer cases for large "
+        "networks, where one call of the peer takes seconds."
         f"\n\n{table(head, rows)}\n\n{DENSE_LIMITS}\n\n<details><summary>Every case</summary>\n\n{every}\n\n</details>"
     )
 
@@ -262,10 +276,12 @@ def statistics(result: dict[str, Any]) -> str:
                 shares = list(zip(*cases.values(), strict=True))
                 ranges = [f"{min(s):.1%}–{max(s):.1%}" for s in shares]
                 rows.append((group, name.replace("_", " "), found["seeds"], *ranges, ", ".join(nominal)))
-    head = ("problems", "quantity", "seeds", "within 1", "within 2", "within 3", "Student's t says")
+    head = ("problems", "quantity", "seeds", "within 1", "within 2", "within 3", "expected (Student's t)")
     return (
-        "## Do the standard errors hold?\n\nHow often the truth, known from whole matrices, lies within 1, 2 and 3 "
-        f"standard errors; ranges are over problems.\n\n{table(head, rows)}"
+        "## Do the standard errors hold?\n\nHow often the true value, known from whole matrices, lies within 1, 2 and "
+        "3 standard errors of the estimate. Ranges are over problems. An exact value is always "
+        "within.\n\n"
+        f"{table(head, rows)}"
     )
 
 

@@ -78,14 +78,14 @@ def print_numbers(log_dir: Path) -> None:
 
 
 def shrink(path: Path) -> None:
-    """Fewer colours where the file is too large, chosen so that rare ones (those of colour bars) stay apart."""
-    for colours in (256, 128, 64):
+    """Fewer colors where the file is too large, chosen so that rare ones (those of color bars) stay apart."""
+    for colors in (256, 128, 64):
         if path.stat().st_size <= MAX_BYTES:
             return
         palette = (
             Image.open(path)
             .convert("RGB")
-            .quantize(colours, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+            .quantize(colors, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
         )
         palette.save(path, optimize=True)
     raise ValueError(f"{path} has {path.stat().st_size} bytes, more than {MAX_BYTES}.")

@@ -103,7 +103,7 @@ def metric_page(metric: Metric) -> str:
     """Formula, unit, meaning and names from the table; how to read it from ``metric_notes.md``."""
     names = [f"`record.{metric.name}`, `[samples, classes]`"]
     if not metric.is_comparison:
-        names.append(f"`spectrum.{metric.name}`, `[samples, classes]`, of `input_spectrum`")
+        names.append(f"`spectrum.{metric.name}`, `[samples, classes]`, from `input_spectrum`")
     if metric.is_logged:
         names.append(f"`hessian_{metric.name}/…` in TensorBoard and other loggers: the mean over samples")
     if metric.has_error:
@@ -123,7 +123,7 @@ def metric_page(metric: Metric) -> str:
 
 {metric_notes()[metric.name]}
 
-Symbols are those of [the table of metrics](../metrics.md).
+The [table of metrics](../metrics.md) explains the symbols.
 """
 
 
@@ -190,9 +190,9 @@ def messages_page() -> str:
     )
     return f"""# All messages
 
-Every sentence that the package can raise, warn of or put into a diagnosis, collected from its code when this page was
-built. `…` stands for what is filled in. Search for a few words of yours; [Troubleshooting](troubleshooting.md) explains
-the frequent ones.
+Every sentence in errors, warnings and diagnoses of the package, collected from its code when this page was
+built; `…` marks what is filled in. Search for a few words of your message.
+[Troubleshooting](troubleshooting.md) explains the common ones.
 
 {listed}
 """
@@ -242,8 +242,9 @@ def _examples_index() -> str:
     listed = "\n".join(rows)
     return f"""# Examples
 
-Each is one file in `examples/`, runs offline on a CPU, and is run by the tests:
-`.venv/bin/python examples/mnist_cnn.py`, after `make demo` has made `.venv`. The [gallery](../gallery.md) shows them.
+Each example is one file in `examples/` that runs offline on a CPU; the tests run all of them. Start one with
+`.venv/bin/python examples/mnist_cnn.py`, after `make demo` has created `.venv`. The [gallery](../gallery.md)
+shows a picture of each.
 
 {listed}
 """

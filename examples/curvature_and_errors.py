@@ -1,9 +1,9 @@
-"""Do curved digits fool the network? 1,000 held-out MNIST digits, their curvature, and what flips them.
+"""Are digits of high curvature misclassified more often? 1,000 held-out MNIST digits, and what flips them.
 
-Trains the network of mnist_cnn.py for two epochs, measures the input-Hessian at every held-out digit, and looks for
+Trains the network of mnist_cnn.py for two epochs, measures the input Hessian at every held-out digit, and looks for
 the smallest perturbation along the gradient and along the most curved direction that changes the predicted class.
-Prints how the normalized curvature, max |λ| / ‖g‖, goes with being right or wrong and with that distance, before and
-after the margin is held fixed, and draws it.
+Prints and draws how the normalized curvature, max |λ| / ‖g‖, is related to misclassification and to that distance, with
+and without holding the margin fixed.
 
     python examples/curvature_and_errors.py                     # ReLU: curvature of log_prob, exact; a minute
     python examples/curvature_and_errors.py --activation gelu   # GELU: curvature of the margin itself; some minutes

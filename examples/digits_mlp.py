@@ -1,11 +1,11 @@
-"""What has to be added to a Trainer? One callback. A small MLP on scikit-learn's 8x8 digits.
+"""What do you have to add to a Trainer? One callback. A small MLP on scikit-learn's 8x8 digits.
 
     python examples/digits_mlp.py
 
 The Hessian of each digit's own logit is measured with respect to its 64 pixels, before training and after every epoch,
 at 16 held-out digits. You will see that curvature is learned: max |λ| grows from almost nothing, and the radius within
-which the network is roughly linear shrinks. The strongest curvature is downwards (λ_min): a digit's own logit bends
-down, away from the digit. Curves, spectra and heatmaps are in TensorBoard.
+which the network is roughly linear shrinks. The strongest curvature is downwards (λ_min): along that direction, a
+digit's own logit bends down to both sides. Curves, spectra and heatmaps are in TensorBoard.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def main() -> None:
         down, up, radius = record.lambda_min.mean(), record.lambda_max.mean(), record.linear_radius.mean()
         print(f"Step {record.step:3}: eigenvalues from {down:6.2f} to {up:.2f}, linear radius {radius:.2f} (means)")
     print(f"Held-out accuracy: {trainer.callback_metrics['val_accuracy']:.1%}")
-    print(f"Look: tensorboard --logdir {args.log_dir}, then open the address that it prints")
+    print(f"To see the results: tensorboard --logdir {args.log_dir}, then open the address that it prints")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""When should training stop, if the network is to stay smooth? Early stopping on a curvature that the monitor logs.
+"""When should training stop if the network is to stay smooth? Early stopping on a curvature that the monitor logs.
 
-Scalars of the monitor are metrics like any other: Lightning's EarlyStopping and ModelCheckpoint can watch them. The MLP
+The monitor's scalars are metrics like any others: Lightning's EarlyStopping and ModelCheckpoint can watch them. The MLP
 of digits_mlp.py is trained twice from the same weights on the same batches: for 20 epochs, and until its linear radius
-falls below 2.5. That is the distance from a digit (a pixel goes from 0 to 1) at which the network's second-order term
-is as large as its first; a saliency map means something only well within it.
+falls below 2.5. That is the distance from a digit (pixels range from 0 to 1) at which the network's second-order term
+may be as large as its first-order term; a saliency map is meaningful only well within it.
 
     python examples/early_stopping_on_curvature.py
 
-You will see that the curvature still grows when the accuracy no longer does: stopped early, the network is as accurate
-within the standard error of 297 digits, and its logits are about half as curved.
+You will see that curvature keeps growing after accuracy has leveled off: the network that was stopped early is as
+accurate, within the standard error over 297 digits, and its logits are about half as curved.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def main() -> None:
             f"{name:14}{trainer.current_epoch:3} epochs. Held-out accuracy: {accuracy:.1%} ± {error:.1%}, "
             f"linear radius {record.linear_radius.mean():.2f}, max |λ| {record.spectral_norm.mean():.1f}"
         )
-    print(f"Look: tensorboard --logdir {args.log_dir}, then open the address that it prints")
+    print(f"To see the results: tensorboard --logdir {args.log_dir}, then open the address that it prints")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Watch input-Hessians in a loop of Lightning Fabric with bf16-mixed precision.
+"""Watch input Hessians in a loop of Lightning Fabric with bf16-mixed precision.
 
-The network trains in bfloat16, and is measured in float32, where second derivatives mean something. Curves of the loss
-and of the curvature are in one event file: the recorder writes through Fabric's own logger.
+The network trains in bfloat16 and is measured in float32, since bfloat16 is too coarse for second derivatives. The
+curves of the loss and of the curvature are in one event file: the recorder writes through Fabric's own logger.
 
     python examples/fabric_bf16.py
 """
@@ -49,7 +49,7 @@ def main() -> None:
             recorder.measure(network, step, epoch=epoch)
     images, labels = (t.to(fabric.device) for t in held_out)
     print(f"Held-out accuracy: {(network(images).argmax(1) == labels).float().mean():.1%}")
-    print(f"Look: tensorboard --logdir {args.log_dir}, then open the address that it prints")
+    print(f"To see the results: tensorboard --logdir {args.log_dir}, then open the address that it prints")
 
 
 if __name__ == "__main__":

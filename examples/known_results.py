@@ -1,12 +1,12 @@
-"""Known results on the curvature in the input, looked for again: CURE, low-curvature networks, softplus, softmax.
+"""Are published results on input curvature reproduced here? CURE, low-curvature networks, softplus, softmax.
 
-On 5,000 MNIST digits, averaged to 14x14 pixels (D = 196) so that whole spectra are cheap, small networks are trained
-from several seeds. What is compared is the direction that was published: numbers depend on data and network, and these
+Small networks are trained from several seeds on 4,000 MNIST digits, averaged to 14x14 pixels (D = 196) so that whole
+spectra are cheap. Only the direction of each effect is compared: numbers depend on data and network, and these
 are far smaller than those of the papers. Each verdict is computed from a 95 % interval over seeds, and may be "not
-seen". The ways of training are in experiments/training.py, the statistics in experiments/over_seeds.py.
+seen". The training methods are in experiments/training.py, the statistics in experiments/over_seeds.py.
 
     python examples/known_results.py                  # known_results.md and its pictures; several minutes
-    python examples/known_results.py --quick          # on far too little: only to see that it runs
+    python examples/known_results.py --quick          # far too little data, only to see that it runs
     python examples/known_results.py --output docs    # the page of the documentation
 """
 
@@ -88,14 +88,14 @@ def curvature_regularization(digits: Digits, size: Size) -> tuple[Result, Figure
     """CURE and adversarial training lower the largest curvature of the loss.
 
     S.-M. Moosavi-Dezfooli, A. Fawzi, J. Uesato and P. Frossard, *Robustness via curvature regularization, and vice
-    versa*, CVPR 2019: adversarial training lowers the curvature of the loss with respect to the input, and a penalty on
-    that curvature (CURE) makes networks robust in turn.
+    versa*, CVPR 2019: adversarial training lowers the curvature of the loss with respect to the input, and conversely,
+    a penalty on that curvature (CURE) makes networks robust.
 
-    A GELU network is trained, and then as long again in three ways: as before; on digits attacked within 0.1 per pixel;
-    and with CURE's penalty ‖∇ℓ(x + hz) − ∇ℓ(x)‖², z the unit vector along the gradient's sign. Left out: letting h grow
-    during training. The paper takes curvature from finite steps, which go across the kinks of its ReLU networks; here
-    it is the Hessian at the digit. *Attacked* is the accuracy after ten steps of projected gradient descent within 0.1
-    per pixel.
+    A GELU network is trained, and then trained for as long again in three ways: as before; on digits attacked within
+    0.1 per pixel; and with CURE's penalty ‖∇ℓ(x + hz) − ∇ℓ(x)‖², where z is the unit vector along the gradient's sign.
+    Unlike in the paper, h does not grow during training. The paper estimates curvature from finite steps, which cross
+    the kinks of its ReLU networks; here it is the Hessian at the digit. *Attacked* is the accuracy after ten steps of
+    projected gradient descent within 0.1 per pixel.
     """
     result, profiles = Result(), {}
     for seed in range(size.seeds):
@@ -129,12 +129,13 @@ def low_curvature_networks(digits: Digits, size: Size) -> tuple[Result, Figure]:
 
     S. Srinivas, K. Matoba, H. Lakkaraju and F. Fleuret, *Efficient training of low-curvature neural networks*, NeurIPS
     2022: centered softplus with a learned β, batch norm with a learned Lipschitz constant, and spectral normalization,
-    with penalties on what is learned (LCNN), give drastically lower curvature, normalized by the gradient, without loss
-    of accuracy; with a penalty on the gradient (both), networks are more robust, too.
+    with penalties on β and the constant (LCNN), give much lower curvature, normalized by the gradient, without loss
+    of accuracy; with a penalty on the gradient as well (both), networks are also more robust.
 
-    Three convolutions with batch norm; curvature is that of the loss. As in the authors' code, the standard network has
-    a softplus so steep (β = 1000) that it is a ReLU but for its Hessian, and batch norm is bounded by its running
-    variance. Left out: residual networks; the spectral norm is that of the kernel as a matrix, not of the convolution.
+    The network has three convolutions with batch norm; curvature is that of the loss. As in the authors' code, the
+    standard network has a softplus so steep (β = 1000) that it differs from a ReLU only in its Hessian, and batch norm
+    is bounded by its running variance. Unlike in the paper, the network is not residual, and the spectral norm is that
+    of the kernel as a matrix, not of the convolution.
     """
     result = Result()
     settings = {
@@ -193,10 +194,11 @@ def softplus(digits: Digits, size: Size) -> tuple[Result, Figure]:
     and geometry is to blame*, NeurIPS 2019: softplus with a small β in place of ReLU lowers the curvature that makes
     explanations by gradients easy to manipulate. The second derivative of softplus is at most β / 4.
 
-    A ReLU network is trained, and softplus put in place of ReLU with the same weights. The Hessian of the label's logit
-    is the functional term alone. It is exactly proportional to β in one sense: softplus_β(a) = softplus₁(βa) / β, so
-    that with biases / β, the Hessian at x / β is β times that of β = 1 at x, at any depth. The mean over given digits
-    grows more slowly, since fewer units are near their kink; where one is, nearly in proportion.
+    A ReLU network is trained, and its ReLUs are replaced by softplus, with the same weights. The Hessian of the label's
+    logit is the functional term alone. It is exactly proportional to β in one sense: softplus_β(a) = softplus₁(βa) / β,
+    so with all biases divided by β, the Hessian at x / β is β times the Hessian at x for β = 1, at any depth. The mean
+    over given digits grows more slowly, since fewer units are near their kink; where one is, growth is nearly
+    proportional.
     """
     result, distances, zeros = Result(), [], 0
     for seed in range(size.seeds):
@@ -235,15 +237,15 @@ def saturating_softmax(digits: Digits, size: Size) -> tuple[Result, Figure]:
 
     With p the probability of the label, both terms of the loss's Hessian, JᵀAJ with A = diag(p) − ppᵀ (Gauss–Newton)
     and Σ (p − e)∇²z (functional), vanish as 1 − p. The first grows with the square of the logits' slopes, the second
-    with their curvature. For Hessians with respect to the *weights*, the first is what is known to remain late in
+    with their curvature. For Hessians with respect to the *weights*, the first term is what remains late in
     training (L. Sagun, U. Evci, V. U. Güney, Y. Dauphin and L. Bottou, *Empirical analysis of the Hessian of
     over-parametrized neural networks*, 2017); we know of no published figure for inputs. For the inputs of ReLU
     networks, S. Singla, E. Wallace, S. Feng and S. Feizi, *Understanding impacts of high-order loss approximations and
     features in deep learning interpretation*, ICML 2019, prove that with many classes and a confident prediction, the
     loss's Hessian is nearly of rank one, and its eigenvector nearly parallel to the gradient.
 
-    Measured at digits that are trained on, since there the softmax saturates. 1 − p, λ, rank and alignment are medians
-    over digits; means would be those of the few that are still uncertain. The last is compared with epoch 1.
+    Measured at training digits, where the softmax saturates. 1 − p, λ, rank and alignment are medians over digits,
+    since means would be dominated by the few that are still uncertain. Verdicts compare the last epoch with epoch 1.
     """
     result = Result()
     x, y = digits.x[: size.num_measured], digits.y[: size.num_measured]
@@ -314,22 +316,23 @@ def page(results: dict[str, Result], size: Size, minutes: tuple[float, float]) -
         title = title.rstrip(".")
         sections += f"## {title}\n\n{text}\n\n{results[name].to_markdown()}\n\n![{title}](images/known_{name}.png)\n\n"
     command = " ".join(["python examples/known_results.py", *sys.argv[1:]])
-    return f"""# Known results, looked for again
+    return f"""# Known results, reproduced
 
-`{command}` ([code](../examples/known_results.py)) trains small networks
-on {size.num_train:,} MNIST digits, averaged to 14 × 14 pixels from 0 to 1 (D = 196), and compares what comes out with
-what was published. It is the **direction** that is compared: numbers depend on data and network, and these are far
-smaller than those of the papers.
+Do published findings about input curvature come out here? `{command}`
+([code](../examples/known_results.py)) trains small networks on {size.num_train:,} MNIST digits, averaged to 14 × 14
+pixels with values from 0 to 1 (D = 196). Only the **direction** of each effect is compared: numbers depend on data and
+network, and these are far smaller than those of the papers.
 
-Tables show means ± standard errors over {size.seeds} seeds; for each network, means over {size.num_measured} digits,
-held out unless said. Verdicts come from 95 % intervals (Student's t) of the ratio, or the difference in accuracy,
-between networks of the same seed: *as published* where the interval lies on that side, *opposite* where it lies on the
-other, *not seen* where it holds both. *As expected* is said of what follows from formulas. With so few seeds and so
-many intervals, one of them may lie on a side by chance.
+Tables show means ± standard errors over {size.seeds} seeds. For each network, values are means over {size.num_measured}
+digits, held out unless stated otherwise. Verdicts come from 95 % intervals (Student's t) of the ratio, or of the
+difference in accuracy, between networks of the same seed: *as published* if the interval lies on the published side,
+*opposite* if it lies on the other, *not seen* if it includes no effect. *As expected* marks what follows from formulas.
+With so few seeds and so many intervals, one of them may be on either side by chance. Curvatures are in units of the
+target (loss or logit) per squared pixel unit.
 
-{sections}*Python {platform.python_version()}, torch {torch.__version__}, lightning-hessian {__version__},
-{platform.machine()}, {time.strftime("%Y-%m-%d")}. {minutes[1]:.1f} minutes of CPU time,
-{minutes[0]:.1f} in all on {os.cpu_count()} cores, with whatever else ran there. This page is generated.*
+{sections}*This page is generated. It was made with Python {platform.python_version()}, torch {torch.__version__} and
+lightning-hessian {__version__} on {platform.machine()}, {time.strftime("%Y-%m-%d")}, in {minutes[1]:.1f} minutes of CPU
+time ({minutes[0]:.1f} minutes on {os.cpu_count()} cores, which other programs were using too).*
 """
 
 

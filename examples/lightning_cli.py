@@ -1,12 +1,12 @@
-"""Can the monitor be configured without code? LightningCLI with a YAML file: see lightning_cli.yaml beside this file.
+"""Can the monitor be configured without code? LightningCLI with a YAML file: see lightning_cli.yaml next to this file.
 
-The MLP of digits_mlp.py learns scikit-learn's 8x8 digits. This program knows nothing of the monitor.
+The MLP of digits_mlp.py learns scikit-learn's 8x8 digits. This program does not mention the monitor.
 
     python examples/lightning_cli.py fit --config examples/lightning_cli.yaml
     python examples/lightning_cli.py fit --config examples/lightning_cli.yaml --trainer.max_epochs 2
 
-You will see the curves of the run in TensorBoard; the whole configuration, with the monitor's defaults, is saved beside
-them as config.yaml. To list the arguments of the monitor:
+You will see the curves of the run in TensorBoard; the whole configuration, with the monitor's defaults, is saved next
+to them as config.yaml. To list the arguments of the monitor:
 
     python examples/lightning_cli.py fit --trainer.callbacks.help lightning_hessian.InputHessianMonitor
 """
@@ -36,7 +36,9 @@ def main() -> None:
     for tag in sorted(tag for tag in metrics if tag.startswith("hessian_lambda")):
         print(f"{tag} {metrics[tag]:.4g}")
     print(f"Held-out accuracy: {metrics['val_accuracy']:.1%}")
-    print(f"Look: tensorboard --logdir {cli.trainer.logger.save_dir}, then open the address that it prints")
+    print(
+        f"To see the results: tensorboard --logdir {cli.trainer.logger.save_dir}, then open the address that it prints"
+    )
 
 
 if __name__ == "__main__":

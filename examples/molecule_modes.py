@@ -7,9 +7,9 @@ eigenvalues are squared frequencies, and its eigenvectors are the modes of vibra
     python examples/molecule_modes.py
 
 You will see three vibrations that agree with the closed form of Herzberg (1945) up to rounding, and six eigenvalues
-that are zero: moving and turning the whole molecule costs no energy. The vibrations also lie near the harmonic
-frequencies of real water, to which the three round parameters were fitted by hand. The gradient vanishes at a minimum,
-so that normalized curvature and linear radius say nothing here.
+that are zero, because translating and rotating the whole molecule costs no energy. The frequencies are also close to
+the harmonic frequencies of real water, to which the three (rounded) parameters were fitted by hand. The gradient
+vanishes at a minimum, so normalized curvature and linear radius are meaningless here.
 """
 
 import argparse

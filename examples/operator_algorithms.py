@@ -1,8 +1,8 @@
-"""Hand input-Hessians to algorithms of other libraries: the top eigenvalue by SciPy, hessian-eigenthings and ours.
+"""Pass input Hessians to algorithms of other libraries: the top eigenvalue by SciPy, hessian-eigenthings and ours.
 
-``input_hessian_operator`` gives the Hessians of all samples and classes as linear operators; no matrix is formed. Also
-shown: how much of the curvature is that of the softmax (the Gauss-Newton term), and the curvature along a line between
-two digits.
+``input_hessian_operator`` represents the Hessians of all samples and classes as linear operators; no matrix is formed.
+It also shows how much of the curvature comes from the softmax (the Gauss-Newton term), and the curvature along the line
+between two digits.
 
     python examples/operator_algorithms.py
 """

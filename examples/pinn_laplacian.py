@@ -1,4 +1,4 @@
-"""Are the second derivatives of a PINN as good as its values? Its Hessians against a solution that is known.
+"""Are the second derivatives of a PINN as accurate as its values? Its Hessians against a known solution.
 
 A physics-informed network learns the Poisson problem Δu = f on the unit square, u = 0 on its edge, with
 f = -5π² sin(πx) sin(2πy), from f alone. The solution is u = sin(πx) sin(2πy). Then the Hessian of the network is
@@ -6,9 +6,9 @@ measured at 4,096 points that it was not trained on: N is large and D is 2.
 
     python examples/pinn_laplacian.py
 
-You will see that the trace of the Hessian, the Laplacian, agrees with f to half a percent, and so does the mixed
-derivative, for which training did not ask; both are several times less accurate than the values. The worst points are
-near the edge, where training points are few.
+You will see that the trace of the Hessian (the Laplacian) agrees with f to half a percent, and so does the mixed
+derivative, which the training loss does not contain; both are several times less accurate than the values. The worst
+points are near the edge, where there are few training points.
 """
 
 import argparse

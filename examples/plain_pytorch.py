@@ -1,4 +1,4 @@
-"""Watch input-Hessians in a training loop of your own, without a Trainer.
+"""Watch input Hessians in a training loop of your own, without a Trainer.
 
 A small network learns scikit-learn's 1,797 digits (8x8, D = 64); nothing is downloaded.
 
@@ -48,7 +48,7 @@ def main() -> None:
                 )
     x, y = held_out.tensors
     print(f"Held-out accuracy: {(network(x).argmax(1) == y).float().mean():.1%}")
-    print(f"Look: tensorboard --logdir {args.log_dir}, then open the address that it prints")
+    print(f"To see the results: tensorboard --logdir {args.log_dir}, then open the address that it prints")
 
 
 if __name__ == "__main__":

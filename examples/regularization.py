@@ -2,26 +2,26 @@
 
 A small GELU network learns scikit-learn's digits (8x8, D = 64) without regularization, with weight decay, with a
 penalty on the input gradient of the loss (Drucker and LeCun, 1992), with noise on the inputs, and with dropout. With
-the same seed, all start from the same weights. At held-out digits, the curvature of the label's logit is measured (its
-largest eigenvalue, upwards and of either sign, and the normalized curvature, max |λ| / ‖g‖) beside the accuracy on
-digits that are clean, moved at random, and moved by as much along the sign of the gradient (FGSM). Prints a table and
-draws it, with standard errors over seeds; the statistics and FGSM are in experiments/.
+the same seed, all start from the same weights. At held-out digits, it measures the curvature of the label's logit (the
+largest λ, max |λ|, and the normalized curvature max |λ| / ‖g‖), and the accuracy on clean digits, on digits perturbed
+at random, and on digits perturbed by as much along the sign of the gradient (FGSM). Prints a table and draws it, with
+standard errors over seeds; the statistics and FGSM are in experiments/.
 
     python examples/regularization.py                                     # a minute
     python examples/regularization.py --strength gradient_penalty=0.02    # another strength
 
-One may conclude: for this network, these digits and these strengths, which differences from the unregularized network
-are larger than what another seed would change. These are 95 % intervals of the difference between networks of the same
-seed; of the 28, one or two may exclude 0 by chance.
+What you can conclude: for this network, these digits and these strengths, which differences from the unregularized
+network are larger than the variation between seeds. The table has 95 % intervals of the difference between networks of
+the same seed; of the 28, one or two may exclude 0 by chance.
 
-One may not conclude:
+What you cannot conclude:
 
-- that one way flattens more than another: each has one strength here, and strengths have no common unit;
+- that one method flattens more than another: each has one strength here, and strengths have no common unit;
 - that a flatter network is more robust because it is flatter. What makes a logit less curved often makes it less steep,
-  which lowers max |λ| and the damage by FGSM at once. Normalized curvature divides that out. Weight decay lowers both
-  measures of curvature here, and FGSM fools the network no less often: no Hessian says how near a boundary is;
-- that this holds elsewhere. The intervals are over seeds: for other data or networks, run it on them;
-- what happens farther away: the Hessian is measured at the digits, and a perturbation ends beside them.
+  which lowers both max |λ| and the damage done by FGSM. Normalized curvature divides that out. Weight decay lowers both
+  measures of curvature here, yet FGSM fools the network just as often: no Hessian says how near a boundary is;
+- that this holds elsewhere. The intervals are over seeds only; for other data or networks, run it on those;
+- what happens farther away: the Hessian is measured at the digits, and a perturbed digit is not there.
 """
 
 import argparse

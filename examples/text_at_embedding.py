@@ -1,15 +1,15 @@
-"""Which words of a text work together? A text classifier, measured at its embedding.
+"""Which words of a text interact? A text classifier, measured at its embedding.
 
-Tokens are integers and have no derivative, so the monitor measures at the layer that embeds them: ``wrt="embedding"``.
-The Hessian of 16 words with embeddings of 8 numbers is 128x128; its block (i, j) says how the effect of word i on the
-output changes with word j.
+Tokens are integers, so there is no derivative with respect to them, and the monitor measures at the layer that embeds
+them: ``wrt="embedding"``. The Hessian of 16 words with 8-dimensional embeddings is 128x128; its block (i, j) says how
+the effect of word i on the output changes with word j.
 
     python examples/text_at_embedding.py
 
-The text is real, though not literature: docstrings of NumPy and of PyTorch, cut into passages of 16 words. The
-classifier tells which of the two a passage comes from; passages of one docstring are all to train on or all held out.
-You will see three held-out passages and, for each, the three pairs of different words with the largest blocks. They
-depend on the installed versions of both packages.
+The text is real, if not literature: docstrings of NumPy and PyTorch, cut into passages of 16 words. The classifier
+predicts which package a passage comes from; all passages of a docstring are either training or held-out data. You will
+see three held-out passages and, for each, the three pairs of different words with the largest blocks. They depend on
+the installed versions of both packages.
 """
 
 import argparse
@@ -125,7 +125,7 @@ def main() -> None:
     print(
         f"\n{int((~out).sum())} passages to train on. Held-out accuracy: {trainer.callback_metrics['val_accuracy']:.1%}"
     )
-    print(f"Look: tensorboard --logdir {args.log_dir}, then open the address that it prints")
+    print(f"To see the results: tensorboard --logdir {args.log_dir}, then open the address that it prints")
 
 
 if __name__ == "__main__":

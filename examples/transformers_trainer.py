@@ -1,6 +1,6 @@
-"""Watch input-Hessians of a vision transformer in the Trainer of transformers, by a callback of ten lines.
+"""Watch input Hessians of a vision transformer in the Hugging Face Trainer, with a callback of ten lines.
 
-A tiny ViT (from a configuration, nothing is downloaded) learns scikit-learn's 8x8 digits.
+A tiny ViT (built from a configuration, so nothing is downloaded) learns scikit-learn's 8x8 digits.
 
     python examples/transformers_trainer.py
 """
@@ -83,7 +83,7 @@ def main() -> None:
         trainer.train()
         predicted = torch.tensor(trainer.predict(held_out).predictions).argmax(1)
     print(f"Held-out accuracy: {(predicted == held_out.y).float().mean():.1%}")
-    print(f"Look: tensorboard --logdir {args.log_dir}, then open the address that it prints")
+    print(f"To see the results: tensorboard --logdir {args.log_dir}, then open the address that it prints")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Do two processes measure what one would? DDP on two CPU processes, checked against a single one.
+"""Do two processes measure the same as one? DDP on two CPU processes, checked against a single one.
 
-The MLP of digits_mlp.py is trained by two processes, each on digits of its own. Nothing is changed for the monitor: it
-shares out its samples among the processes, and the first one writes. Afterwards, the first process takes the weights
-of the last epoch from their checkpoint, measures them alone, and compares.
+The MLP of digits_mlp.py is trained by two processes, each on its own share of the digits. The monitor needs no changes:
+it divides its samples among the processes, and the first one writes. Afterwards, the first process loads the weights of
+the last epoch from their checkpoint, measures them alone, and compares.
 
     python examples/two_processes_ddp.py
 
@@ -53,7 +53,7 @@ def main() -> None:
     print(f"{len(record.x)} samples on {trainer.world_size} processes, {alone.shape[-1]} eigenvalues each.")
     print(f"Largest difference to one process, of the largest eigenvalue: {difference:.1e}")
     print(f"Held-out accuracy: {trainer.callback_metrics['val_accuracy']:.1%}")
-    print(f"Look: tensorboard --logdir {args.log_dir}, then open the address that it prints")
+    print(f"To see the results: tensorboard --logdir {args.log_dir}, then open the address that it prints")
 
 
 if __name__ == "__main__":

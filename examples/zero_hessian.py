@@ -1,13 +1,13 @@
-"""Why is my Hessian zero? Because ReLU networks are piecewise linear. What to look at instead.
+"""Why is my Hessian zero? Because ReLU networks are piecewise linear. Here is what to look at instead.
 
 Two networks that differ only in their activation learn scikit-learn's 8x8 digits. Then the Hessian of the output for
 each digit's own class is measured at eight held-out digits, with respect to the 64 pixels.
 
     python examples/zero_hessian.py
 
-You will see that the Hessian of the ReLU network's logits is exactly zero, not just small, and that the functions say
-why; that the logits of the GELU network are curved; and that the probabilities of the ReLU network are curved too, by
-the softmax alone: the Gauss-Newton share is 1.
+You will see that the Hessian of the ReLU network's logits is exactly zero, not just small, and that the diagnosis says
+why; that the logits of the GELU network are curved; and that the probabilities of the ReLU network are curved too, but
+only because of the softmax: the Gauss-Newton share is 1.
 """
 
 import argparse

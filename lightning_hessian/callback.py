@@ -16,7 +16,7 @@ from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.model.arguments import Target
 from lightning_hessian.model.function import ForwardFunction
 from lightning_hessian.model.outputs import OutputFunction
-from lightning_hessian.records.record import Stage
+from lightning_hessian.records.record import Record, Stage
 from lightning_hessian.records.retention import KeepMatrices
 from lightning_hessian.training.batch import InputFunction
 from lightning_hessian.training.schedule import Schedule
@@ -55,9 +55,9 @@ class InputHessianMonitor(_Callback):
         samples: a tensor ``[N, *shape]``, ``(x, labels)``, a map-style dataset, or None for the first validation batch
             (in ``trainer.test()``: test batch).
         val_dataloader_idx: the loader from which that batch is taken, where there are several.
-        sample_indices: which samples of ``samples`` or of the first validation batch, instead of the first ones.
+        sample_indices: which samples of ``samples`` or of the first validation batch to use, instead of the first ones.
         num_samples: the number of samples.
-        heatmap_samples: for how many of them the whole matrix is drawn and saved.
+        heatmap_samples: the number of samples whose whole matrices are drawn and saved.
         method: ``"auto"``, ``"dense"``, ``"low_rank"`` or ``"lanczos"``, as for ``input_spectrum``.
         num_eigenvalues: eigenvectors saved per sample and class; with ``"lanczos"``, the number of eigenvalues.
         density_vectors: with ``"lanczos"``, the number of random starting vectors from which the density of eigenvalues
@@ -68,26 +68,26 @@ class InputHessianMonitor(_Callback):
             or the key or position of one of several inputs.
         input_fn: ``batch -> x`` or ``batch -> (x, labels)``, for batches that are not ``(x, labels)``; x may be a dict
             (``module(**x)``) or tuple (``module(*x)``) of tensors. Without it, a batch that is a dict, a dataclass or
-            another object must hold exactly one floating-point input, or ``wrt`` must name one of its inputs; masks
-            and labels do not count.
+            another object must hold exactly one floating-point input (not counting masks and labels), or ``wrt`` must
+            name one of its inputs.
         forward_fn: ``(module, x) -> output``, instead of ``module(x)``.
-        output_fn: ``output -> [N, C]``, for modules that return neither that nor an object with it as ``logits``.
+        output_fn: ``output -> [N, C]``, for modules that return neither such a tensor nor an object with ``logits``.
         chunk_size: Hessian columns computed at once; ``"auto"``: the fastest number, found while measuring.
         max_memory: bytes that a measurement may use; None: half of the free memory.
-        max_seconds: within which each measurement is to end; None: no limit, and nothing depends on a clock. To stay
-            within it, heatmaps are dropped first, then random vectors (errors grow), then Lanczos steps (residuals
-            grow, and what has not converged is marked); the diagnosis says what was dropped. With
+        max_seconds: time limit of each measurement; None: no limit, and nothing depends on a clock. To keep it,
+            heatmaps are dropped first, then random vectors (standard errors grow), then Lanczos steps (residuals grow,
+            and eigenvalues that have not converged are marked); the diagnosis says what was dropped. With
             ``method="dense"``, which cannot be shortened, such a measurement fails.
         max_overhead: largest share of the training time that measuring may take, such as 0.05; None: no limit. A
-            measurement is skipped where (seconds spent measuring so far, drawing and writing included) + (seconds of
+            measurement is skipped if (seconds spent measuring so far, drawing and writing included) + (seconds of
             the last measurement) > ``max_overhead`` · (seconds of training so far, measuring excluded). The first one
             is always made. Skipping warns once, and is counted in ``hessian_cost/skipped``.
-        keep_matrices: whether saved records hold the whole matrices of the ``heatmap_samples``; an int n: those of
-            every n-th measurement; or a ``KeepMatrices``, in YAML its fields. By default upper triangles (which are
-            exact) up to 1 GiB a run. A matrix that the saved eigenvectors reproduce is not saved as well.
+        keep_matrices: whether saved records hold the whole matrices of the ``heatmap_samples``; a whole number n: those
+            of every n-th measurement; or a ``KeepMatrices`` (in YAML, its fields). By default, exact upper triangles of
+            up to 1 GiB per run. A matrix that the saved eigenvectors reproduce is not saved as well.
         class_names: names of all classes, for pictures.
-        on_error: ``"warn"``: a measurement that fails, or cannot be saved or shown, warns and training continues.
-            ``"raise"``: it ends training at once; for this, every measurement also waits until it is written.
+        on_error: ``"warn"``: if a measurement fails or cannot be saved or shown, warn and continue training.
+            ``"raise"``: end training at once; every measurement then also waits until it is written.
         seed: of the random directions, which are the same at every measurement.
         name: distinguishes this monitor from others of the same Trainer: in tags
             (``hessian_trace/NAME_prob_class_3``), files, records and warnings.
@@ -179,12 +179,21 @@ class InputHessianMonitor(_Callback):
         assert self._current_run is not None, "setup comes before all other hooks"
         return self._current_run
 
+    @property
+    def last_record(self) -> Record | None:
+        """The last measurement of this ``fit``, ``validate`` or ``test``, or of the one before if none is running.
+
+        It holds everything but the whole matrices; ``load_records(trainer.log_dir)[-1]`` has those that were saved.
+        None before the first measurement, and on processes other than the first.
+        """
+        return None if self._current_run is None else self._current_run.last_record
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Starts a run: checks what can be checked before training, and selects the samples if they were given."""
         if stage not in get_args(Stage):
             return
         with self._misconfiguration():
-            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined] # set outside of __init__
             check_names([c._settings.measurement.name for c in callbacks if isinstance(c, InputHessianMonitor)])
             warn = partial(rank_zero_warn, category=UserWarning)
             before = None if stage == "fit" else self._current_run
@@ -200,7 +209,7 @@ class InputHessianMonitor(_Callback):
 
     # Wrapped, since Lightning would reject two monitors of the same name before setup can say what to do.
     @wraps(Callback.state_dict)
-    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self) -> dict[str, Any]:  # type: ignore[override] # wrapped
         """The samples, what measurements pass on, and the position in training; empty before the first run."""
         return self._early_state if self._current_run is None else self._run.state_dict()
 

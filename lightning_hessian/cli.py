@@ -79,13 +79,13 @@ def _classes(words: list[str]) -> int | list[int] | str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="lightning-hessian", description="Input-Hessians of runs: measured from checkpoints, and reported."
+        prog="lightning-hessian", description="Measures input Hessians from checkpoints, and writes reports."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     report = commands.add_parser(
         "report",
-        help="write a standalone page about some runs, to attach to a mail or a paper",
+        help="write a standalone page about some runs, to mail or to attach to a paper",
         description="Writes one HTML page with everything that the Input Hessian tab of TensorBoard shows about some "
         "runs. It needs neither a network nor TensorBoard.",
     )
@@ -103,14 +103,14 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=MAX_SIZE,
         metavar="MB",
-        help="largest size of the page, which says what was left out (default: %(default)g)",
+        help="largest size of the page; it says what was left out (default: %(default)g)",
     )
     measure = commands.add_parser(
         "measure",
-        help="measure checkpoints that a training has saved, or is saving",
-        description="Measures the input-Hessians of saved checkpoints in a process and on a device of its own, with "
-        "the numbers that InputHessianMonitor would have logged in the run, and at no cost to it. Checkpoints that "
-        "were measured before are left out.",
+        help="measure the checkpoints of a run, even while it saves more",
+        description="Measures the input Hessians of saved checkpoints in a separate process and on any device, with "
+        "the same numbers that InputHessianMonitor would have logged during the run, but at no cost to it. Skips "
+        "checkpoints that were already measured.",
     )
     _add_measure(measure)
     return parser
@@ -130,12 +130,10 @@ def _add_measure(parser: argparse.ArgumentParser) -> None:
         "--samples",
         required=True,
         metavar="FILE",
-        help=".pt, .npz or .safetensors with x or (x, labels); or the word checkpoint, for those that the run's own "
-        "InputHessianMonitor has stored",
+        help=".pt, .npz or .safetensors with x or (x, labels); or the word checkpoint, for the samples that "
+        "the run's own InputHessianMonitor stored",
     )
-    add(
-        "--log-dir", required=True, metavar="DIR", help="directory of these measurements, which they have to themselves"
-    )
+    add("--log-dir", required=True, metavar="DIR", help="directory for these measurements and nothing else")
     add(
         "--classes",
         nargs="+",
@@ -145,8 +143,8 @@ def _add_measure(parser: argparse.ArgumentParser) -> None:
     )
     add("--target", help="logit, log_prob, prob, loss or margin (default: chosen by the kind of network)")
     add("--device", help="such as cuda:1 (default: a CUDA device if there is one, else cpu)")
-    add("--watch", action="store_true", help="go on with new checkpoints as they come, until the training has ended")
-    add("--poll", type=float, metavar="SECONDS", help="between two looks for new checkpoints (default: 5)")
+    add("--watch", action="store_true", help="keep measuring new checkpoints until training has ended")
+    add("--poll", type=float, metavar="SECONDS", help="time between two checks for new checkpoints (default: 5)")
     add(
         "--patience",
         type=float,
@@ -157,10 +155,12 @@ def _add_measure(parser: argparse.ArgumentParser) -> None:
         "--num-samples",
         type=int,
         metavar="N",
-        help="how many of the samples, the first ones (default: 8; all of a checkpoint's)",
+        help="measure the first N samples (default: 8; with --samples checkpoint, all)",
     )
-    add("--sample-indices", type=int, nargs="+", metavar="I", help="which of the samples")
-    add("--heatmap-samples", type=int, metavar="N", help="for how many the whole matrix is drawn (default: 1)")
+    add("--sample-indices", type=int, nargs="+", metavar="I", help="measure these samples")
+    add(
+        "--heatmap-samples", type=int, metavar="N", help="number of samples whose whole matrices are drawn (default: 1)"
+    )
     add("--method", choices=["auto", "dense", "low_rank", "lanczos"])
     add("--num-eigenvalues", type=int, metavar="N", help="default: 10")
     add("--density-vectors", type=int, metavar="N", help="default: 0")
@@ -168,10 +168,10 @@ def _add_measure(parser: argparse.ArgumentParser) -> None:
     add(
         "--wrt",
         metavar="NAME",
-        help="the input that is differentiated where there are several, by name or position, or a submodule",
+        help="the variable: one of several inputs, by name or position, or a submodule",
     )
     add("--max-memory", type=int, metavar="BYTES")
-    add("--max-seconds", type=float, metavar="SECONDS", help="of a measurement")
+    add("--max-seconds", type=float, metavar="SECONDS", help="time limit of each measurement")
     add("--class-names", nargs="+", metavar="NAME")
     add("--seed", type=int)
     add("--name", help="in tags and folders; with --samples checkpoint, the name of the monitor")

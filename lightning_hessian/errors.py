@@ -18,8 +18,8 @@ class ConfigurationError(ValueError):
     """The requested measurement is not possible; the message says what to change."""
 
 
-class MeasurementError(RuntimeError):
-    """A measurement started but produced no trustworthy numbers.
+class RepeatableError(RuntimeError):
+    """What may fail again at later steps, and is warned of once.
 
     Args:
         message: what failed, why, and what to do.
@@ -34,24 +34,16 @@ class MeasurementError(RuntimeError):
         return str(self.args[0])
 
 
+class MeasurementError(RepeatableError):
+    """A measurement started but produced no trustworthy numbers."""
+
+
 class TimeLimitError(MeasurementError):
     """Work that cannot be shortened would not be done within ``max_seconds``; the message says what would fit."""
 
 
-class WritingError(RuntimeError):
-    """A measurement was made, but at least one writer failed; the others received it.
-
-    Args:
-        message: what failed, why, and what to do.
-        cause: the same for every step at which the same thing fails in the same way.
-    """
-
-    def __init__(self, message: str, cause: str) -> None:
-        super().__init__(message, cause)
-        self.cause = cause
-
-    def __str__(self) -> str:
-        return str(self.args[0])
+class WritingError(RepeatableError):
+    """A measurement was made, but at least one writer failed; the others received it."""
 
 
 class HessianWarning(UserWarning):
@@ -101,6 +93,18 @@ def whole_number(name: str, value: Any, least: int | None = None) -> int:
         limit = "" if least is None else f" of at least {least}"
         raise ConfigurationError(f"{name}={value!r} must be a whole number{limit}.")
     return number
+
+
+def whole_numbers(name: str, values: Any) -> list[int]:
+    """An argument that lists whole numbers, counted from 0.
+
+    Raises:
+        ConfigurationError: it does not.
+    """
+    try:
+        return [whole_number(name, each, 0) for each in values]
+    except (TypeError, ConfigurationError):
+        raise ConfigurationError(f"{name}={values!r} must be whole numbers, counted from 0, such as [0, 3].") from None
 
 
 def store_whole_numbers(settings: object, **least: int | None) -> None:

@@ -25,8 +25,8 @@ def input_gradient(
 ) -> Tensor:
     """Gradient of each sample's target with respect to that sample: ∇ₓ t(x[n], k).
 
-    Differentiated is the scalar ``target`` of the model's output for one class, with respect to the input;
-    nothing is summed or averaged over the batch.
+    The scalar that is differentiated is the ``target`` of the model's output for one class; the variable is the input.
+    Nothing is summed or averaged over the batch.
 
     Args:
         model, x, classes, target: as for ``input_hessian_operator``.
@@ -36,12 +36,12 @@ def input_gradient(
         ``[N, K, D]``, in target units per input unit.
 
     Warns:
-        UserWarning: the gradients of some samples are not finite (NaN), contradicted by values (returned as they
-            were computed), or could not be compared with them; the message says which and why.
+        UserWarning: the gradients of some samples are not finite (NaN), disagree with finite differences of values
+            (returned as computed), or could not be compared with them; the message says which and why.
 
     Raises:
         ConfigurationError: an argument does not fit the model; the message says what does.
-        MeasurementError: not one gradient is finite.
+        MeasurementError: none of the gradients is finite.
 
     Cost: one forward and K backward passes, and the check. Memory: their activations.
 
@@ -76,17 +76,17 @@ def input_hvp(
         ``[N, K, D]``.
 
     Warns:
-        UserWarning: some products are not finite, contradicted by values (returned as they were computed), or could
-            not be compared with them; the message says which and why. Where values or gradients of a sample are not
+        UserWarning: some products are not finite, disagree with finite differences of values (returned as computed), or
+            could not be compared with them; the message says which and why. If values or gradients of a sample are not
             finite, its products are NaN.
 
     Raises:
-        ConfigurationError: an argument does not fit the model, or v does not fit x or is not finite and real.
-        MeasurementError: not one product is finite, or an operation has no second derivative.
+        ConfigurationError: an argument does not fit the model, v does not fit x, or v is not finite and real.
+        MeasurementError: none of the products is finite, or an operation has no second derivative.
 
     Cost: a forward pass, two backward passes per class (Pearlmutter 1994, by double backward), and the check: five
-    values along v per sample, or per sample and class where each class has a vector of its own. Memory: the graph of as
-    many samples at a time as fit ``max_memory``.
+    values along v per sample, or per sample and class if each class has its own vector. Memory: the graph of as
+    many samples at a time as fit in ``max_memory``.
 
     Example:
         >>> import torch
@@ -111,28 +111,28 @@ def input_hessian(
 ) -> Tensor:
     """Whole Hessian of each sample's target with respect to that sample: H[n, k] = ∇²ₓ t(x[n], k).
 
-    Computed in few large blocks of columns: forward over reverse, ``vmap``-batched and shared by all classes, or
-    reverse over reverse where the model has no forward mode or a wrong one. For a network that is piecewise linear in
-    its input, as JᵀAJ from the gradients of its C outputs. A target that does not depend on x, or only linearly, gives
-    exact zeros.
+    Computed in a few large blocks of columns: forward over reverse, ``vmap``-batched and shared by all classes, or
+    reverse over reverse if that is faster, or if forward mode is missing or wrong for the model. For a network that is
+    piecewise linear in its input, computed as JᵀAJ from the gradients of its C outputs. A target that does not depend
+    on x, or only linearly, gives exact zeros.
 
     Args:
         model, x, classes, target: as for ``input_hessian_operator``.
-        chunk_size: columns computed at once; by default as many as memory allows and as pays.
-        max_seconds: within which the Hessians are to be computed. Where the first blocks show that they will not be,
-            the error says how long they are expected to take, and what would fit.
+        chunk_size: columns computed at once; by default as many as memory allows and speed gains from.
+        max_seconds: the time limit. If the first blocks show that it will be exceeded, the error says how long the
+            Hessians are expected to take, and what would fit.
         options: dtype, wrt, check, max_memory, seed, forward_fn and output_fn, as for ``input_hessian_operator``.
 
     Returns:
         ``[N, K, D, D]``, symmetric, flattened from the input's shape in row-major order.
 
     Warns:
-        UserWarning: the Hessians of some samples are not finite (NaN), contradicted by values (returned as they were
-            computed), or could not be compared with them; the message says which and why.
+        UserWarning: the Hessians of some samples are not finite (NaN), disagree with finite differences of values
+            (returned as computed), or could not be compared with them; the message says which and why.
 
     Raises:
         ConfigurationError: an argument does not fit the model, or the result does not fit ``max_memory``.
-        MeasurementError: not one sample has finite values, gradients and Hessians, or they do not fit ``max_seconds``.
+        MeasurementError: no sample has finite values, gradients and Hessians, or they would exceed ``max_seconds``.
 
     Cost: D columns, each about (1 + K)/2 to K gradients of the batch; memory N·K·D² numbers.
 
@@ -163,44 +163,46 @@ def input_spectrum(
     max_seconds: float | None = None,
     **options: Unpack[OperatorOptions],
 ) -> Spectrum:
-    """Eigenvalues of each sample's input-Hessian, with residuals and everything derived from them.
+    """Eigenvalues of each sample's input Hessian, with residuals and all derived quantities.
 
     Args:
         model, x, classes, target: as for ``input_hessian_operator``.
         chunk_size: as for ``input_hessian``.
-        max_seconds: within which the spectra are to be computed; what is given up for it depends on the machine, and
-            is said in the diagnosis. Complete spectra give way to ``"lanczos"``, unless their method was asked for.
-            There, first random vectors are left out (errors grow), then steps (residuals grow, and what has not
-            converged is marked). By default there is no limit, and nothing depends on a clock.
+        max_seconds: the time limit. To keep it, ``"lanczos"`` replaces methods for complete spectra, unless you asked
+            for one of them. Then random vectors are dropped (standard errors grow), and last Lanczos steps (residuals
+            grow, and eigenvalues that have not converged are marked). What is dropped depends on the machine; the
+            diagnosis lists it. By default there is no limit, and nothing depends on a clock.
         method: ``"dense"``: all D eigenvalues, from the whole matrix. ``"low_rank"``: the complete spectrum of a
             piecewise linear network, from C gradients. ``"lanczos"``: the ends of the spectrum, with residuals.
             ``"auto"``: the cheapest of these that is exact or has an error estimate.
-        num_eigenvalues: how many eigenvectors are returned, those of largest magnitude; with ``"lanczos"`` how many
-            eigenvalues are found, half of them (at least one) at each end. ``"low_rank"`` returns all of up to 64.
-        block_size: start vectors of ``"lanczos"``. A single one cannot see how often an eigenvalue repeats: copies
-            are missing, though all that is listed has converged. With b, up to b copies are found, for more HVPs.
-            The other methods find every copy.
-        density_vectors: with ``"lanczos"``, random starting vectors from which the density of eigenvalues is
-            estimated, with a standard error; at least 2, or 0 for none. Elsewhere it is exact and needs none.
+        num_eigenvalues: how many eigenvectors are returned, those of largest |λ|; with ``"lanczos"``, how many
+            eigenvalues are found, half of them (at least one) at each end. ``"low_rank"`` returns all if there are no
+            more than 64.
+        block_size: the number of starting vectors of ``"lanczos"``. One vector cannot tell how often an eigenvalue
+            repeats: copies are missing even though every listed eigenvalue has converged. With b vectors, up to b
+            copies are found, at the price of more HVPs. The other methods find every copy.
+        density_vectors: with ``"lanczos"``, the number of random starting vectors from which the density of
+            eigenvalues is estimated, with a standard error; at least 2, or 0 for none. The other methods give it
+            exactly and need none.
         options: dtype, wrt, check, max_memory, seed, forward_fn and output_fn, as for ``input_hessian_operator``.
 
     Returns:
-        A ``Spectrum``; its ``diagnosis`` says why the Hessian is what it is.
+        A ``Spectrum``; its ``diagnosis`` explains, for instance, why a Hessian is zero.
 
     Warns:
-        UserWarning: the spectra of some samples cannot be trusted (``valid`` is False; those that values contradict
-            stay as they were computed); the message says which and why. What could not be compared with values is said
-            in the diagnosis.
+        UserWarning: the spectra of some samples cannot be trusted; the message says which and why. ``valid`` is False
+            there, and their numbers are as computed. If a sample could not be compared with values, the diagnosis says
+            so.
 
     Raises:
         ConfigurationError: an argument does not fit the model.
-        MeasurementError: not one Hessian is finite, one sample's matrices do not fit ``max_memory``, or
-            ``method="dense"`` does not fit ``max_seconds``.
+        MeasurementError: none of the Hessians is finite, one sample's matrices do not fit in ``max_memory``, or
+            ``method="dense"`` would exceed ``max_seconds``.
 
-    Cost: ``dense`` as ``input_hessian``, and D³ per problem for the eigenvalues; ``low_rank`` C gradients;
+    Cost: ``dense`` as ``input_hessian``, plus O(D³) per sample and class for the eigenvalues; ``low_rank`` C gradients;
     ``lanczos`` four to ten HVPs per eigenvalue, twelve for trace and norms, C gradients for the norms of the two terms,
-    40 HVPs for each of the ``density_vectors``, and about six for the checks. As many samples are worked on at a time
-    as fit ``max_memory``.
+    40 HVPs for each of the ``density_vectors``, and about six for the checks. As many samples are processed at a time
+    as fit in ``max_memory``.
 
     Example:
         >>> import torch

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_hessian.curvature.algorithms.hutchinson import Estimate, Estimates, RandomProducts, estimate
 from lightning_hessian.curvature.algorithms.krylov import KnownProducts
 from lightning_hessian.curvature.operators.blocks import ProblemBlocks
+from lightning_hessian.curvature.operators.hessian import BatchOperator
 from lightning_hessian.errors import ConfigurationError, whole_number
 from lightning_hessian.model.prepare import ModelAccess
 
@@ -29,8 +30,11 @@ class SymmetricOperator:
         device: of the products.
     """
 
-    def __init__(self, blocks: ProblemBlocks, problems: Tensor, access: ModelAccess, seed: int) -> None:
+    def __init__(
+        self, blocks: ProblemBlocks, kind: type[BatchOperator], problems: Tensor, access: ModelAccess, seed: int
+    ) -> None:
         self._blocks = blocks
+        self._kind = kind
         self._problems = problems  # [...], their numbers among those of the blocks
         self._access = access
         self._seed = seed
@@ -97,7 +101,7 @@ class SymmetricOperator:
             ) from error
         flat = self._problems.flatten()
         with self._access.isolated():
-            found = self._blocks.products(vectors.reshape(len(flat), *vectors.shape[-2:]), flat)
+            found = self._blocks.products(self._kind, vectors.reshape(len(flat), *vectors.shape[-2:]), flat)
         return found.reshape(vectors.shape)
 
     def _estimates(self, num_vectors: int) -> Estimates:
@@ -141,9 +145,11 @@ class BatchedHessian(SymmetricOperator):
         classes: ``[N, K]``, the outputs looked at.
     """
 
-    def __init__(self, blocks: ProblemBlocks, classes: Tensor, access: ModelAccess, seed: int) -> None:
+    def __init__(
+        self, blocks: ProblemBlocks, kind: type[BatchOperator], classes: Tensor, access: ModelAccess, seed: int
+    ) -> None:
         self.classes = classes
-        super().__init__(blocks, torch.arange(classes.numel()).reshape(classes.shape), access, seed)
+        super().__init__(blocks, kind, torch.arange(classes.numel()).reshape(classes.shape), access, seed)
 
     __iter__ = None  # pairs of samples and classes are not a sequence
 
@@ -163,7 +169,8 @@ class BatchedHessian(SymmetricOperator):
             raise IndexError(
                 f"Class {class_id!r} is not looked at for sample {sample}: give H[sample, class_id], one of {known}."
             )
-        return SampleHessian(self._blocks, self._problems[sample, known.index(class_id)], self._access, self._seed)
+        problem = self._problems[sample, known.index(class_id)]
+        return SampleHessian(self._blocks, self._kind, problem, self._access, self._seed)
 
     def to_scipy(self, sample: int, class_id: int) -> LinearOperator:
         """``H[sample, class_id].to_scipy()``: for SciPy's iterative solvers."""

@@ -95,7 +95,7 @@ def measure_checkpoints(
     if not work.num_measured and not work.num_known:
         patterns = ", ".join(map(repr, checkpoints))
         raise ConfigurationError(work.last_failure or f"There is no checkpoint that matches {patterns}.")
-    say(f"{work.summary} Look: tensorboard --logdir {shlex.quote(log_dir)}")
+    say(f"{work.summary} To see the results: tensorboard --logdir {shlex.quote(log_dir)}")
     return work.num_measured
 
 

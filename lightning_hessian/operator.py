@@ -1,4 +1,4 @@
-"""Input-Hessians as linear operators, for any algorithm that asks for matrix-vector products."""
+"""Input Hessians as linear operators, for any algorithm that asks for matrix-vector products."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class OperatorOptions(TypedDict, total=False):
-    """What every function on input-Hessians takes beside model, samples, classes and target.
+    """Arguments of every function on input Hessians, besides model, samples, classes and target.
 
     See ``input_hessian_operator``.
     """
@@ -50,11 +50,11 @@ class OperatorOptions(TypedDict, total=False):
 
 
 class InputHessianOperator(BatchedHessian):
-    """The input-Hessians of N samples and K classes, ``[N, K, D, D]``; made by ``input_hessian_operator``.
+    """The input Hessians of N samples and K classes, ``[N, K, D, D]``; made by ``input_hessian_operator``.
 
-    ``@``, ``matvec``, ``trace`` and ``diagonal`` are compared with differences of values once, before the first
-    product, along a random direction; ``gradient``, ``hvp``, ``to_dense`` and ``spectrum`` as ``input_gradient``,
-    ``input_hvp``, ``input_hessian`` and ``input_spectrum`` say.
+    Products (``@``, ``matvec``, ``trace``, ``diagonal``) are checked once: before the first one, a product along a
+    random direction is compared with finite differences. ``gradient``, ``hvp``, ``to_dense`` and ``spectrum`` are
+    checked as ``input_gradient``, ``input_hvp``, ``input_hessian`` and ``input_spectrum`` describe.
     """
 
     def __init__(self, access: ModelAccess, options: Options) -> None:
@@ -62,16 +62,25 @@ class InputHessianOperator(BatchedHessian):
         self._access = access
         self._memory = access.prepared.memory
         self._options = replace(options, max_memory=self._memory)
-        super().__init__(self._blocks_of(HessianOperator), self._batch.classes, access, options.seed)
+        costs = ModelCosts(self._batch, self._memory, access.prepared.forward)
+
+        def rows_at_once(kind: type[BatchOperator]) -> int:
+            of_term = kind is GaussNewtonOperator
+            per_row = costs.gauss_newton_matvec_bytes if of_term else costs.split_matvec_bytes
+            return max(1, self._memory // per_row)  # all that fit: their graph is kept, and need not be built again
+
+        blocks = ProblemBlocks(self._batch, rows_at_once)
+        super().__init__(blocks, HessianOperator, self._batch.classes, access, options.seed)
 
     @cached_property
     def gauss_newton(self) -> BatchedHessian:
         """The Gauss–Newton term JᵀAJ alone: the Hessian without the curvature of the network itself.
 
-        J ``[C, D]`` is the Jacobian of the outputs, A ``[C, C]`` the Hessian of the target with respect to them. It is
-        all of the Hessian of a piecewise linear network, and zero for ``"logit"``. It is not compared with values.
+        J ``[C, D]`` is the Jacobian of the outputs, A ``[C, C]`` the Hessian of the target with respect to them. For a
+        piecewise linear network, this is the whole Hessian; for ``"logit"``, it is zero. It is not checked against
+        values.
         """
-        return BatchedHessian(self._blocks_of(GaussNewtonOperator), self.classes, self._access, self._seed)
+        return BatchedHessian(self._blocks, GaussNewtonOperator, self.classes, self._access, self._seed)
 
     @cached_property
     def valid(self) -> Tensor:
@@ -85,21 +94,21 @@ class InputHessianOperator(BatchedHessian):
 
     def gradient(self) -> Tensor:
         """∇t, ``[N, K, D]``; see ``input_gradient``."""
-        with self._without_graphs() as prepared:
+        with self._without_graph() as prepared:
             found = functions.gradient(self._batch, self._options, prepared.forward)
         return _reported("gradient", found).numbers
 
     def hvp(self, v: Tensor) -> Tensor:
         """Products ``[N, K, D]``, each compared with values; see ``input_hvp``."""
         v = _per_problem(torch.as_tensor(v), self._batch)
-        with self._without_graphs() as prepared:
+        with self._without_graph() as prepared:
             found = functions.hvp(self._batch, v, self._options, prepared.forward)
         return _reported("HVP", found).numbers
 
     def to_dense(self, *, chunk_size: ChunkSize = "auto", max_seconds: float | None = None) -> Tensor:
         """The matrices ``[N, K, D, D]``; see ``input_hessian``."""
         options = replace(self._options, chunk_size=chunk_size, max_seconds=max_seconds)
-        with self._without_graphs() as prepared:
+        with self._without_graph() as prepared:
             found = functions.hessian(self._batch, options, prepared.forward, prepared.meter)
         return _reported("Hessian", found).numbers
 
@@ -113,7 +122,7 @@ class InputHessianOperator(BatchedHessian):
         chunk_size: ChunkSize = "auto",
         max_seconds: float | None = None,
     ) -> Spectrum:
-        """Eigenvalues, with residuals and all that follows from them; see ``input_spectrum``."""
+        """Eigenvalues, with residuals and all derived quantities; see ``input_spectrum``."""
         options = replace(
             self._options,
             method=method,
@@ -123,7 +132,7 @@ class InputHessianOperator(BatchedHessian):
             chunk_size=chunk_size,
             max_seconds=max_seconds,
         )
-        with self._without_graphs() as prepared:
+        with self._without_graph() as prepared:
             found = functions.spectrum(self._batch, prepared.target_name, options, prepared.forward, prepared.meter)
         if not found.valid.all():
             warn(about_invalid("spectrum", found.valid, found.diagnosis.message))
@@ -135,31 +144,16 @@ class InputHessianOperator(BatchedHessian):
         return super().__getitem__(pair)
 
     def close(self) -> None:
-        """Frees the graphs; nothing can be computed any more."""
+        """Frees the graph; nothing can be computed any more."""
         self._access.is_closed = True
-        self._free()
-
-    def _free(self) -> None:
         self._blocks.free()
-        if "gauss_newton" in vars(self):
-            self.gauss_newton._blocks.free()
 
     @contextmanager
-    def _without_graphs(self) -> Iterator[PreparedModel]:
+    def _without_graph(self) -> Iterator[PreparedModel]:
         """The isolation, for work that counts on all of the memory; the next product builds its graph anew."""
         with self._access.isolated() as prepared:
-            self._free()
+            self._blocks.free()
             yield prepared
-
-    def _blocks_of(self, kind: type[BatchOperator]) -> ProblemBlocks:
-        costs = ModelCosts(self._batch, self._memory, self._access.prepared.forward)
-
-        def rows_at_once() -> int:
-            of_term = kind is GaussNewtonOperator
-            per_row = costs.gauss_newton_matvec_bytes if of_term else costs.split_matvec_bytes
-            return max(1, self._memory // per_row)  # all that fit: their graph is kept, and need not be built again
-
-        return ProblemBlocks(kind, self._batch, rows_at_once)
 
     def _products(self, vectors: Tensor, given: torch.Size) -> Tensor:
         _ = self.valid
@@ -183,27 +177,27 @@ def input_hessian_operator(
 ) -> Iterator[InputHessianOperator]:
     """The Hessians ∇²ₓ t(x[n], k) of all samples and classes as an operator, for as long as the context is open.
 
-    Differentiated is the scalar ``target`` of the model's output for one class, with respect to the input; nothing is
-    summed or averaged over the batch. A module's parameters and buffers are copied when the context is opened (those
-    behind a callable must not change). It may be used and trained inside of the context: only while a product is
-    computed is it in eval mode, and put back afterwards.
+    The scalar that is differentiated is the ``target`` of the model's output for one class; the variable is the input.
+    Nothing is summed or averaged over the batch. A module's parameters and buffers are copied when the context is
+    opened (those that a callable uses must not change). Inside the context you may use and train the module: it is put
+    in eval mode only while a product is computed, and restored afterwards.
 
     Args:
-        model: an ``nn.Module``, a ``LightningModule`` or a callable, from ``[N, *shape]`` to ``[N, C]`` or ``[N]``,
-            or to an object or dict that has those as ``logits``.
-        x: floating-point samples ``[N, *shape]``; D is the number of entries of one. For several inputs a dict
+        model: an ``nn.Module``, a ``LightningModule`` or a callable that maps ``[N, *shape]`` to ``[N, C]`` or
+            ``[N]``, or to an object or dict that has such a tensor as ``logits``.
+        x: floating-point samples ``[N, *shape]``; D is the number of entries of one sample. For several inputs, a dict
             (``model(**x)``) or a tuple (``model(*x)``).
         classes: which outputs: an int, K ints, a tensor ``[N]`` or ``[N, K]``, ``"predicted"`` or ``"all"``.
         target: ``"logit"``, ``"log_prob"``, ``"prob"``, ``"loss"``, ``"margin"``, or a callable
             ``(outputs [N, C], classes [N, K]) -> [N, K]``.
-        dtype: float32 or float64; by default that of x. Parameters are cast to it, not the model's own.
-        wrt: what is differentiated: a key or position of ``x``, or the name of a submodule, whose output then
-            is the variable (``wrt="embedding"`` for tokens); all other inputs stay fixed.
-        check: whether results are compared with differences of values, in float64 where the model can be evaluated in
-            it: five values per sample, more where a kink or rounding is near.
-        max_memory: bytes that may be used; by default half of what is free on the device.
-        seed: of all random directions, those of checks too.
-        forward_fn: ``(model, x) -> output``, in place of ``model(x)``.
+        dtype: float32 or float64; by default that of x. Copies of the parameters are cast to it, not the model itself.
+        wrt: the variable: a key or position of ``x``, or the name of a submodule, whose output is then the variable
+            (``wrt="embedding"`` for tokens). All other inputs stay fixed.
+        check: whether results are compared with finite differences of values, in float64 if the model can be evaluated
+            in it: five values per sample, or more near a kink or where rounding matters.
+        max_memory: bytes that may be used; by default half of the free memory of the device.
+        seed: of all random directions, including those of checks.
+        forward_fn: ``(model, x) -> output``, instead of ``model(x)``.
         output_fn: ``output -> [N, C]``, for models that return something else.
 
     Yields:
@@ -211,15 +205,15 @@ def input_hessian_operator(
         class_id)``, ``H.diagonal()``, ``H.trace()``, ``H.to_dense()``, ``H.spectrum()``, ``H.gradient()``.
 
     Warns:
-        UserWarning: the products of some samples are not finite, contradicted by values, or could not be compared with
-            them; the message says which and why.
+        UserWarning: the products of some samples are not finite, disagree with finite differences of values, or could
+            not be compared with them; the message says which and why.
 
     Raises:
         ConfigurationError: an argument does not fit the model.
 
     Cost: a forward pass and a backward pass per sample and class for the first product, and the check; about 1.5
-    gradients for each of the next. Memory: the graph of as many samples as fit ``max_memory``; where not all fit, it is
-    built anew for every product.
+    gradients for each of the next. Memory: the graph of as many samples as fit ``max_memory``; where not all fit, or
+    products with ``H`` and ``H.gauss_newton`` alternate, it is built anew for every product.
 
     Example:
         >>> import torch

@@ -35,28 +35,28 @@ class InputHessianRecorder:
 
     It does what ``InputHessianMonitor`` does for a Lightning Trainer, whenever ``measure`` is called: the same
     measurement, which leaves model and random streams as they were, and the same event file, records, pictures, tab and
-    report. Works with plain PyTorch, Fabric and the Trainer of transformers. Where torch.distributed is initialized,
-    every process makes the same calls, and the samples are shared out.
+    report. It works with plain PyTorch, Fabric and the Hugging Face Trainer. Where torch.distributed is initialized,
+    every process must make the same calls; the samples are divided among them.
 
     Args:
-        log_dir: directory of the run, for its event file and records; with ``writer`` it may be left out.
-        samples: a tensor ``[N, *shape]``, ``(x, labels)``, or a map-style dataset. Of several processes, only the first
-            one needs samples and writer.
+        log_dir: directory of the run, for its event file and records; not needed if you pass ``writer``.
+        samples: a tensor ``[N, *shape]``, ``(x, labels)``, or a map-style dataset. If there are several processes, only
+            the first one needs samples and writer.
         classes: as for ``InputHessianMonitor``.
         target: as for ``InputHessianMonitor``.
-        writer: the ``SummaryWriter`` of that directory, if the loop has one already (with Fabric:
+        writer: the ``SummaryWriter`` of that directory, if the loop already has one (with Fabric:
             ``fabric.logger.experiment``). It stays open.
-        keep_earlier: whether the records that an earlier run has saved in this directory all stay. By default, those
-            after the step of the first measurement are set aside, as they are when a training starts over.
+        keep_earlier: whether to keep all records that an earlier run saved in this directory. By default, those from
+            the step of the first measurement on are set aside, as for a run that starts over.
         progress_bar: whether measurements that take longer than a second show their progress on the terminal.
-        options: all other arguments of ``InputHessianMonitor`` but those that say when to measure. With
-            ``max_overhead``, training is all the time that the recorder exists and does not measure.
+        options: all other arguments of ``InputHessianMonitor``, except those that say when to measure. For
+            ``max_overhead``, all the time that the recorder exists and does not measure counts as training.
 
     Raises:
-        ConfigurationError: an argument is not allowed, or the samples cannot be used; the message says what is.
+        ConfigurationError: an argument is invalid, or the samples cannot be used; the message says what to do.
 
-    Cost: see ``input_spectrum``. Files are written and pictures drawn in a thread of their own, for which ``close`` and
-    the end of a ``with`` block wait.
+    Cost: see ``input_spectrum``. A background thread writes files and draws pictures; ``close`` and the end of a
+    ``with`` block wait for it.
 
     Example:
         >>> import tempfile, torch
@@ -111,17 +111,17 @@ class InputHessianRecorder:
         """Measures the model as it is now. Collective where torch.distributed is initialized.
 
         Args:
-            model: what is measured: the module itself, or what DDP or Fabric made of it.
-            step: the number of training steps so far, as an int or what stands for one in NumPy or torch.
-            epoch: in which it is, from 0.
-            logged_step: at which it is shown in TensorBoard; by default ``step``.
-            stage: ``"fit"``, or ``"validate"`` or ``"test"`` for a measurement apart from the training curve.
+            model: what to measure: the module itself, or as wrapped by DDP or Fabric.
+            step: the number of training steps so far, as an int or a whole number of NumPy or torch.
+            epoch: the current epoch, from 0.
+            logged_step: the step at which TensorBoard shows it; by default ``step``.
+            stage: ``"fit"``, or ``"validate"`` or ``"test"`` for a measurement that is not part of the training curve.
 
         Returns:
-            The record; None where it failed or was skipped, and on processes other than the first.
+            The record; None if the measurement failed or was skipped, and on processes other than the first.
 
         Raises:
-            ConfigurationError: the arguments do not fit the model; from the first measurement only.
+            ConfigurationError: the arguments do not fit the model; only at the first measurement.
             Exception: anything else with ``on_error="raise"``.
         """
         if not self._close_at_exit.alive:
@@ -143,6 +143,14 @@ class InputHessianRecorder:
             )
         return None if published is None else published.record
 
+    @property
+    def last_record(self) -> Record | None:
+        """The last measurement, without its whole matrices, which the record that ``measure`` returns has.
+
+        None before the first measurement, and on processes other than the first.
+        """
+        return self._run.last_record
+
     def state_dict(self) -> dict[str, Any]:
         """The samples and what keeps curves comparable, for a checkpoint: tensors and plain values."""
         return self._run.state_dict()
@@ -151,19 +159,19 @@ class InputHessianRecorder:
         """Continues from a checkpoint.
 
         Raises:
-            ConfigurationError: with ``strict``, it had other settings or samples; otherwise that is warned of.
+            ConfigurationError: with ``strict``, if it had different settings or samples; otherwise these warn.
         """
         self._run.load_state_dict(state_dict, strict=strict)
 
     def flush(self) -> None:
-        """Waits until everything is written; what could not be written warns or raises, as ``on_error`` says."""
+        """Waits until everything is written. Failures to write warn or raise, depending on ``on_error``."""
         try:
             self._run.flush()
         finally:
             self._event_file.flush()
 
     def close(self) -> None:
-        """Writes what is left and ends; at the latest when the program does."""
+        """Writes what is left and ends. Called at the end of the program if you do not call it."""
         self._close_at_exit()
 
     def __enter__(self) -> Self:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -206,6 +207,7 @@ def test_a_stream_is_not_read_ahead(tmp_path):
     [
         ({"every_n_epochs": 2}, [0, 8, 12]),
         ({"epochs": [0]}, [0, 4, 12]),
+        ({"epochs": np.arange(1, 3)}, [0, 8, 12]),
         ({"every_n_epochs": None}, [0, 12]),
         ({"every_n_epochs": None, "every_n_train_steps": 5}, [0, 5, 10, 12]),
     ],
@@ -262,6 +264,7 @@ def test_on_error_raise(tmp_path):
         ({"every_n_epochs": 0}, "every_n_epochs=0"),
         ({"every_n_train_steps": 1.5}, "every_n_train_steps=1.5"),
         ({"epochs": [-1]}, r"epochs=\[-1\]"),
+        ({"epochs": 3}, "epochs=3 must be whole numbers, counted from 0"),
         ({"method": "fast"}, "method='fast'"),
         ({"dtype": "bfloat16"}, "dtype='bfloat16'"),
         ({"on_error": "ignore"}, "on_error='ignore'"),
@@ -331,6 +334,30 @@ def test_a_dataset_index_out_of_range(tmp_path):
 def test_the_samples_are_fixed_for_the_whole_run(tmp_path):
     fit(tmp_path, small_monitor(), val_check_interval=0.5)
     assert len({r.x.tobytes() for r in load_records(tmp_path)}) == 1
+
+
+class Watching(Callback):
+    """Notes at every epoch's end the step that the monitor measured last."""
+
+    def __init__(self, monitor):
+        self.monitor, self.steps = monitor, []
+
+    def on_validation_start(self, trainer, pl_module):
+        record = self.monitor.last_record
+        self.steps.append(None if record is None else record.step)
+
+
+def test_the_last_record_is_at_hand_during_a_run_and_after_it(tmp_path):
+    monitor = small_monitor(heatmap_samples=1)
+    assert monitor.last_record is None
+    watching = Watching(monitor)
+    fit(tmp_path, monitor, watching)
+    assert watching.steps == [None, 0, 4]  # in the sanity check, and in both epochs
+    saved = load_records(tmp_path)[-1]
+    assert monitor.last_record.step == saved.step == 8
+    assert np.array_equal(monitor.last_record.eigenvalues, saved.eigenvalues)
+    assert monitor.last_record.hessian is None
+    assert saved.hessian is not None
 
 
 def test_a_monitor_can_serve_a_second_run(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from lightning_hessian import __version__
-from tools.check_dist import about_sdist, about_wheel, files_of_checkout, sdist_files, wheel_files
+from tools.check_dist import LOOK, about_sdist, about_wheel, files_of_checkout, sdist_files, wheel_files
 
 ROOT = Path(__file__).parent.parent
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text())
@@ -52,6 +52,13 @@ def test_a_file_too_many_or_too_few_is_found(built, name):
         "The sdist lacks c.",
         "The sdist holds a, which does not belong there.",
     ]
+
+
+def test_looking_for_measurements_ends_where_there_are_none(tmp_path):
+    look = [sys.executable, "-c", LOOK, str(tmp_path), "0.5"]
+    found = subprocess.run(look, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert found.returncode == 1
+    assert found.stderr.endswith(f"TensorBoard found no measurements in {tmp_path} within 0.5 seconds.\n")
 
 
 def test_what_is_cited_is_this_version():

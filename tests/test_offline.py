@@ -51,7 +51,7 @@ def test_the_curves_are_those_of_the_run(trained, tmp_path, capsys):
     assert measure(trained, tmp_path) == 0
     out = capsys.readouterr().out
     assert "epoch=0-step=4.ckpt: epoch 0, after 4 optimizer steps, dense" in out
-    assert f"2 measured, 1 already measured. Look: tensorboard --logdir {tmp_path}" in out
+    assert f"2 measured, 1 already measured. To see the results: tensorboard --logdir {tmp_path}" in out
     ours, theirs = load_records(tmp_path), load_records(trained / "run")[1:]
     assert names(ours) == names(theirs)
     for own, other in zip(ours, theirs, strict=True):
@@ -122,12 +122,12 @@ def test_other_weights_at_a_step_that_was_measured_are_named(trained, tmp_path, 
     torch.save(states[0], tmp_path / "a_step=10.pt")
     torch.save({"model": states[0], "optimizer": {}, "step": 10}, tmp_path / "b.pt")
     assert plain(trained, tmp_path) == 0
-    assert "1 measured, 1 already measured. Look" in capsys.readouterr().out
+    assert "1 measured, 1 already measured. To see the results" in capsys.readouterr().out
     torch.save(states[1], tmp_path / "a_step=10.pt")
     assert plain(trained, tmp_path) == 0
     out = capsys.readouterr().out
     assert "a_step=10.pt has other weights or buffers than the checkpoint of step 10 that was measured in" in out
-    assert "0 measured, 1 already measured, 1 skipped. Look" in out
+    assert "0 measured, 1 already measured, 1 skipped. To see the results" in out
     assert len(load_records(tmp_path / "logs")) == 1
 
 
@@ -159,7 +159,7 @@ def test_records_are_no_checkpoints(trained, tmp_path, capsys):
     assert plain(trained, tmp_path) == 0
     capsys.readouterr()
     assert plain(trained, tmp_path, pattern="**/*.safetensors") == 0
-    assert "0 measured, 1 already measured. Look" in capsys.readouterr().out
+    assert "0 measured, 1 already measured. To see the results" in capsys.readouterr().out
 
 
 def test_checkpoints_below_a_folder_that_is_named_as_that_of_records(trained, tmp_path):

@@ -148,7 +148,8 @@ def test_arguments_are_checked_at_construction(tmp_path):
 
 def test_integers_of_numpy_and_tensors_are_whole_numbers(tmp_path):
     one = np.int64(1)
-    with recorder(tmp_path, num_samples=one, num_eigenvalues=one, heatmap_samples=torch.tensor(1), seed=one) as rec:
+    options = {"num_samples": one, "num_eigenvalues": one, "seed": one, "keep_matrices": one}
+    with recorder(tmp_path, heatmap_samples=torch.tensor(1), density_vectors=np.int64(2), **options) as rec:
         rec.measure(small_network(), np.int64(3), epoch=torch.tensor(1), logged_step=np.int32(2))
     (record,) = load_records(tmp_path)
     assert (record.step, record.epoch, record.logged_step, len(record.x)) == (3, 1, 2, 1)
@@ -156,6 +157,21 @@ def test_integers_of_numpy_and_tensors_are_whole_numbers(tmp_path):
         for arguments in ({"step": 3.0}, {"step": True}, {"step": 3, "epoch": -1}, {"step": 3, "logged_step": 2.5}):
             with pytest.raises(ConfigurationError, match="must be a whole number of at least 0"):
                 rec.measure(small_network(), **arguments)
+
+
+def test_the_last_record_is_at_hand_without_its_matrices(tmp_path):
+    with recorder(tmp_path, heatmap_samples=1, target="logit") as rec:
+        assert rec.last_record is None
+        for number in range(2):
+            record = rec.measure(small_network(), number)
+            assert rec.last_record.step == number
+    assert np.array_equal(rec.last_record.eigenvalues, record.eigenvalues)
+    assert rec.last_record.overhead == record.overhead
+    assert record.matrix(0, 2).shape == (64, 64)
+    with pytest.raises(ValueError, match="last_record keeps none; the saved record, which load_records returns, may"):
+        rec.last_record.matrix(0, 2)
+    with pytest.raises(AttributeError):
+        rec.last_record = record
 
 
 def test_samples_in_arrays_of_numpy(tmp_path):

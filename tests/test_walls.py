@@ -65,7 +65,7 @@ WALLS = {
     "operator": Wall("torch", "curvature.* linear_operators model.*", when_needed="typing_extensions"),
     "functional": Wall("torch", "curvature curvature.* model operator", when_needed="typing_extensions"),
     "records": Wall("numpy"),
-    "records.payload": Wall("numpy safetensors"),
+    "records.payload": Wall("numpy safetensors", "records"),
     "records.event_format": Wall("numpy safetensors", "records records.payload"),
     "records.locations": Wall("numpy safetensors", "records records.payload", when_needed="fsspec"),
     "records.files": Wall("numpy safetensors", "records records.event_format records.locations records.payload"),
@@ -112,7 +112,7 @@ WALLS = {
         "curvature model records records.files records.locations training training.distributed training.output "
         "training.places training.progress training.resume training.schedule",
     ),
-    "training.trainer_run": Wall("PIL matplotlib safetensors torch", "training.*"),
+    "training.trainer_run": Wall("PIL matplotlib safetensors torch", "records training.*"),
     "recorder": Wall(
         "PIL matplotlib safetensors torch",
         "model records records.locations training training.distributed training.places training.progress training.run "

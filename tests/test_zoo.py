@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.networks import custom_function
 from torch import Tensor
 
 from benchmarks.common import RESULTS
@@ -32,19 +33,11 @@ def smooth(x: Tensor) -> Tensor:
     return x.sin().prod(dim=1) + x.pow(3).sum(dim=1)
 
 
-class Lying(torch.autograd.Function):
-    @staticmethod
-    def forward(context: Any, x: Tensor) -> Tensor:
-        context.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:
-        return 3.3 * context.saved_tensors[0] ** 2 * gradient
+lying = custom_function(lambda x: x**3, lambda x: 3.3 * x**2)
 
 
 def test_the_truth_comes_from_values() -> None:
-    truth = truth_of(case(lambda x: Lying.apply(x).sum(1)))
+    truth = truth_of(case(lambda x: lying(x).sum(1)))
     x = case(smooth).x
     assert truth.kind == ["smooth"] * 3
     torch.testing.assert_close(truth.hessian[:, 0], torch.diag_embed(6 * x), atol=1e-7, rtol=0)
@@ -72,7 +65,7 @@ def test_what_is_right_is_called_right(how: str) -> None:
 @pytest.mark.parametrize("how", WAYS)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_what_is_found_out_is_called_caught(how: str) -> None:
-    known = case(lambda x: Lying.apply(x).sum(1))
+    known = case(lambda x: lying(x).sum(1))
     assert judge(known, truth_of(known), how).verdict == "caught"
 
 

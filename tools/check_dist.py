@@ -30,23 +30,32 @@ from tools.compat import requirements
 ROOT = Path(__file__).parents[1]
 PACKAGE = "lightning_hessian"
 KINDS = {".py", ".js", ".css", ".md", ".typed"}
+PATIENCE = 120.0  # seconds for TensorBoard to read a small event file on a busy machine
 IN_DIST_INFO = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
-LOOK = """
-import json, sys, time
+WHERE = """
+import sys
 from pathlib import Path
-from urllib.request import urlopen
 import lightning_hessian
-from tensorboard import default, program
 
 place = Path(lightning_hessian.__file__)
 assert place.is_relative_to(sys.prefix), f"{place} is not that of the wheel"
+"""
+LOOK = """
+import json, sys, time
+from urllib.request import urlopen
+from tensorboard import default, program
+
+logdir, patience = sys.argv[1], float(sys.argv[2])
 board = program.TensorBoard(plugins=default.get_plugins())
-board.configure(logdir=sys.argv[1], load_fast="false", port=0)
+board.configure(logdir=logdir, load_fast="false", port=0)
 address = board.launch()
 listing = json.load(urlopen(f"{address}data/plugins_listing"))
 assert listing["input_hessian"]["tab_name"] == "Input Hessian", sorted(listing)
 ours = f"{address}data/plugin/input_hessian"
-while not (runs := json.load(urlopen(f"{ours}/runs"))["runs"]):
+deadline = time.monotonic() + patience
+while not (runs := json.load(urlopen(f"{ours}/runs", timeout=patience))["runs"]):
+    if time.monotonic() > deadline:
+        sys.exit(f"TensorBoard found no measurements in {logdir} within {patience:g} seconds.")
     time.sleep(0.1)
 (tag,) = runs[0]["tags"]
 assert tag["files"] and len(tag["steps"]) > 1, tag
@@ -153,7 +162,8 @@ def use(python: Path, place: Path) -> None:
     shutil.copy(ROOT / "examples" / "mnist_cnn.py", place)
     demo = run(python, "mnist_cnn.py", "--epochs", "1", "--classes", "3", "--log-dir", "logs")
     print(re.search("Held-out accuracy.*", demo).group(), flush=True)
-    print(run(python, "-c", LOOK, "logs").strip(), flush=True)
+    run(python, "-c", WHERE)
+    print(run(python, "-c", LOOK, "logs", str(PATIENCE)).strip(), flush=True)
     if find_spec("mypy") is None:
         print("mypy is not installed: types are not checked.")
         return

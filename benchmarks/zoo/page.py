@@ -65,29 +65,30 @@ def page(result: dict[str, Any]) -> str:
     environment = result["environment"]
     commits = ", ".join(f"`{c}`" for c in result["commits"])
     sections = [section(verdict, result["exceptions"]) for verdict in SHOWN]
-    return f"""# What was measured right, refused and missed
+    return f"""# Zoo
 
-`make zoo` measures every operation and layer that PyTorch tests itself with (`op_db` and `module_db` of
-`torch.testing._internal`), and the networks of transformers that can be made from a small configuration. Each is a
-function of a few entries of its first floating-point input, at one sample and at three, in float64 and partly in
-float32. Gradient and Hessian are compared with central differences of values in float64, which are computed apart from
-the package with up to five triples of steps. This page is generated; torch {environment["torch"]},
-{environment["date"][:10]}, commits {commits}.
+How often are the numbers right, and does the package notice when they are not? `make zoo` measures every operation and
+layer in PyTorch's own test suite (`op_db` and `module_db` of `torch.testing._internal`), and the models of transformers
+that can be built from a small configuration. Each is a function of a few entries of its first floating-point input,
+measured at one sample and at three, in float64 and partly in float32. Gradients and Hessians are compared with central
+differences of float64 values, which are computed independently of the package with up to five triples of step sizes.
+This page is generated from `benchmarks/results/zoo.json` (torch {environment["torch"]}, {environment["date"][:10]},
+commits {commits}; "dirty" marks uncommitted changes).
 
-| | looked at | cases | {" | ".join(reversed(VERDICTS))} |
+| | examined | cases | {" | ".join(reversed(VERDICTS))} |
 |---|---|---|{"---|" * len(VERDICTS)}
 {chr(10).join(rows)}
 
-Looked at are operations, layers and model types; of a type that cannot be made small, or needs more than one input,
-there is no case. Every case is measured in three ways.
+"Examined" counts operations, layers and model types. A type that cannot be built small, or that needs more than one
+input, has no case. Every case is measured in three ways, and each outcome is counted as one of the following.
 
-- **right**: valid, and equal to the differences within 1 % (3 % in float32) of the largest entry.
-- **undecidable**: the differences do not settle as the step shrinks (a kink, a jump, the border of a domain).
-- **caught**: marked as not valid, and it is not: wrong, random or not finite.
-- **refused**: an error says why nothing can be measured.
-- **alarmed**: marked as not valid although it is right.
-- **crashed**: any other exception, or the end of the process.
-- **wrong**: valid, and different from the differences.
+- **right**: reported as valid, and equal to the differences within 1 % (3 % in float32) of the largest entry.
+- **undecidable**: the differences do not converge as the step shrinks (a kink, a jump, the border of a domain).
+- **caught**: reported as not valid, correctly: the result is wrong, random or not finite.
+- **refused**: an error explains why nothing can be measured.
+- **alarmed**: reported as not valid, although the result is right (a false alarm).
+- **crashed**: any other exception, or the process died.
+- **wrong**: reported as valid, but different from the differences.
 
 {chr(10).join(filter(None, sections))}"""
 

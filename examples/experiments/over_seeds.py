@@ -101,7 +101,7 @@ class Result:
         for setting in self.rows:
             cells = (self.estimate(setting, name) for name in names)
             lines.append([setting, *(f"{cell.mean:.3g} ± {cell.error:.2g}" for cell in cells)])
-        lines += [[], ["said to be so", "here", "verdict"], ["---"] * 3]
+        lines += [[], ["claim", "here (95 % interval)", "verdict"], ["---"] * 3]
         lines += [[claim.says, claim.measured, claim.verdict] for claim in self.claims]
         escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
         return "\n".join(f"| {' | '.join(line)} |" if line else "" for line in escaped)

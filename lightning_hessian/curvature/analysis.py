@@ -10,7 +10,13 @@ from torch import Tensor
 from lightning_hessian.curvature.batching import concatenate, in_groups
 from lightning_hessian.curvature.checks.coupling import has_changed_at_random
 from lightning_hessian.curvature.checks.diagnosis import CURVED, Diagnosis, Finding, Kind, advice
-from lightning_hessian.curvature.checks.zero import kind_in_outputs, kind_of_zero, weighted_outputs, zero_in_float64
+from lightning_hessian.curvature.checks.zero import (
+    gradients_contradict,
+    kind_in_outputs,
+    kind_of_zero,
+    weighted_outputs,
+    zero_in_float64,
+)
 from lightning_hessian.curvature.cost_model import ForwardPass, ModelCosts, check_group, fitting_samples
 from lightning_hessian.curvature.meter import Stopwatch
 from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse
@@ -27,9 +33,9 @@ class Derivatives:
 
     Attributes:
         outputs: ``[N, C]``.
+        values: of the targets, ``[N, K]``.
         gradient: of the targets, ``[N, K, D]``.
         outputs_hvp: ``[N, D]``, the HVP of one random weighted sum of each sample's outputs, or None.
-        values: of the targets, ``[N, K]``.
         seconds_per_matvec: one HVP of every problem takes, as that of the outputs did; None without one.
     """
 
@@ -186,7 +192,8 @@ def differentiate(
 def _kind_of_outputs(first: TargetBatch, num_outputs: int, generator: torch.Generator) -> Kind:
     """Of a network whose second derivatives are zero: confirmed in float64, and looked at elsewhere."""
     outputs = weighted_outputs(first, num_outputs, generator)
-    return kind_of_zero(outputs, generator) if zero_in_float64(outputs, generator) else "curved"
+    is_zero = zero_in_float64(outputs, generator) and not gradients_contradict(outputs, generator).any()
+    return kind_of_zero(outputs, generator) if is_zero else "curved"
 
 
 def finite_samples(batch: TargetBatch, values: Tensor, gradient: Tensor) -> tuple[Tensor, list[Finding]]:

@@ -70,7 +70,7 @@ class AllocatedBytes(TorchDispatchMode):  # type: ignore[no-untyped-call] # torc
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call] # as above
         self.total = self.peak = self.count = 0
         self.operations: set[Any] = set()
         self._in_use = 0

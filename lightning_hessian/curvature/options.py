@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 
 from lightning_hessian.curvature.memory import available_memory
-from lightning_hessian.errors import ConfigurationError, check_choice, store_whole_numbers
+from lightning_hessian.errors import ConfigurationError, check_choice, store_whole_numbers, whole_number
 
 MethodName = Literal["dense", "low_rank", "lanczos"]
 MethodChoice = Literal["auto", "dense", "low_rank", "lanczos"]
@@ -59,12 +59,16 @@ class Options:
             raise ConfigurationError(
                 f"max_seconds={seconds!r} must be a positive number of seconds, or None for no limit."
             )
-        whole = isinstance(self.density_vectors, int) and not isinstance(self.density_vectors, bool)
-        if not whole or self.density_vectors < 0 or self.density_vectors == 1:
+        try:
+            num_vectors = whole_number("density_vectors", self.density_vectors, 0)
+        except ConfigurationError:
+            num_vectors = 1  # as little allowed
+        if num_vectors == 1:
             raise ConfigurationError(
                 f"density_vectors={self.density_vectors!r} must be 0 (no density) or a whole number of at least 2: the "
                 f"standard error comes from the spread over starting vectors."
             )
+        object.__setattr__(self, "density_vectors", num_vectors)
 
     def memory(self, device: torch.device) -> int:
         """The bytes that may be used on ``device``."""

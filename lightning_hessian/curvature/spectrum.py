@@ -38,7 +38,7 @@ class Decomposition:
         trace_error, frobenius_norm_error, gauss_newton_norm_error, functional_norm_error, diagonal_error: their
             standard errors, in the same shapes; 0 where they are exact.
         gradient_curvature: ``[N, K]``, gᵀHg / gᵀg, the curvature along the gradient; NaN where g = 0.
-        asymmetry: ``[N, K]``, ‖H − Hᵀ‖ / ‖H‖ in the Frobenius norm before H was symmetrised; for ``lanczos``
+        asymmetry: ``[N, K]``, ‖H − Hᵀ‖ / ‖H‖ in the Frobenius norm before H was made symmetric; for ``lanczos``
             an estimate from all pairs of ten random vectors.
     """
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from lightning_hessian.records.matrices import Array
 
 FAR_BEYOND = 3  # times the scale: a picture that exceeds it by more would show signs only
 PERCENTILE = 99  # of |H|: a few large entries hide the rest

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lightning_hessian.records.histogram import histogram_accuracy, histogram_counts
+from lightning_hessian.records.matrices import Array
 from lightning_hessian.records.metrics import METRICS
-from lightning_hessian.records.payload import Array, DamagedDataError, pack, unpack
+from lightning_hessian.records.payload import DamagedDataError, pack, unpack
 
 if TYPE_CHECKING:
     from lightning_hessian.records.record import ClassId, Record, Stage

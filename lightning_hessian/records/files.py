@@ -29,8 +29,6 @@ from lightning_hessian.records.record import Record
 
 FORMAT_VERSION = 2
 FILE_NAME = re.compile(r"step_(\d+)(_[a-z]+)?\.safetensors")  # as file_name makes them: step, stage outside a fit
-
-
 POINTER = "location.txt"  # in the folder of a monitor whose records are beside another logger's files
 
 

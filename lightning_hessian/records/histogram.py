@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lightning_hessian.records.matrices import Array, rounding
+
 if TYPE_CHECKING:
     from lightning_hessian.records.record import Record
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 SMALLEST_DECADE = -12  # |λ| at or below 1e-12 is drawn at 0
 NUM_BINS = 64
@@ -76,8 +76,8 @@ def whole_spectra(record: Record, class_index: int) -> tuple[Array, Array, Array
     assert record.hessian is not None
     valid = valid[valid < len(record.hessian)]
     values = np.linalg.eigvalsh(record.hessian[valid, class_index])
-    rounding = 10 * np.finfo(values.dtype).eps * num_inputs**0.5 * np.abs(values).max(axis=-1, keepdims=True)
-    nodes = np.where(np.abs(values) > rounding, values, 0.0)[:, None]
+    magnitudes = np.abs(values)
+    nodes = np.where(magnitudes > rounding(magnitudes, num_inputs), values, 0.0)[:, None]
     return valid, nodes, np.ones(nodes.shape)
 
 

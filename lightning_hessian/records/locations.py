@@ -49,16 +49,8 @@ class Url:
         self._files.invalidate_cache()
         return [Url(self._files.unstrip_protocol(found)) for found in self._files.glob(f"{self._inside}/{pattern}")]
 
-    def iterdir(self) -> list[Url]:
-        """What is inside."""
-        return self.glob("*")
-
     def __fspath__(self) -> str:
         return self.url
-
-    def exists(self) -> bool:
-        """Whether it is there."""
-        return bool(self._files.exists(self._inside))
 
     def stat(self) -> os.stat_result:
         """Its size, and zeros."""

@@ -38,8 +38,7 @@ def from_eigenvectors(eigenvalues: Array, vectors: Array, index: Array, *, rows:
     Args:
         eigenvalues: ``[M]``, all that are not zero.
         vectors: ``[V, D]``.
-        index: ``[V]``, their positions among the eigenvalues. Eigenvalues that may be rounding only need no vector:
-            |λ| ≤ 10·eps·√D·max |λ|, a heuristic.
+        index: ``[V]``, their positions among the eigenvalues. Eigenvalues that may be ``rounding`` need no vector.
         rows: which of the D rows.
     """
     if not spans(eigenvalues, index, vectors.shape[-1]):
@@ -53,6 +52,12 @@ def from_eigenvectors(eigenvalues: Array, vectors: Array, index: Array, *, rows:
 def spans(eigenvalues: Array, index: Array, num_inputs: int) -> bool:
     """Whether every eigenvalue that is not zero to rounding has its eigenvector, for all of ``[..., M]``."""
     rest = np.abs(eigenvalues)
-    rounding = 10 * np.finfo(rest.dtype).eps * num_inputs**0.5 * rest.max(axis=-1, keepdims=True)
+    limit = rounding(rest, num_inputs)
     np.put_along_axis(rest, index, 0, axis=-1)
-    return bool((rest <= rounding).all())
+    return bool((rest <= limit).all())
+
+
+def rounding(magnitudes: Array, num_inputs: int) -> Array:
+    """The |λ| ``[..., 1]`` up to which rounding alone may have made an eigenvalue of ``[..., M]``: a heuristic."""
+    limit: Array = 10 * np.finfo(magnitudes.dtype).eps * num_inputs**0.5 * magnitudes.max(axis=-1, keepdims=True)
+    return limit

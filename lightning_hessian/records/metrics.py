@@ -114,7 +114,7 @@ _ROWS = (
         "Frobenius norm",
         CURVATURE,
         "√Σ λ²",
-        "the root of the sum of squared eigenvalues: all curvature, whatever its sign",
+        "the square root of the sum of squared eigenvalues: all curvature, whatever its sign",
         is_logged=True,
         has_error=True,
     ),
@@ -148,7 +148,7 @@ _ROWS = (
         "norm of the Gauss–Newton term",
         CURVATURE,
         "‖JᵀAJ‖",
-        "the curvature that the target (such as softmax) adds to the slopes of the outputs, in the Frobenius norm",
+        "the curvature that comes from the target (such as the softmax), in the Frobenius norm",
         has_error=True,
     ),
     Metric(
@@ -164,8 +164,8 @@ _ROWS = (
         "Gauss–Newton share",
         "",
         "‖JᵀAJ‖ / (‖JᵀAJ‖ + ‖Σ ∂τ/∂z ∇²z‖)",
-        "how much of the curvature the target (such as softmax) adds to the slopes of the outputs; the rest is the "
-        "curvature of the outputs themselves. Falling curvature with a share near 1 is often only a saturated softmax",
+        "the share of the curvature that comes from the target (such as the softmax); the rest is the curvature of the "
+        "outputs themselves. If curvature falls while the share is near 1, the softmax may simply be saturating",
         is_logged=True,
         has_error=True,
         reading=lambda value: (
@@ -178,7 +178,7 @@ _ROWS = (
         "negative share",
         "",
         "Σ_{λ<0} |λ| / Σ |λ|",
-        "how much of Σ |λ| is negative",
+        "how much of Σ |λ| comes from negative eigenvalues",
         needs_all=True,
         reading=lambda value: f"About {100 * value:.0f} % of the curvature bends the target downwards.",
     ),
@@ -211,8 +211,8 @@ _ROWS = (
         "top-eigenvector cosine",
         "",
         "|vᵀv′|",
-        "|cos| between the top eigenvectors at this measurement and at the previous one: 1 means that they have not "
-        "turned; a degenerate group counts as one. Undefined where no gap separates them from the rest",
+        "|cos| between the top eigenvectors of this measurement and the previous one: 1 means that they have not "
+        "turned. Degenerate eigenvectors are compared as a group. Undefined if no gap separates them from the rest",
         COMPARISON,
         is_logged=True,
         depends_on="both ends",
@@ -222,8 +222,8 @@ _ROWS = (
         "top-subspace overlap",
         "",
         "‖VᵀV′‖² / k",
-        "the overlap of the subspaces of the k top eigenvectors at this measurement and at the previous one, cut at "
-        "their clearest common gap: 1 means that they are the same. Undefined where there is no gap",
+        "the overlap of the subspaces of the k top eigenvectors of this measurement and the previous one, with k at "
+        "the clearest gap of both spectra: 1 means that they are the same. Undefined if there is no gap",
         COMPARISON,
         is_logged=True,
         depends_on="both ends",
@@ -267,33 +267,34 @@ def to_markdown() -> str:
     with_errors = ", ".join(f"`{m.name}_error`" for m in _ROWS if m.has_error)
     return f"""# Metrics
 
-One number for each sample and class, from the Hessian H of the target with respect to the input. λ are its eigenvalues,
-v its eigenvectors, g is the gradient; a prime marks the previous measurement. "Target" in a unit stands for `logit`,
-`prob`, … H = JᵀAJ + Σ ∂τ/∂z ∇²z, where z are the outputs, J is their Jacobian, and A is the Hessian of the target τ
-with respect to z.
+Each metric is one number per sample and class, computed from the Hessian H of the target with respect to the input. Its
+eigenvalues are λ, its eigenvectors v, and g is the gradient; a prime marks the previous measurement. "Target" in a unit
+stands for `logit`, `prob`, … The two terms of H = JᵀAJ + Σ ∂τ/∂z ∇²z contain the outputs z, their Jacobian J, and the
+Hessian A of the target τ with respect to z.
 
-Names with a slash are TensorBoard tags: mean over samples, with the 10th and 90th percentile under `hessian_spread/…`.
-Every metric is an attribute of a record, `[samples, classes]`, and a column of `to_dataframe`.
+Names with a slash are TensorBoard tags; they hold the mean over samples, with the 10th and 90th percentiles under
+`hessian_spread/…`. Every metric is an attribute of a record, `[samples, classes]`, and a column of `to_dataframe`.
 
 {table}
 
-Standard errors, 0 where the value is exact: {with_errors}.
+These attributes hold standard errors, which are 0 for exact values: {with_errors}.
 
-Where they are defined:
+Where the metrics are defined in the code:
 
 {defined_in}
 
 ## Checks
 
-`record.finite_difference_error` `[samples, classes]` is the relative error of a Hessian: how far its curvature along
-one direction is from a central difference of values at the sample itself, divided by max |λ| (for a zero Hessian, not
-divided). It is NaN where it was not checked at this measurement: later measurements take turns through the samples. Up
-to {AGREEMENT:g} is called agreement; where rounding is all that is wrong, it is far smaller.
+`record.finite_difference_error` `[samples, classes]` is the relative error of a Hessian: the difference between its
+curvature along one direction and a central difference of values at the sample itself, divided by max |λ| (not divided
+for a zero Hessian). It is NaN if the sample was not checked at this measurement: later measurements check only some
+of the samples, in rotation. Up to {AGREEMENT:g} counts as agreement; if rounding is the only error, it is far
+smaller.
 
 `record.valid` `[samples, classes]` is False where the Hessian is wrong or not finite, and `record.message` says at
-which samples and why. All numbers of such a sample and class are NaN, nothing of it counts as converged, and means,
-percentiles and histograms are of the others: for your own, `numpy.nanmean`. Tab, report and texts call it "not valid".
-Both are columns of `to_dataframe`.
+which samples and why. All numbers of such a sample and class are NaN, none of its eigenvalues count as converged, and
+means, percentiles and histograms leave it out; use `numpy.nanmean` for means of your own. The tab, the report and the
+texts call it "not valid". Both attributes are columns of `to_dataframe`.
 
 This page is generated: `python -m lightning_hessian.records.metrics > docs/metrics.md`.
 """

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from lightning_hessian.records.matrices import Array
 
 META = "lightning_hessian"  # the key of our JSON in the metadata
 DTYPES = {

@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lightning_hessian.records.matrices import from_eigenvectors, spans
+from lightning_hessian.records.matrices import Array, from_eigenvectors, spans
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Stage = Literal["fit", "validate", "test"]
 OF_CLASSES = ("prob", "log_prob", "loss", "margin")  # targets that take the outputs for logits of classes
 ClassId = int | str
@@ -34,16 +33,16 @@ class Record:
         x: the differentiated input at the samples, or the output of the layer that ``wrt`` names, ``[N, *shape]``.
         labels: ``[N]``, or None.
         predicted: ``[N]``, the class of the largest output.
-        classes: ``[N, K]``.
-        class_ids: the K outputs looked at, as the user named them: ``(2, 3)``, ``("label",)`` or ``("predicted",)``.
+        classes: ``[N, K]``, the numbers of the outputs.
+        class_ids: the K outputs measured, as the user named them: ``(2, 3)``, ``("label",)`` or ``("predicted",)``.
         class_names: names of all classes, or None.
         density_nodes: ``[N, K, S, m]``, the nodes of ``Spectrum.density``, or None. S = 1: the eigenvalues themselves,
             zeros included; S ≥ 2: an estimate from S random starting vectors.
         density_weights: ``[N, K, S, m]``, their weights, which sum to 1 over m, or None.
         finite_difference_error: ``[N, K]``, relative to max |λ|: how far the Hessian is from a central difference of
             values, at the sample itself; NaN where it was not checked at this measurement. See ``Spectrum``.
-        valid: ``[N, K]``, False where there is no Hessian that may be shown: all numbers are NaN there, and the message
-            says why.
+        valid: ``[N, K]``, False where the Hessian is wrong or not finite: all its numbers are NaN, and the message says
+            why.
         metrics: ``[N, K]`` each, by name. Comparisons with the previous measurement are NaN where they are not
             defined, as at the first one; see ``subspace.SubspaceOverlap``.
         hessian: ``[S, K, D, D]``, whole matrices of the first S samples, or None where there are none.
@@ -136,7 +135,7 @@ class Record:
         )
 
     def summary(self) -> str:
-        """The measurement in words, for a lab book: what it was, its numbers and what they say, how it was made.
+        """The measurement in words, for a lab notebook: what was measured and how, the numbers and what they mean.
 
         Example:
             >>> from lightning_hessian import load_records

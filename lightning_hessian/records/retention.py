@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 from lightning_hessian.errors import ConfigurationError, whole_number
 from lightning_hessian.records.record import Record
@@ -18,20 +18,20 @@ class KeepMatrices:
     """Which whole matrices are saved, as exact upper triangles.
 
     Args:
-        every_n: those of every n-th measurement of a run, starting with the first.
-        max_total_bytes: how much the matrices of a run may take, by default 1 GiB; beyond that, none are saved. After a
+        every_n: save those of every n-th measurement of a run, starting with the first.
+        max_total_bytes: the total size of a run's matrices, by default 1 GiB; beyond that, none are saved. After a
             resume, existing files count in full.
 
     Raises:
-        ConfigurationError: an argument is not one of those allowed.
+        ConfigurationError: an argument is invalid.
     """
 
     every_n: int = 1
     max_total_bytes: int = 2**30
 
     def __post_init__(self) -> None:
-        whole_number("keep_matrices: every_n", self.every_n, 1)
-        whole_number("keep_matrices: max_total_bytes", self.max_total_bytes, 0)
+        for name, least in (("every_n", 1), ("max_total_bytes", 0)):
+            object.__setattr__(self, name, whole_number(f"keep_matrices: {name}", getattr(self, name), least))
 
 
 def keep_policy(given: bool | int | Mapping[str, Any] | KeepMatrices | None) -> KeepMatrices | None:
@@ -44,8 +44,8 @@ def keep_policy(given: bool | int | Mapping[str, Any] | KeepMatrices | None) -> 
         return given
     if isinstance(given, bool):
         return KeepMatrices() if given else None
-    if isinstance(given, int):
-        return KeepMatrices(every_n=given)
+    if isinstance(given, SupportsIndex):  # NumPy's whole numbers too
+        return KeepMatrices(every_n=whole_number("keep_matrices: every_n", given, 1))
     try:
         return KeepMatrices(**given)
     except TypeError:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lightning_hessian.records.matrices import Array
 from lightning_hessian.records.metrics import LOGGED, Metric
 
 if TYPE_CHECKING:
     from lightning_hessian.records.record import Record
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 PERCENTILES = (10, 90)
 EIGENVALUES = ("lambda_max", "lambda_min", "spectral_norm")  # metrics whose error is a residual

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lightning_hessian.records.matrices import Array
+
 if TYPE_CHECKING:
     from lightning_hessian.records.record import Record
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 # A gap in |λ|, relative to the largest, that separates eigenvectors. A heuristic from sin θ ≤ ‖change of H‖ / gap
 # (Davis and Kahan, 1970): below it a change of H by 5 % may rotate them into each other completely.

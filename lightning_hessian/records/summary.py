@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lightning_hessian.records.metrics import SUMMARIZED, Metric
-from lightning_hessian.records.record import Record, class_title
+from lightning_hessian.records.record import Record
 from lightning_hessian.records.statistics import mean_errors, num_not_converged, over_samples
 from lightning_hessian.records.validity import about_validity
 
@@ -22,7 +22,7 @@ def summary(record: Record) -> str:
     ]
     with_what = f", {' on '.join(filter(None, made))}" if any(made) else ""
     lines = [
-        f"Input-Hessian of {record.target}{f' ({record.name})' if record.name else ''}, {record.when}: "
+        f"Input Hessian of {record.target}{f' ({record.name})' if record.name else ''}, {record.when}: "
         f"{_about_size(record)}.",
         *filter(None, notes),
         "",
@@ -131,7 +131,9 @@ def _about_metric(record: Record, metric: Metric) -> list[str]:
 
 
 def _class_words(record: Record, class_index: int) -> str:
-    """A class with its name, if it has one."""
+    """A class, or an output of a regression, with its name if it has one."""
     class_id = record.class_ids[class_index]
-    known = record.class_names and isinstance(class_id, int)
-    return f"{class_title(class_id)} ({record.output_name(class_id)})" if known else class_title(class_id)
+    if isinstance(class_id, str):
+        return class_id
+    words = f"{'class' if record.has_classes else 'output'} {class_id}"
+    return f"{words} ({record.output_name(class_id)})" if record.class_names else words

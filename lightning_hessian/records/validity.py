@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lightning_hessian.records.matrices import Array
+
 if TYPE_CHECKING:
     from lightning_hessian.records.record import Record
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 AGREEMENT = 1e-2  # the largest relative error that is called agreement: the tolerance of the finite-difference check
 BY_ENTRY = (

@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from lightning_hessian.records.record import Array
+from lightning_hessian.records.matrices import Array
 
 BLACK, GRAY, PALE, RED, BLUE = (20, 20, 20), (110, 110, 110), (232, 232, 232), (178, 24, 43), (33, 102, 172)
 Box = tuple[float, float, float, float]

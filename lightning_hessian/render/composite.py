@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from lightning_hessian.records.color_scale import FAR_BEYOND, PERCENTILE, color_limit
-from lightning_hessian.records.record import Array, ClassId, Record
+from lightning_hessian.records.matrices import Array
+from lightning_hessian.records.record import ClassId, Record
 from lightning_hessian.render.canvas import GRAY, PALE, Box, Canvas, colored
 from lightning_hessian.render.maps import (
     DIVERGING,

@@ -8,7 +8,8 @@ from math import prod
 
 import numpy as np
 
-from lightning_hessian.records.record import Array, ClassId, Record
+from lightning_hessian.records.matrices import Array
+from lightning_hessian.records.record import ClassId, Record
 
 DIVERGING = "RdBu_r"  # red is positive, blue is negative, white is zero
 

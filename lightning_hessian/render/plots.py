@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lightning_hessian.records.color_scale import color_limit
-from lightning_hessian.records.record import Array, ClassId, Record
+from lightning_hessian.records.matrices import Array
+from lightning_hessian.records.record import ClassId, Record
 from lightning_hessian.render.maps import (
     DIVERGING,
     InputMap,

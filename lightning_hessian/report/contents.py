@@ -23,7 +23,8 @@ from lightning_hessian.records.answers import history, matrix, sample
 from lightning_hessian.records.answers.history import Answer, History, count
 from lightning_hessian.records.event_format import FOLDER, Summary, pack_summary, read_summary, tag
 from lightning_hessian.records.files import load_record, monitors, record_paths
-from lightning_hessian.records.payload import Array, ArrayFile, open_arrays, pack
+from lightning_hessian.records.matrices import Array
+from lightning_hessian.records.payload import ArrayFile, open_arrays, pack
 from lightning_hessian.records.record import Stage
 
 Contents = dict[str, Callable[[], Answer]]

@@ -74,8 +74,8 @@ def write_report(
 ) -> Path:
     """Writes one HTML file with everything that the "Input Hessian" tab shows about some runs.
 
-    It opens in any browser from 2023 or later, without a network: to mail, or as a supplement. An existing file is
-    replaced, completely or not at all.
+    It opens in any browser from 2023 or later, without a network, so it can be mailed or used as a supplement. An
+    existing file is replaced completely or not at all.
 
     Args:
         log_dirs: directories of runs, or above them, as for ``tensorboard --logdir``.
@@ -130,7 +130,7 @@ def _page(title: str, tags: Sequence[Tag], store: Store) -> str:
 
 
 def _title(runs: Sequence[str]) -> str:
-    return f"Input-Hessian: {', '.join(runs[:3])}{f' and {len(runs) - 3} more' if len(runs) > 3 else ''}"
+    return f"Input Hessian: {', '.join(runs[:3])}{f' and {len(runs) - 3} more' if len(runs) > 3 else ''}"
 
 
 def import_map() -> dict[str, str]:

@@ -265,7 +265,7 @@ def _check_valid(measurement: Measurement, settings: MeasurementSettings, before
     """Raises unless there is a number to show; warns where some are not valid that were ``before``."""
     spectrum = measurement.spectrum
     if not spectrum.valid.any():
-        message = f"No input-Hessian can be trusted. {spectrum.diagnosis.message}"
+        message = f"No input Hessian can be trusted. {spectrum.diagnosis.message}"
         raise MeasurementError(message, cause=f"not valid: {spectrum.diagnosis.kind}")
     invalid = (~spectrum.valid).any(dim=1)
     num_invalid = int(invalid.sum())

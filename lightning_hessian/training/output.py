@@ -40,17 +40,18 @@ class RunOutput:
         self._show_warning, self._show_message = warn, inform
         self._warned: set[str] = set()
         self.notices = set(known)
-        self.failure: str | None = None  # of the last measurement that failed
+        self.failure: str | None = None  # the last one
         self._is_open = False
-        self._expected: float | None = None  # seconds, from the first measurement on
+        self._expected = 0.0  # seconds, as last announced
+        self._num_expected = 0
         self._advised = False
         self._make = partial(Publisher, keep_matrices=settings.keep_matrices, name=settings.measurement.name)
-        self._publisher = self._make((), None)
+        self._publisher = self._make(())
 
     def open(self, loggers: Sequence[Any]) -> None:
         """Publishes to these loggers from now on."""
         if not self._is_open:
-            self._publisher, self._is_open = self._make(loggers, None), True
+            self._publisher, self._is_open = self._make(loggers), True
 
     def save_in(self, folder: str) -> None:
         """Saves records in this directory from now on."""
@@ -79,6 +80,11 @@ class RunOutput:
         )
         self._publisher.publish_failure(str(error), at.logged_step)
 
+    def survive(self, error: Exception) -> None:
+        """Warns of a failure outside of the measurements."""
+        self.failure = f"{type(error).__name__}: {error}"
+        self.warn(f"an unexpected failure, and the run continues. {self.failure}")
+
     def must_raise(self, error: Exception, *, before_training: bool) -> bool:
         """Whether a failure ends the run: ``on_error`` says so, or the settings are at fault and nothing is lost."""
         return self._on_error == "raise" or (before_training and isinstance(error, ConfigurationError))
@@ -103,17 +109,21 @@ class RunOutput:
         """Ends writing without raising: training has ended, or is ending for a reason of its own."""
         for error in self.flush():
             self.warn(str(error), cause=error.cause)
-        self._publisher, self._is_open = self._make((), None), False
+        self._publisher, self._is_open = self._make(()), False
 
     def expect(self, expected: Expectation, where: str) -> None:
-        """Says once what is measured and ``where`` to look; later only where a measurement takes twice as long."""
-        seconds, is_first = expected.seconds or 0.0, self._expected is None
-        if not is_first and seconds <= max(LONG, 2 * (self._expected or 0.0)):
+        """Says once what is measured and ``where`` to look; later only where a measurement takes twice as long.
+
+        The second measurement is expected to take as long as the first one did, which also did what a run does once.
+        """
+        self._num_expected += 1
+        seconds, is_first = expected.seconds or 0.0, self._num_expected == 1
+        if not is_first and (self._num_expected == 2 or seconds <= max(LONG, 2 * self._expected)):
             return
         self._expected = seconds
         remedy = f" To shorten it: {expected.remedy}." if seconds > LONG else ""
         if is_first:
-            self.inform(f"{expected.what}: {expected.how_long} a measurement.{remedy} Look: {where}")
+            self.inform(f"{expected.what}: {expected.how_long} per measurement.{remedy} To see the results: {where}")
         else:
             self.inform(f"a measurement now takes {expected.how_long}.{remedy}")
 

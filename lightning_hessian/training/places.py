@@ -17,7 +17,7 @@ from lightning_hessian.writers.loggers import picture_loggers, tensorboard_logge
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment] # only where it is a module
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Places:
     log_dir: str | None
 
 
-def places(trainer: Any) -> Places:
+def places_of(trainer: Any) -> Places:
     """Where this run's records go: beside the event file if there is one. Collective."""
     log_dir = trainer.log_dir  # Lightning broadcasts it
     loggers = tensorboard_loggers(trainer.loggers)

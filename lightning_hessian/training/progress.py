@@ -46,7 +46,7 @@ class MeasurementBar:
     def _show(self, what: str, done: int, total: int | None) -> None:
         if what != self._counted:
             self._close()
-            self._line = self._new_line(f"Input-Hessian, {what}", total)
+            self._line = self._new_line(f"Input Hessian, {what}", total)
             self._counted = what
         if self._line is not None:
             self._line.update(done)

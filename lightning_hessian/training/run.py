@@ -24,6 +24,8 @@ from lightning_hessian.training.run_state import RunState
 from lightning_hessian.training.schedule import Budget, TrainingPosition
 from lightning_hessian.training.settings import MonitorSettings
 
+NO_MATRIX = "last_record keeps none; the saved record, which load_records returns, may."
+
 
 @dataclass(frozen=True)
 class Published:
@@ -68,6 +70,7 @@ class MonitoringRun:
         self.output: RunOutput = RunOutput(settings, warn, inform, known)
         self.budget = Budget(settings.max_overhead)
         self.num_records = 0
+        self.last_record: Record | None = None  # without its whole matrices; on rank 0
         self._folder = RecordFolder(settings.measurement.name)
         self._saved_in = ""  # from the first record on
         self._is_claimed = self._is_claimed_for_fit = False
@@ -156,6 +159,8 @@ class MonitoringRun:
             self.output.fail(explain_restored(error) if untried else error, at, before_training=before_training)
         else:
             published = Published(record, metrics)
+            if record is not None:
+                self.last_record = replace(record, hessian=None, why_no_matrix=NO_MATRIX)
             self.output.report(unwritten)
         self.output.advise(self.budget)
         self.state.measured_step = at.step  # only now: a checkpoint saved meanwhile must not call it measured

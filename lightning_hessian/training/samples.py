@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from lightning_hessian.errors import ConfigurationError, store_whole_numbers
+from lightning_hessian.errors import ConfigurationError, store_whole_numbers, whole_numbers
 from lightning_hessian.model.function import Inputs
 from lightning_hessian.model.isolation import frozen_random_streams
 from lightning_hessian.model.state_snapshot import unchanged
@@ -59,18 +58,8 @@ class SampleSource:
 
     def __post_init__(self) -> None:
         store_whole_numbers(self, num_samples=1, val_dataloader_idx=0)
-        if self.sample_indices is None:
-            return
-        given: Any = self.sample_indices
-        try:
-            indices = [operator.index(i) for i in given]
-            if any(isinstance(i, (bool, np.bool_)) for i in given):
-                raise TypeError
-        except TypeError as error:
-            raise ConfigurationError(
-                f"sample_indices={given!r} must be whole numbers, counted from 0, such as [0, 3]."
-            ) from error
-        object.__setattr__(self, "sample_indices", indices)
+        if self.sample_indices is not None:
+            object.__setattr__(self, "sample_indices", whole_numbers("sample_indices", self.sample_indices))
 
     def select(self, source: Any) -> Samples:
         """The samples of what a user gave: a batch, or a map-style dataset.
@@ -123,7 +112,7 @@ class SampleSource:
         if self.sample_indices is None:
             return list(range(min(self.num_samples, size)))
         chosen = list(self.sample_indices)
-        if not all(0 <= i < size for i in chosen):
+        if any(i >= size for i in chosen):
             raise ConfigurationError(f"sample_indices={chosen} is out of range: {available.format(size)}.")
         if not chosen:
             raise ConfigurationError(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from lightning_hessian.errors import ConfigurationError, store_whole_numbers
+from lightning_hessian.errors import store_whole_numbers, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Schedule:
         for name in ("every_n_epochs", "every_n_train_steps"):
             if getattr(self, name) is not None:
                 store_whole_numbers(self, **{name: 1})
-        if self.epochs is not None and any(not isinstance(e, int) or e < 0 for e in self.epochs):
-            raise ConfigurationError(f"epochs={self.epochs!r} must be whole numbers, counted from 0.")
+        if self.epochs is not None:
+            object.__setattr__(self, "epochs", frozenset(whole_numbers("epochs", self.epochs)))
 
     def after_epoch(self, epoch: int) -> bool:
         """Whether to measure at the end of ``epoch``, counted from 0."""

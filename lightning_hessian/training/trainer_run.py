@@ -9,8 +9,9 @@ from functools import partial
 from typing import Any
 
 from lightning_hessian.errors import ConfigurationError
+from lightning_hessian.records.record import Record
 from lightning_hessian.training.output import RunOutput
-from lightning_hessian.training.places import Places, notice_of, places
+from lightning_hessian.training.places import Places, notice_of, places_of
 from lightning_hessian.training.progress import MeasurementBar, line_beside
 from lightning_hessian.training.run import MonitoringRun
 from lightning_hessian.training.run_state import RunState
@@ -86,6 +87,11 @@ class TrainerRun:
     @property
     def _output(self) -> RunOutput:
         return self._run.output
+
+    @property
+    def last_record(self) -> Record | None:
+        """Of the last measurement, without its whole matrices; on the first process."""
+        return self._run.last_record
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of the run."""
@@ -179,7 +185,7 @@ class TrainerRun:
                 self._output.warn("No measurement: no batch came from the loader val_dataloader_idx. Give samples=...")
             return
         if self._places is None:
-            self._places = places(trainer)
+            self._places = places_of(trainer)
             if (notice := notice_of(self._places, trainer)) is not None:
                 self._output.notice(notice)
         with MeasurementBar(partial(line_beside, trainer.progress_bar_callback)) as progress:
@@ -216,8 +222,7 @@ class TrainerRun:
 
     def survive(self, error: Exception) -> None:
         """Warns of what a hook raised, in place of raising it."""
-        self._output.failure = f"{type(error).__name__}: {error}"
-        self._output.warn(f"an unexpected failure, and the run continues. {self._output.failure}")
+        self._output.survive(error)
 
     def _is_before(self, trainer: Any) -> bool:
         """Whether no training would be lost by an exception."""

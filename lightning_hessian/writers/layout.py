@@ -17,6 +17,7 @@ from lightning_hessian.records.record import Record
 from lightning_hessian.records.statistics import PERCENTILES
 from lightning_hessian.writers.tags import metric_tag, spread_tag
 
+PLUGIN_NAME = "custom_scalars"
 TAG = "custom_scalars__config__"  # of every layout
 LARGEST = 2**20  # bytes; larger events are pictures and the like, and are not read
 
@@ -35,7 +36,7 @@ def margin_charts(record: Record) -> Any:
             )
             content = layout_pb2.MarginChartContent(series=[series])
             charts.append(layout_pb2.Chart(title=f"{metric.title}, {suffix.replace('_', ' ')}", margin=content))
-    title = "Input-Hessian" if record.name is None else f"Input-Hessian {record.name}"
+    title = "Input Hessian" if record.name is None else f"Input Hessian {record.name}"
     return layout_pb2.Category(title=f"{title}: mean and 10th to 90th percentile over samples", chart=charts)
 
 
@@ -54,8 +55,8 @@ class SharedLayout:
         folder = getattr(writer, "log_dir", None)
         self._folder = Path(folder) if folder is not None and "://" not in str(folder) else None
 
-    def summary(self, category: Any | None) -> Any | None:
-        """What is to be written, all that was written before being in the files; None where nothing has changed.
+    def update(self, category: Any | None) -> Any | None:
+        """The layout to be written, all that was written before being in the files; None where nothing has changed.
 
         Args:
             category: of ours, to be added; None: as it is.
@@ -71,7 +72,7 @@ class SharedLayout:
                 return None
             others = [each for each in found if each.title not in self._ours]
             self._shown = layout_pb2.Layout(category=[*others, *self._ours.values()])
-            return _summary(self._shown)
+            return self._shown
 
     def _read_files(self) -> None:
         if self._folder is not None:
@@ -102,17 +103,6 @@ class SharedLayout:
                 position += length + 16
             self._read[path] = position
         return found
-
-
-def _summary(layout: Any) -> Any:
-    """A layout as the summary in which TensorBoard looks for it, which its own function makes with tensorflow only."""
-    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-    from tensorboard.compat.proto.tensor_pb2 import TensorProto
-    from tensorboard.compat.proto.types_pb2 import DT_STRING
-
-    plugin = SummaryMetadata.PluginData(plugin_name="custom_scalars")
-    tensor = TensorProto(dtype=DT_STRING, string_val=[layout.SerializeToString()])
-    return Summary(value=[Summary.Value(tag=TAG, metadata=SummaryMetadata(plugin_data=plugin), tensor=tensor)])
 
 
 _layouts: WeakKeyDictionary[Any, SharedLayout] = WeakKeyDictionary()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lightning_hessian.records.record import Array
+from lightning_hessian.records.matrices import Array
 
 
 class EventFile:

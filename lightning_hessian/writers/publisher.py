@@ -15,7 +15,8 @@ from lightning_hessian.records import event_format
 from lightning_hessian.records.files import record_folder, save_record
 from lightning_hessian.records.histogram import Histogram
 from lightning_hessian.records.locations import is_in_memory
-from lightning_hessian.records.record import Array, Record
+from lightning_hessian.records.matrices import Array
+from lightning_hessian.records.record import Record
 from lightning_hessian.records.retention import KeepMatrices, MatrixRetention
 from lightning_hessian.records.summary import about_skipped
 from lightning_hessian.writers.background import BackgroundJobs
@@ -49,18 +50,15 @@ class Publisher:
 
     Args:
         loggers: of the Trainer; all get the scalars, some also pictures, TensorBoard gets everything.
-        folder: where records are saved, or None for nowhere, until ``save_in`` is called.
         keep_matrices: which whole matrices the saved files hold; None: none.
         name: of the monitor, in tags.
     """
 
-    def __init__(
-        self, loggers: Sequence[Any], folder: str | None, *, keep_matrices: KeepMatrices | None, name: str | None = None
-    ) -> None:
+    def __init__(self, loggers: Sequence[Any], *, keep_matrices: KeepMatrices | None, name: str | None = None) -> None:
         self._loggers = list(loggers)
         self._picture_loggers = picture_loggers(loggers)
         self._keep_matrices, self._name = keep_matrices, name
-        self.save_in(folder)
+        self.save_in(None)
         self._jobs = BackgroundJobs(
             MAX_UNFINISHED, lambda error: self._add_fault("writing in the background", "Please report it.", error)
         )
@@ -76,7 +74,7 @@ class Publisher:
                 self._writers.append(logger.experiment)
 
     def save_in(self, folder: str | None) -> None:
-        """Saves records in this directory from now on."""
+        """Saves records in this directory from now on, by default nowhere."""
         self._folder = folder
         place = None if folder is None else record_folder(folder, self._name)
         self._retention = MatrixRetention(self._keep_matrices, place)

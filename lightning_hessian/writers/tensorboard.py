@@ -9,9 +9,10 @@ from typing import Any
 from lightning_hessian.records.color_scale import MAX_CLASSES
 from lightning_hessian.records.event_format import CONTENT, PLUGIN_NAME
 from lightning_hessian.records.histogram import Histogram, mean_histogram
-from lightning_hessian.records.record import Array, ClassId, Record
+from lightning_hessian.records.matrices import Array
+from lightning_hessian.records.record import ClassId, Record
 from lightning_hessian.render.composite import composite
-from lightning_hessian.writers.layout import layout_of
+from lightning_hessian.writers import layout
 from lightning_hessian.writers.tags import histogram_tag, picture_tag
 
 
@@ -58,31 +59,33 @@ def add_layout(writer: Any, category: Any | None) -> None:
     flush = getattr(writer, "flush", None)
     if flush is not None:
         flush()  # so that every layout written so far is in a file
-    summary = layout_of(writer).summary(category)
-    if summary is not None:
-        writer._get_file_writer().add_summary(_in_protos_of(writer, summary), 0)
+    shown = layout.layout_of(writer).update(category)
+    if shown is not None:
+        _add_string(writer, layout.TAG, shown.SerializeToString(), 0, layout.PLUGIN_NAME)
 
 
 def add_payload(writer: Any, tag: str, payload: bytes, logged_step: int) -> None:
-    """Writes ``payload``, made by ``event_format.pack_summary``, as the event that the Input Hessian tab reads.
+    """Writes ``payload``, made by ``event_format.pack_summary``, as the event that the Input Hessian tab reads."""
+    _add_string(writer, tag, payload, logged_step, PLUGIN_NAME, CONTENT)
+
+
+def _add_string(writer: Any, tag: str, text: bytes, logged_step: int, plugin_name: str, content: bytes = b"") -> None:
+    """Writes a string tensor for a plugin of TensorBoard.
 
     No public method of a ``SummaryWriter`` sets the class of a tensor's data, without which TensorBoard hides its
     tag; and an event file of our own in the same directory would lose data with ``--load_fast=false``.
     """
-    writer._get_file_writer().add_summary(_in_protos_of(writer, _summary(tag, payload)), logged_step)
-
-
-def _summary(tag: str, payload: bytes) -> Any:
     # Imported here, so that a run without TensorBoard loads none of it.
     from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
     from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
     from tensorboard.compat.proto.types_pb2 import DT_STRING
 
-    plugin = SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME, content=CONTENT)
+    plugin = SummaryMetadata.PluginData(plugin_name=plugin_name, content=content)
     metadata = SummaryMetadata(plugin_data=plugin, data_class=DATA_CLASS_TENSOR)
-    tensor = TensorProto(dtype=DT_STRING, tensor_shape=TensorShapeProto(), string_val=[payload])
-    return Summary(value=[Summary.Value(tag=tag, metadata=metadata, tensor=tensor)])
+    tensor = TensorProto(dtype=DT_STRING, tensor_shape=TensorShapeProto(), string_val=[text])
+    summary = Summary(value=[Summary.Value(tag=tag, metadata=metadata, tensor=tensor)])
+    writer._get_file_writer().add_summary(_in_protos_of(writer, summary), logged_step)
 
 
 def _in_protos_of(writer: Any, summary: Any) -> Any:

@@ -22,7 +22,7 @@ def diagnosis_text(record: Record) -> str:
     table = zip([outputs, "---", *names], rows, strict=True)
     return "\n\n".join(
         [
-            f"**Input-Hessian of `{record.target}`, {record.when}: {record.diagnosis}.** {record.message}",
+            f"**Input Hessian of `{record.target}`, {record.when}: {record.diagnosis}.** {record.message}",
             about_validity(record.finite_difference_error, record.valid),
             f"{num_samples} samples of {num_inputs} inputs; mean over samples (10th to 90th percentile).",
             "\n".join(f"| {first} | {' | '.join(others)} |" for first, others in table),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,8 @@ from support.browsing import Tab, tensorboard
 from support.get_chromium import FLAGS, NONE_FOUND, find_chromium
 from support.training import Classifier, fit, small_monitor
 from torch import nn
+
+from lightning_hessian import write_report
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +79,21 @@ def tab(opened) -> Iterator[Tab]:
 def watched(chromium):
     """``watched_page`` of this browser, for tests that open pages of their own."""
     return lambda **options: watched_page(chromium, **options)
+
+
+@pytest.fixture(scope="module")
+def opened_in(watched, tmp_path_factory) -> Callable[[str, Path], AbstractContextManager[Tab]]:
+    """Opens a log directory in the ``"tab"`` of TensorBoard, or as a ``"report"``."""
+
+    @contextmanager
+    def opened(kind: str, logdir: Path) -> Iterator[Tab]:
+        with watched() as tab:
+            if kind == "tab":
+                with tensorboard(logdir) as address:
+                    tab.open(f"{address}#input_hessian")
+                    yield tab
+            else:
+                tab.open_page(write_report(logdir, tmp_path_factory.mktemp("page") / "report.html"))
+                yield tab
+
+    return opened

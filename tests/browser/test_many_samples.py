@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from playwright.sync_api import expect
-from support.browsing import number, tensorboard
+from support.browsing import number
 from support.training import Classifier
 from torch import nn
 
@@ -32,15 +32,9 @@ def record(many):
 
 
 @pytest.fixture(scope="module", params=["tab", "report"])
-def shown(request, many, watched, tmp_path_factory):
-    with watched() as tab:
-        if request.param == "tab":
-            with tensorboard(many) as address:
-                tab.open(f"{address}#input_hessian")
-                yield tab
-        else:
-            tab.open_page(write_report(many, tmp_path_factory.mktemp("page") / "report.html"))
-            yield tab
+def shown(request, many, opened_in):
+    with opened_in(request.param, many) as tab:
+        yield tab
 
 
 def choose_sample(tab, sample: int) -> None:

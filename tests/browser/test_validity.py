@@ -3,11 +3,9 @@
 import numpy as np
 import pytest
 from playwright.sync_api import expect
-from support.browsing import number, tensorboard
+from support.browsing import number
 from support.invalid import FOUR_SAMPLES, MESSAGE, invalidated
 from support.make_run import train, write_run
-
-from lightning_hessian.cli import main
 
 CASES = {"sample": "one sample", "class": "one class of one sample", "none": "all"}
 
@@ -24,18 +22,9 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=["tab", "report"])
-def opened(request, runs, watched, tmp_path_factory):
-    logdir, _ = runs
-    with watched() as tab:
-        if request.param == "tab":
-            with tensorboard(logdir) as address:
-                tab.open(f"{address}#input_hessian")
-                yield tab
-        else:
-            path = tmp_path_factory.mktemp("page") / "report.html"
-            assert main(["report", str(logdir), "-o", str(path)]) == 0
-            tab.open_page(path)
-            yield tab
+def opened(request, runs, opened_in):
+    with opened_in(request.param, runs[0]) as tab:
+        yield tab
 
 
 @pytest.fixture

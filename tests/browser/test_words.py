@@ -6,11 +6,8 @@ import re
 from dataclasses import replace
 
 import pytest
-from support.browsing import tensorboard
 from support.make_run import train, write_run
 from torch import nn
-
-from lightning_hessian.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -24,17 +21,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(params=["tab", "report"])
-def shown(request, folder, watched, tmp_path):
-    if request.param == "report":
-        path = tmp_path / "report.html"
-        assert main(["report", str(folder), "-o", str(path)]) == 0
-        with watched() as tab:
-            tab.open_page(path)
-            yield tab
-    else:
-        with tensorboard(folder) as address, watched() as tab:
-            tab.open(f"{address}#input_hessian")
-            yield tab
+def shown(request, folder, opened_in):
+    with opened_in(request.param, folder) as tab:
+        yield tab
 
 
 def test_no_word_of_a_regression_is_class(shown):

@@ -217,7 +217,7 @@ def test_lanczos_on_the_mnist_cnn_is_what_scipy_finds():
     ).double()
     digit = torch.tensor(load_digits().images[2] / 16).reshape(1, 1, 8, 8)
     x = F.interpolate(digit, (28, 28), mode="bilinear")
-    x = x + 0.1 * torch.rand_like(x)  # away from the kinks where equal neighbours tie in max-pooling
+    x = x + 0.1 * torch.rand_like(x)  # away from the kinks where equal neighbors tie in max-pooling
     found = input_spectrum(net, x, 2, method="lanczos", num_eigenvalues=6)
     product = double_backward(net, x, TARGETS["logit"], 2)
     operator = LinearOperator((784, 784), lambda v: product(torch.from_numpy(v.ravel())).numpy(), dtype=float)

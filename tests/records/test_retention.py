@@ -106,7 +106,8 @@ def test_after_a_resume_the_files_count(tmp_path):
 def test_the_ways_to_say_it():
     assert keep_policy(True) == KeepMatrices(1, 2**30)
     assert keep_policy(False) is None
-    assert keep_policy(5) == KeepMatrices(every_n=5)
+    assert keep_policy(5) == keep_policy(np.int64(5)) == KeepMatrices(every_n=5)
+    assert type(keep_policy(np.int64(5)).every_n) is int
     assert keep_policy({"every_n": 2, "max_total_bytes": 7}) == KeepMatrices(2, 7)
 
 
@@ -114,6 +115,8 @@ def test_the_ways_to_say_it():
     ("given", "message"),
     [
         (0, "every_n=0 must be a whole number of at least 1"),
+        (np.arange(2), "must be a whole number of at least 1"),
+        (2.5, "must be True, False, a whole number"),
         ({"storage": "float16"}, "must be True, False, a whole number"),
         ({"max_total_bytes": -1}, "max_total_bytes=-1 must be"),
         ({"every": 2}, "must be True, False, a whole number"),

@@ -36,9 +36,9 @@ def line_after(text: str, start: str) -> str:
 def test_numbers_known_in_closed_form():
     """Of ½ Σ a x² with a = 3, 1, −2 at x = 1, 2, 3: g = 3, 2, −6, so ‖g‖ = 7."""
     text = quadratic_record(3.0, 1.0, -2.0).summary()
-    assert text.startswith("Input-Hessian of logit, before training: 1 sample, D = 3, class 0.\n")
+    assert text.startswith("Input Hessian of logit, before training: 1 sample, D = 3, output 0.\n")
     assert "largest λ, in logit per input unit²: how strongly" in text
-    assert "    class 0: 3 (3 to 3). A step of length r along it adds 1.5 · r² to" in line_after(text, "largest λ")
+    assert "    output 0: 3 (3 to 3). A step of length r along it adds 1.5 · r² to" in line_after(text, "largest λ")
     assert " -2 (-2 to -2). A step of length r along it adds -1 · r²" in line_after(text, "smallest λ")
     assert " 2 (2 to 2). Noise of variance s² in every input changes the target by 1 · s²" in line_after(text, "trace")
     assert "A step of 2.3 input units along the most curved" in line_after(text, "normalized curvature")  # 7 / 3
@@ -114,6 +114,17 @@ def test_a_zero_hessian():
     assert "A step of length r along it adds 0 · r²" in line_after(text, "largest λ")
     assert "The gradient does not change" in line_after(text, "normalized curvature")
     assert line_after(text, "Gauss–Newton share").endswith(": undefined.")
+
+
+def test_outputs_of_a_regression_are_no_classes():
+    """The closed forms above have a single output; here are three, without labels."""
+    torch.manual_seed(0)
+    monitor = Measurer([0, 2], "logit", "float64", Options(), heatmap_samples=0)
+    record = monitor.measure(mlp(nn.Tanh), Samples(torch.randn(2, 6), None), step=0, logged_step=0, epoch=0)
+    text = record.summary()
+    assert text.splitlines()[0].endswith("D = 6, output 0, output 2.")
+    assert line_after(text, "trace").startswith("    output 0: ")
+    assert "class 0" not in text
 
 
 def test_many_classes_are_counted():

@@ -112,7 +112,7 @@ def test_maps_of_every_input_shape(shape):
     assert figure._repr_png_().startswith(b"\x89PNG")
 
 
-def test_a_colour_image_is_shown_from_its_smallest_to_its_largest_value():
+def test_a_color_image_is_shown_from_its_smallest_to_its_largest_value():
     record = record_of_shape(3, 4, 4)
     (axes, *_) = plot_input(record).axes
     x = record.x[0]

@@ -350,7 +350,7 @@ def test_the_command(tmp_path, capsys):
     output.write_text("old")
     assert main(["report", str(tmp_path / "run"), "-o", str(output)]) == 0
     assert capsys.readouterr().out.startswith(f"Wrote {output} (")
-    assert Page(output).catalog["title"] == "Input-Hessian: run"
+    assert Page(output).catalog["title"] == "Input Hessian: run"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 

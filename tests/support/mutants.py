@@ -34,17 +34,18 @@ RESULTS, PAGE = ROOT / "benchmarks" / "results" / "mutants.json", ROOT / "docs" 
 SINCE = " (written since)"  # of tests that did not exist when the mutant was drawn
 LIMIT = 1800.0  # seconds of all tests of one mutant, should a process hang
 INTRODUCTION = """\
-# Whether the tests notice a change
+# Mutants
 
-`make mutants` changes single places of `curvature/` and `model/`, drawn at random, one at a time, and runs the tests
-that execute them. This page is generated from `benchmarks/results/mutants.json`.
+Would the tests notice a mistake in the numerics? `make mutants` makes one random change at a time to the code in
+`curvature/` and `model/` (a *mutant*), and runs the tests that execute the changed line. This page is generated from
+`benchmarks/results/mutants.json`.
 
-- **noticed at once**: a test failed that was there when the place was drawn.
-- **noticed since**: no test failed, and one was written that does.
-- **equivalent**: nothing that the code computes or says can differ.
-- **choice**: a constant that might as well have the other value: when a method gives up, how often something is tried.
-- **removed**: nothing used the code, and it is there no more.
-- **unexplained**: everything else. There, a mistake would not be noticed."""
+- **noticed at once**: an existing test failed.
+- **noticed since**: no test failed at first; one that does was written afterwards.
+- **equivalent**: the change cannot affect anything that the code computes or says.
+- **choice**: a constant that could just as well have the other value, such as when a method gives up.
+- **removed**: the code was unused, and has been removed.
+- **unexplained**: everything else. A mistake there would go unnoticed."""
 # Changes that no test could notice: of types, and a name for another that means the same.
 LEFT_OUT = ("RemoveDecorator", "VariableReplacer", "VariableInserter", "BitOr")
 
@@ -222,7 +223,7 @@ def page(results: list[dict[str, Any]]) -> str:
     lines = [
         *INTRODUCTION.splitlines(),
         "",
-        f"| code of | run | noticed at once | noticed since | {' | '.join(kinds)} |",
+        f"| commit | mutants run | noticed at once | noticed since | {' | '.join(kinds)} |",
         "|" + "---|" * (4 + len(kinds)),
         *("| " + " | ".join(map(str, row)) + " |" for row in rows),
     ]

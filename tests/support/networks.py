@@ -1,8 +1,11 @@
-"""Small networks that many tests share, and the whole way from a batch to a measurement."""
+"""Small networks and functions that many tests share, and the whole way from a batch to a measurement."""
 
+from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from lightning_hessian.curvature.analysis import analyze
 from lightning_hessian.curvature.methods.execute import Measurement, execute
@@ -16,6 +19,24 @@ def mlp(activation: type[nn.Module] = nn.GELU, inputs: int = 6, outputs: int = 3
     return nn.Sequential(
         nn.Linear(inputs, width), activation(), nn.Linear(width, width), activation(), nn.Linear(width, outputs)
     ).double()
+
+
+def custom_function(
+    value: Callable[[Tensor], Tensor], derivative: Callable[[Tensor], Tensor], *, once: bool = False
+) -> Callable[[Tensor], Tensor]:
+    """``value`` of every entry, with this ``derivative``, right or wrong; ``once``: it is not differentiable twice."""
+
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return gradient * derivative(*context.saved_tensors)
+
+    class Custom(torch.autograd.Function):
+        @staticmethod
+        def forward(context: Any, x: Tensor) -> Tensor:
+            context.save_for_backward(x)
+            return value(x)
+
+    Custom.backward = staticmethod(once_differentiable(backward) if once else backward)
+    return Custom.apply
 
 
 def measure(batch: TargetBatch, target: str, options: Options, num_matrices: int = 0, **how: Any) -> Measurement:

@@ -59,8 +59,8 @@ def test_one_line_says_what_a_monitor_will_do_and_where_to_look(tmp_path, caplog
         "InputHessianMonitor: 3 samples, D = 64, classes 2, 3 of logit, method dense (D = 64 is small"
     )
     assert "\n" not in line
-    assert " s a measurement" in line
-    assert line.endswith(f"Look: tensorboard --logdir {shlex.quote(str(folder))}")
+    assert " s per measurement" in line
+    assert line.endswith(f"To see the results: tensorboard --logdir {shlex.quote(str(folder))}")
 
 
 @pytest.mark.parametrize(
@@ -87,4 +87,4 @@ def test_classes_in_a_line(tmp_path, caplog, classes, words):
 def test_without_a_tensorboard_logger_the_records_are_named(tmp_path, caplog):
     with caplog.at_level("INFO"), pytest.warns(UserWarning, match="No TensorBoard logger"):
         fit(tmp_path, small_monitor(), logger=False, max_epochs=1)
-    assert f"Look: load_records({str(tmp_path)!r})" in shown(caplog)[0]
+    assert f"To see the results: load_records({str(tmp_path)!r})" in shown(caplog)[0]

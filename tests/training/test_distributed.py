@@ -276,7 +276,7 @@ def test_processes_that_the_trainer_starts_itself(tmp_path):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 @pytest.mark.parametrize("num_samples", [1, 2, 3, 5, 8])
-def test_shares_are_neighbouring_even_and_everything(size, num_samples):
+def test_shares_are_neighboring_even_and_everything(size, num_samples):
     shares = [list(range(num_samples))[ProcessGroup(rank, size).share(num_samples)] for rank in range(size)]
     assert list(chain(*shares)) == list(range(num_samples))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1

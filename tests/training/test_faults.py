@@ -55,16 +55,21 @@ def test_records_that_cannot_be_saved_are_still_shown(tmp_path):
     assert list(scalar(tmp_path, TAG)) == images(tmp_path) == texts(tmp_path) == [0, 3, 7]
 
 
-def test_a_disk_that_is_full_for_a_while(tmp_path, monkeypatch):
+def fill_disk_at(number, monkeypatch):
+    """One of the files that are written does not fit, counted from 1."""
     flush, calls = os.fsync, []
 
     def full_once(descriptor):
         calls.append(descriptor)
-        if len(calls) == 2:
+        if len(calls) == number:
             raise OSError(errno.ENOSPC, "No space left on device")
         flush(descriptor)
 
     monkeypatch.setattr(os, "fsync", full_once)
+
+
+def test_a_disk_that_is_full_for_a_while(tmp_path, monkeypatch):
+    fill_disk_at(2, monkeypatch)
     with one_warning("No space left on device", "Free space in"):
         fit(tmp_path, forgiving())
     assert [r.step for r in load_records(tmp_path)] == [0, 8]
@@ -83,15 +88,7 @@ def test_a_disk_that_stays_full_warns_once(tmp_path, monkeypatch):
 
 
 def test_the_last_record_that_cannot_be_saved_warns_too(tmp_path, monkeypatch):
-    flush, calls = os.fsync, []
-
-    def full_at_last(descriptor):
-        calls.append(descriptor)
-        if len(calls) == 3:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        flush(descriptor)
-
-    monkeypatch.setattr(os, "fsync", full_at_last)
+    fill_disk_at(3, monkeypatch)
     with pytest.warns(UserWarning, match="Saving the record failed.*No space"):
         fit(tmp_path, forgiving())
     assert [r.step for r in load_records(tmp_path)] == [0, 4]

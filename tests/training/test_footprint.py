@@ -7,36 +7,36 @@ import pytest
 import torch
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import Callback
-from support.footprint_cases import (
-    STREAM,
-    Attention,
+from support.footprint_cases import Case, differing, run
+from support.footprint_learners import (
     Averaged,
-    Careless,
-    Case,
-    Checkpointed,
     Collates,
     Counts,
     Drawing,
     DrawingLogger,
     FirstOf,
-    Globals,
     Learner,
     Logs,
-    OwnAutocast,
     OwnStreams,
     Pack,
     Quiet,
-    Recurrent,
-    Residual,
     Transfers,
     TwoOptimizers,
-    Unmeasurable,
     Unpacks,
-    cnn,
-    differing,
-    mlp,
-    run,
     settings,
+)
+from support.footprint_networks import (
+    STREAM,
+    Attention,
+    Careless,
+    Checkpointed,
+    Globals,
+    OwnAutocast,
+    Recurrent,
+    Residual,
+    Unmeasurable,
+    cnn,
+    mlp,
 )
 from support.training import Classifier, small_monitor
 from torch import nn

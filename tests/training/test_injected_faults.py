@@ -14,7 +14,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from support.footprint_cases import Case, Learner, differing, mlp, run
+from support.footprint_cases import Case, differing, run
+from support.footprint_learners import Learner
+from support.footprint_networks import mlp
 from support.training import Classifier, fit, quick_monitor, small_monitor
 from torch import nn
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from support.networks import custom_function
 from support.training import Classifier, Stream, digits, fit, small_monitor
 from support.training import quick_monitor as quick
 from torch import nn
@@ -91,19 +92,7 @@ def test_nan_in_the_inputs(tmp_path):
     failing(tmp_path / "all", sentence, quick(samples=x[1:], num_samples=1, on_error="warn"), [])
 
 
-class Cube(torch.autograd.Function):
-    """Its derivative is right; a second one is not there."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, slope):
-        (x,) = ctx.saved_tensors
-        return 3 * x**2 * slope
+cube = custom_function(lambda x: x**3, lambda x: 3 * x**2, once=True)
 
 
 class Once(Classifier):
@@ -111,7 +100,7 @@ class Once(Classifier):
 
     def forward(self, x):
         z = super().forward(x)
-        return z**3 if self._trainer is None or self.trainer.global_step >= 4 else Cube.apply(z)
+        return z**3 if self._trainer is None or self.trainer.global_step >= 4 else cube(z)
 
 
 def test_a_derivative_that_is_not_there(tmp_path):

@@ -88,11 +88,11 @@ def test_nothing_is_drawn_in_the_first_second():
             assert bool(drawn) == (done > 2)
         bar("columns", 7, 9)
     assert drawn == [
-        ("Input-Hessian, products", None),
+        ("Input Hessian, products", None),
         3,
         4,
         "closed",
-        ("Input-Hessian, columns", 9),
+        ("Input Hessian, columns", 9),
         7,
         "closed",
     ]
@@ -178,9 +178,9 @@ def test_beside_tqdm(house, tmp_path, capsys):
     trainer = trained(house, tmp_path, bars(house).TQDMProgressBar(), measuring)
     assert seen == [0, 1]
     printed = capsys.readouterr().out
-    assert "Input-Hessian, columns:   0%" in printed
+    assert "Input Hessian, columns:   0%" in printed
     assert "0/2" in printed
-    assert "Epoch 1: 100%" in printed.rsplit("Input-Hessian", 1)[1]
+    assert "Epoch 1: 100%" in printed.rsplit("Input Hessian", 1)[1]
     assert trainer.progress_bar_callback.train_progress_bar.n == 4
 
 
@@ -240,5 +240,5 @@ def test_the_monitor_shows_its_measurements(name, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_run, "line_beside", watched)
     bar = getattr(bars("lightning.pytorch"), name)()
     fit(tmp_path, small_monitor(), bar, model=Classifier(), enable_progress_bar=True)
-    assert drawn == [(name, "Input-Hessian, columns", 2 * 64)] * 3
+    assert drawn == [(name, "Input Hessian, columns", 2 * 64)] * 3
     assert len(load_records(tmp_path)) == 3

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from support.footprint_cases import Case, Learner, cnn, differing, run
+from support.footprint_cases import Case, differing, run
+from support.footprint_learners import Learner
+from support.footprint_networks import cnn
 from support.resumable import resumable_fit
 from support.training import Classifier, TurnsNaN, digits, events, fit, scalar, small_monitor, trainer_of
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -216,9 +218,9 @@ def test_other_given_samples_warn(tmp_path):
 
 
 def test_samples_that_lack_what_is_needed_now_are_replaced_with_a_warning(tmp_path):
-    unlabelled = saved(tmp_path, small_monitor(input_fn=lambda batch: batch[0]))
+    unlabeled = saved(tmp_path, small_monitor(input_fn=lambda batch: batch[0]))
     with pytest.warns(UserWarning, match="new samples, since the checkpoint's cannot be used.*needs integer labels"):
-        record = go_on(tmp_path / "other", unlabelled, small_monitor(classes="label"))
+        record = go_on(tmp_path / "other", unlabeled, small_monitor(classes="label"))
     assert np.array_equal(record.x, digits(300, 302).tensors[0].numpy())
 
 
@@ -295,8 +297,8 @@ def test_two_monitors_do_not_mix(tmp_path):
     shown = seen.Tensors("custom_scalars__config__")[-1]  # TensorBoard looks at the last one
     layout = layout_pb2.Layout.FromString(shown.tensor_proto.string_val[0])
     assert [category.title.split(":")[0] for category in layout.category] == [
-        "Input-Hessian logits",
-        "Input-Hessian probs",
+        "Input Hessian logits",
+        "Input Hessian probs",
     ]
     states = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]
     assert {k for k in states if "Hessian" in k} == {

@@ -9,7 +9,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from torch.utils.tensorboard import SummaryWriter
 
 THEIRS = {"Mine": {"losses": ["Multiline", ["val_loss", "train_loss"]]}}
-OURS = "Input-Hessian"
+OURS = "Input Hessian"
 
 
 def layouts(folder):
@@ -44,7 +44,7 @@ def test_a_layout_that_was_written_before_the_fit(tmp_path):
     logger = TensorBoardLogger(tmp_path, name="", version="")
     logger.experiment.add_custom_scalars(THEIRS)
     fit(tmp_path, quick(), quick(name="other"), logger=logger, max_epochs=1)
-    assert sorted(titles(tmp_path)) == [OURS, "Input-Hessian other", "Mine"]
+    assert sorted(titles(tmp_path)) == [OURS, "Input Hessian other", "Mine"]
     (mine,) = (c for c in layouts(tmp_path)[-1].category if c.title == "Mine")
     assert list(mine.chart[0].multiline.tag) == ["val_loss", "train_loss"]
 

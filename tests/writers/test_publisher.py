@@ -31,7 +31,9 @@ def writers() -> list[threading.Thread]:
 
 
 def idle_publisher(*loggers, folder=None):
-    return Publisher(loggers, folder, keep_matrices=KeepMatrices())
+    publisher = Publisher(loggers, keep_matrices=KeepMatrices())
+    publisher.save_in(folder)
+    return publisher
 
 
 def test_jobs_run_in_order_on_a_thread_that_ends_with_them():
@@ -109,7 +111,7 @@ def test_an_interrupt_while_working_at_once_is_not_swallowed(monkeypatch):
 EXITS = """
 import sys, time
 from lightning_hessian.writers.publisher import Publisher
-publisher = Publisher([], None, keep_matrices=None)
+publisher = Publisher([], keep_matrices=None)
 for number in range(3):
     publisher._jobs.submit(lambda number=number: (time.sleep(0.1), print(number, flush=True)))
 """

@@ -87,7 +87,7 @@ class KrylovBasis:
         self.failed |= ~length.isfinite() | ((length == 0) & product.any(dim=1))
         product, length = product.where(~self.failed.unsqueeze(1), 0), length.where(~self.failed, 0)
         self._scale = torch.maximum(self._scale, length)
-        rest, coefficients = self._orthogonalised(product)
+        rest, coefficients = self._orthogonalized(product)
         self._coefficients[:, :n, j] = coefficients
         self.num_processed += 1
         if n == self._size:
@@ -154,7 +154,7 @@ class KrylovBasis:
         self._vectors[:, self.num_vectors] = vector / vector.norm(dim=1, keepdim=True)
         self.num_vectors += 1
 
-    def _orthogonalised(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+    def _orthogonalized(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         """A vector without its part in the basis, and that part's coefficients; twice is enough."""
         basis = self._vectors[:, : self.num_vectors]
         total = vector.new_zeros(basis.shape[:2])
@@ -167,7 +167,7 @@ class KrylovBasis:
     def _new_direction(self) -> Tensor:
         """A random vector, the same for every operator, without its part in the basis."""
         vector = torch.randn(self._size, generator=self._generator, dtype=torch.float64)
-        return self._orthogonalised(vector.to(self._vectors).expand(len(self._vectors), -1))[0]
+        return self._orthogonalized(vector.to(self._vectors).expand(len(self._vectors), -1))[0]
 
 
 def rounding(dtype: torch.dtype, size: int) -> float:

@@ -62,10 +62,10 @@ def lanczos(
     max_matvecs: int | None = None,
     is_late: Callable[[], bool] = lambda: False,
 ) -> RitzPairs:
-    """Band Lanczos over all operators at once, with full reorthogonalisation and thick restarts.
+    """Band Lanczos over all operators at once, with full reorthogonalization and thick restarts.
 
     From a start block of b random vectors an orthonormal basis Q grows one vector at a time: A q_j is
-    orthogonalised twice against all of Q and appended. With j vectors processed, A Q_j = Q_{j+b} H, and a
+    orthogonalized twice against all of Q and appended. With j vectors processed, A Q_j = Q_{j+b} H, and a
     Ritz pair (θ, Q_j s) of H's upper square has the residual ‖H[j:] s‖. When the basis is full, it is
     replaced by its best Ritz vectors and the b unprocessed ones. Where the Krylov space is exhausted
     (an invariant subspace: a success), it is continued by a random vector orthogonal to it. Operators

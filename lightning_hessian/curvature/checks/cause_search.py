@@ -12,7 +12,12 @@ from lightning_hessian.curvature.checks.certificate import Certificate, Outcome,
 from lightning_hessian.curvature.checks.diagnosis import Finding
 from lightning_hessian.curvature.checks.prediction import LARGEST_ERROR, Prediction, unit
 from lightning_hessian.curvature.checks.second_look import compare_along, compare_beside, in_company
-from lightning_hessian.curvature.checks.zero import is_rounding, root_mean_square, rounding_of_curvature
+from lightning_hessian.curvature.checks.zero import (
+    changes_with_last_digits,
+    is_rounding,
+    root_mean_square,
+    rounding_of_curvature,
+)
 from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.errors import MeasurementError
 
@@ -24,6 +29,7 @@ WRONG_HESSIAN = (
     "Look for .detach() or torch.no_grad() over part of the forward, for a custom autograd.Function whose backward is "
     "not itself differentiable, and for an operation whose second derivative PyTorch gets wrong at these inputs."
 )
+CONTRADICTED = "Finite differences contradict the {} at {{}}. {}"
 ONLY_THERE = (
     "Finite differences contradict the {} at {{}}, though not beside them: the target is not differentiable there "
     "(equal entries in a median or a sort, for example), or PyTorch's derivative is wrong at such points (a norm at "
@@ -41,7 +47,7 @@ NOT_SMOOTH: dict[Outcome, str] = {
     "kink": (
         "The target has a kink at {}, or too near to tell: its slopes to both sides differ, as where equal "
         "neighbors tie in max-pooling (the constant background of an image). There, gradient and Hessian are those "
-        "of the adjoining smooth piece that autograd picks."
+        "of one adjoining smooth piece, or a mean of several (as for abs and amax)."
     ),
     "jump": (
         "The values of the target jump at {} (rounding, a comparison or an argmax in the forward). There, gradient and "
@@ -92,6 +98,11 @@ class CauseSearch:
         else:
             found |= is_rounding(norm, limit)
         found &= self.open & (norm <= limit) & ~(by_values.to(x) > limit)
+        samples = found.any(dim=1).nonzero().flatten()
+        if len(samples):
+            few, along = self.batch.select(samples), self.prediction.direction[samples]
+            changes = changes_with_last_digits(few, along, self.group_size, self.generator, slope_only=self.slope_only)
+            found &= self._at(samples, changes)
         self.open = self.open & ~found
         return found
 
@@ -198,7 +209,7 @@ class CauseSearch:
             if (entries & beside).any():
                 self._find(entries & beside, ONLY_THERE.format(what))
             if (entries & ~beside).any():
-                self._find(entries & ~beside, f"Finite differences contradict the {what} at {{}}. {help_}")
+                self._find(entries & ~beside, CONTRADICTED.format(what, help_))
         for outcome, cause in UNCONFIRMED.items():
             entries = self.open & of.is_outcome(outcome) & ~self.wrong
             if entries.any():

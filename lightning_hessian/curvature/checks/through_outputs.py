@@ -73,6 +73,8 @@ def compare_through_outputs(
     differences = _SecondDifferences(z[:, 2], _slopes(of_outputs))
     curved = differences.looks_curved(prediction, z[:, 0], z[:, 4], 10 * h)
     curved &= differences.same(z[:, 0], z[:, 4], 10 * h, z[:, 1], z[:, 3], h)
+    kink = differences.has_kink(prediction, z[:, 0], z[:, 4], 10 * h, z[:, 1], z[:, 3], h)
+    found = replace(found, outcome=found.outcome.masked_fill(kink, OUTCOMES.index("kink")))
     which = curved.any(dim=1).nonzero().flatten()
     if len(which):
         few, h = differences.select(which), h[which]
@@ -144,6 +146,23 @@ class _SecondDifferences:
         """Where second differences of the outputs would matter to the Hessian, and are more than rounding."""
         second, rounding = self.at(below, above, h)
         return (second.abs() > VISIBLE * prediction.spectral_norm.to(second)) & (second.abs() > MARGIN * rounding)
+
+    def has_kink(
+        self,
+        prediction: Prediction,
+        below: Tensor,
+        above: Tensor,
+        h: Tensor,
+        nearer: Tensor,
+        other: Tensor,
+        shorter: Tensor,
+    ) -> Tensor:
+        """Where slopes to both sides differ: the mean of both may be what autograd gives (for ``amax`` and ``abs``)."""
+        second, rounding = self.at(nearer, other, shorter)
+        kink = second * shorter
+        farther = self.at(below, above, h)[0] * h
+        visible = kink.abs() > VISIBLE * prediction.gradient_norm.to(kink) + MARGIN * rounding * shorter
+        return visible & ((kink - farther).abs() <= STEADY * kink.abs())
 
     def same(self, below: Tensor, above: Tensor, h: Tensor, nearer: Tensor, other: Tensor, shorter: Tensor) -> Tensor:
         """Where second differences at two steps agree, up to rounding."""

@@ -15,11 +15,18 @@ from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.errors import MeasurementError
 
 SCALES = (1.0, 10.0)  # of the moves to other inputs, in standard deviations of the input's entries plus one
-NUM_DRAWS = 4  # random outputs at which a target is looked at
+NUM_DRAWS = 4  # random outputs, or moves of the input, at which a target is looked at
 ROUNDING = 1000.0  # multiples of eps·max |t| per squared rms of the input
+LAST_DIGITS, STABLE = 4, 0.1  # a move in multiples of eps, and the relative change after it of what is not rounding
 LEAST_ROUNDING = 1e-7  # of that: what is smaller yet is no rounding
 AT_ONCE = 8  # samples that are looked at in float64
 SMALLER = (1e-2, 1e-4)  # where the forward accepts no input so far away
+NEAR = (
+    1e-8,
+    1e-7,
+    1e-6,
+)  # between which gradients are compared, in root mean squares of the sample's entries: few kinks are so close
+SAME = 0.3  # relative change of a difference quotient from one distance to the next, of one that has settled
 
 
 def weighted_outputs(batch: TargetBatch, num_outputs: int, generator: torch.Generator) -> TargetBatch:
@@ -53,6 +60,29 @@ def kind_in_outputs(batch: TargetBatch, outputs: Tensor, generator: torch.Genera
 def zero_in_float64(batch: TargetBatch, generator: torch.Generator) -> bool:
     """Whether an HVP is no more than rounding in float64 too; True where the model cannot be evaluated in it."""
     return not curved_in_float64(batch, generator).any()
+
+
+def gradients_contradict(batch: TargetBatch, generator: torch.Generator) -> Tensor:
+    """Samples ``[N]`` beside which gradients change in proportion to the distance, and not as HVPs say.
+
+    That a Hessian is zero is a mistake there: of a custom function whose derivative is right, and not itself
+    differentiable. Gradients in float64 show it at distances so short that values are the same up to rounding, and on
+    one side of a kink at the sample.
+    """
+    try:
+        exact = batch.to(torch.float64)
+        v = torch.randn(exact.x.shape, generator=generator, dtype=torch.float64).to(exact.x)
+        v = v * root_mean_square(exact.x).view(-1, *[1] * (v.dim() - 1))
+        beside = [ReverseOverReverse(replace(exact, x=exact.x + distance * v)) for distance in NEAR]
+        near = [autodiff.gradient(create_graph=False).flatten(1) for autodiff in beside]
+        product = beside[1].hvp(v.flatten(1).unsqueeze(1).expand(exact.shape).contiguous()).flatten(1)
+    except Exception as error:  # no float64 on this device, or a forward that does not accept such inputs
+        if out_of_memory(error):
+            raise
+        return torch.zeros(batch.num_samples, dtype=torch.bool, device=batch.x.device)
+    first, second = ((near[i + 1] - near[i]) / (NEAR[i + 1] - NEAR[i]) for i in range(2))
+    allowed = SAME * second.norm(dim=1)
+    return ((second - first).norm(dim=1) <= allowed) & ((second - product).norm(dim=1) > allowed)
 
 
 def curved_in_float64(batch: TargetBatch, generator: torch.Generator, vectors: Tensor | None = None) -> Tensor:
@@ -112,6 +142,49 @@ def rounding_of_curvature(batch: TargetBatch, values: Tensor) -> Tensor:
 def is_rounding(size: Tensor, limit: Tensor) -> Tensor:
     """Where numbers are as small as rounding leaves them, and no smaller."""
     return (size > LEAST_ROUNDING * limit) & (size <= limit)
+
+
+def changes_with_last_digits(
+    batch: TargetBatch, direction: Tensor, group_size: int, generator: torch.Generator, *, slope_only: bool
+) -> Tensor:
+    """Entries ``[N, K]`` whose HVP along ``direction [N, D]``, or gradient, is another if x moves by a few roundings.
+
+    So it does where it is what rounding leaves of terms that cancel. In float64 where the model
+    can be evaluated in it.
+
+    Cost: five HVPs.
+    """
+    try:
+        return _changes(batch.to(torch.float64), direction, group_size, generator, slope_only)
+    except Exception as error:  # no float64 on this device, or a forward that fails in it
+        if batch.x.dtype == torch.float64 or out_of_memory(error):
+            raise
+        return _changes(batch, direction, group_size, generator, slope_only)
+
+
+def _changes(
+    batch: TargetBatch, direction: Tensor, group_size: int, generator: torch.Generator, slope_only: bool
+) -> Tensor:
+    each = direction.to(batch.x).unsqueeze(1).expand(batch.shape)
+    signs = [
+        torch.randn(batch.x.shape, generator=generator, dtype=torch.float64).sign().to(batch.x)
+        for _ in range(NUM_DRAWS)
+    ]
+
+    def work(few: slice) -> Tensor:
+        group = batch.select(few)
+        size = root_mean_square(group.x).view(-1, *[1] * (group.x.dim() - 1))
+        step = LAST_DIGITS * torch.finfo(group.x.dtype).eps * group.x.abs().where(group.x != 0, size)
+
+        def derivative(x: Tensor) -> Tensor:
+            autodiff = ReverseOverReverse(replace(group, x=x))
+            return autodiff.gradient() if slope_only else autodiff.hvp(each[few].contiguous())
+
+        first = derivative(group.x)
+        moved = torch.stack([derivative(group.x + step * sign[few]) - first for sign in signs])
+        return moved.norm(dim=-1).amax(dim=0) > STABLE * first.norm(dim=-1)
+
+    return torch.cat([found for _, found in in_groups(batch.num_samples, group_size, work)])
 
 
 def root_mean_square(x: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def expected_duration(
     if plan.method == "low_rank":
         return _low_rank_seconds(batch, costs, seconds_per_matvec)
     num_matrices = plan.num_matrices if plan.method == "lanczos" else 0
-    return _seconds(batch, _options(plan, options), seconds_per_matvec, num_matrices)[plan.method]
+    return _seconds(batch, plan.applied_to(options), seconds_per_matvec, num_matrices)[plan.method]
 
 
 def within_limit(
@@ -136,10 +136,6 @@ def about_dropped(options: Options, dropped: Sequence[str]) -> str:
     """What was dropped, in one sentence."""
     *first, last = dict.fromkeys(dropped)
     return f"To stay within max_seconds={options.max_seconds:g}, {', '.join(first)}{' and ' if first else ''}{last}."
-
-
-def _options(plan: Plan, options: Options) -> Options:
-    return options if plan.density_vectors is None else replace(options, density_vectors=plan.density_vectors)
 
 
 def _seconds(

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from lightning_hessian.curvature.analysis import Analysis, differentiate
 from lightning_hessian.curvature.batching import combine
+from lightning_hessian.curvature.checks.cause_search import CONTRADICTED, WRONG_HESSIAN
 from lightning_hessian.curvature.checks.diagnosis import Diagnosis, Finding
 from lightning_hessian.curvature.checks.prediction import Prediction, predict
 from lightning_hessian.curvature.checks.result_check import CheckSettings, checked, why_not_finite
 from lightning_hessian.curvature.checks.verdict import PreviousChecks, Verdict, unchecked
-from lightning_hessian.curvature.checks.zero import kind_of_zero, underflow, weighted_targets
+from lightning_hessian.curvature.checks.zero import gradients_contradict, kind_of_zero, underflow, weighted_targets
 from lightning_hessian.curvature.cost_model import ModelCosts, check_group
 from lightning_hessian.curvature.meter import UNLIMITED, Meter, Progress, TimeLimit, duration, silent
 from lightning_hessian.curvature.methods.dense import dense_spectrum, whole_hessians
@@ -116,8 +117,7 @@ def execute(
         TimeLimitError: complete spectra will not be done within ``max_seconds``.
     """
     meter = meter or Meter(batch.x.device)
-    if plan.density_vectors is not None:
-        options = replace(options, density_vectors=plan.density_vectors)
+    options = plan.applied_to(options)
     share = share or Share(range(batch.num_samples), batch.num_samples)
     memory = options.memory(batch.x.device)
     costs = analysis.costs if analysis else ModelCosts(batch, memory)
@@ -264,11 +264,6 @@ def _conclude(given: MethodInput, plan: Plan, found: Decomposition, verdict: Ver
         MeasurementError: not one Hessian is finite.
     """
     batch, generator, of_checks = given.batch, given.options.generator(), verdict.explanation
-
-    def where(entries: Tensor, sentence: str) -> list[Finding]:
-        samples = entries.any(dim=1).nonzero().flatten().tolist()
-        return [Finding(sentence, tuple(share.numbers[i] for i in samples))] if samples else []
-
     norm = found.eigenvalues.abs().amax(dim=-1)
     measured = torch.ones_like(norm, dtype=torch.bool)
     if share.finite is not None:
@@ -279,7 +274,7 @@ def _conclude(given: MethodInput, plan: Plan, found: Decomposition, verdict: Ver
     lost = measured & ~finite
     if lost.any():
         why = why_not_finite(batch.select(lost.any(dim=1).nonzero().flatten()), generator)
-        diagnosis = diagnosis.with_findings(where(lost, f"The Hessian at {{}} is not finite. {why}"))
+        diagnosis = diagnosis.with_findings(_findings(lost, f"The Hessian at {{}} is not finite. {why}", share))
         if not finite.any():
             raise MeasurementError(" ".join(map(str, diagnosis.findings)))
     allowed = max(ASYMMETRY_TOLERANCE[batch.x.dtype], of_checks.precision)
@@ -288,21 +283,40 @@ def _conclude(given: MethodInput, plan: Plan, found: Decomposition, verdict: Ver
         worst = float(found.asymmetry[asymmetric].max())
         help_ = " It is lost in rounding: measure in float64." if batch.x.dtype == torch.float32 else ""
         sentence = f"The Hessian at {{}} is asymmetric by up to {worst:.1e} of its norm.{help_}"
-        diagnosis = diagnosis.with_findings(where(asymmetric, sentence))
+        diagnosis = diagnosis.with_findings(_findings(asymmetric, sentence, share))
         valid = valid & ~asymmetric
     if (valid & of_checks.is_rounding).any():
         everywhere = bool((of_checks.is_rounding | (norm == 0) | ~valid).all())
-        findings = where(valid & of_checks.is_rounding, "It is zero up to rounding at {}.")
+        findings = _findings(valid & of_checks.is_rounding, "It is zero up to rounding at {}.", share)
         diagnosis = replace(diagnosis, kind="rounding") if everywhere else diagnosis.with_findings(findings)
-    zero = valid & (norm == 0) & ~of_checks.is_rounding
+    zero, wrong = valid & (norm == 0) & ~of_checks.is_rounding, of_checks.wrong
     if zero.any() and not diagnosis.zero:
-        lost, findings = underflow(batch, zero, share.numbers, generator)
-        diagnosis, valid, zero = diagnosis.with_findings(findings), valid & ~lost, zero & ~lost
-        if zero.any() and (zero | ~valid).all():
-            first = batch.select(zero.any(dim=1).nonzero()[:1].flatten())
-            diagnosis = replace(diagnosis, kind=kind_of_zero(weighted_targets(first, generator), generator))
-        else:
-            diagnosis = diagnosis.with_findings(where(zero, "It is exactly zero at {}."))
-    if not valid.any() and diagnosis.kind != "disconnected" and of_checks.wrong.any():
+        diagnosis, invalid, contradicted = _judge_zeros(batch, zero, valid, diagnosis, share, generator)
+        valid, wrong = valid & ~invalid, wrong | contradicted
+    if not valid.any() and diagnosis.kind != "disconnected" and wrong.any():
         diagnosis = replace(diagnosis, kind="inconsistent")
     return _Conclusion(replace(diagnosis, trusted=of_checks.trusted), valid)
+
+
+def _judge_zeros(
+    batch: TargetBatch, zero: Tensor, valid: Tensor, diagnosis: Diagnosis, share: Share, generator: torch.Generator
+) -> tuple[Diagnosis, Tensor, Tensor]:
+    """What Hessians of a curved target that are ``zero [N, K]`` are; which are not, and which gradients contradict."""
+    lost, findings = underflow(batch, zero, share.numbers, generator)
+    samples = zero.any(dim=1).nonzero().flatten()
+    contradicted = gradients_contradict(batch.select(samples), generator).unsqueeze(1).expand(-1, zero.shape[1])
+    wrong = torch.zeros_like(zero).index_copy(0, samples, contradicted) & zero & ~lost
+    findings += _findings(wrong, CONTRADICTED.format("Hessian", WRONG_HESSIAN), share)
+    diagnosis, invalid = diagnosis.with_findings(findings), lost | wrong
+    zero = zero & ~invalid
+    if zero.any() and (zero | invalid | ~valid).all():
+        first = batch.select(zero.any(dim=1).nonzero()[:1].flatten())
+        kind = kind_of_zero(weighted_targets(first, generator), generator)
+        return replace(diagnosis, kind=kind), invalid, wrong
+    return diagnosis.with_findings(_findings(zero, "It is exactly zero at {}.", share)), invalid, wrong
+
+
+def _findings(entries: Tensor, sentence: str, share: Share) -> list[Finding]:
+    """That about the samples of ``entries [N, K]``, if there are any."""
+    samples = entries.any(dim=1).nonzero().flatten().tolist()
+    return [Finding(sentence, tuple(share.numbers[i] for i in samples))] if samples else []

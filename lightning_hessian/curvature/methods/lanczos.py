@@ -27,7 +27,6 @@ from lightning_hessian.curvature.checks.prediction import Prediction, predict
 from lightning_hessian.curvature.cost_model import GRADIENT_IN_MATVECS, group_size, lanczos_bytes
 from lightning_hessian.curvature.meter import UNLIMITED, TimeLimit
 from lightning_hessian.curvature.methods.interface import MethodInput, MethodResult
-from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse
 from lightning_hessian.curvature.operators.gauss_newton import (
     GaussNewtonOperator,
     factored_gauss_newton,
@@ -44,10 +43,9 @@ from lightning_hessian.curvature.target_batch import TargetBatch
 # were missed as with 1e-5 of the norm alone (3 in 896 problems; 2), after up to a tenth fewer products.
 RELATIVE_TOLERANCE = {torch.float32: 3e-4, torch.float64: 0.0}
 
-
-# To stay within a limit in seconds, the last of which are left for the checks: as many HVPs of all problems as those
-# take (16 evaluations of every sample, most of them in float64).
 MIN_VECTORS = 2  # random ones, of which an error can still be estimated
+# Of a limit in seconds, the last are left for the checks: as many HVPs of all problems as those take (16 evaluations of
+# every sample, most of them in float64).
 CHECKS_IN_MATVECS = 6
 
 
@@ -101,7 +99,6 @@ def lanczos_decomposition(
     options: Options,
     *,
     piecewise_linear: bool = False,
-    autodiff: ReverseOverReverse | None = None,
     limit: TimeLimit = UNLIMITED,
     count: Callable[[], object] = lambda: None,
 ) -> MethodResult:
@@ -115,11 +112,10 @@ def lanczos_decomposition(
         gradient: of the batch, ``[N, K, D]``.
         options: how many eigenvalues, start vectors and vectors for the density.
         piecewise_linear: the network is, so v ↦ Jᵀ(A(J v)) is the whole Hessian.
-        autodiff: of this batch, if its graph is there already.
         limit: in seconds: first there are fewer random vectors, then fewer Lanczos steps.
         count: called after every product.
     """
-    hessian = GaussNewtonOperator(batch) if piecewise_linear else HessianOperator(batch, autodiff)
+    hessian = GaussNewtonOperator(batch) if piecewise_linear else HessianOperator(batch)
     allowance = _Allowance(limit)
 
     def counted() -> None:

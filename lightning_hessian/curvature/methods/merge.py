@@ -26,10 +26,8 @@ def merged(measurements: Sequence[Measurement], meter: Meter) -> Measurement:
     # ``low_rank`` gives more eigenvectors where memory allows; the largest come first.
     num_vectors = min(m.spectrum.eigenvectors.shape[2] for m in measurements)
     whole = concatenate([_with_vectors(m, num_vectors) for m in _with_first_matrices(measurements)])
-    diagnosis, num_matvecs = (
-        combined([m.spectrum.diagnosis for m in measurements]),
-        max(m.spectrum.cost.num_matvecs for m in measurements),
-    )
+    diagnosis = combined([m.spectrum.diagnosis for m in measurements])
+    num_matvecs = max(m.spectrum.cost.num_matvecs for m in measurements)
     spectrum = replace(
         whole.spectrum,
         complete=all(m.spectrum.complete for m in measurements),

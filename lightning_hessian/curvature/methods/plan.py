@@ -54,6 +54,10 @@ class Plan:
         """Whether later measurements of a run should use the same method: it depends on memory and time, which vary."""
         return self.method != "low_rank"
 
+    def applied_to(self, options: Options) -> Options:
+        """The options with which it is carried out."""
+        return options if self.density_vectors is None else replace(options, density_vectors=self.density_vectors)
+
 
 def make_plan(
     batch: TargetBatch,

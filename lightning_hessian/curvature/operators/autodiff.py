@@ -157,8 +157,6 @@ def gradients(batch: TargetBatch) -> Tensor:
     return torch.stack([g.detach().flatten(1) for g in _gradients(batch.values(x), x, create_graph=False)], dim=1)
 
 
-Autodiff = ForwardOverReverse | ReverseOverReverse
-
 AUTODIFF_MODES: dict[AutodiffMode, type[ForwardOverReverse] | type[ReverseOverReverse]] = {
     "forward_over_reverse": ForwardOverReverse,
     "reverse_over_reverse": ReverseOverReverse,

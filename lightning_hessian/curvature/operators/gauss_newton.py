@@ -49,28 +49,24 @@ class GaussNewtonOperator(BatchOperator):
         return pull_back(self._outputs, self._x, ajv).flatten(1)
 
 
-def jacobian(batch: TargetBatch, along: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """J, the gradients of all C outputs with respect to the input, ``[N, C, D]``.
+def jacobian(batch: TargetBatch) -> Tensor:
+    """J, the gradients of all C outputs with respect to the input, ``[N, C, D]``; see ``outputs_with_jacobian``."""
+    return outputs_with_jacobian(batch)[1]
+
+
+def outputs_with_jacobian(batch: TargetBatch) -> tuple[Tensor, Tensor]:
+    """The outputs z ``[N, C]`` and their Jacobian J ``[N, C, D]``.
 
     The backward passes are ``vmap``-batched where that gives what a plain backward pass gives along one weighting of
     the outputs, and done one after another elsewhere.
 
-    Args:
-        batch: the network and its samples.
-        along: a weighting u ``[N, C]`` and Jᵀu ``[N, D]`` from a plain backward pass, if there is one already.
-
     Cost: one forward pass, at most C + 1 backward passes.
     """
-    return outputs_with_jacobian(batch, along)[1]
-
-
-def outputs_with_jacobian(batch: TargetBatch, along: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-    """The outputs z ``[N, C]`` and their Jacobian ``[N, C, D]``, as ``jacobian``."""
     try:
         pullback = vjp(batch.outputs, batch.x.detach())
         outputs, back = pullback[0], pullback[1]
-        weights = _weighting(outputs) if along is None else along[0]
-        expected = back(weights)[0].flatten(1) if along is None else along[1]
+        weights = _weighting(outputs)
+        expected = back(weights)[0].flatten(1)
         rows = vmap(lambda c: back(_one_hot(outputs, c))[0], chunk_size=VMAPPED_OUTPUTS)(_numbers(outputs))
         batched = rows.flatten(2).transpose(0, 1)
         combined = (weights.unsqueeze(1) @ batched).squeeze(1)

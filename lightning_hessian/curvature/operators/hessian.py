@@ -75,17 +75,12 @@ class HessianOperator(BatchOperator):
     """H v for every problem, from one retained graph of the gradient: about one gradient and a half each.
 
     The graph holds the activations of P samples: a sample is repeated for each of its classes.
-
-    Args:
-        batch: the problems.
-        autodiff: of the same batch, if its graph is there already; used where every sample has one class.
     """
 
-    def __init__(self, batch: TargetBatch, autodiff: ReverseOverReverse | None = None) -> None:
+    def __init__(self, batch: TargetBatch) -> None:
         super().__init__(batch)
         self._num_classes = batch.num_classes
-        ready = autodiff if batch.num_classes == 1 else None
-        self._autodiff = ready or ReverseOverReverse(self.batch)
+        self._autodiff = ReverseOverReverse(self.batch)
 
     @property
     def outputs(self) -> Tensor:

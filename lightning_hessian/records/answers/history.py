@@ -13,8 +13,8 @@ import numpy as np
 
 from lightning_hessian.records.event_format import CHECKS, SPECTRA, Summary
 from lightning_hessian.records.histogram import BIN_EDGES, NUM_BINS
+from lightning_hessian.records.matrices import Array
 from lightning_hessian.records.metrics import BY_NAME, METRICS
-from lightning_hessian.records.payload import Array
 from lightning_hessian.records.statistics import over_samples
 from lightning_hessian.records.validity import AGREEMENT, about_validity
 

@@ -10,9 +10,10 @@ from typing import Literal
 import numpy as np
 
 from lightning_hessian.records.answers.history import Answer, MissingError
+from lightning_hessian.records.color_scale import PERCENTILE
 from lightning_hessian.records.event_format import Summary
-from lightning_hessian.records.matrices import from_eigenvectors, from_triangle, spans, to_triangle
-from lightning_hessian.records.payload import Array, ArrayFile, DamagedDataError
+from lightning_hessian.records.matrices import Array, from_eigenvectors, from_triangle, spans, to_triangle
+from lightning_hessian.records.payload import ArrayFile, DamagedDataError
 
 Source = Literal["stored", "from eigenvectors", "none"]
 
@@ -20,7 +21,6 @@ MAX_CELLS = 1024  # across a drawn matrix; of a larger one, each cell stands for
 MAX_DRAWN_INPUTS = 1 << 15  # above, the entries of one matrix take minutes
 ENTRIES_AT_ONCE = 1 << 22
 ROWS_FOR_LIMIT = 1 << 12
-PERCENTILE = 99
 
 
 @dataclass(frozen=True)

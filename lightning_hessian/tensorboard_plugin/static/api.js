@@ -43,6 +43,10 @@ export function parseSafetensors(buffer) {
   return { arrays, meta };
 }
 
+// One entry of an array, or undefined where there is no array.
+export const entryOf = (array, ...indices) =>
+  array?.data[indices.reduce((offset, index, axis) => offset * array.shape[axis] + index, 0)];
+
 // Row `index` of a symmetric matrix, from its upper triangle row by row.
 export function rowOf(triangle, size, index) {
   const start = (i) => i * size - (i * (i - 1)) / 2; // the position of the entry (i, i)

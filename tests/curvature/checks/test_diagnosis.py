@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 from support.counting import Notes
-from support.networks import mlp
+from support.networks import custom_function, mlp
 from torch import nn
 
 from lightning_hessian import input_gradient, input_hessian, input_spectrum
@@ -103,17 +103,7 @@ class CachedDerivative(torch.autograd.Function):
         return grad * ctx.cosine
 
 
-class WrongBackward(torch.autograd.Function):
-    """sin(x) with half the derivative."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return 0.5 * grad * ctx.saved_tensors[0].cos()
+half_the_derivative = custom_function(torch.sin, lambda x: 0.5 * x.cos())
 
 
 @pytest.mark.parametrize(
@@ -122,7 +112,7 @@ class WrongBackward(torch.autograd.Function):
         lambda x: x * x.detach() ** 2,
         lambda x: x**2 + x.detach() ** 2,
         lambda x: CachedDerivative.apply(x) * x,
-        lambda x: WrongBackward.apply(x),
+        lambda x: half_the_derivative(x),
     ],
     ids=["factor_detached", "summand_detached", "cached_derivative", "wrong_backward"],
 )
@@ -292,7 +282,7 @@ def test_whole_hessians_of_piecewise_linear_networks_are_checked_through_their_o
     net = nn.Sequential(nn.Linear(60, 400), nn.ReLU(), nn.Linear(400, 5))
     IN_FLOAT64.clear()
     input_hessian(Counting(net), torch.randn(3, 60), 1, "prob")
-    assert len(IN_FLOAT64) == 3 * 5 + 1  # and what the network is, at one sample
+    assert len(IN_FLOAT64) == 3 * 5 + 1 + 3  # and what the network is, and three gradients, at one sample
 
 
 def test_curvature_that_autograd_lacks_is_not_rounding():
@@ -301,24 +291,12 @@ def test_curvature_that_autograd_lacks_is_not_rounding():
     assert not spectrum.valid.any()
 
 
-class Coarse(torch.autograd.Function):
-    """A cube whose derivative is half as large again in float32."""
-
-    @staticmethod
-    def forward(context, x):
-        context.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(context, gradient):
-        (x,) = context.saved_tensors
-        return gradient * x.square() * (4.5 if x.dtype == torch.float32 else 3)
+# Its derivative is half as large again in float32.
+coarse_cube = custom_function(lambda x: x**3, lambda x: x.square() * (4.5 if x.dtype == torch.float32 else 3))
 
 
 def test_curvature_lost_in_float32_costs_no_other_class_its_numbers():
-    spectrum = spectrum_of(
-        lambda x: torch.stack([(x**3).sum(1), Coarse.apply(x).sum(1)], 1), x=X.float(), classes="all"
-    )
+    spectrum = spectrum_of(lambda x: torch.stack([(x**3).sum(1), coarse_cube(x).sum(1)], 1), x=X.float(), classes="all")
     assert spectrum.valid.tolist() == [[True, False]] * 3
     assert "lost in the rounding of float32" in spectrum.diagnosis.message
 

@@ -216,3 +216,104 @@ def test_derivatives_that_are_wrong_at_the_sample_alone_are_not_blamed_on_a_cust
     _, message = told(input_gradient, lambda x: x.median(1).values.sin(), torch.ones(2, 5, dtype=F64), 0)
     assert "though not beside them: the target is not differentiable there" in message
     assert "custom" not in message
+
+
+class CachedTanh(torch.autograd.Function):
+    """tanh, whose derivative is right and is not itself differentiated."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.derivative = 1 - x.detach().tanh() ** 2
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.derivative
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_network_that_seems_piecewise_linear_to_autograd_alone_is_found_for_one_sample(seed):
+    """Its second differences of values cross kinks, or drown in rounding, at every step."""
+    first, second, head = (random(n, m, seed=seed + m) / m**0.5 for n, m in ((8, 512), (512, 512), (512, 4)))
+
+    def network(activation):
+        return lambda x: (activation(x @ first) @ second).relu() @ head
+
+    x = random(1, 8, seed=seed)
+    spectrum, message = told(input_spectrum, network(CachedTanh.apply), x, 0, "prob")
+    assert not spectrum.valid.any()
+    assert "contradict the Hessian" in message
+    right = told(input_spectrum, network(F.relu), x, 0, "prob")[0]
+    assert right.diagnosis.network == "piecewise_linear"
+    assert right.valid.all()
+
+
+@pytest.mark.parametrize("kink", [1.0, 1e5, 1e8])
+def test_a_large_kink_does_not_hide_a_hessian_that_is_wrongly_zero(kink):
+    x = torch.tensor([[0.0, 1.0, -1.0]], dtype=F64)
+    spectrum, message = told(input_spectrum, lambda x: (kink * x.relu() + CachedTanh.apply(x)).sum(1), x, 0)
+    assert not spectrum.valid.any()
+    assert "contradict the Hessian" in message
+    assert spectrum.diagnosis.kind == "inconsistent"
+
+
+LARGE_VALUES = {
+    "Hessian": lambda x: 2e5 + 10 * CachedTanh.apply(x).sum(1),
+    "gradient": lambda x: 1e5 + (x * x.detach()).sum(1) + x.sin().sum(1),
+}
+
+
+@pytest.mark.parametrize("wrong", LARGE_VALUES)
+def test_mistakes_that_are_small_beside_the_values_are_not_put_down_to_rounding(wrong):
+    x = torch.tensor([[1.0, 0.8, 1.2]])
+    function = input_gradient if wrong == "gradient" else input_hessian
+    assert f"contradict the {wrong}" in told(function, LARGE_VALUES[wrong], x, 0)[1]
+    spectrum, message = told(input_spectrum, LARGE_VALUES[wrong], x, 0)
+    assert not spectrum.valid.any()
+    assert f"contradict the {wrong}" in message
+
+
+def test_what_float32_loses_of_a_curvature_is_not_called_zero():
+    x = torch.tensor([[1e-3, 2e-3]])
+    spectrum, message = told(input_spectrum, lambda x: (x.sin() / x).sum(1), x, 0)  # its Hessian is -1/3 there
+    assert not spectrum.valid.any()
+    assert "lost in the rounding of float32: measure in float64" in message
+
+
+@pytest.mark.parametrize("dtype", [F64, F32])
+def test_right_numbers_that_values_cannot_confirm_are_not_called_zero(dtype):
+    for model, x in (
+        (lambda x: (-(x**2)).exp().sum(1), 1e-7 * random(2, 5, dtype=dtype)),
+        (lambda x: 1e12 + x.sin().sum(1), random(2, 5, dtype=dtype)),
+    ):
+        spectrum = told(input_spectrum, model, x, 0)[0]
+        assert spectrum.diagnosis.kind == "curved"
+        assert spectrum.valid.all()
+        assert "could not confirm" in spectrum.diagnosis.message
+
+
+TIES = {
+    "amax": lambda x: x.view(-1, 2, 2).amax(2),
+    "maximum": lambda x: torch.maximum(x[:, :2], x[:, 2:]),
+    "abs": lambda x: torch.stack([(x[:, 0] - 1).abs(), x[:, 1]], dim=1),
+}
+
+
+@pytest.mark.parametrize("name", TIES)
+@pytest.mark.parametrize("target", ["prob", "logit"])
+def test_a_mean_of_pieces_is_not_taken_for_one(name, target):
+    """At ties, these operations share the gradient: what autograd gives belongs to no piece."""
+    head = random(2, 3)
+    x = torch.ones(1, 4, dtype=F64)
+    spectrum = told(input_spectrum, lambda x: TIES[name](x) @ head, x, 0, target)[0]
+    assert "kink at sample 0" in spectrum.diagnosis.message
+    assert "or a mean of several" in spectrum.diagnosis.message
+
+
+def test_the_zero_hessian_of_a_network_without_biases_at_zero_is_no_mistake():
+    """Every unit is on its kink, where autograd takes all for inactive; beside it, the target is curved."""
+    first, head = random(6, 32), random(32, 3)
+    for model in (lambda x: F.gelu((x @ first).relu() @ head), lambda x: F.gelu(x @ first) @ head):
+        spectrum, message = told(input_spectrum, model, torch.zeros(1, 6, dtype=F64), 0, "prob")
+        assert message == ""
+        assert spectrum.valid.all()

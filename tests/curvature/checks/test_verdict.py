@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from support.measuring import Measurer
+from support.networks import custom_function
 from torch import nn
 
 from lightning_hessian import input_gradient, input_hessian, input_spectrum
@@ -43,24 +44,14 @@ def records_of(model, x, *, steps=4, target="logit", **options):
     return [quietly(measurer.measure, model, Samples(x, None), step=step) for step in range(steps)]
 
 
-class HidesCurvature(torch.autograd.Function):
-    """x² with the second derivative that autograd sees zero where x > 1."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**2
-
-    @staticmethod
-    def backward(ctx, gradient):
-        (x,) = ctx.saved_tensors
-        return gradient * torch.where(x > 1, 2 * x.detach(), 2 * x)
+# The second derivative that autograd sees is zero where x > 1.
+hides_curvature = custom_function(lambda x: x**2, lambda x: torch.where(x > 1, 2 * x.detach(), 2 * x))
 
 
 def test_what_is_wrong_stays_so_at_every_later_measurement():
     """The step at which a check failed is not where the next begins: there, noise would hide all curvature."""
     x = torch.tensor([[0.3, 0.5], [1.5, 1.7], [0.2, 0.1]], dtype=F64)
-    for record in records_of(lambda x: HidesCurvature.apply(x).sum(1), x, steps=5):
+    for record in records_of(lambda x: hides_curvature(x).sum(1), x, steps=5):
         assert record.valid[:, 0].tolist() == [True, False, True]
 
 
@@ -140,7 +131,7 @@ def test_what_is_reported_on_a_kink_is_what_was_confirmed_beside_it(monkeypatch)
 def test_what_is_wrong_on_one_side_of_a_kink_is_found_where_all_inputs_are_equal():
     """Neighbors lie on both sides of a sample, also where data have no range that they could be kept in."""
     spectrum = quietly(
-        input_spectrum, lambda x: HidesCurvature.apply(x).sum(1) + (x - 1).abs().sum(1), torch.ones(2, 8, dtype=F64), 0
+        input_spectrum, lambda x: hides_curvature(x).sum(1) + (x - 1).abs().sum(1), torch.ones(2, 8, dtype=F64), 0
     )
     assert not spectrum.valid.any()
 

@@ -1,19 +1,16 @@
 """The Jacobian of the outputs: from one forward pass, and right where batched backward passes are wrong."""
 
-import pytest
 import torch
 from support.counting import Noting
 from support.networks import mlp
 from torch import nn
 
-from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse
 from lightning_hessian.curvature.operators.gauss_newton import (
     factored_gauss_newton,
     gauss_newton_hessians,
     jacobian,
     outputs_with_jacobian,
 )
-from lightning_hessian.curvature.operators.hessian import HessianOperator
 from lightning_hessian.curvature.target_batch import TargetBatch
 
 F64 = torch.float64
@@ -38,20 +35,6 @@ def test_one_forward_pass():
     net.sizes.clear()
     gauss_newton_hessians(batch)
     assert len(net.sizes) == 1
-
-
-@pytest.mark.parametrize("right", [True, False])
-def test_the_check_may_come_from_the_caller(right):
-    net = mlp()
-    batch = batch_of(net)
-    u = torch.randn(3, 3, dtype=F64)
-    truth = expected_jacobian(net, batch.x)
-    pulled_back = (u.unsqueeze(1) @ truth).squeeze(1)
-    noting = Noting(net)
-    batch = TargetBatch(noting, batch.target, batch.x, batch.classes)
-    found = jacobian(batch, along=(u, pulled_back if right else 2 * pulled_back))
-    torch.testing.assert_close(found, truth)
-    assert len(noting.sizes) == (1 if right else 2)  # what the check contradicts is computed again, one row at a time
 
 
 class LyingUnderVmap(torch.autograd.Function):
@@ -110,17 +93,3 @@ def test_the_factored_product_and_norm_are_those_of_the_matrix():
     v = torch.randn(6, 4, 6, dtype=F64)
     torch.testing.assert_close(term.apply(v), v @ whole)
     torch.testing.assert_close(term.norm, torch.linalg.matrix_norm(whole))
-
-
-def test_a_graph_that_is_there_is_used_for_one_class_only():
-    net = Noting(mlp(nn.Tanh))
-    for classes, calls in (((1,), 1), ((0, 2), 2)):
-        batch = batch_of(net, classes=classes)
-        net.sizes.clear()
-        autodiff = ReverseOverReverse(batch)
-        autodiff.gradient()
-        operator = HessianOperator(batch, autodiff)
-        v = torch.randn(operator.shape, dtype=F64)
-        product = operator.matvec(v)
-        assert len(net.sizes) == calls
-        torch.testing.assert_close(product, HessianOperator(batch).matvec(v))

@@ -1,5 +1,6 @@
 // Curvature over training: one metric as lines over steps, several runs in one chart.
 
+import { entryOf } from "../api.js";
 import { faded, lineColor } from "../colors.js";
 import { choice, el, panel } from "../dom.js";
 import { joined, quantile, short } from "../numbers.js";
@@ -86,7 +87,7 @@ export function curves({ state, source, charts }) {
   // The mean and percentiles over samples at every step; the error is the mean error, as in the scalars.
   function means(arrays, classIndex) {
     const name = state.metric.name;
-    const at = (suffix, step) => get(arrays[`${name}_${suffix}`], step, classIndex);
+    const at = (suffix, step) => entryOf(arrays[`${name}_${suffix}`], step, classIndex);
     return Array.from(arrays.steps.data, (step, s) => ({
       step,
       value: at("mean", s),
@@ -102,7 +103,7 @@ export function curves({ state, source, charts }) {
   function quantiles(arrays, classIndex) {
     const array = arrays[state.metric.name];
     const sorted = Array.from(arrays.steps.data, (_, s) =>
-      Array.from({ length: array.shape[1] }, (_, n) => get(array, s, n, classIndex))
+      Array.from({ length: array.shape[1] }, (_, n) => entryOf(array, s, n, classIndex))
         .filter(Number.isFinite)
         .sort((a, b) => a - b),
     );
@@ -112,7 +113,7 @@ export function curves({ state, source, charts }) {
       step,
       value: median[s],
       missing: sorted[s].length < array.shape[1],
-      isOpen: get(arrays[`${state.metric.name}_all_converged`], s, classIndex) === 0,
+      isOpen: entryOf(arrays[`${state.metric.name}_all_converged`], s, classIndex) === 0,
     }));
     const bands = BANDS.map(([below, above, strength]) => ({
       low: at(below),
@@ -125,7 +126,7 @@ export function curves({ state, source, charts }) {
 
   function valuesOf(arrays, sample, classIndex) {
     const name = state.metric.name;
-    const at = (array, step) => get(array, step, sample, classIndex);
+    const at = (array, step) => entryOf(array, step, sample, classIndex);
     return Array.from(arrays.steps.data, (step, s) => {
       const value = at(arrays[name], s);
       const error = at(arrays[`${name}_error`], s);
@@ -137,9 +138,6 @@ export function curves({ state, source, charts }) {
   const key = () => JSON.stringify([state.runs, state.metric, state.lines, state.classId, state.sample, state.step]);
   return { ...frame, key, update };
 }
-
-// One entry of an array, or undefined where there is no array.
-const get = (array, ...indices) => array?.data[indices.reduce((offset, index, axis) => offset * array.shape[axis] + index, 0)];
 
 function traces({ title, color, dash, points, bands }) {
   const x = points.map(({ step }) => step);

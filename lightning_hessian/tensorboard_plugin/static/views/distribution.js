@@ -1,5 +1,6 @@
 // How a metric is spread over many samples at the step shown: a histogram; a click selects a sample.
 
+import { entryOf } from "../api.js";
 import { panel } from "../dom.js";
 import { joined, quantile, short } from "../numbers.js";
 import { classTitle } from "../state.js";
@@ -65,16 +66,14 @@ export function distribution({ state, source, charts }) {
 
 // One value for each sample.
 function valuesAt(arrays, name, step, classIndex) {
-  const [, samples, classes] = arrays.lambda_max.shape;
-  const data = arrays[name]?.data;
-  return Array.from({ length: samples }, (_, n) => data?.[(step * samples + n) * classes + classIndex] ?? NaN);
+  const length = arrays.lambda_max.shape[1];
+  return Array.from({ length }, (_, n) => entryOf(arrays[name], step, n, classIndex) ?? NaN);
 }
 
 // Which of GROUPS every sample is in: right or wrong where its label is known.
 function groupsOf({ labels, predicted, lambda_max: { shape } }, step) {
-  const samples = shape[1];
-  return Array.from({ length: samples }, (_, n) => {
-    const [label, guess] = [labels, predicted].map((array) => array?.data[step * samples + n] ?? -1);
+  return Array.from({ length: shape[1] }, (_, n) => {
+    const [label, guess] = [labels, predicted].map((array) => entryOf(array, step, n) ?? -1);
     return label < 0 || guess < 0 ? 2 : label === guess ? 0 : 1;
   });
 }

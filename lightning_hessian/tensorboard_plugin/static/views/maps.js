@@ -1,5 +1,6 @@
 // Input, gradient, diagonal and top eigenvectors of one sample and class in the input's shape.
 
+import { entryOf } from "../api.js";
 import { el, panel } from "../dom.js";
 import { InputShape, drawMap } from "../input_shape.js";
 import { joined, short } from "../numbers.js";
@@ -30,10 +31,9 @@ export function maps({ state, source, charts }) {
     const shape = new InputShape(input.meta.shape);
     const known = knownOutputs(entry, series, stepIndex, sample);
     const inputKind = shape.isColor ? "color" : "gray";
-    const { shape: [, samples, classes], data: norms } = series.arrays.gradient_norm;
-    const norm = norms[(stepIndex * samples + sample) * classes + classIndex];
+    const norm = entryOf(series.arrays.gradient_norm, stepIndex, sample, classIndex);
     const outputs = known.map(([word, k]) => `${word} ${outputName(entry, k)}`).join(", ");
-    const isValid = series.arrays.valid.data[(stepIndex * samples + sample) * classes + classIndex] !== 0;
+    const isValid = entryOf(series.arrays.valid, stepIndex, sample, classIndex) !== 0;
     const figures = [figure(input.arrays.x.data, shape, inputKind, ["input", outputs], "x")];
     if (isValid) {
       figures.push(
@@ -85,9 +85,8 @@ function diagonalError({ largest_diagonal_error: error }) {
 
 // Label and prediction of a sample at one step, as far as known: [word, number of the output].
 function knownOutputs(entry, { arrays: { labels, predicted } }, step, sample) {
-  const of = (array) => array && array.data[step * array.shape[1] + sample];
   return [
-    ["label", of(labels)],
-    ["predicted", entry.has_classes === false ? -1 : of(predicted)], // the largest output of a regression predicts nothing
+    ["label", entryOf(labels, step, sample)],
+    ["predicted", entry.has_classes === false ? -1 : entryOf(predicted, step, sample)], // the largest output of a regression predicts nothing
   ].filter(([, number]) => number >= 0);
 }
