@@ -9,11 +9,13 @@ from torch import Tensor
 
 from lightning_hessian.curvature.batching import in_groups, out_of_memory
 from lightning_hessian.curvature.checks.differences import OFFSETS
-from lightning_hessian.curvature.checks.step_dependence import MARGIN
 from lightning_hessian.curvature.target_batch import TargetBatch
 
 SCALES = (1.0, 1e-2, 1e-4)  # of another sample's noise, in standard deviations; smaller where a forward refuses it
 NUM_REPEATED = 16  # samples that are evaluated again to see whether the forward is random
+NOISE = (
+    100.0  # times its estimate, which is the least of several steps: differences between batch sizes that it explains
+)
 NUM_PASSES = 8  # of a single sample: a branch taken at random may be the same twice
 
 
@@ -90,7 +92,7 @@ def changes_with_number(
 
     Args:
         batch, sample, group_size, precision: as for ``is_coupled``.
-        noise: ``[K]``, standard deviation of that in the targets.
+        noise: ``[K]``, standard deviation of that in the targets, as a certificate has it.
 
     Returns:
         None where the forward accepts no other number, or five samples do not fit the device.
@@ -105,7 +107,7 @@ def changes_with_number(
         if len(found) > 1:
             numbers = torch.stack(found)
             changes = (numbers - numbers[0]).abs().amax(dim=0)[-len(noise) :]
-            return bool((changes > _tolerance(numbers, precision) + MARGIN * noise.to(changes)).any())
+            return bool((changes > _tolerance(numbers, precision) + NOISE * noise.to(changes)).any())
     return None
 
 
