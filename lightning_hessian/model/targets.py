@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from lightning_hessian.curvature.batching import out_of_memory
 from lightning_hessian.errors import ConfigurationError
 
 TargetName = Literal["logit", "log_prob", "prob", "loss", "margin"]
@@ -87,23 +86,6 @@ def resolve_target(target: str | TargetFunction, num_outputs: int) -> TargetFunc
             f"Use target='logit', or a callable such as lambda z, classes: z.sigmoid()."
         )
     return TARGETS[target]
-
-
-def check_target(target: TargetFunction, name: str, outputs: Tensor, classes: Tensor) -> None:
-    """Raises a ConfigurationError unless a target can be computed from ``outputs [N, C]`` and ``classes [N, K]``."""
-    try:
-        with torch.no_grad():
-            target(outputs, classes)
-    except Exception as error:
-        if isinstance(error, ConfigurationError) or out_of_memory(error):
-            raise
-        message = str(error).partition("\n")[0].rstrip(".")
-        raise ConfigurationError(
-            f"The target {name!r} raised {type(error).__name__}: {message}. It is called with outputs [N, C], here "
-            f"{list(outputs.shape)}, and integer classes [N, K], here {list(classes.shape)}, and must return one "
-            f"scalar per sample and class, [N, K]. For one class per sample, a loss of PyTorch is lambda z, classes: "
-            f"cross_entropy(z, classes[:, 0], reduction='none')[:, None]."
-        ) from error
 
 
 def _checked(target: TargetFunction) -> TargetFunction:
