@@ -36,8 +36,8 @@ def input_gradient(
         ``[N, K, D]``, in target units per input unit.
 
     Warns:
-        UserWarning: the gradients of some samples are not finite (NaN), disagree with finite differences of values, or
-            could not be compared with them; the message says which and why.
+        UserWarning: the gradients of some samples are not finite (NaN), disagree with finite differences of values
+            (returned as computed), or could not be compared with them; the message says which and why.
 
     Raises:
         ConfigurationError: an argument does not fit the model; the message says what does.
@@ -76,12 +76,12 @@ def input_hvp(
         ``[N, K, D]``.
 
     Warns:
-        UserWarning: some products are not finite, disagree with finite differences of values, or could not be compared
-            with them; the message says which and why. If values or gradients of a sample are not finite, its products
-            are NaN.
+        UserWarning: some products are not finite, disagree with finite differences of values (returned as computed), or
+            could not be compared with them; the message says which and why. If values or gradients of a sample are not
+            finite, its products are NaN.
 
     Raises:
-        ConfigurationError: an argument does not fit the model, or v does not fit x.
+        ConfigurationError: an argument does not fit the model, v does not fit x, or v is not finite and real.
         MeasurementError: none of the products is finite, or an operation has no second derivative.
 
     Cost: a forward pass, two backward passes per class (Pearlmutter 1994, by double backward), and the check: five
@@ -127,8 +127,8 @@ def input_hessian(
         ``[N, K, D, D]``, symmetric, flattened from the input's shape in row-major order.
 
     Warns:
-        UserWarning: the Hessians of some samples are not finite (NaN), disagree with finite differences of values, or
-            could not be compared with them; the message says which and why.
+        UserWarning: the Hessians of some samples are not finite (NaN), disagree with finite differences of values
+            (returned as computed), or could not be compared with them; the message says which and why.
 
     Raises:
         ConfigurationError: an argument does not fit the model, or the result does not fit ``max_memory``.
@@ -190,8 +190,9 @@ def input_spectrum(
         A ``Spectrum``; its ``diagnosis`` explains, for instance, why a Hessian is zero.
 
     Warns:
-        UserWarning: the spectra of some samples cannot be trusted; the message says which and why. If a sample could
-            not be compared with values, the diagnosis says so.
+        UserWarning: the spectra of some samples cannot be trusted; the message says which and why. ``valid`` is False
+            there, and their numbers are as computed. If a sample could not be compared with values, the diagnosis says
+            so.
 
     Raises:
         ConfigurationError: an argument does not fit the model.

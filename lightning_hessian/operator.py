@@ -282,7 +282,14 @@ def _reported(what: str, found: CheckedDerivatives) -> CheckedDerivatives:
 
 def _per_problem(v: Tensor, batch: TargetBatch) -> Tensor:
     num_samples, _, num_inputs = batch.shape
+    if v.is_complex():
+        raise ConfigurationError(
+            f"v has dtype {v.dtype}, and a Hessian is multiplied with real vectors: give v.real and v.imag one by one."
+        )
     v = v.to(batch.x)
+    if not v.isfinite().all():
+        dtype = str(v.dtype).removeprefix("torch.")
+        raise ConfigurationError(f"v must hold finite numbers; some of its entries are NaN or infinite in {dtype}.")
     if v.shape == (num_inputs,):
         v = v.expand(batch.shape)
     elif v.shape in ((num_samples, num_inputs), batch.x.shape):

@@ -6,7 +6,14 @@ from support.counting import Notes
 from support.networks import mlp
 from torch import nn
 
-from lightning_hessian import MeasurementError, input_gradient, input_hessian, input_hvp, input_spectrum
+from lightning_hessian import (
+    ConfigurationError,
+    MeasurementError,
+    input_gradient,
+    input_hessian,
+    input_hvp,
+    input_spectrum,
+)
 from lightning_hessian.curvature.cost_model import ModelCosts
 from lightning_hessian.curvature.options import Options
 
@@ -320,3 +327,18 @@ def test_hvps_of_all_classes_share_a_forward_and_fit_the_memory(v, monkeypatch):
             assert Seen.sizes.count(Seen.sizes[-1]) <= (2 if memory > 1 else 4)  # one to count bytes
     for each in found.values():
         torch.testing.assert_close(each, found[2**30, False])
+
+
+@pytest.mark.parametrize(
+    ("v", "sentence"),
+    [
+        ([1, torch.nan, 1, 1], "v must hold finite numbers; some of its entries are NaN or infinite in float32"),
+        ([1, torch.inf, 1, 1], "v must hold finite numbers"),
+        ([1, 1e200, 1, 1], "infinite in float32"),
+        ([1, 1j, 1, 1], r"v has dtype torch\.complex128, .* real vectors"),
+    ],
+)
+def test_vectors_that_no_hessian_is_multiplied_with(v, sentence):
+    v = torch.tensor(v, dtype=torch.complex128 if 1j in v else F64)
+    with pytest.raises(ConfigurationError, match=sentence):
+        input_hvp(squares, torch.ones(1, 4), v, 2)

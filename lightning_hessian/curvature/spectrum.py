@@ -120,7 +120,8 @@ class Spectrum(Decomposition):
         target: name of the differentiated scalar.
         finite_difference_error: ``[N, K]``, |wᵀHw − Δ²t/h²| / max |λ|: how far H is from a central difference of
             values in float64 along one direction w, at the sample itself; NaN where it was not checked.
-        valid: ``[N, K]``, False where H is wrong or not finite; the diagnosis says why.
+        valid: ``[N, K]``, False where H is wrong (its numbers are those computed) or not finite (they are NaN); the
+            diagnosis says why.
         diagnosis: why the Hessian is what it is.
         cost: what it took.
 

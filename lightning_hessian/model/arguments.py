@@ -24,6 +24,11 @@ def check_input(x: Tensor) -> None:
             f"The input must be a tensor of samples [N, *shape] with N of at least 1; got {got}. "
             f"For a single sample, give x.unsqueeze(0)."
         )
+    if x.numel() == 0:
+        raise ConfigurationError(
+            f"The input has shape {tuple(x.shape)}: its samples have no entries, so there is nothing to differentiate. "
+            f"Every dimension must be at least 1."
+        )
     if not x.is_floating_point():
         raise ConfigurationError(
             f"The input has dtype {x.dtype}, and a derivative needs floating point. {_floating_point_of(x)}"

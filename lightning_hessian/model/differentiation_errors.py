@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lightning_hessian.curvature.batching import out_of_memory
-from lightning_hessian.errors import MeasurementError
+from lightning_hessian.errors import ConfigurationError, MeasurementError
 from lightning_hessian.model.function import ModelFunction
 
 PACKAGE = __name__.partition(".")[0]
@@ -26,8 +26,8 @@ def explained_derivatives() -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
-        if isinstance(error, MeasurementError) or out_of_memory(error):
+    except Exception as error:  # a forward may raise any
+        if isinstance(error, (MeasurementError, ConfigurationError)) or out_of_memory(error):
             raise
         sentence = _sentence(error)
         if not sentence:
@@ -35,7 +35,7 @@ def explained_derivatives() -> Iterator[None]:
         raise MeasurementError(sentence) from _without_context_managers(error)
 
 
-def _sentence(error: RuntimeError) -> str:
+def _sentence(error: Exception) -> str:
     """Empty where the error does not come from a derivative that this package takes."""
     modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
     if not any(name.startswith(f"{PACKAGE}.curvature.") for name in modules):
@@ -49,7 +49,8 @@ def _sentence(error: RuntimeError) -> str:
             "twice, which the model or the target uses" if operation != name else "as the model or the target uses it"
         )
         return f"PyTorch cannot differentiate {operation} {twice}. Replace it by an operation that can be, {REMEDY}"
-    if modules[-1].startswith(AUTOGRAD):
+    no_kernel = isinstance(error, NotImplementedError) and any(name.startswith(AUTOGRAD) for name in modules)
+    if no_kernel or modules[-1].startswith(AUTOGRAD):
         return (
             f"PyTorch cannot differentiate the model or the target at these samples: {message}. Replace the operation "
             f"by one that can be differentiated twice, {REMEDY}"
@@ -60,7 +61,7 @@ def _sentence(error: RuntimeError) -> str:
         where = f", at {place.line!r} in line {place.lineno} of {place.filename}" if place else ""
         return (
             f"The model can be evaluated, but raised an error while it was differentiated{where}: {message}. Its "
-            f"forward pass must also accept tensors that require gradients, and other numbers of samples."
+            f"forward pass must also accept tensors that require gradients, other numbers of samples and equal samples."
         )
     return ""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lightning_hessian.curvature.batching import in_groups, on_few
+from lightning_hessian.curvature.batching import in_groups, on_few, out_of_memory
 from lightning_hessian.curvature.cost_model import ForwardPass, fitting_samples
 from lightning_hessian.curvature.memory import AllocatedBytes, available_memory, kept_pages
 from lightning_hessian.curvature.meter import Meter
@@ -28,7 +28,7 @@ from lightning_hessian.model.arguments import (
 from lightning_hessian.model.differentiation_errors import explained_derivatives
 from lightning_hessian.model.function import Inputs, ModelFunction, dtype_like
 from lightning_hessian.model.isolation import isolated
-from lightning_hessian.model.targets import resolve_target, target_name
+from lightning_hessian.model.targets import TargetFunction, resolve_target, target_name
 
 # Names of operations that surely curve what they are applied to.
 CURVED = {"tanh", "sigmoid", "gelu", "silu", "mish", "softplus", "_softmax", "exp", "native_layer_norm"}
@@ -102,8 +102,7 @@ def prepare(
         predicted = outputs.argmax(dim=1)
         resolved = resolve_classes(classes, predicted, outputs.shape[1], labels)
         function = resolve_target(target, outputs.shape[1])
-        with torch.no_grad():
-            function(outputs, resolved)  # a callable target that returns another shape raises here
+        _check_target(function, target_name(target), outputs, resolved)
         batch = TargetBatch(network, function, x, resolved, fixed)
         with explained_derivatives():
             yield PreparedModel(batch, target_name(target), predicted, forward, meter, memory)
@@ -202,6 +201,23 @@ def _outputs(network: ModelFunction, x: Tensor, fixed: Any, memory_budget: int) 
         groups = in_groups(rest.num_samples, size, lambda samples: outputs(rest.select(samples)))
         found = torch.cat([first, *(rows for _, rows in groups)])
     return found, replace(forward, outputs=found)
+
+
+def _check_target(target: TargetFunction, name: str, outputs: Tensor, classes: Tensor) -> None:
+    """Raises a ConfigurationError unless a target can be computed from ``outputs [N, C]`` and ``classes [N, K]``."""
+    try:
+        with torch.no_grad():
+            target(outputs, classes)
+    except Exception as error:
+        if isinstance(error, ConfigurationError) or out_of_memory(error):
+            raise
+        message = str(error).partition("\n")[0].rstrip(".")
+        raise ConfigurationError(
+            f"The target {name!r} raised {type(error).__name__}: {message}. It is called with outputs [N, C], here "
+            f"{list(outputs.shape)}, and integer classes [N, K], here {list(classes.shape)}, and must return one "
+            f"scalar per sample and class, [N, K]. For one class per sample, a loss of PyTorch is lambda z, classes: "
+            f"cross_entropy(z, classes[:, 0], reduction='none')[:, None]."
+        ) from error
 
 
 def _first_group(num_samples: int) -> int:

@@ -84,6 +84,34 @@ def test_what_has_one_derivative_has_no_second(function):
     assert input_gradient(torch.nn.Hardsigmoid(), x, 0)[:, 0, 0].tolist() == pytest.approx([1 / 6] * 3)
 
 
+@pytest.mark.parametrize("function", FUNCTIONS[1:])
+def test_an_operation_that_has_no_second_derivative_in_python(function):
+    def nested(x):
+        rows = torch.nested.as_nested_tensor(list(x), layout=torch.jagged)
+        return rows.values().view(x.shape).pow(3).sum(1)
+
+    with pytest.raises(MeasurementError, match="PyTorch cannot differentiate the model or the target at these samples"):
+        function(nested, torch.rand(3, 4, dtype=torch.float64), 0)
+
+
+def refuses_equal_samples(x):
+    if len(torch.unique(x, dim=0)) < len(x):
+        raise ValueError("equal samples")
+    return torch.stack([(x**3).sum(1), x.prod(1)], 1)
+
+
+def test_a_forward_that_refuses_equal_samples_is_measured_without_copies():
+    x = torch.rand(3, 4, dtype=torch.float64)
+    for classes in (0, [0, 1]):
+        expected = input_hessian(lambda x: torch.stack([(x**3).sum(1), x.prod(1)], 1), x, classes)
+        torch.testing.assert_close(input_hessian(refuses_equal_samples, x, classes), expected)
+        spectrum = input_spectrum(refuses_equal_samples, x, classes)
+        assert spectrum.valid.all()
+        torch.testing.assert_close(spectrum.eigenvalues, torch.linalg.eigvalsh(expected).flip(-1))
+    with pytest.raises(MeasurementError, match=r"raised an error.*: equal samples. Its forward .* and equal samples"):
+        input_spectrum(refuses_equal_samples, x, [0, 1], method="lanczos", num_eigenvalues=2)
+
+
 def test_errors_of_other_code_pass():
     x = torch.rand(3, 4)
     with (

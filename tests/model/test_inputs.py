@@ -176,3 +176,15 @@ def test_the_message_shows_an_output_fn_that_may_fit(wrapped, advice):
     net = nn.Linear(4, 3)
     with pytest.raises(ConfigurationError, match=re.escape(f"for example output_fn=lambda output: {advice}.")):
         input_gradient(lambda x: wrapped(net(x)), torch.randn(2, 4), 0)
+
+
+@pytest.mark.parametrize("function", [input_gradient, input_hessian, input_spectrum])
+@pytest.mark.parametrize(
+    ("x", "wrt"), [(torch.zeros(2, 0), None), (torch.zeros(2, 3, 0), None), ((torch.zeros(2, 0), torch.zeros(2, 3)), 0)]
+)
+def test_samples_without_entries(function, x, wrt):
+    def model(*inputs):
+        return sum(each.flatten(1).sum(1) for each in inputs)
+
+    with pytest.raises(ConfigurationError, match=r"shape \(2,.* 0\): its samples have no entries"):
+        function(model, x, 0, wrt=wrt)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_hessian import input_gradient, input_hessian
+from lightning_hessian import ConfigurationError, input_gradient, input_hessian
 from lightning_hessian.model.targets import TARGETS
 
 CLASSES = torch.tensor([[0, 2], [1, 1]])
@@ -59,3 +59,26 @@ def test_softmax_regression_at_extreme_confidence():
     p = torch.exp(torch.tensor(-25.0, dtype=torch.float64))
     gradient = input_gradient(lambda x: x @ w.to(x), x, 0, "log_prob")[0, 0].double()
     torch.testing.assert_close(gradient, torch.stack([2 * p, -p, -p]), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("target", "raised"),
+    [
+        (lambda z, classes: torch.nn.functional.cross_entropy(z, classes, reduction="none"), "RuntimeError: 0D or 1D"),
+        (lambda z: z.sigmoid(), "TypeError: .* takes 1 positional argument but 2 were given"),
+    ],
+    ids=["loss_of_labels", "one_argument"],
+)
+@pytest.mark.parametrize("function", [input_gradient, input_hessian])
+def test_what_a_target_raised_is_told_with_how_it_is_called(function, target, raised):
+    called = r"called with outputs \[N, C\], here \[2, 3\], and integer classes \[N, K\], here \[2, 1\]"
+    with pytest.raises(ConfigurationError, match=f"The target 'lambda' raised {raised}.*{called}, and must return"):
+        function(lambda x: x**3, OUTPUTS, 0, target)
+
+
+def test_the_loss_that_is_advised_works():
+    def target(z, classes):
+        return torch.nn.functional.cross_entropy(z, classes[:, 0], reduction="none")[:, None]
+
+    expected = input_hessian(lambda x: x, OUTPUTS[:1], 2, "loss")
+    torch.testing.assert_close(input_hessian(lambda x: x, OUTPUTS[:1], 2, target), expected, rtol=1e-9, atol=1e-12)

@@ -13,25 +13,34 @@ from lightning_hessian.curvature.target_batch import TargetBatch
 
 SCALES = (1.0, 1e-2, 1e-4)  # of another sample's noise, in standard deviations; smaller where a forward refuses it
 NUM_REPEATED = 16  # samples that are evaluated again to see whether the forward is random
+NOISE = (
+    100.0  # times its estimate, which is the least of several steps: differences between batch sizes that it explains
+)
 NUM_PASSES = 8  # of a single sample: a branch taken at random may be the same twice
 
 
 def is_random(batch: TargetBatch, group_size: int, sample: int = 0) -> bool:
-    """Whether two forward passes on the same inputs differ, or eight on one ``sample``."""
+    """Whether outputs or targets of two passes on the same inputs differ, or of eight on one ``sample``."""
+
+    def of(few: TargetBatch) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            outputs = few.outputs(few.x)
+            return outputs, few.targets(outputs)
+
+    def same(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> bool:
+        return all(map(_close, a, b))
 
     def repeats(few: slice) -> bool:
         group = batch.select(few)
-        with torch.no_grad():
-            return _close(group.outputs(group.x), group.outputs(group.x))
+        return same(of(group), of(group))
 
     count = min(NUM_REPEATED, batch.num_samples)
-    if not all(same for _, same in in_groups(count, group_size, repeats)):
+    if not all(repeated for _, repeated in in_groups(count, group_size, repeats)):
         return True
     single = batch.select(slice(sample, sample + 1))
     try:
-        with torch.no_grad():
-            first = single.outputs(single.x)
-            return not all(_close(first, single.outputs(single.x)) for _ in range(NUM_PASSES - 1))
+        first = of(single)
+        return not all(same(first, of(single)) for _ in range(NUM_PASSES - 1))
     except Exception as error:  # a forward that does not accept a single sample
         if out_of_memory(error):
             raise
@@ -39,7 +48,7 @@ def is_random(batch: TargetBatch, group_size: int, sample: int = 0) -> bool:
 
 
 def has_changed_at_random(batch: TargetBatch, values: Tensor, outputs: Tensor, group_size: int) -> bool:
-    """Whether ``values [N, K]`` are not those of earlier ``outputs [N, C]``, since the forward is random."""
+    """Whether ``values [N, K]`` are not those of earlier ``outputs [N, C]``, since forward or target is random."""
     return not _close(values, batch.targets(outputs)) and is_random(batch, group_size)
 
 
@@ -72,6 +81,44 @@ def is_coupled(
     if answers == [None] * 3 and 1 < num_samples <= len(OFFSETS) * group_size:
         answers = [_changes(batch, row, batch.x.roll(1, 0), generator, precision) for row in (sample, num_samples - 1)]
     return next((answer for answer in (True, False) if answer in answers), None)
+
+
+def changes_with_number(
+    batch: TargetBatch, sample: int, group_size: int, noise: Tensor, precision: float = 0.0
+) -> bool | None:
+    """Whether the targets of a sample change with the number of samples: as many as there are, one, and five.
+
+    In float64 where that is possible: kernels round differently at other batch sizes.
+
+    Args:
+        batch, sample, group_size, precision: as for ``is_coupled``.
+        noise: ``[K]``, standard deviation of that in the targets, as a certificate has it.
+
+    Returns:
+        None where the forward accepts no other number, or five samples do not fit the device.
+    """
+    num_samples = min(batch.num_samples, len(OFFSETS) * group_size)
+    start = min(sample, batch.num_samples - num_samples)
+    single = batch.select(slice(sample, sample + 1))
+    beside_others = (batch.select(slice(start, start + num_samples)), sample - start)
+    for dtype in (torch.float64, batch.x.dtype):
+        cases = (beside_others, (single, 0), (single.repeat_interleave(len(OFFSETS)), 0))
+        found = [row for row in (_of_row(few.to(dtype), position) for few, position in cases) if row is not None]
+        if len(found) > 1:
+            numbers = torch.stack(found)
+            changes = (numbers - numbers[0]).abs().amax(dim=0)[-len(noise) :]
+            return bool((changes > _tolerance(numbers, precision) + NOISE * noise.to(changes)).any())
+    return None
+
+
+def _of_row(batch: TargetBatch, row: int) -> Tensor | None:
+    """Outputs, then targets of one row; None where the forward does not accept the batch, or it does not fit."""
+    try:
+        with torch.no_grad():
+            outputs = batch.outputs(batch.x)
+            return torch.cat([outputs[row], batch.targets(outputs)[row]])
+    except Exception:  # a forward of a fixed number of samples, or none that computes in this dtype
+        return None
 
 
 def _depends_on_place(pair: TargetBatch, precision: float) -> bool | None:
@@ -116,6 +163,9 @@ def _other_rows(x: Tensor, row: int, swapped: Tensor, generator: torch.Generator
 
 def _close(a: Tensor, b: Tensor, precision: float = 0.0) -> bool:
     """Equal up to what another order of summation may change; NaNs compare equal, and are reported elsewhere."""
-    tolerance = max(torch.finfo(a.dtype).eps, precision) ** 0.5
-    scale = float(torch.nan_to_num(a).abs().max())
-    return torch.allclose(a, b, rtol=0, atol=tolerance * scale, equal_nan=True)
+    return torch.allclose(a, b, rtol=0, atol=_tolerance(a, precision), equal_nan=True)
+
+
+def _tolerance(numbers: Tensor, precision: float) -> float:
+    """Of differences that another order of summation may make."""
+    return max(torch.finfo(numbers.dtype).eps, precision) ** 0.5 * float(torch.nan_to_num(numbers).abs().max())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_hessian.curvature.checks.cause_search import NO_FURTHER, UNCONFIRMED
 from lightning_hessian.curvature.checks.diagnosis import Diagnosis, Finding
-from lightning_hessian.curvature.checks.explanation import COUPLING_UNCHECKED
+from lightning_hessian.curvature.checks.explanation import COUPLING_UNCHECKED, NUMBER_IS_FIXED
 from lightning_hessian.curvature.checks.prediction import Prediction
 from lightning_hessian.curvature.checks.result_check import CheckSettings, checked, why_not_finite
 from lightning_hessian.curvature.checks.zero import underflow
@@ -19,7 +19,7 @@ from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.errors import MeasurementError
 
 # How findings end that say what could not be checked; the others say what is wrong, or how it was confirmed.
-NOT_CONFIRMED = (COUPLING_UNCHECKED, NO_FURTHER, *(f"{cause}." for cause in UNCONFIRMED.values()))
+NOT_CONFIRMED = (COUPLING_UNCHECKED, NUMBER_IS_FIXED, NO_FURTHER, *(f"{cause}." for cause in UNCONFIRMED.values()))
 
 
 @dataclass(frozen=True)

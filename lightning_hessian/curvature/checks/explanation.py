@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_hessian.curvature.checks.cause_search import CauseSearch
 from lightning_hessian.curvature.checks.certificate import Certificate
-from lightning_hessian.curvature.checks.coupling import is_coupled, is_random
+from lightning_hessian.curvature.checks.coupling import changes_with_number, is_coupled, is_random
 from lightning_hessian.curvature.checks.diagnosis import Finding
 from lightning_hessian.curvature.checks.forward_precision import coarsest_dtype
 from lightning_hessian.curvature.checks.prediction import Prediction
@@ -18,12 +18,21 @@ from lightning_hessian.curvature.target_batch import TargetBatch
 
 RANDOM = (
     "Two forward passes on the same input differ: the forward is random (dropout that stays on, sampled "
-    "noise), and rows of one Hessian would come from different functions. Make it deterministic in eval mode."
+    "noise), or the target is, and rows of one Hessian would come from different functions. Make it deterministic in "
+    "eval mode."
 )
 COUPLED = (
     "The output for one sample changes with the other samples in the batch, or with its place among them (batch norm "
     "without running statistics, or a mean over the batch): there is no Hessian per sample. Measure with a forward "
     "that treats samples one by one."
+)
+NUMBER_MATTERS = (
+    "The outputs for a sample, or its target, change with the number of samples in the batch (a division by it, for "
+    "example): there is no Hessian per sample. Measure with a forward and a target that treat samples one by one."
+)
+NUMBER_IS_FIXED = (
+    "The forward refuses other numbers of samples than it was given, one as well as five, so the numbers at {} could "
+    "not be compared with values."
 )
 COUPLING_UNCHECKED = (
     "Whether the output for one sample changes with the other samples in the batch could not be checked: the forward "
@@ -83,15 +92,19 @@ def explain(
         numbers: of the samples, for the findings.
         generator: of random inputs.
 
-    Cost: a dozen forward passes of a single sample and four of a few, and for each of at most four possible causes one
-    HVP and differences of values, at the samples in question.
+    Cost: a dozen forward passes of a single sample, five of a few and one of all, and for each of at most four possible
+    causes one HVP and differences of values, at the samples in question.
     """
     search = CauseSearch(batch, prediction, certificate, group_size, numbers, generator)
     dtype = coarsest_dtype(batch)
     precision = torch.finfo(dtype).eps
     random = is_random(batch, group_size, search.first_open)
     coupled = None if random else is_coupled(batch, search.first_open, group_size, generator, precision)
-    for found, finding in ((random, RANDOM), (coupled, COUPLED)):
+    varies = None
+    if not (random or coupled):
+        noise = certificate.noise[search.first_open]
+        varies = changes_with_number(batch, search.first_open, group_size, noise, precision)
+    for found, finding in ((random, RANDOM), (coupled, COUPLED), (varies, NUMBER_MATTERS)):
         if found:
             return not_a_function(finding, certificate.error.to(prediction.slope))
     if coupled is None and batch.num_samples > 1:
@@ -106,6 +119,8 @@ def explain(
     search.look_inside_range()
     search.look_in_float64()
     search.look_again_where_others_fail()
+    if varies is None:
+        _leave_uncompared(search)
     search.list_rest()
     return Explanation(
         search.valid,
@@ -118,3 +133,12 @@ def explain(
         search.error,
         precision,
     )
+
+
+def _leave_uncompared(search: CauseSearch) -> None:
+    """Entries that have no values since five samples are refused where as many as there are, are accepted."""
+    entries = search.open & search.certificate.is_outcome("unverifiable")
+    samples = entries.any(dim=1).nonzero().flatten().tolist()
+    if samples:
+        search.findings.append(Finding(NUMBER_IS_FIXED, tuple(search.numbers[i] for i in samples), lasts=True))
+        search.open = search.open & ~entries

@@ -216,7 +216,7 @@ def checked(
     second = check(few, rows.prediction, numbers=names, settings=settings)
     if second.explanation.again.any():
         lost = tuple(names[i] for i in second.explanation.again.nonzero().flatten().tolist())
-        more = Finding("No two computations of the derivatives at {} agree, so their numbers are left out.", lost)
+        more = Finding("No two computations of the derivatives at {} agree, so none of them is valid.", lost)
         second = replace(second, explanation=replace(second.explanation, findings=(*second.explanation.findings, more)))
     return combine([results, rows], replaced), verdict.with_second(which, second, finding)
 

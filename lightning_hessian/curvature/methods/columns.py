@@ -21,7 +21,7 @@ from lightning_hessian.curvature.operators.autodiff import (
     relative_difference,
 )
 from lightning_hessian.curvature.target_batch import TargetBatch
-from lightning_hessian.errors import TimeLimitError
+from lightning_hessian.errors import MeasurementError, TimeLimitError
 
 # By the generous estimate: all columns are one block, or else the first block.
 ONE_BLOCK_BYTES, FIRST_BLOCK_BYTES = 1024 * 2**20, 128 * 2**20
@@ -136,20 +136,20 @@ def hessians(
 
     By the first of ``modes``; by the next where that raises, or where a matrix is asymmetric or zero (what forward mode
     gives where an operation has no rule for it and says nothing) and disagrees with an HVP by reverse_over_reverse
-    along a random direction. A wrong mode whose matrices are symmetric is found by comparison with values
-    (``checks.certificate``).
+    along a random direction. Where the last one raises, it is tried without copies of samples. A wrong mode whose
+    matrices are symmetric is found by comparison with values (``checks.certificate``).
 
     ``memory``, ``column_estimate`` and ``in_parts`` are as for ``BlockSize``; ``split_classes``: reverse_over_reverse
     takes every class of a sample as a sample of its own, which makes fewer and larger calls. ``progress`` is called
     after every block: a column of n samples counts as n, of N·D. Cost: D columns, each (1 + K) or 2K passes.
     """
 
-    def computed(mode: AutodiffMode) -> WholeHessians:
+    def computed(mode: AutodiffMode, *, copies: bool = True) -> WholeHessians:
         pages_kept, num_inputs = keeps_pages(batch.x.device), batch.num_inputs
-        block = BlockSize(
-            num_inputs, memory, column_estimate, pages_kept=pages_kept, fixed=chunk_size, in_parts=in_parts
-        )
-        matrices, first = _columns(batch, mode, block, progress, split_classes and mode == "reverse_over_reverse")
+        fixed = chunk_size if copies else 1
+        block = BlockSize(num_inputs, memory, column_estimate, pages_kept=pages_kept, fixed=fixed, in_parts=in_parts)
+        split = split_classes and copies and mode == "reverse_over_reverse"
+        matrices, first = _columns(batch, mode, block, progress, split)
         return WholeHessians(matrices, symmetrize_(matrices), Counter({mode: num_inputs}), first)
 
     for mode in modes[:-1]:
@@ -163,7 +163,12 @@ def hessians(
             if not _looks_wrong(found.matrices, found.asymmetry) or _confirmed(batch, found.matrices, generator):
                 return found
             del found  # two such tensors may not fit
-    return computed(modes[-1])
+    try:
+        return computed(modes[-1])
+    except Exception as error:
+        if out_of_memory(error) or isinstance(error, MeasurementError):
+            raise
+    return computed(modes[-1], copies=False)  # a forward that refuses equal samples, or other numbers of them
 
 
 def _columns(

@@ -8,7 +8,7 @@ from support.counting import Notes
 from support.networks import custom_function, mlp
 from torch import nn
 
-from lightning_hessian import input_hessian, input_spectrum
+from lightning_hessian import input_gradient, input_hessian, input_spectrum
 from lightning_hessian.curvature.checks.diagnosis import Diagnosis, Finding
 from lightning_hessian.curvature.cost_model import ModelCosts
 from lightning_hessian.curvature.operators import autodiff
@@ -142,6 +142,54 @@ def test_samples_coupled_through_the_batch(model):
     diagnosis = diagnosis_of(model)
     assert not diagnosis.trusted
     assert "other samples in the batch" in diagnosis.message
+
+
+def test_a_random_target():
+    diagnosis = diagnosis_of(lambda x: x**3, lambda z, k: z.gather(1, k) ** 2 + 0.1 * torch.randn(k.shape).to(z))
+    assert not diagnosis.trusted
+    assert "or the target is" in diagnosis.message
+
+
+def steep_for_many(x):
+    """Half as large again beyond four samples, as values are compared in batches of."""
+    return (x**2).sum(1) * (1.5 if len(x) > 4 else 1.0)
+
+
+@pytest.mark.parametrize("num_samples", [1, 3])
+@pytest.mark.parametrize(
+    ("model", "target"),
+    [
+        (lambda x: (x**3).sum(1) / len(x), "logit"),
+        (lambda x: x**3, lambda z, classes: z.gather(1, classes) / len(z)),
+        (steep_for_many, "logit"),
+    ],
+    ids=["forward", "target", "beside_copies"],
+)
+def test_outputs_that_change_with_the_number_of_samples(model, target, num_samples):
+    spectrum = spectrum_of(model, target, x=X[:num_samples])
+    assert not spectrum.diagnosis.trusted
+    assert not spectrum.valid.any()
+    assert "change with the number of samples in the batch" in spectrum.diagnosis.message
+    with pytest.warns(UserWarning, match="change with the number of samples in the batch"):
+        input_gradient(model, X[:num_samples], 0, target)
+
+
+def test_a_forward_of_a_fixed_number_of_samples_is_right_and_not_confirmed():
+    hessians = torch.diag_embed(6 * X).unsqueeze(1)
+    sentence = "refuses other numbers of samples than it was given, .* samples 0, 1 and 2 could not be compared"
+    with pytest.warns(UserWarning, match=sentence):
+        found = input_hessian(lambda x: (x.reshape(3, 6) ** 3).sum(1), X, 0)
+    torch.testing.assert_close(found, hessians, rtol=1e-12, atol=1e-12)
+    assert "finite values" not in diagnosis_of(lambda x: (x.reshape(3, 6) ** 3).sum(1)).message
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rounding_that_differs_between_batch_sizes_is_no_dependence_on_them(seed):
+    """What cancels is 10¹² times as large as what is left, and rounds to other numbers in batches of one and five."""
+    weight = torch.randn(6, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    diagnosis = diagnosis_of(lambda x: (1e12 * x @ weight).sum(1) - 1e12 * (x @ weight.sum(1)) + (x**3).sum(1))
+    assert diagnosis.trusted
+    assert "rounding in the forward hides" in diagnosis.message
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated:DeprecationWarning")
