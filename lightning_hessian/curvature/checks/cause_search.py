@@ -35,7 +35,6 @@ ONLY_THERE = (
     "(equal entries in a median or a sort, for example), or PyTorch's derivative is wrong at such points (a norm at "
     "zero)."
 )
-NO_FURTHER = ", and could not be compared with values any closer."
 UNCONFIRMED: dict[Outcome, str] = {
     "unverifiable": "the model gives no finite values near them, in float64 where it can be evaluated in it",
     "noise": "rounding in the forward hides second differences of the values, or none settle as the step shrinks",
@@ -116,7 +115,8 @@ class CauseSearch:
         if judged.any():
             name = str(dtype).removeprefix("torch.")
             sentence = f"The forward computes partly in {name}: the numbers at {{}} are no better than its precision of"
-            self._find(judged, f"{sentence} {precision:.1g}{NO_FURTHER}", lasts=True)
+            sentence = f"{sentence} {precision:.1g}, and could not be compared with values any closer."
+            self._find(judged, sentence, lasts=True, unconfirmed=True)
         certified = self._at(samples, found.is_outcome("certified")) & self.open
         errors = self.error.index_copy(0, samples, found.error.to(self.error))
         self.error = self.error.where(~certified, errors)
@@ -213,9 +213,8 @@ class CauseSearch:
         for outcome, cause in UNCONFIRMED.items():
             entries = self.open & of.is_outcome(outcome) & ~self.wrong
             if entries.any():
-                self._find(
-                    entries, f"Differences of values could not confirm the numbers at {{}}: {cause}.", lasts=True
-                )
+                sentence = f"Differences of values could not confirm the numbers at {{}}: {cause}."
+                self._find(entries, sentence, lasts=True, unconfirmed=True)
 
     def _right_beside(self) -> Tensor:
         """Which wrong entries ``[N, K]`` belong to derivatives that are right beside the samples."""
@@ -275,9 +274,9 @@ class CauseSearch:
             chosen |= self.certificate.is_outcome(outcome)
         return (self.open & chosen).any(dim=1).nonzero().flatten()
 
-    def _find(self, entries: Tensor, sentence: str, *, lasts: bool = False) -> None:
+    def _find(self, entries: Tensor, sentence: str, *, lasts: bool = False, unconfirmed: bool = False) -> None:
         samples = entries.any(dim=1).nonzero().flatten().tolist()
-        self.findings.append(Finding(sentence, tuple(self.numbers[i] for i in samples), lasts))
+        self.findings.append(Finding(sentence, tuple(self.numbers[i] for i in samples), lasts, unconfirmed))
 
     def _noise(self, x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=self.generator, dtype=torch.float64).to(x)

@@ -8,18 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.checks.cause_search import NO_FURTHER, UNCONFIRMED
 from lightning_hessian.curvature.checks.diagnosis import Diagnosis, Finding
-from lightning_hessian.curvature.checks.explanation import COUPLING_UNCHECKED, NUMBER_IS_FIXED
 from lightning_hessian.curvature.checks.prediction import Prediction
 from lightning_hessian.curvature.checks.result_check import CheckSettings, checked, why_not_finite
 from lightning_hessian.curvature.checks.zero import underflow
 from lightning_hessian.curvature.operators.autodiff import AutodiffMode
 from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.errors import MeasurementError
-
-# How findings end that say what could not be checked; the others say what is wrong, or how it was confirmed.
-NOT_CONFIRMED = (COUPLING_UNCHECKED, NUMBER_IS_FIXED, NO_FURTHER, *(f"{cause}." for cause in UNCONFIRMED.values()))
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ class CheckedDerivatives:
     def warning(self, what: str) -> str | None:
         """What a user has to know about these numbers, which are ``what``; None if they are right."""
         if self.valid.all():
-            return " ".join(str(f) for f in self.findings if f.sentence.endswith(NOT_CONFIRMED)) or None
+            return " ".join(str(f) for f in self.findings if f.unconfirmed) or None
         return about_invalid(what, self.valid, " ".join(map(str, self.findings)))
 
 

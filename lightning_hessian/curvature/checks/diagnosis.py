@@ -47,11 +47,13 @@ class Finding:
         sentence: in words; ``{}`` stands for the samples that it concerns.
         samples: their numbers; none where it concerns all of them.
         lasts: whether it stays true of these samples at later measurements, until they are checked again.
+        unconfirmed: whether it is about numbers that could not be checked, as far as they should be.
     """
 
     sentence: str
     samples: tuple[int, ...] = ()
     lasts: bool = False
+    unconfirmed: bool = False
 
     def __str__(self) -> str:
         return self.sentence.format(named(self.samples)) if self.samples else self.sentence

@@ -108,7 +108,7 @@ def explain(
         if found:
             return not_a_function(finding, certificate.error.to(prediction.slope))
     if coupled is None and batch.num_samples > 1:
-        search.findings.append(Finding(COUPLING_UNCHECKED))
+        search.findings.append(Finding(COUPLING_UNCHECKED, unconfirmed=True))
     if precision > torch.finfo(torch.float32).eps:
         search.judge_by_precision(dtype)
     else:
@@ -140,5 +140,6 @@ def _leave_uncompared(search: CauseSearch) -> None:
     entries = search.open & search.certificate.is_outcome("unverifiable")
     samples = entries.any(dim=1).nonzero().flatten().tolist()
     if samples:
-        search.findings.append(Finding(NUMBER_IS_FIXED, tuple(search.numbers[i] for i in samples), lasts=True))
+        numbers = tuple(search.numbers[i] for i in samples)
+        search.findings.append(Finding(NUMBER_IS_FIXED, numbers, lasts=True, unconfirmed=True))
         search.open = search.open & ~entries
