@@ -66,7 +66,7 @@ def _sentence(error: Exception) -> str:
     return ""
 
 
-def _without_context_managers(error: RuntimeError) -> RuntimeError:
+def _without_context_managers(error: Exception) -> Exception:
     """The error, without the frames of context managers at the beginning of its traceback.
 
     From Python 3.12 on, the frame of a generator refers to its caller's, which refers to the error: what a forward had
