@@ -14,6 +14,7 @@ from lightning_hessian.model.function import ModelFunction
 
 PACKAGE = __name__.partition(".")[0]
 AUTOGRAD = ("torch.autograd", "torch._functorch", "torch.func")
+REFUSALS = (RuntimeError, ValueError, AssertionError)  # PyTorch's, and those of a forward that checks its input
 REMEDY = "or name a layer behind it with wrt."
 
 
@@ -26,7 +27,7 @@ def explained_derivatives() -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:  # a forward may raise any
+    except REFUSALS as error:
         if isinstance(error, (MeasurementError, ConfigurationError)) or out_of_memory(error):
             raise
         sentence = _sentence(error)
@@ -38,7 +39,8 @@ def explained_derivatives() -> Iterator[None]:
 def _sentence(error: Exception) -> str:
     """Empty where the error does not come from a derivative that this package takes."""
     modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
-    if not any(name.startswith(f"{PACKAGE}.curvature.") for name in modules):
+    is_ours = modules[-1].startswith(f"{PACKAGE}.")
+    if is_ours or not any(name.startswith(f"{PACKAGE}.curvature.") for name in modules):
         return ""
     message = str(error).partition("\n")[0].rstrip(".")
     no_formula = re.search(r"derivative for '?(?:aten::)?(\w+)(?:: \w+)?'? is not implemented", message)
