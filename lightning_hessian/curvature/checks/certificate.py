@@ -57,6 +57,7 @@ class Certificate:
             difference; NaN where nothing could be compared. Where H is zero, relative to ‖g‖ (where that is zero too,
             to |t|) per root mean square of the input.
         difference: ``[N, K]``, the same, relative to nothing.
+        curvature: ``[N, K]``, t″, at the same step.
         slope_error: ``[N, K]``, |gᵀw − t′| relative to ‖g‖, at the same step; 0 where a curvature is wrong at a kink.
         size: ``[N, K]``, the largest |t| seen.
         noise: ``[N, K]``, standard deviation of the noise in the values that the differences show, at most.
@@ -66,6 +67,7 @@ class Certificate:
     outcome: Tensor
     error: Tensor
     difference: Tensor
+    curvature: Tensor
     slope_error: Tensor
     size: Tensor
     noise: Tensor
@@ -302,6 +304,7 @@ def _certificate(
         outcome,
         error=sharpest.error / norm.where(norm > 0, 1),
         difference=sharpest.error,
+        curvature=sharpest.second,
         slope_error=(sharpest.slope_error / scale.where(scale > 0, 1)).where(~wrong_at_kink, 0),
         size=size_of_values,
         noise=noise,

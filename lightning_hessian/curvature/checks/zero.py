@@ -81,8 +81,9 @@ def gradients_contradict(batch: TargetBatch, generator: torch.Generator) -> Tens
             raise
         return torch.zeros(batch.num_samples, dtype=torch.bool, device=batch.x.device)
     first, second = ((near[i + 1] - near[i]) / (NEAR[i + 1] - NEAR[i]) for i in range(2))
-    allowed = SAME * second.norm(dim=1)
-    return ((second - first).norm(dim=1) <= allowed) & ((second - product).norm(dim=1) > allowed)
+    size = second.norm(dim=1)
+    settled = (size > 0) & ((second - first).norm(dim=1) <= SAME * size)
+    return settled & ((second - product).norm(dim=1) > SAME * size)
 
 
 def curved_in_float64(batch: TargetBatch, generator: torch.Generator, vectors: Tensor | None = None) -> Tensor:

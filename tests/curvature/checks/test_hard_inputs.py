@@ -317,3 +317,19 @@ def test_the_zero_hessian_of_a_network_without_biases_at_zero_is_no_mistake():
         spectrum, message = told(input_spectrum, model, torch.zeros(1, 6, dtype=F64), 0, "prob")
         assert message == ""
         assert spectrum.valid.all()
+
+
+LINEAR = {
+    "norm of one entry": lambda x: x.view(-1, 1).norm(dim=1).view(x.shape).sum(1),
+    "copysign": lambda x: torch.copysign(x, x.detach().flip(1)).sum(1),
+    "logcumsumexp of one entry": lambda x: x.view(-1, 1).logcumsumexp(1).view(x.shape).sum(1),
+}
+
+
+@pytest.mark.parametrize("dtype", [F64, F32])
+@pytest.mark.parametrize("name", LINEAR)
+def test_what_rounding_leaves_of_the_hessian_of_a_linear_function_is_no_mistake(name, dtype):
+    """It may be the same when the last digits of the input change."""
+    spectrum, message = told(input_spectrum, LINEAR[name], random(3, 5, seed=4, dtype=dtype), 0)
+    assert message == ""
+    assert spectrum.valid.all()
