@@ -112,7 +112,8 @@ def analyze(
     Raises:
         MeasurementError: not one sample has finite derivatives.
 
-    Cost: a gradient; where the network is examined, one HVP; where it is not curved, three HVPs at one sample.
+    Cost: a gradient; where the network is examined, one HVP; where it is not curved, three HVPs at one sample, and
+    with a custom ``autograd.Function`` three gradients and an HVP more.
     """
     memory = options.memory(batch.x.device)
     costs = ModelCosts(batch, memory, forward, {} if counted is None else counted)

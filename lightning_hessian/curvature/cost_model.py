@@ -77,7 +77,7 @@ class ModelCosts:
         batch: what is differentiated.
         memory: bytes that may be used; with 0, all bytes are counted.
         forward: what a forward pass of the network has shown already.
-        counted: what was counted before, of a network that takes and makes tensors of the same size; it is added to.
+        counted: bytes that were counted before, by work and sizes of tensors; new counts are added.
     """
 
     batch: TargetBatch

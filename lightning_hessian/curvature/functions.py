@@ -27,8 +27,8 @@ from lightning_hessian.curvature.meter import UNLIMITED, Meter, TimeLimit
 from lightning_hessian.curvature.methods.columns import WholeHessians
 from lightning_hessian.curvature.methods.dense import whole_hessians
 from lightning_hessian.curvature.methods.duration import ends_only, within_limit
-from lightning_hessian.curvature.methods.execute import Share, execute
-from lightning_hessian.curvature.methods.interface import MethodInput
+from lightning_hessian.curvature.methods.execute import execute
+from lightning_hessian.curvature.methods.interface import MethodInput, Share
 from lightning_hessian.curvature.methods.plan import make_plan
 from lightning_hessian.curvature.operators.autodiff import AutodiffMode, ReverseOverReverse, gradients
 from lightning_hessian.curvature.options import Options

@@ -15,7 +15,8 @@ from torch.nn.parameter import is_lazy
 from lightning_hessian.curvature.checks.verdict import PreviousChecks
 from lightning_hessian.curvature.meter import Progress, silent
 from lightning_hessian.curvature.methods.duration import ends_only
-from lightning_hessian.curvature.methods.execute import Measurement, Share, execute
+from lightning_hessian.curvature.methods.execute import Measurement, execute
+from lightning_hessian.curvature.methods.interface import Share
 from lightning_hessian.curvature.methods.merge import merged, on_cpu
 from lightning_hessian.curvature.options import Options
 from lightning_hessian.errors import ConfigurationError, MeasurementError, TimeLimitError, warn

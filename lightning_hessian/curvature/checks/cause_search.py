@@ -35,6 +35,10 @@ ONLY_THERE = (
     "(equal entries in a median or a sort, for example), or PyTorch's derivative is wrong at such points (a norm at "
     "zero)."
 )
+NUMBER_IS_FIXED = (
+    "The forward refuses other numbers of samples than it was given, one as well as five, so the numbers at {} could "
+    "not be compared with values."
+)
 UNCONFIRMED: dict[Outcome, str] = {
     "unverifiable": "the model gives no finite values near them, in float64 where it can be evaluated in it",
     "noise": "rounding in the forward hides second differences of the values, or none settle as the step shrinks",
@@ -118,8 +122,10 @@ class CauseSearch:
         judged = self._at(samples, ~found.is_outcome("contradicted")) & self.open
         if judged.any():
             name = str(dtype).removeprefix("torch.")
-            sentence = f"The forward computes partly in {name}: the numbers at {{}} are no better than its precision of"
-            sentence = f"{sentence} {precision:.1g}, and could not be compared with values any closer."
+            sentence = (
+                f"The forward computes partly in {name}: the numbers at {{}} are no better than its precision of "
+                f"{precision:.1g}, and could not be compared with values any closer."
+            )
             self._find(judged, sentence, lasts=True, unconfirmed=True)
         certified = self._at(samples, found.is_outcome("certified")) & self.open
         errors = self.error.index_copy(0, samples, found.error.to(self.error))
@@ -198,6 +204,13 @@ class CauseSearch:
         found = self._compare(samples, self.batch.select(samples), direction=direction)
         if found is not None:
             self.wrong |= self._at(samples, found.is_outcome("contradicted")) & certified
+
+    def list_uncompared(self) -> None:
+        """Entries without values, where the forward refuses one sample as well as five."""
+        entries = self.open & self.certificate.is_outcome("unverifiable")
+        if entries.any():
+            self._find(entries, NUMBER_IS_FIXED, lasts=True, unconfirmed=True)
+        self.open = self.open & ~entries
 
     def list_rest(self) -> None:
         """Entries that values contradict for no reason found, and those that nothing could confirm."""

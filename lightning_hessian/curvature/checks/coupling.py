@@ -13,9 +13,7 @@ from lightning_hessian.curvature.target_batch import TargetBatch
 
 SCALES = (1.0, 1e-2, 1e-4)  # of another sample's noise, in standard deviations; smaller where a forward refuses it
 NUM_REPEATED = 16  # samples that are evaluated again to see whether the forward is random
-NOISE = (
-    100.0  # times its estimate, which is the least of several steps: differences between batch sizes that it explains
-)
+NOISE = 100.0  # times its estimate, the least of several steps, may be a difference between two batch sizes
 NUM_PASSES = 8  # of a single sample: a branch taken at random may be the same twice
 
 
@@ -103,7 +101,7 @@ def changes_with_number(
     beside_others = (batch.select(slice(start, start + num_samples)), sample - start)
     for dtype in (torch.float64, batch.x.dtype):
         cases = (beside_others, (single, 0), (single.repeat_interleave(len(OFFSETS)), 0))
-        found = [row for row in (_of_row(few.to(dtype), position) for few, position in cases) if row is not None]
+        found = [row for row in (_of_row(few, position, dtype) for few, position in cases) if row is not None]
         if len(found) > 1:
             numbers = torch.stack(found)
             changes = (numbers - numbers[0]).abs().amax(dim=0)[-len(noise) :]
@@ -111,13 +109,14 @@ def changes_with_number(
     return None
 
 
-def _of_row(batch: TargetBatch, row: int) -> Tensor | None:
+def _of_row(batch: TargetBatch, row: int, dtype: torch.dtype) -> Tensor | None:
     """Outputs, then targets of one row; None where the forward does not accept the batch, or it does not fit."""
     try:
+        batch = batch.to(dtype)
         with torch.no_grad():
             outputs = batch.outputs(batch.x)
             return torch.cat([outputs[row], batch.targets(outputs)[row]])
-    except Exception:  # a forward of a fixed number of samples, or none that computes in this dtype
+    except Exception:  # a forward of a fixed number of samples, or a forward or device without this dtype
         return None
 
 

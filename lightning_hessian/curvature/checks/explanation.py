@@ -30,10 +30,6 @@ NUMBER_MATTERS = (
     "The outputs for a sample, or its target, change with the number of samples in the batch (a division by it, for "
     "example): there is no Hessian per sample. Measure with a forward and a target that treat samples one by one."
 )
-NUMBER_IS_FIXED = (
-    "The forward refuses other numbers of samples than it was given, one as well as five, so the numbers at {} could "
-    "not be compared with values."
-)
 COUPLING_UNCHECKED = (
     "Whether the output for one sample changes with the other samples in the batch could not be checked: the forward "
     "accepts no other batch, or two samples do not fit the device."
@@ -120,7 +116,7 @@ def explain(
     search.look_in_float64()
     search.look_again_where_others_fail()
     if varies is None:
-        _leave_uncompared(search)
+        search.list_uncompared()
     search.list_rest()
     return Explanation(
         search.valid,
@@ -133,13 +129,3 @@ def explain(
         search.error,
         precision,
     )
-
-
-def _leave_uncompared(search: CauseSearch) -> None:
-    """Entries that have no values since five samples are refused where as many as there are, are accepted."""
-    entries = search.open & search.certificate.is_outcome("unverifiable")
-    samples = entries.any(dim=1).nonzero().flatten().tolist()
-    if samples:
-        numbers = tuple(search.numbers[i] for i in samples)
-        search.findings.append(Finding(NUMBER_IS_FIXED, numbers, lasts=True, unconfirmed=True))
-        search.open = search.open & ~entries

@@ -14,7 +14,7 @@ MARGIN = 4  # standard deviations by which noise may explain a difference
 STEADY = 0.3  # relative change of a difference quotient from one step to the next, of one that has settled
 SAME = 1e-2  # of a jump, which random noise does not repeat
 EXPLAINS = 0.1  # of an error: less of a difference between both sides is no cause of it
-APART = 1e4  # from both sides of a kink, in their distance: much less is a matter of chance
+APART = 1e4  # times the difference between both sides of a kink: a smaller error may be that of a third piece
 
 
 def by_step(steps: list[Differences]) -> Differences:

@@ -73,7 +73,7 @@ def compare_through_outputs(
     differences = _SecondDifferences(z[:, 2], _slopes(of_outputs))
     curved = differences.looks_curved(prediction, z[:, 0], z[:, 4], 10 * h)
     curved &= differences.same(z[:, 0], z[:, 4], 10 * h, z[:, 1], z[:, 3], h)
-    kink = differences.has_kink(prediction, z[:, 0], z[:, 4], 10 * h, z[:, 1], z[:, 3], h)
+    kink = differences.has_kink(prediction, z, h)
     found = replace(found, outcome=found.outcome.masked_fill(kink, OUTCOMES.index("kink")))
     which = curved.any(dim=1).nonzero().flatten()
     if len(which):
@@ -147,21 +147,11 @@ class _SecondDifferences:
         second, rounding = self.at(below, above, h)
         return (second.abs() > VISIBLE * prediction.spectral_norm.to(second)) & (second.abs() > MARGIN * rounding)
 
-    def has_kink(
-        self,
-        prediction: Prediction,
-        below: Tensor,
-        above: Tensor,
-        h: Tensor,
-        nearer: Tensor,
-        other: Tensor,
-        shorter: Tensor,
-    ) -> Tensor:
-        """Where slopes to both sides differ: the mean of both may be what autograd gives (for ``amax`` and ``abs``)."""
-        second, rounding = self.at(nearer, other, shorter)
-        kink = second * shorter
-        farther = self.at(below, above, h)[0] * h
-        visible = kink.abs() > VISIBLE * prediction.gradient_norm.to(kink) + MARGIN * rounding * shorter
+    def has_kink(self, prediction: Prediction, z: Tensor, h: Tensor) -> Tensor:
+        """Where slopes to both sides differ, from outputs at all ``POINTS``: autograd may give their mean."""
+        second, rounding = self.at(z[:, 1], z[:, 3], h)
+        kink, farther = second * h, self.at(z[:, 0], z[:, 4], 10 * h)[0] * 10 * h
+        visible = kink.abs() > VISIBLE * prediction.gradient_norm.to(kink) + MARGIN * rounding * h
         return visible & ((kink - farther).abs() <= STEADY * kink.abs())
 
     def same(self, below: Tensor, above: Tensor, h: Tensor, nearer: Tensor, other: Tensor, shorter: Tensor) -> Tensor:

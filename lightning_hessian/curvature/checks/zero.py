@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_hessian.curvature.batching import in_groups, out_of_memory
 from lightning_hessian.curvature.checks.diagnosis import Finding, Kind
+from lightning_hessian.curvature.checks.step_dependence import STEADY
 from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, random_vectors
 from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.errors import MeasurementError
@@ -21,12 +22,8 @@ LAST_DIGITS, STABLE = 4, 0.1  # a move in multiples of eps, and the relative cha
 LEAST_ROUNDING = 1e-7  # of that: what is smaller yet is no rounding
 AT_ONCE = 8  # samples that are looked at in float64
 SMALLER = (1e-2, 1e-4)  # where the forward accepts no input so far away
-NEAR = (
-    1e-8,
-    1e-7,
-    1e-6,
-)  # between which gradients are compared, in root mean squares of the sample's entries: few kinks are so close
-SAME = 0.3  # relative change of a difference quotient from one distance to the next, of one that has settled
+# Distances between which gradients are compared, in root mean squares of the sample's entries: few kinks are so close.
+NEAR = (1e-8, 1e-7, 1e-6)
 
 
 def weighted_outputs(batch: TargetBatch, num_outputs: int, generator: torch.Generator) -> TargetBatch:
@@ -65,9 +62,11 @@ def zero_in_float64(batch: TargetBatch, generator: torch.Generator) -> bool:
 def gradients_contradict(batch: TargetBatch, generator: torch.Generator) -> Tensor:
     """Samples ``[N]`` beside which gradients change in proportion to the distance, and not as HVPs say.
 
-    That a Hessian is zero is a mistake there: of a custom function whose derivative is right, and not itself
-    differentiable. Gradients in float64 show it at distances so short that values are the same up to rounding, and on
-    one side of a kink at the sample.
+    A Hessian that is zero is wrong there, as that of a custom function whose derivative is right but not itself
+    differentiable. Gradients in float64 show it at distances so short that values are equal up to rounding, and on one
+    side of a kink at the sample.
+
+    Cost: three gradients and an HVP.
     """
     try:
         exact = batch.to(torch.float64)
@@ -82,8 +81,8 @@ def gradients_contradict(batch: TargetBatch, generator: torch.Generator) -> Tens
         return torch.zeros(batch.num_samples, dtype=torch.bool, device=batch.x.device)
     first, second = ((near[i + 1] - near[i]) / (NEAR[i + 1] - NEAR[i]) for i in range(2))
     size = second.norm(dim=1)
-    settled = (size > 0) & ((second - first).norm(dim=1) <= SAME * size)
-    return settled & ((second - product).norm(dim=1) > SAME * size)
+    settled = (size > 0) & ((second - first).norm(dim=1) <= STEADY * size)
+    return settled & ((second - product).norm(dim=1) > STEADY * size)
 
 
 def curved_in_float64(batch: TargetBatch, generator: torch.Generator, vectors: Tensor | None = None) -> Tensor:
@@ -148,10 +147,9 @@ def is_rounding(size: Tensor, limit: Tensor) -> Tensor:
 def changes_with_last_digits(
     batch: TargetBatch, direction: Tensor, group_size: int, generator: torch.Generator, *, slope_only: bool
 ) -> Tensor:
-    """Entries ``[N, K]`` whose HVP along ``direction [N, D]``, or gradient, is another if x moves by a few roundings.
+    """Entries ``[N, K]`` whose HVP along ``direction [N, D]``, or gradient, changes if x moves by a few roundings.
 
-    So it does where it is what rounding leaves of terms that cancel. In float64 where the model
-    can be evaluated in it.
+    What rounding leaves of terms that cancel does. In float64, where the model can be evaluated in it.
 
     Cost: five HVPs.
     """

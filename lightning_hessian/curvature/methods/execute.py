@@ -10,24 +10,23 @@ from torch import Tensor
 
 from lightning_hessian.curvature.analysis import Analysis, differentiate
 from lightning_hessian.curvature.batching import combine
-from lightning_hessian.curvature.checks.cause_search import CONTRADICTED, WRONG_HESSIAN
-from lightning_hessian.curvature.checks.diagnosis import Diagnosis, Finding
+from lightning_hessian.curvature.checks.diagnosis import Finding
 from lightning_hessian.curvature.checks.prediction import Prediction, predict
-from lightning_hessian.curvature.checks.result_check import CheckSettings, checked, why_not_finite
+from lightning_hessian.curvature.checks.result_check import CheckSettings, checked
 from lightning_hessian.curvature.checks.verdict import PreviousChecks, Verdict, unchecked
-from lightning_hessian.curvature.checks.zero import gradients_contradict, kind_of_zero, underflow, weighted_targets
 from lightning_hessian.curvature.cost_model import ModelCosts, check_group
 from lightning_hessian.curvature.meter import UNLIMITED, Meter, Progress, TimeLimit, duration, silent
+from lightning_hessian.curvature.methods.conclusion import conclude
 from lightning_hessian.curvature.methods.dense import dense_spectrum, whole_hessians
 from lightning_hessian.curvature.methods.duration import NO_HEATMAPS, about_dropped
-from lightning_hessian.curvature.methods.interface import MethodInput, MethodResult
+from lightning_hessian.curvature.methods.interface import MethodInput, MethodResult, Share
 from lightning_hessian.curvature.methods.lanczos import lanczos_spectrum
 from lightning_hessian.curvature.methods.low_rank import low_rank_spectrum
 from lightning_hessian.curvature.methods.plan import Plan, remaining_memory
 from lightning_hessian.curvature.options import MethodName, Options
-from lightning_hessian.curvature.spectrum import Decomposition, Spectrum, zero_decomposition
+from lightning_hessian.curvature.spectrum import Spectrum, zero_decomposition
 from lightning_hessian.curvature.target_batch import TargetBatch
-from lightning_hessian.errors import MeasurementError, TimeLimitError
+from lightning_hessian.errors import TimeLimitError
 
 METHODS: dict[MethodName, Callable[[MethodInput], MethodResult]] = {
     "dense": dense_spectrum,
@@ -35,8 +34,6 @@ METHODS: dict[MethodName, Callable[[MethodInput], MethodResult]] = {
     "lanczos": lanczos_spectrum,
 }
 
-# How asymmetric a Hessian may be before its digits are called rounding.
-ASYMMETRY_TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-6}
 TOO_LATE = 0.1  # share of ``max_seconds`` by which a measurement may be late before it is said
 
 
@@ -65,23 +62,6 @@ class _Results:
     @property
     def prediction(self) -> Prediction:
         return self.of_method.prediction
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which samples of a measurement a batch holds, and what the last measurement of them passes on.
-
-    Attributes:
-        numbers: of the samples, in the whole measurement.
-        num_samples: of the whole measurement.
-        finite: ``[N]``, False for samples without finite derivatives, for which others stand in; None: all are finite.
-        checks: of the last measurement; None: every sample is checked.
-    """
-
-    numbers: range
-    num_samples: int
-    finite: Tensor | None = None
-    checks: PreviousChecks | None = None
 
 
 def execute(
@@ -139,7 +119,7 @@ def execute(
         is_random = analysis is not None and analysis.is_random
         results, verdict = _checked(given, plan, results, share, is_random)
     result = results.of_method
-    conclusion = _conclude(given, plan, result.decomposition, verdict, share)
+    conclusion = conclude(given, plan, result.decomposition, verdict, share)
     error = verdict.error
     if share.finite is not None and not share.finite.all():
         results, error = _without_stand_ins(results, error, share.finite.to(batch.x.device))
@@ -249,74 +229,3 @@ def _checked(
 
 def _circumstances(plan: Plan, result: MethodResult) -> tuple[str, ...]:
     return plan.method, result.autodiff_mode, plan.diagnosis.kind, plan.diagnosis.network
-
-
-@dataclass(frozen=True)
-class _Conclusion:
-    diagnosis: Diagnosis
-    valid: Tensor
-
-
-def _conclude(given: MethodInput, plan: Plan, found: Decomposition, verdict: Verdict, share: Share) -> _Conclusion:
-    """What is said about the results, and which of them are valid.
-
-    Raises:
-        MeasurementError: not one Hessian is finite.
-    """
-    batch, generator, of_checks = given.batch, given.options.generator(), verdict.explanation
-    norm = found.eigenvalues.abs().amax(dim=-1)
-    measured = torch.ones_like(norm, dtype=torch.bool)
-    if share.finite is not None:
-        measured &= share.finite.to(norm.device).unsqueeze(1)
-    finite = norm.isfinite()
-    valid = of_checks.valid & measured & finite
-    diagnosis = plan.diagnosis.with_findings(of_checks.findings)
-    lost = measured & ~finite
-    if lost.any():
-        why = why_not_finite(batch.select(lost.any(dim=1).nonzero().flatten()), generator)
-        diagnosis = diagnosis.with_findings(_findings(lost, f"The Hessian at {{}} is not finite. {why}", share))
-        if not finite.any():
-            raise MeasurementError(" ".join(map(str, diagnosis.findings)))
-    allowed = max(ASYMMETRY_TOLERANCE[batch.x.dtype], of_checks.precision)
-    asymmetric = valid & ~of_checks.is_rounding & (found.asymmetry > allowed)
-    if asymmetric.any():
-        worst = float(found.asymmetry[asymmetric].max())
-        help_ = " It is lost in rounding: measure in float64." if batch.x.dtype == torch.float32 else ""
-        sentence = f"The Hessian at {{}} is asymmetric by up to {worst:.1e} of its norm.{help_}"
-        diagnosis = diagnosis.with_findings(_findings(asymmetric, sentence, share))
-        valid = valid & ~asymmetric
-    if (valid & of_checks.is_rounding).any():
-        everywhere = bool((of_checks.is_rounding | (norm == 0) | ~valid).all())
-        findings = _findings(valid & of_checks.is_rounding, "It is zero up to rounding at {}.", share)
-        diagnosis = replace(diagnosis, kind="rounding") if everywhere else diagnosis.with_findings(findings)
-    zero, wrong = valid & (norm == 0) & ~of_checks.is_rounding, of_checks.wrong
-    if zero.any() and not diagnosis.zero:
-        diagnosis, invalid, contradicted = _judge_zeros(batch, zero, valid, diagnosis, share, generator)
-        valid, wrong = valid & ~invalid, wrong | contradicted
-    if not valid.any() and diagnosis.kind != "disconnected" and wrong.any():
-        diagnosis = replace(diagnosis, kind="inconsistent")
-    return _Conclusion(replace(diagnosis, trusted=of_checks.trusted), valid)
-
-
-def _judge_zeros(
-    batch: TargetBatch, zero: Tensor, valid: Tensor, diagnosis: Diagnosis, share: Share, generator: torch.Generator
-) -> tuple[Diagnosis, Tensor, Tensor]:
-    """What Hessians of a curved target that are ``zero [N, K]`` are; which are not, and which gradients contradict."""
-    lost, findings = underflow(batch, zero, share.numbers, generator)
-    samples = zero.any(dim=1).nonzero().flatten()
-    contradicted = gradients_contradict(batch.select(samples), generator).unsqueeze(1).expand(-1, zero.shape[1])
-    wrong = torch.zeros_like(zero).index_copy(0, samples, contradicted) & zero & ~lost
-    findings += _findings(wrong, CONTRADICTED.format("Hessian", WRONG_HESSIAN), share)
-    diagnosis, invalid = diagnosis.with_findings(findings), lost | wrong
-    zero = zero & ~invalid
-    if zero.any() and (zero | invalid | ~valid).all():
-        first = batch.select(zero.any(dim=1).nonzero()[:1].flatten())
-        kind = kind_of_zero(weighted_targets(first, generator), generator)
-        return replace(diagnosis, kind=kind), invalid, wrong
-    return diagnosis.with_findings(_findings(zero, "It is exactly zero at {}.", share)), invalid, wrong
-
-
-def _findings(entries: Tensor, sentence: str, share: Share) -> list[Finding]:
-    """That about the samples of ``entries [N, K]``, if there are any."""
-    samples = entries.any(dim=1).nonzero().flatten().tolist()
-    return [Finding(sentence, tuple(share.numbers[i] for i in samples))] if samples else []

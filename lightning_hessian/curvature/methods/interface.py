@@ -1,4 +1,4 @@
-"""What every method takes and returns."""
+"""What every method takes and returns, and which samples of a measurement it is about."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import get_args
 from torch import Tensor
 
 from lightning_hessian.curvature.checks.prediction import Prediction
+from lightning_hessian.curvature.checks.verdict import PreviousChecks
 from lightning_hessian.curvature.cost_model import ModelCosts
 from lightning_hessian.curvature.meter import UNLIMITED, Progress, TimeLimit, silent
 from lightning_hessian.curvature.operators.autodiff import AutodiffMode
@@ -65,3 +66,20 @@ class MethodResult:
     autodiff_mode: AutodiffMode = "reverse_over_reverse"
     matrices: Tensor | None = None
     dropped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which samples of a measurement a batch holds, and what the last measurement of them passes on.
+
+    Attributes:
+        numbers: of the samples, in the whole measurement.
+        num_samples: of the whole measurement.
+        finite: ``[N]``, False for samples without finite derivatives, for which others stand in; None: all are finite.
+        checks: of the last measurement; None: every sample is checked.
+    """
+
+    numbers: range
+    num_samples: int
+    finite: Tensor | None = None
+    checks: PreviousChecks | None = None
