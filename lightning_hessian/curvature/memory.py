@@ -201,7 +201,9 @@ def _adjustable_glibc() -> ctypes.CDLL | None:
 
 
 def _resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Without the pages of files, such as libraries, which the kernel takes and gives as it likes."""
+    resident, shared = map(int, Path("/proc/self/statm").read_text().split()[1:3])
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
 
 
 def readable(num_bytes: float) -> str:
