@@ -34,7 +34,7 @@ zoo: $(VENV)/.zoo
 
 # An hour or two; the same command goes on where it was stopped.
 mutants: $(VENV)/.dev $(VENV)/.mutants
-	$(BIN)/python tests/support/mutants.py build/mutants
+	$(BIN)/python tests/support/mutants.py build/mutants --processes 2
 
 # Several GB of downloads; what came out is in docs/compatibility.md.
 compat: $(VENV)/.dev

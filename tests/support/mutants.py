@@ -14,11 +14,13 @@ import argparse
 import difflib
 import json
 import os
+import queue
 import random
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,8 +111,8 @@ def record(copy: Path, folder: Path) -> None:
         sys.exit(f"The tests fail without any change:\n{ran.stdout[-3000:]}{ran.stderr[-1000:]}")
 
 
-def judged(mutant: Mutant, copy: Path, folder: Path) -> dict[str, Any]:
-    """What the tests say about a mutant, made in a copy of the repository that is whole again afterwards."""
+def judged(mutant: Mutant, copy: Path, recorded: Path, folder: Path) -> dict[str, Any]:
+    """What the tests say about a mutant, made in a copy that is whole again afterwards; lines are of another copy."""
     from cosmic_ray.mutating import mutate_code
     from cosmic_ray.plugins import get_operator
 
@@ -121,11 +123,11 @@ def judged(mutant: Mutant, copy: Path, folder: Path) -> dict[str, Any]:
     change = list(difflib.unified_diff(old, new, n=0, lineterm=""))[3:]
     parts = difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
     lines = [line + 1 for kind, i, j, *_ in parts if kind != "equal" for line in range(i, max(j, i + 1))]
-    tests = tests_of(path, lines, folder)
+    tests = tests_of(recorded / mutant.path, lines, folder)
     result = {"mutant": mutant.name, "change": [line for line in change if not line.startswith("@@")]}
     if not tests:
         return {**result, "verdict": "survived", "by": "no test executes this line", "seconds": 0}
-    chosen = folder / "tests.txt"
+    chosen = copy / "tests.txt"
     chosen.write_text("\n".join(tests))
     begin = time.monotonic()
     path.write_text(after)
@@ -161,6 +163,7 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=100)
     parser.add_argument("--first", type=int, help="of those drawn, only so many")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--again", action="store_true", help="the survivors, with tests written in the meantime")
     chosen = parser.parse_args()
     folder = chosen.folder.resolve()
@@ -175,10 +178,21 @@ def main() -> None:
     if not (folder / SECONDS).exists():
         record(copy, folder)
     names = {each["mutant"] for each in done}
-    for mutant in drawn(chosen.number, chosen.seed)[: chosen.first]:
-        if mutant.name not in names:
-            result = judged(mutant, copy, folder)
-            if mutant.name in survived and result["verdict"] == "killed":
+    waiting = [each for each in drawn(chosen.number, chosen.seed)[: chosen.first] if each.name not in names]
+    copies = [copy, *(copied(folder / f"copy_{i}") for i in range(1, chosen.processes))]
+    free = queue.SimpleQueue[Path]()
+    for each in copies:
+        free.put(each)
+
+    def judge(mutant: Mutant) -> dict[str, Any]:
+        mine = free.get()
+        result = judged(mutant, mine, copy, folder)
+        free.put(mine)
+        return result
+
+    with ThreadPoolExecutor(chosen.processes) as pool:
+        for result in pool.map(judge, waiting):
+            if result["mutant"] in survived and result["verdict"] == "killed":
                 result["by"] += SINCE
             done.append(result)
             print(f"{result['verdict']} after {result['seconds']} s: {result['mutant']}", flush=True)
