@@ -114,6 +114,11 @@ EXPLANATIONS: tuple[tuple[str, str, str], ...] = (
         "It keeps a tensor of the last evaluation, in float64, which its forward cannot combine with float32.",
     ),
     ("transformers.*", "refused", NO_SECOND),
+    (
+        "transformers.sam_vision_model/*",
+        "alarmed",
+        "The second derivative is 1e-48, which is zero in float32: the message says that it underflows, and is right.",
+    ),
     ("transformers.llama4/*", "undecidable", "Sends tokens to other experts within the steps: a jump."),
     ("transformers.*moe*/*", "undecidable", "ReLU, or tokens sent to other experts: kinks or jumps within the steps."),
     (

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_hessian.curvature.checks.certificate import Certificate, Outcome, certify
 from lightning_hessian.curvature.checks.diagnosis import Finding
 from lightning_hessian.curvature.checks.prediction import LARGEST_ERROR, Prediction, unit
-from lightning_hessian.curvature.checks.second_look import compare_along, compare_beside, in_company
+from lightning_hessian.curvature.checks.second_look import compare_along, compare_beside, gives, in_company
 from lightning_hessian.curvature.checks.zero import (
     changes_with_last_digits,
     is_rounding,
@@ -84,11 +84,6 @@ class CauseSearch:
         self.wrong = torch.zeros_like(self.open)  # though the certificate calls it something else
         self.on_kink = torch.zeros_like(self.again)
 
-    @property
-    def first_open(self) -> int:
-        """The first sample with an entry without a cause."""
-        return int(self._samples()[0])
-
     def rounding(self) -> Tensor:
         """Second derivatives no larger than what rounding leaves of terms that cancel, as by values."""
         x, norm, by_values = self.batch.x, self.prediction.spectral_norm, self.certificate.difference
@@ -139,9 +134,16 @@ class CauseSearch:
             found = self._compare(samples, in_company(self.batch.select(samples)))
         except MeasurementError:  # two samples do not fit the device
             return
-        if found is not None:
-            on_kink = found.is_outcome("kink") & self.certificate.is_outcome("contradicted")[samples]
-            self._compute_again(samples[(found.is_outcome("certified") | on_kink).all(dim=1)])
+        if found is None:
+            return
+        on_kink = found.is_outcome("kink") & self.certificate.is_outcome("contradicted")[samples]
+        other = samples[(found.is_outcome("certified") | on_kink).all(dim=1)]
+        in_noise = ~(self.open & ~self.certificate.is_outcome("noise"))[other].any(dim=1)
+        if in_noise.any():  # by which alone values may have disagreed
+            reported = self.prediction.select(other)
+            same = gives(in_company(self.batch.select(other)), reported, self.group_size)
+            other = other[~(in_noise & same.all(dim=1))]
+        self._compute_again(other)
 
     def look_inside_range(self) -> None:
         """Forwards that accept a range of inputs only: entries strictly inside the range of the data are moved."""

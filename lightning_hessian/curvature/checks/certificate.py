@@ -18,6 +18,7 @@ from lightning_hessian.curvature.checks.step_dependence import (
     by_step,
     contradicts,
     contradicts_both_sides,
+    floored,
     has_curvature_jump,
     has_jump,
     has_kink,
@@ -44,6 +45,7 @@ ORDERS = (SHORTER, NOISY, LOOKED_NOISY, TOO_LONG)
 KINK_SHOWN = 3  # steps after the first, from which on a sample that shows a kink is left alone
 # Relative to the value: noise between these may come from a forward that computes in float32.
 FLOAT32, LOW_PRECISION = 3e-8, 1e-6
+SINGLE = torch.finfo(torch.float32).eps
 FLOAT64 = 1e-12  # more noise than this is not that of float64 alone
 
 
@@ -143,8 +145,9 @@ def compare(
     """
     p, size = prediction.to(batch.x), root_mean_square(batch.x).unsqueeze(1)
     # Without float64 values, rounding in float32 derivatives cannot be told from mistakes.
-    exact = batch.x.dtype == torch.float64 and not precision
-    tolerance = torch.as_tensor(prediction.tolerance if exact else LARGEST_ERROR).to(p.slope)
+    exact = batch.x.dtype == torch.float64 and precision <= SINGLE
+    least = TOLERANCE[torch.float32] if precision else 0.0
+    tolerance = torch.as_tensor(max(prediction.tolerance, least) if exact else LARGEST_ERROR).to(p.slope)
     if direction_error is not None:  # which the curvature sees twice
         tolerance = torch.maximum(tolerance, 2 * direction_error.to(p.slope).unsqueeze(1)).clamp(max=LARGEST_ERROR)
     tolerance = tolerance * prediction.share
@@ -188,6 +191,8 @@ def compare(
         if i == 0:  # noise does not depend on the step
             shrank = (steps[1].noise < steps[0].noise * last.unsqueeze(1) / first.unsqueeze(1) * FACTOR).all(dim=1)
             order[is_low_precision & ~is_short & shrank] = orders[ORDERS.index(LOOKED_NOISY)]
+    if precision and len(steps) > 1:
+        steps = floored(steps)
     return _certificate(steps, agreed, p, tolerance, size, last)
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_hessian.curvature.batching import combine
 from lightning_hessian.curvature.checks.cause_search import CauseSearch
-from lightning_hessian.curvature.checks.certificate import Certificate
+from lightning_hessian.curvature.checks.certificate import Certificate, certify
 from lightning_hessian.curvature.checks.coupling import changes_with_number, is_coupled, is_random
 from lightning_hessian.curvature.checks.diagnosis import Finding
 from lightning_hessian.curvature.checks.forward_precision import coarsest_dtype
@@ -91,24 +92,26 @@ def explain(
     Cost: a dozen forward passes of a single sample, five of a few and one of all, and for each of at most four possible
     causes one HVP and differences of values, at the samples in question.
     """
-    search = CauseSearch(batch, prediction, certificate, group_size, numbers, generator)
-    dtype = coarsest_dtype(batch)
+    dtype = coarsest_dtype(_in_float64(batch))
     precision = torch.finfo(dtype).eps
-    random = is_random(batch, group_size, search.first_open)
-    coupled = None if random else is_coupled(batch, search.first_open, group_size, generator, precision)
+    first = int((~certificate.is_outcome("certified")).any(dim=1).nonzero()[0])
+    random = is_random(batch, group_size, first)
+    coupled = None if random else is_coupled(batch, first, group_size, generator, precision)
     varies = None
     if not (random or coupled):
-        noise = certificate.noise[search.first_open]
-        varies = changes_with_number(batch, search.first_open, group_size, noise, precision)
+        varies = changes_with_number(batch, first, group_size, certificate.noise[first], precision)
     for found, finding in ((random, RANDOM), (coupled, COUPLED), (varies, NUMBER_MATTERS)):
         if found:
             return not_a_function(finding, certificate.error.to(prediction.slope))
+    if dtype == torch.float32:
+        certificate = _at_precision(precision, certificate, batch, prediction, group_size)
+    search = CauseSearch(batch, prediction, certificate, group_size, numbers, generator)
     if coupled is None and batch.num_samples > 1:
         search.findings.append(Finding(COUPLING_UNCHECKED, unconfirmed=True))
-    if precision > torch.finfo(torch.float32).eps:
-        search.judge_by_precision(dtype)
-    else:
+    if dtype in (torch.float32, torch.float64):
         precision = 0.0
+    else:
+        search.judge_by_precision(dtype)
     rounding = search.rounding()
     search.look_beside_kinks()
     search.look_in_company()
@@ -129,3 +132,20 @@ def explain(
         search.error,
         precision,
     )
+
+
+def _in_float64(batch: TargetBatch) -> TargetBatch:
+    """The batch in which values are computed, where the device has float64."""
+    try:
+        return batch.to(torch.float64)
+    except TypeError:  # MPS
+        return batch
+
+
+def _at_precision(
+    precision: float, found: Certificate, batch: TargetBatch, prediction: Prediction, group_size: int
+) -> Certificate:
+    """The certificate, where samples that failed are judged by the precision in which the forward computes."""
+    failed = (~found.is_outcome("certified")).any(dim=1).nonzero().flatten()
+    other = certify(batch.select(failed), prediction.select(failed), group_size, precision=precision)
+    return combine([found, other], lambda pair: pair[0].index_copy(0, failed, pair[1].to(pair[0])))

@@ -73,12 +73,7 @@ def compare_beside(
     Returns:
         And where ``prediction`` is what reverse_over_reverse gives at the samples themselves, ``[N, K]``.
     """
-    direction, slope_only = prediction.direction, prediction.slope_only
-
-    def at_samples(few: slice) -> Prediction:
-        return predicted_along(batch.select(few), direction[few], slope_only)
-
-    here = concatenate([found for _, found in in_groups(batch.num_samples, group_size, at_samples)])
+    direction, same = prediction.direction, gives(batch, prediction, group_size)
     size = root_mean_square(batch.x)
     noise = torch.randn(direction.shape, generator=generator, dtype=torch.float64).to(direction)
     low, high = batch.x.min(), batch.x.max()
@@ -87,14 +82,19 @@ def compare_beside(
         if low < high:  # reflected at the ends of the range
             x = high - (high - low - (x - low).abs()).abs()
         steps = NEIGHBOR_STEP * distance * size
-        found = compare_along(replace(batch, x=x), direction, group_size, steps, slope_only=slope_only)
+        found = compare_along(replace(batch, x=x), direction, group_size, steps, slope_only=prediction.slope_only)
         if found is not None:
-            return found, _is_same(prediction, here)
-    return None, _is_same(prediction, here)
+            return found, same
+    return None, same
 
 
-def _is_same(reported: Prediction, other: Prediction) -> Tensor:
-    """Where two predictions along one direction agree, up to the tolerance of their precision, ``[N, K]``."""
+def gives(batch: TargetBatch, reported: Prediction, group_size: int) -> Tensor:
+    """Where reverse_over_reverse gives what is reported, up to the tolerance of its precision, ``[N, K]``."""
+
+    def work(few: slice) -> Prediction:
+        return predicted_along(batch.select(few), reported.direction[few], reported.slope_only)
+
+    other = concatenate([found for _, found in in_groups(batch.num_samples, group_size, work)])
 
     def close(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
         return (a - b).abs() <= reported.tolerance * torch.maximum(scale, torch.maximum(a.abs(), b.abs()))

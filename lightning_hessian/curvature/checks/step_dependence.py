@@ -31,14 +31,26 @@ def pooled(steps: list[Differences]) -> list[Differences]:
     show what the step is too long for.
     """
 
-    def with_noise(found: Differences) -> Differences:
-        shorter = [other.noise.where(other.step <= found.step, 0).nan_to_num(0) for other in steps]
-        factor = (torch.stack(shorter).amax(dim=0) / found.noise).nan_to_num(1, posinf=1).clamp(min=1)
-        return replace(
-            found, noise=factor * found.noise, blur=factor * found.blur, slope_blur=factor * found.slope_blur
-        )
+    def of_shorter(found: Differences) -> Tensor:
+        return torch.stack([s.noise.where(s.step <= found.step, 0).nan_to_num(0) for s in steps]).amax(dim=0)
 
-    return [with_noise(found) for found in steps]
+    return [_with_noise(found, of_shorter(found)) for found in steps]
+
+
+def floored(steps: list[Differences]) -> list[Differences]:
+    """The same, each with at least the noise that a step shares with a longer one, as ``pooled`` found.
+
+    Values that were rounded inside of the forward differ by multiples of one quantum: at short steps, often not at all.
+    """
+    noise = by_step(steps).noise
+    shared = noise[1:].where(noise[1:] >= (1 - SAME) * noise[:-1], 0).amax(dim=0)
+    return [_with_noise(found, shared) for found in steps]
+
+
+def _with_noise(found: Differences, least: Tensor) -> Differences:
+    """The same with so much noise, ``[N, K]``, at least."""
+    factor = (least / found.noise).nan_to_num(1, posinf=1).clamp(min=1)
+    return replace(found, noise=factor * found.noise, blur=factor * found.blur, slope_blur=factor * found.slope_blur)
 
 
 def at(every: Differences, index: Tensor) -> Differences:

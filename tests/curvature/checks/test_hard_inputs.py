@@ -1,10 +1,9 @@
 """Hard inputs: what is right is not called wrong, what is wrong is, and the cause that is named is the true one."""
 
-import warnings
-
 import pytest
 import torch
 import torch.nn.functional as F
+from support.warned import told
 from torch import nn
 
 from lightning_hessian import MeasurementError, input_gradient, input_hessian, input_spectrum
@@ -14,14 +13,6 @@ F64, F32 = torch.float64, torch.float32
 
 def random(*shape, dtype=F64, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64).to(dtype)
-
-
-def told(function, *arguments, **named):
-    """What a function returns, and what it warns of."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        result = function(*arguments, **named)
-    return result, " ".join(str(warning.message) for warning in caught)
 
 
 class Scaled(torch.autograd.Function):
@@ -124,28 +115,6 @@ def test_values_that_jump_at_the_sample_are_not_put_down_to_rounding(name):
     assert message == ""
     assert "values of the target jump at sample 0" in spectrum.diagnosis.message
     assert "rounding in the forward hides" not in spectrum.diagnosis.message
-
-
-def half(x, dtype, cut=False):
-    first, second = random(6, 16), random(16, 3, seed=1)
-    h = F.gelu(x.to(dtype) @ first.to(dtype))
-    return ((h.detach() * h if cut else h) @ second.to(dtype)).to(x.dtype)
-
-
-@pytest.mark.parametrize("dtype", [F64, F32])
-@pytest.mark.parametrize("half_dtype", [torch.float16, torch.bfloat16])
-def test_a_forward_in_half_precision_is_judged_by_that_precision(dtype, half_dtype):
-    x = random(2, 6, dtype=dtype, seed=2)
-    spectrum, message = told(input_spectrum, lambda x: half(x, half_dtype), x, 0)
-    assert message == ""
-    assert f"computes partly in {str(half_dtype)[6:]}" in spectrum.diagnosis.message
-
-
-@pytest.mark.parametrize("dtype", [F64, F32])
-def test_a_wrong_gradient_in_half_precision_is_found_where_that_is_precise_enough(dtype):
-    x = random(2, 6, dtype=dtype, seed=2)
-    _, message = told(input_gradient, lambda x: half(x, torch.float16, cut=True), x, 0)
-    assert "contradict the gradient" in message
 
 
 def test_rounding_in_float32_is_not_taken_for_a_mistake():

@@ -1,0 +1,101 @@
+"""Forwards that compute in a coarser precision than their inputs have: that is noise, and hides no large mistake."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.warned import told
+
+from lightning_hessian import input_gradient, input_spectrum
+from lightning_hessian.curvature.checks.cause_search import CauseSearch
+from lightning_hessian.curvature.checks.certificate import OUTCOMES, certify
+from lightning_hessian.curvature.checks.second_look import predicted_along
+from lightning_hessian.curvature.target_batch import TargetBatch
+
+F64, F32 = torch.float64, torch.float32
+
+
+def random(*shape, dtype=F64, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64).to(dtype)
+
+
+def half(x, dtype, cut=False):
+    first, second = random(6, 16), random(16, 3, seed=1)
+    h = F.gelu(x.to(dtype) @ first.to(dtype))
+    return ((h.detach() * h if cut else h) @ second.to(dtype)).to(x.dtype)
+
+
+@pytest.mark.parametrize("dtype", [F64, F32])
+@pytest.mark.parametrize("half_dtype", [torch.float16, torch.bfloat16])
+def test_a_forward_in_half_precision_is_judged_by_that_precision(dtype, half_dtype):
+    x = random(2, 6, dtype=dtype, seed=2)
+    spectrum, message = told(input_spectrum, lambda x: half(x, half_dtype), x, 0)
+    assert message == ""
+    assert f"computes partly in {str(half_dtype)[6:]}" in spectrum.diagnosis.message
+
+
+@pytest.mark.parametrize("dtype", [F64, F32])
+def test_a_wrong_gradient_in_half_precision_is_found_where_that_is_precise_enough(dtype):
+    x = random(2, 6, dtype=dtype, seed=2)
+    _, message = told(input_gradient, lambda x: half(x, torch.float16, cut=True), x, 0)
+    assert "contradict the gradient" in message
+
+
+def energies(seed, offset, then=lambda y: y, cut=False):
+    """Curved by about 1 around inputs of six entries, computed in float32 on top of a large number."""
+    first, second = random(6, 8, seed=seed), random(8, seed=seed + 1000).float()
+
+    def forward(x):
+        h = x @ first.to(x)
+        more = 0.1 * h * h.detach() if cut else 0.0
+        return then(((h.sin() + more).float() @ second + offset).to(x.dtype))
+
+    return forward
+
+
+REASSEMBLED = {
+    "as it is": lambda y: y,
+    "in other units": lambda y: 1.7 * y,
+    "in a sum": lambda y: 1.3 * y + 0.2 * y.cos(),
+}
+
+
+@pytest.mark.parametrize("dtype", [F64, F32])
+@pytest.mark.parametrize("name", REASSEMBLED)
+def test_rounding_to_float32_beside_a_large_number_is_no_mistake(name, dtype):
+    for seed in range(8):
+        x = random(3, 6, dtype=dtype, seed=seed + 2000)
+        spectrum, message = told(input_spectrum, energies(seed, 30.0, REASSEMBLED[name]), x, 0)
+        assert message == ""
+        assert spectrum.valid.all()
+        assert (spectrum.finite_difference_error.nan_to_num(0) < 1e-2).all()
+
+
+def test_a_wrong_gradient_beside_a_large_number_is_still_found():
+    found = 0
+    for seed in range(8):
+        x = random(3, 6, seed=seed + 2000)
+        spectrum, message = told(input_spectrum, energies(seed, 30.0, cut=True), x, 0)
+        assert "contradict the gradient" in message
+        found += int((~spectrum.valid).sum())
+    assert found >= 22  # of 24
+
+
+def test_a_difference_of_large_numbers_shows_their_rounding():
+    def difference(x):
+        return torch.stack([energies(0, 1000.0)(x), energies(1, 1000.0)(x)], dim=1).log_softmax(dim=1)
+
+    for seed in range(8):
+        spectrum, message = told(input_spectrum, difference, random(3, 6, seed=seed + 2000), 0)
+        assert message == ""
+        assert spectrum.valid.all()
+
+
+def test_what_rounding_hides_is_not_computed_again():
+    classes = torch.zeros(2, 1, dtype=torch.long)
+    batch = TargetBatch(lambda x: x.sin().sum(1, keepdim=True), lambda z, k: z, random(2, 3), classes)
+    predicted = predicted_along(batch, random(2, 3, seed=1), slope_only=False)
+    certificate = certify(batch, predicted, group_size=2)
+    certificate.outcome.fill_(OUTCOMES.index("noise"))
+    search = CauseSearch(batch, predicted, certificate, 2, range(2), torch.Generator().manual_seed(0))
+    search.look_in_company()
+    assert not search.again.any()
