@@ -59,7 +59,10 @@ class Own:
     [
         (lambda z: (z, None), r"returned tuple of 2 for 2 samples.*lambda output: output\[0\]\."),
         (lambda z: {"y": z, "aux": z}, r"returned dict with the keys \['y', 'aux'\].*lambda output: output\['y'\]\."),
-        (lambda z: z[:, :, None, None].expand(-1, -1, 4, 4), r"\(2, 3, 4, 4\).*output: output\[:, :, row, column\]\."),
+        (
+            lambda z: z[:, :, None, None].expand(-1, -1, 4, 4),
+            r"\(2, 3, 4, 4\).*output: output\[:, :, 2, 2\]\. output\.flatten\(1\) keeps",
+        ),
         (lambda z: z[:, None].expand(-1, 5, -1), r"\(2, 5, 3\).*lambda output: output\[:, -1\]\."),
         (lambda z: {"logits": z[:, None]}, r"output\['logits'\] of shape \(2, 1, 3\).*output\['logits'\]\[:, -1\]\."),
         (lambda z: Own(), r"returned Own for 2 samples"),

@@ -1,13 +1,17 @@
-"""Objects of a user's own, which a forward may write to, and their attributes."""
+"""Objects of a user's own, and what they hold."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 import types
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
 NOT_FOLLOWED = ("torch", "lightning", "pytorch_lightning", "numpy", "builtins")  # trainers, optimizers, loaders
 FOLLOWED = (torch.quasirandom.SobolEngine,)  # nevertheless
@@ -22,6 +26,26 @@ def slots_of(owner: object) -> dict[types.MemberDescriptorType, Any]:
     kinds = [kind for kind in type(owner).__mro__ if not is_foreign(kind.__module__)]
     slots = [slot for k in kinds for slot in vars(k).values() if isinstance(slot, types.MemberDescriptorType)]
     return {slot: _content(slot, owner) for slot in slots}
+
+
+def fields_of(value: Any) -> dict[Any, Any] | None:
+    """What something holds by name: a dict's entries, a dataclass's or NamedTuple's fields, an object's attributes."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return dict(value._asdict())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, (Tensor, np.ndarray, nn.Module, list, tuple, str, bytes, type)):
+        return None
+    if callable(getattr(value, "keys", None)) and hasattr(value, "__getitem__"):  # PyTorch Geometric's graphs
+        return {key: value[key] for key in value.keys()}  # noqa: SIM118
+    if callable(value):
+        return None
+    slots = {slot.__name__: content for slot, content in slots_of(value).items()}
+    attributes = {**slots, **getattr(value, "__dict__", {})}
+    named = {n: v for n, v in attributes.items() if not n.startswith("_") and v is not MISSING}
+    return named if named or hasattr(value, "__dict__") else None
 
 
 def refill_slot(owner: object, slot: types.MemberDescriptorType, value: Any) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_hessian.errors import ConfigurationError
+from lightning_hessian.model.attributes import fields_of
 
+MOST_SHOWN = 12  # entries of what a model returned
 OutputFunction = Callable[[Any], Any]  # a tensor; Any, so that a YAML file may name one without annotations
 
 
@@ -19,8 +22,18 @@ def outputs_of(returned: Any, output_fn: OutputFunction | None, num_samples: int
         ConfigurationError: there are none.
     """
     if output_fn is not None:
-        return _as_matrix(output_fn(returned), "output", num_samples)
+        return _as_matrix(_applied(output_fn, returned, num_samples), "output", num_samples)
     return _as_matrix(*_outputs_in(returned), num_samples)
+
+
+def _applied(output_fn: OutputFunction, returned: Any, num_samples: int) -> Any:
+    try:
+        return output_fn(returned)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"output_fn failed with {type(error).__name__}: {error}. It is called with what the model returned, here "
+            f"{_describe(returned, 'output', num_samples)[0]}, and returns [N, C]."
+        ) from error
 
 
 def _outputs_in(returned: Any) -> tuple[Any, str]:
@@ -52,23 +65,51 @@ def _as_matrix(output: Any, name: str, num_samples: int) -> Tensor:
         return output.unsqueeze(1)
     if isinstance(output, Tensor) and output.dim() == 2 and len(output) == num_samples:
         return output
-    got, example = _describe(output, name)
+    got, example = _describe(output, name, num_samples)
+    keeps_all = f" {example.partition('[:, ')[0]}.flatten(1) keeps all entries of a sample as outputs."
     raise ConfigurationError(
         f"The model returned {got} for {num_samples} samples; outputs must be [N, C] or [N], alone or under the name "
         f"'logits'. Give output_fn, which takes what the model returns and returns [N, C]"
         f"{example and f', for example output_fn=lambda output: {example}'}."
+        f"{keeps_all if '[:, ' in example else ''}"
     )
 
 
-def _describe(output: Any, name: str) -> tuple[str, str]:
+def _describe(output: Any, name: str, num_samples: int) -> tuple[str, str]:
     """What was returned, in words, and an expression that may find ``[N, C]`` in it, or nothing."""
+    if isinstance(output, Tensor):
+        return f"{'a tensor' if name == 'output' else name} of shape {tuple(output.shape)}", _matrix_of(output, name)
+    found = _entries(output, name)
+    fits = [(expression, t) for expression, t in found if t.dim() and len(t) == num_samples and t.is_floating_point()]
+    example = _matrix_of(fits[0][1], fits[0][0]) if fits else next((expression for expression, _ in found), "")
+    kind = type(output).__name__
     if isinstance(output, Mapping):
-        keys = list(output)
-        return f"{type(output).__name__} with the keys {keys}", f"{name}[{keys[0] if keys else 'key'!r}]"
-    if isinstance(output, (tuple, list)):
-        return f"{type(output).__name__} of {len(output)}", f"{name}[0]"
-    if not isinstance(output, Tensor):
-        return type(output).__name__, f"{name}.prediction"
-    indices = {3: "[:, -1]", 4: "[:, :, row, column]"}  # a sequence [N, T, C], pixels [N, C, H, W]
-    got = f"{'a tensor' if name == 'output' else name} of shape {tuple(output.shape)}"
-    return got, f"{name}{indices[output.dim()]}" if output.dim() in indices else ""
+        return f"{kind} with the keys {[*output]}", example
+    if isinstance(output, (list, tuple)) and not hasattr(output, "_fields"):
+        return f"{kind} of {len(output)}", example
+    shapes = ", ".join(f"{expression} {[*t.shape]}" for expression, t in found[:MOST_SHOWN])
+    return f"{kind} with {shapes}" if shapes else kind, example
+
+
+def _matrix_of(tensor: Tensor, name: str) -> str:
+    """An expression for ``[N, C]``: the last step of a sequence ``[N, T, C]``, a pixel of a map ``[N, C, H, W]``."""
+    if tensor.dim() == 3:
+        return f"{name}[:, -1]"
+    if tensor.dim() == 4:
+        return f"{name}[:, :, {tensor.shape[2] // 2}, {tensor.shape[3] // 2}]"
+    return f"{name}.flatten(1)" if tensor.dim() > 4 else name if tensor.dim() else ""
+
+
+def _entries(output: Any, name: str) -> list[tuple[str, Tensor]]:
+    """The tensors in what was returned, with expressions for them; of a distribution its mean."""
+    if isinstance(output, torch.distributions.Distribution):
+        try:
+            return [(f"{name}.mean", output.mean)]
+        except NotImplementedError:
+            return []
+    fields = fields_of(output)
+    if fields is None:
+        fields = dict(enumerate(output)) if isinstance(output, (list, tuple)) else {}
+    by_key = isinstance(output, Mapping) or not all(isinstance(key, str) for key in fields)
+    named = [(f"{name}[{key!r}]" if by_key else f"{name}.{key}", value) for key, value in fields.items()]
+    return [(expression, value) for expression, value in named if isinstance(value, Tensor)]

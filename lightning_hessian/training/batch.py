@@ -11,16 +11,20 @@ from torch.nn.utils.rnn import PackedSequence
 
 from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.model.arguments import check_lengths
+from lightning_hessian.model.attributes import fields_of
 from lightning_hessian.model.function import Inputs
 from lightning_hessian.training.batch_advice import advice
 from lightning_hessian.training.batch_structure import (
     LABEL_NAMES,
     are_alike,
     are_labels,
-    fields_of,
+    as_labels,
+    is_integer,
     is_list_of_samples,
+    leaves,
     may_be_input,
     names_labels,
+    rows_in_groups,
     structure,
 )
 
@@ -37,7 +41,8 @@ def find_inputs(batch: Any, wrt: str | int | None, input_fn: InputFunction | Non
     if input_fn is None:
         found = _guessed(batch, wrt)
         if found is None:
-            raise ConfigurationError(f"The input was not found in the batch: {structure(batch)}. {advice(batch, wrt)}")
+            helps = advice(batch, wrt, lambda name: _is_found(batch, name))
+            raise ConfigurationError(f"The input was not found in the batch: {structure(batch)}. {helps}")
         return found
     returned = input_fn(batch)
     found = _returned(returned)
@@ -48,6 +53,14 @@ def find_inputs(batch: Any, wrt: str | int | None, input_fn: InputFunction | Non
             f"differentiate."
         )
     return found
+
+
+def _is_found(batch: Any, wrt: str | int) -> bool:
+    """Whether naming the input is enough."""
+    try:
+        return _guessed(batch, wrt) is not None
+    except ConfigurationError:  # it has other rows than those beside it
+        return False
 
 
 def _returned(batch: Any) -> Found | None:
@@ -90,7 +103,10 @@ def _guessed_by_name(fields: dict[Any, Any], wrt: str | int | None, second: Any)
     """The only input of some names, or all of them where ``wrt`` names one."""
     if "edge_index" in fields or any(isinstance(value, PackedSequence) for value in fields.values()):
         return None  # rows are no samples
-    labels = next((fields[name] for name in LABEL_NAMES if are_labels(fields.get(name))), second)
+    if rows_in_groups(list(leaves(fields))) is not None:
+        return None  # nor are these
+    named = (as_labels(fields[name], len(fields[name])) for name in LABEL_NAMES if is_integer(fields.get(name)))
+    labels = next((found for found in named if found is not None), second)
     tensors = {n: t for n, t in fields.items() if isinstance(t, Tensor) and not names_labels(n, t)}
     if wrt in tensors:
         return _checked(tensors, labels)
@@ -126,4 +142,4 @@ def _checked(inputs: Any, labels: Any) -> Found | None:
         return None
     _check_storage(tensors)
     check_lengths(tensors)
-    return inputs, labels if are_labels(labels, len(tensors[0])) else None
+    return inputs, as_labels(labels, len(tensors[0]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,18 +10,21 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from lightning_hessian.model.attributes import fields_of
 from lightning_hessian.training.batch_structure import (
+    COUNTS,
     LABEL_NAMES,
     Leaf,
     are_alike,
     are_labels,
-    fields_of,
+    as_labels,
     is_integer,
     is_list_of_samples,
     leaves,
     may_be_input,
     names_labels,
     quoted,
+    rows_in_groups,
 )
 
 IN_GENERAL = (
@@ -31,6 +34,12 @@ IN_GENERAL = (
 OF_GRAPHS = (
     "A graph is one sample: give samples=graph.x.unsqueeze(0) and "
     "forward_fn=lambda module, x: torch.cat([module(nodes, graph.edge_index) for nodes in x])."
+)
+OF_GROUPS = (
+    "The rows of {rows} are not samples: {numbers} says to which one each belongs, and one graph or molecule is one "
+    "sample. Give samples=x with x [N, rows of one sample, ...], for example "
+    "samples={rows}[{numbers} == 0].unsqueeze(0) of a batch, and forward_fn, which takes (module, x), makes a batch of "
+    "every x[i] and returns outputs [N, C]."
 )
 OF_LISTS = (
     "Give input_fn=lambda batch: {x}, for images of one size; if the model takes a list, also "
@@ -48,8 +57,8 @@ OF_PACKED = (
 OF_NUMBERS = "Give input_fn=lambda batch: {x} and forward_fn=lambda module, x: module(x.squeeze(1))."
 
 
-def advice(batch: Any, wrt: str | int | None) -> str:
-    """What to give, in one or two sentences."""
+def advice(batch: Any, wrt: str | int | None, is_found: Callable[[str | int], bool] = lambda name: False) -> str:
+    """What to give, in one or two sentences; ``is_found`` says whether a name or position as ``wrt`` is enough."""
     fields = fields_of(batch)
     is_sequence = fields is None and isinstance(batch, (list, tuple))
     if any("edge_index" in (fields_of(part) or {}) for part in (batch if is_sequence else [batch])):
@@ -60,22 +69,25 @@ def advice(batch: Any, wrt: str | int | None) -> str:
         padded = f"torch.nn.utils.rnn.pad_packed_sequence({packed.expression}, batch_first=True)"
         beside = [leaf for leaf in found if not leaf.expression.startswith(packed.expression)]
         return OF_PACKED.format(x=_with_labels(padded, int(packed.value.batch_sizes[0]), beside, is_tuple=True))
+    grouped = rows_in_groups(found)
+    if grouped is not None:
+        return OF_GROUPS.format(rows=grouped[0].expression, numbers=grouped[1].expression)
     if is_sequence and is_list_of_samples(batch):
         return f"It is a list of samples. Give input_fn=lambda batch: {_put_together(batch[0])}."
     if is_sequence and are_alike(batch):
         return OF_ALIKE
     if is_sequence and batch and _is_list_of_tensors(batch[0]) and not isinstance([*batch, None][1], Tensor | None):
         return OF_LISTS.format(x=_stacked(batch))
-    return _of_leaves(found, wrt)
+    return _of_leaves(found, wrt, is_found)
 
 
-def _of_leaves(found: list[Leaf], wrt: str | int | None) -> str:
+def _of_leaves(found: list[Leaf], wrt: str | int | None, is_found: Callable[[str | int], bool]) -> str:
     floating = [leaf for leaf in found if may_be_input(leaf.name, leaf.value)]
     images = [leaf for leaf in found if leaf.value.dim() > 2 and leaf.value.dtype == torch.uint8]
     tokens = [leaf for leaf in found if leaf.value.dim() == 2 and is_integer(leaf.value)]
     numbers = [leaf for leaf in found if leaf.value.dim() == 1 and leaf.value.is_floating_point()]
     if floating:
-        return _of_several(floating, found)
+        return _of_several(floating, found, is_found)
     if images:
         x = _with_labels(f"{images[0].expression}.float() / 255", len(images[0].value), found)
         return f"Give input_fn=lambda batch: {x}; without the division if the model scales images itself."
@@ -86,14 +98,18 @@ def _of_leaves(found: list[Leaf], wrt: str | int | None) -> str:
     return IN_GENERAL
 
 
-def _of_several(floating: list[Leaf], found: list[Leaf]) -> str:
+def _of_several(floating: list[Leaf], found: list[Leaf], is_found: Callable[[str | int], bool]) -> str:
     chosen = floating[0]
     size = len(chosen.value)
     sentence = f"Give input_fn=lambda batch: {_with_labels(chosen.expression, size, found)}"
     if sum(leaf.holder == chosen.holder for leaf in floating) == 1:
         return f"{sentence}."
+    if isinstance(chosen.name, str) and is_found(chosen.name):
+        only = f"only name the one to differentiate, wrt={quoted(chosen.name)}"
+        return f"{sentence}; or, if the model takes all of them, {only}."
     beside = [leaf for leaf in found if leaf.holder == chosen.holder and len(leaf.value) == size]
-    inputs = [leaf for leaf in beside if not (names_labels(leaf.name, leaf.value) or are_labels(leaf.value))]
+    labels = _labels(size, found)
+    inputs = [leaf for leaf in beside if leaf is not labels and not names_labels(leaf.name, leaf.value)]
     by_name = all(isinstance(leaf.name, str) for leaf in inputs)
     place = chosen.name if by_name else next(i for i, leaf in enumerate(inputs) if leaf is chosen)
     together = _with_labels(_together(inputs), size, found, is_tuple=not by_name)
@@ -121,12 +137,18 @@ def _together(inputs: list[Leaf]) -> str:
     return f"({', '.join(leaf.expression for leaf in inputs)})"
 
 
+def _labels(num_samples: int, found: list[Leaf]) -> Leaf | None:
+    """What may be the labels: what is called so, else integers ``[N]`` that do not count or number something."""
+    named = [leaf for leaf in found if leaf.name in LABEL_NAMES and as_labels(leaf.value, num_samples) is not None]
+    others = [leaf for leaf in found if are_labels(leaf.value, num_samples) and not COUNTS.search(str(leaf.name))]
+    return next(iter(named + others), None)
+
+
 def _with_labels(x: str, num_samples: int, found: list[Leaf], *, is_tuple: bool = False) -> str:
     """What input_fn returns: x, which alone must not be a tuple, with the labels where there are any."""
-    labels = [leaf for leaf in found if are_labels(leaf.value, num_samples)]
-    named = [leaf for leaf in labels if leaf.name in LABEL_NAMES] or labels
-    if named:
-        return f"({x}, {named[0].expression})"
+    labels = _labels(num_samples, found)
+    if labels is not None:
+        return f"({x}, {labels.expression})"
     return f"({x},)" if is_tuple else x
 
 

@@ -4,37 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
-from lightning_hessian.model.attributes import MISSING, slots_of
+from lightning_hessian.model.attributes import fields_of
 
 LABEL_NAMES = ("labels", "label", "targets", "target", "y")  # transformers' own, and the common ones
+COUNTS = re.compile("len|size|count|num|idx|index|_id|step|time|group|batch|ptr|atom")  # names of other integers [N]
 MOST_SHOWN = 12  # entries of a dict or list
 DEPTH = 4  # how deep a batch is looked through
-
-
-def fields_of(value: Any) -> dict[Any, Any] | None:
-    """What a batch holds by name: a dict's entries, a dataclass's or NamedTuple's fields, an object's attributes."""
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return dict(value._asdict())
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if isinstance(value, (Tensor, np.ndarray, nn.Module, list, tuple, str, bytes, type)):
-        return None
-    if callable(getattr(value, "keys", None)) and hasattr(value, "__getitem__"):  # PyTorch Geometric's graphs
-        return {key: value[key] for key in value.keys()}  # noqa: SIM118
-    if callable(value):
-        return None
-    slots = {slot.__name__: content for slot, content in slots_of(value).items()}
-    attributes = {**slots, **getattr(value, "__dict__", {})}
-    named = {n: v for n, v in attributes.items() if not n.startswith("_") and v is not MISSING}
-    return named if named or hasattr(value, "__dict__") else None
 
 
 def structure(value: Any, depth: int = DEPTH) -> str:
@@ -104,6 +87,13 @@ def are_labels(value: Any, num_samples: int | None = None) -> bool:
     return is_integer(value) and value.dim() == 1 and num_samples in (None, len(value))
 
 
+def as_labels(value: Any, num_samples: int) -> Tensor | None:
+    """Labels ``[N]`` of what was given as such, ``[N]`` or ``[N, 1]``; None where it is something else."""
+    if is_integer(value) and value.dim() == 2 and value.shape[1] == 1:
+        value = value.squeeze(1)
+    return value if are_labels(value, num_samples) else None
+
+
 def names_labels(name: Any, value: Any) -> bool:
     """Whether this is what a model's output is compared with, by its name; "y" may be a coordinate."""
     return name in LABEL_NAMES and (name != "y" or are_labels(value))
@@ -113,6 +103,25 @@ def may_be_input(name: Any, value: Any) -> bool:
     """Whether this can be the input alone: not integers, with a row per sample, neither labels nor a mask."""
     is_large = isinstance(value, Tensor) and value.dim() >= 2 and not is_integer(value)
     return is_large and not names_labels(name, value) and "mask" not in str(name).lower()
+
+
+def rows_in_groups(found: Sequence[Leaf]) -> tuple[Leaf, Leaf] | None:
+    """Nodes of several graphs or atoms of several molecules, put together, and the numbers of their graphs; or None.
+
+    Such numbers begin at 0, do not decrease, and leave none out; something else has a row for each graph.
+    """
+    for numbers in found:
+        value = numbers.value
+        if value.dim() != 1 or value.dtype not in (torch.int32, torch.int64) or numbers.name in LABEL_NAMES:
+            continue
+        steps = value.diff(prepend=value.new_zeros(1))
+        count = int(steps.sum()) + 1
+        if not ((steps == 0) | (steps == 1)).all() or count >= len(value):
+            continue
+        rows = [leaf for leaf in found if may_be_input(leaf.name, leaf.value) and len(leaf.value) == len(value)]
+        if rows and any(leaf.value.dim() and len(leaf.value) == count for leaf in found):
+            return rows[0], numbers
+    return None
 
 
 def is_list_of_samples(batch: Sequence[Any]) -> bool:

@@ -2,6 +2,8 @@
 
 import re
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -10,6 +12,14 @@ from torch import nn
 from lightning_hessian import ConfigurationError, input_gradient, input_hessian, input_hvp, input_spectrum
 
 F64 = torch.float64
+
+
+class Forecast(NamedTuple):
+    """As the models of forecasting libraries return them."""
+
+    state: Any
+    prediction: torch.Tensor
+    scale: torch.Tensor
 
 
 class Two(nn.Module):
@@ -167,15 +177,34 @@ def test_a_hundred_thousand_points_of_two_inputs():
     ("wrapped", "advice"),
     [
         (lambda z: z[:, None].expand(-1, 5, -1), "output[:, -1]"),
-        (lambda z: z[:, :, None, None].expand(-1, -1, 2, 2), "output[:, :, row, column]"),
+        (lambda z: z[:, :, None, None].expand(-1, -1, 2, 2), "output[:, :, 1, 1]"),
         (lambda z: {"scores": z}, "output['scores']"),
         (lambda z: (z, None), "output[0]"),
+        (lambda z: (None, z), "output[1]"),
+        (lambda z: {"loss": z.sum(), "pred": z[:, None].expand(-1, 5, -1)}, "output['pred'][:, -1]"),
+        (lambda z: Forecast(None, z[:, None], z), "output.prediction[:, -1]"),
+        (lambda z: torch.distributions.Normal(z, 1.0), "output.mean"),
+        (lambda z: SimpleNamespace(_private=z, state=None, score=z), "output.score"),
     ],
 )
 def test_the_message_shows_an_output_fn_that_may_fit(wrapped, advice):
     net = nn.Linear(4, 3)
     with pytest.raises(ConfigurationError, match=re.escape(f"for example output_fn=lambda output: {advice}.")):
         input_gradient(lambda x: wrapped(net(x)), torch.randn(2, 4), 0)
+
+
+def test_the_message_says_how_to_keep_a_whole_forecast():
+    keeps = re.escape("output.prediction.flatten(1) keeps all entries of a sample as outputs.")
+    with pytest.raises(ConfigurationError, match=keeps):
+        input_gradient(lambda x: Forecast(None, x[:, None], x), torch.randn(2, 4), 0)
+
+
+def test_an_output_fn_that_fails_is_named():
+    named = (
+        r"output_fn failed with AttributeError: .*'output'.* here Forecast with output.prediction \[2, 1, 4\], output"
+    )
+    with pytest.raises(ConfigurationError, match=named):
+        input_gradient(lambda x: Forecast(None, x[:, None], x), torch.randn(2, 4), 0, output_fn=lambda o: o.output)
 
 
 @pytest.mark.parametrize("function", [input_gradient, input_hessian, input_spectrum])

@@ -209,6 +209,67 @@ def test_the_message_shows_how_to_give_all_inputs_and_it_works(batch, wrt, shape
     assert samples.shapes == shapes
 
 
+FORECAST = {  # as pytorch-forecasting's: lengths are no labels, and the model takes all of it
+    "encoder_cont": torch.rand(10, 8, 2),
+    "encoder_lengths": torch.full((10,), 8),
+    "decoder_cont": torch.rand(10, 4, 2),
+    "groups": torch.zeros(10, 1, dtype=torch.long),
+}
+
+
+def test_a_batch_by_name_needs_no_more_than_the_name():
+    with pytest.raises(ConfigurationError) as error:
+        found_in((FORECAST, (torch.rand(10, 4), None)))
+    assert str(error.value).endswith(
+        'Give input_fn=lambda batch: batch[0]["encoder_cont"]; or, if the model takes all of them, only name the one '
+        'to differentiate, wrt="encoder_cont".'
+    )
+    found = found_in((FORECAST, (torch.rand(10, 4), None)), wrt="encoder_cont")
+    assert list(found.inputs) == list(FORECAST)
+    assert found.labels is None
+
+
+def test_numbers_that_are_not_the_labels_are_inputs_too():
+    batch = {"inside": {**FORECAST, "fine": Y, "coarse": Y // 2}}
+    with pytest.raises(ConfigurationError) as error:
+        found_in(batch)
+    expression = re.search(r"of them, input_fn=lambda batch: (.*) and the", str(error.value))[1]
+    given = SampleSource(input_fn=eval(f"lambda batch: {expression}"), wrt="encoder_cont").select_from_batch(batch)
+    assert list(given.inputs) == [*FORECAST, "coarse"]
+    assert given.labels.tolist() == list(range(8))
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [(X, Y.unsqueeze(1)), {"image": X, "target": Y.unsqueeze(1)}, ({"image": X}, Y.unsqueeze(1))],
+)
+def test_labels_in_a_column(batch):
+    assert found_in(batch).labels.tolist() == [0, 1]
+
+
+MOLECULES = {  # as SchNetPack's: four atoms in each of three molecules
+    "_n_atoms": torch.full((3,), 4),
+    "_atomic_numbers": torch.tensor([8, 1, 1, 6] * 3),
+    "_positions": torch.rand(12, 3),
+    "_idx_m": torch.arange(3).repeat_interleave(4),
+    "energy": torch.rand(3),
+    "forces": torch.rand(12, 3),
+}
+
+
+@pytest.mark.parametrize("wrt", [None, "_positions"])
+def test_rows_that_are_atoms_of_several_molecules_are_no_samples(wrt):
+    with pytest.raises(ConfigurationError, match=r'"_idx_m".* says to which one each belongs') as error:
+        found_in(MOLECULES, wrt=wrt)
+    expression = re.search("for example samples=(.*) of a batch", str(error.value))[1]
+    assert torch.equal(eval(expression, {"batch": MOLECULES}), MOLECULES["_positions"][:4].unsqueeze(0))
+
+
+def test_sorted_labels_are_no_numbers_of_molecules():
+    batch = {"image": X, "scale": torch.rand(4), "label": torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 3, 3])}
+    assert found_in(batch).labels.tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("pack", [lambda p: p, lambda p: (p, Y[:3]), lambda p: {"words": p, "label": Y[:3]}])
 def test_the_message_shows_how_to_measure_packed_sequences_and_it_works(pack):
     lstm = torch.nn.LSTM(2, 4, batch_first=True)
