@@ -58,14 +58,26 @@ def _sentence(error: Exception) -> str:
             f"by one that can be differentiated twice, {REMEDY}"
         )
     if ModelFunction.__module__ in modules:
-        theirs = [i for i, name in enumerate(modules) if not name.startswith((f"{PACKAGE}.", "torch."))]
-        place = traceback.extract_tb(error.__traceback__)[theirs[-1]] if theirs else None
-        where = f", at {place.line!r} in line {place.lineno} of {place.filename}" if place else ""
+        where = line_of_forward(error)
         return (
-            f"The model can be evaluated, but raised an error while it was differentiated{where}: {message}. Its "
+            f"The model can be evaluated, but raised an error while it was differentiated{where and f', {where}'}: "
+            f"{message}. Its "
             f"forward pass must also accept tensors that require gradients, other numbers of samples and equal samples."
         )
     return ""
+
+
+def line_of_forward(error: Exception) -> str:
+    """The last line of a user's or library's own code in a forward that failed, in words; empty where there is none."""
+    frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in frames]
+    if ModelFunction.__module__ not in modules:
+        return ""
+    theirs = [i for i, name in enumerate(modules) if not name.startswith((f"{PACKAGE}.", "torch."))]
+    if not theirs or theirs[-1] < modules.index(ModelFunction.__module__):
+        return ""
+    place = traceback.extract_tb(error.__traceback__)[theirs[-1]]
+    return f"at {place.line!r} in line {place.lineno} of {place.filename}"
 
 
 def _without_context_managers(error: Exception) -> Exception:

@@ -81,7 +81,8 @@ class ModelFunction:
             return x, {key: value for key, value in _by_key(inputs).items() if key != self.wrt}
         layers = _layers(self.model) if isinstance(self.model, nn.Module) else {}
         if self.wrt not in layers:
-            known = f"inputs: {_names(inputs)}; layers: {', '.join(list(layers)[1:12]) or 'none'}"
+            names = sorted(list(layers)[1:], key=lambda name: str(self.wrt) not in name)  # alike ones first
+            known = f"inputs: {_names(inputs)}; layers: {', '.join(names[:11]) or 'none'}"
             raise ConfigurationError(f"wrt={self.wrt!r} is neither an input nor a layer of the model ({known}).")
         layer = self._layer = layers[str(self.wrt)]
 

@@ -190,6 +190,8 @@ def _choose_target(prepared: PreparedModel, settings: MeasurementSettings, netwo
     warn(
         f"{settings.title}: the network is {network.replace('_', ' ')} in its input"
         f"{' (as ReLU networks are)' if network == 'piecewise_linear' else ''}, so the Hessian of its outputs is zero. "
-        f"target='auto' measures 'prob' instead; give target=... to choose.",
+        f"target='auto' measures 'prob' instead, a softmax of the {prepared.num_outputs} outputs. If these are not the "
+        f"logits of classes, as in a regression, give target='logit', whose Hessian is zero, or a callable such as a "
+        f"squared error.",
     )
     return "prob"

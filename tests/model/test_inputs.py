@@ -193,6 +193,13 @@ def test_the_message_shows_an_output_fn_that_may_fit(wrapped, advice):
         input_gradient(lambda x: wrapped(net(x)), torch.randn(2, 4), 0)
 
 
+def test_layers_of_the_name_asked_for_are_listed_first():
+    deep = nn.Sequential(*[nn.Sequential(nn.Linear(4, 4)) for _ in range(9)])
+    deep.add_module("head", nn.ModuleDict({"embedding": nn.Linear(4, 4)}))
+    with pytest.raises(ConfigurationError, match=r"layers: head.embedding, 0, 0.0"):
+        input_gradient(deep, torch.randn(2, 4), 0, wrt="embedding")
+
+
 def test_the_message_says_how_to_keep_a_whole_forecast():
     keeps = re.escape("output.prediction.flatten(1) keeps all entries of a sample as outputs.")
     with pytest.raises(ConfigurationError, match=keeps):

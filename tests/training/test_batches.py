@@ -1,5 +1,6 @@
 """Batches that are dicts and models with several inputs, in real training runs."""
 
+import re
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hessian import ConfigurationError, input_hessian, load_records
 from lightning_hessian.curvature.options import Options
+from lightning_hessian.errors import MeasurementError
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.training.settings import MeasurementSettings
 
@@ -395,3 +397,52 @@ def test_images_of_integers(tmp_path):
     dataset = TensorDataset((X * 255).byte(), Y)
     with pytest.raises(MisconfigurationException, match=r"x.float\(\) / 255, or x.float\(\) if the model scales them"):
         fit(tmp_path, small_monitor(), train=dataset, held_out=dataset)
+
+
+class Encoded(Images):
+    """Takes two inputs, as an encoder and a decoder do, or all of a batch in one dict."""
+
+    def forward(self, encoder, decoder, *, scale=1.0):
+        return super().forward(encoder + decoder) * scale
+
+
+class OfDict(Images):
+    def forward(self, batch):
+        return super().forward(batch["image"] * batch["weights"][:, None, :, None])
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch).logits, batch["labels"])
+
+
+def test_a_forward_that_takes_other_inputs_raises_before_training(tmp_path):
+    train, monitor = rows(image=X, labels=Y), small_monitor(classes="label")
+    takes = r"Encoded.forward takes \(encoder, decoder, \*, scale=1.0\), and is called with 1 input. "
+    with pytest.raises(MisconfigurationException, match=takes + r'.*returns \(\{"encoder": ..., "decoder": ...\}, lab'):
+        fit(tmp_path, monitor, model=Encoded(), train=train, held_out=train)
+
+
+def test_a_forward_that_takes_a_dict_is_explained_and_then_measured(tmp_path):
+    train = rows(image=X, weights=WEIGHTS, labels=Y)
+    with pytest.raises(
+        MisconfigurationException, match=r"OfDict.forward takes \(batch\), .* 2 inputs by name"
+    ) as error:
+        fit(tmp_path, small_monitor(classes="label", wrt="image"), model=OfDict(), train=train, held_out=train)
+    forward_fn = eval(re.search("give forward_fn=(.*); else", str(error.value))[1])
+    model = OfDict()
+    *_, record = records_of(tmp_path, model, train, wrt="image", forward_fn=forward_fn)
+    inputs = {"image": X[:1], "weights": WEIGHTS[:1]}
+    found = input_hessian(model, inputs, Y[:1], wrt="image", forward_fn=forward_fn)[0].numpy()
+    np.testing.assert_allclose(whole_hessians(record, 1)[0], found, rtol=0, atol=1e-6)
+
+
+class Indexed(Images):
+    """Takes something else than a tensor, as forwards of forecasting libraries do."""
+
+    def forward(self, batch):
+        return super().forward(batch["image"])
+
+
+def test_a_forward_that_fails_is_shown_where_it_does(tmp_path):
+    failure = r"IndexError: .*The samples have the shape.* at 'return super\(\).forward\(batch\[\"image\"\]\)' in line"
+    with pytest.raises(MeasurementError, match=failure):
+        fit(tmp_path, small_monitor(), model=Indexed(), train=rows(image=X, labels=Y), held_out=rows(image=X, labels=Y))

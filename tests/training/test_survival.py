@@ -203,7 +203,9 @@ def test_the_target_is_explained_once_for_a_fit_and_its_tests(tmp_path, make, ki
         trainer.validate(model, loader, verbose=False)
         trainer.test(model, loader, verbose=False)
     messages = [str(w.message) for w in caught if "InputHessianMonitor" in str(w.message)]
-    assert sum("measures 'prob'" in m and kind in m for m in messages) == 1
+    said = [m for m in messages if "measures 'prob' instead, a softmax of the 10 outputs" in m and kind in m]
+    assert len(said) == 1
+    assert "as in a regression, give target='logit', whose Hessian is zero" in said[0]
     assert sum("No TensorBoard logger" in m for m in messages) == 1
     assert len(messages) == 2
     assert {r.target for r in load_records(trainer.log_dir)} == {"prob"}
