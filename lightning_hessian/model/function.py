@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.model.isolation import wrapped_module
 from lightning_hessian.model.outputs import OutputFunction, outputs_of
+from lightning_hessian.model.torch_settings import keeping_graphs
 
 ForwardFunction = Callable[[Any, Any], Any]
 Inputs = Tensor | dict[str, Any] | tuple[Any, ...]
@@ -139,8 +140,9 @@ class ModelFunction:
         # Copies, since a forward may write to them.
         inputs = copied(inputs, dtype)
         if self._caller is None:
-            return self._call(self.model, inputs)
-        with _apparent_dtype(self._caller, dtype):
+            with keeping_graphs():
+                return self._call(self.model, inputs)
+        with _apparent_dtype(self._caller, dtype), keeping_graphs():
             return functional_call(self._caller, self._cast_tensors(dtype), (inputs,), tie_weights=self._caller.is_tied)
 
     def copy_parameters(self, dtype: torch.dtype) -> None:

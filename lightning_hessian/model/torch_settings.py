@@ -25,6 +25,7 @@ PRECISION_SWITCHES = (
 
 # What ``checkpoint`` calls, since that itself is imported by name everywhere. Private; from 2.15 "_impl" follows.
 CHECKPOINT_GENERATOR = "_checkpoint_without_reentrant_generator"
+ENGINE = "_engine_run_backward"  # of torch.autograd, for the same reason
 
 
 @contextmanager
@@ -185,3 +186,23 @@ def switched(write: Callable[[Any], object], before: Any, value: Any) -> Iterato
         yield
     finally:
         write(before)
+
+
+@contextmanager
+def keeping_graphs() -> Iterator[None]:
+    """Lets a forward's own ``torch.autograd.grad`` keep its graph, where gradients are on.
+
+    Models of forces leave it out in eval mode (``create_graph=self.training``): what depends on the forces would
+    count as constant, and the graph of the energy would be gone.
+    """
+    run = getattr(torch.autograd, ENGINE, None)
+    if run is None or not torch.is_grad_enabled():
+        yield
+        return
+
+    def keep(outputs: Any, grads: Any, retain: bool, create: bool, *args: Any, **kwargs: Any) -> Any:
+        keeps = not kwargs.get("accumulate_grad", False)  # else it is ``backward``
+        return run(outputs, grads, retain or keeps, create or keeps, *args, **kwargs)
+
+    with replaced(torch.autograd, **{ENGINE: keep}):
+        yield

@@ -207,6 +207,37 @@ def test_a_forward_may_differentiate(way, grad):
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
+class Molecule(nn.Module):
+    """An energy and its forces, which have a graph in training only, as in SchNetPack and NequIP."""
+
+    def __init__(self, returned):
+        super().__init__()
+        self.body, self.returned = net(4, 6, 1), returned
+
+    def forward(self, x):
+        x.requires_grad_()
+        energy = self.body(x)
+        (slope,) = torch.autograd.grad([energy], [x], torch.ones_like(energy), create_graph=self.training)
+        return {"energy": energy, "forces": -slope}[self.returned]
+
+
+@pytest.mark.parametrize("returned", ["energy", "forces"])
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_forward_that_keeps_no_graph_in_eval_mode_is_differentiated_all_the_same(returned, grad):
+    model = Molecule(returned)
+
+    def plain(x, n):
+        return model.body(x) if returned == "energy" else -torch.func.grad(lambda v: model.body(v).sum())(x)
+
+    engine = torch.autograd._engine_run_backward
+    with torch.set_grad_enabled(grad):
+        assert_hessians_of(model, X, plain, X)
+    assert input_spectrum(model, X, 0).valid.all()
+    assert torch.autograd._engine_run_backward is engine
+    x = X.clone().requires_grad_()
+    assert not model.eval()(x).requires_grad or returned == "energy"  # as before: outside, nothing has changed
+
+
 class Adapting(nn.Module):
     """Adapts its weights to each sample by a step of gradient descent, as test-time training does."""
 
