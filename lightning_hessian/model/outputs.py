@@ -78,10 +78,13 @@ def _as_matrix(output: Any, name: str, num_samples: int) -> Tensor:
 def _describe(output: Any, name: str, num_samples: int) -> tuple[str, str]:
     """What was returned, in words, and an expression that may find ``[N, C]`` in it, or nothing."""
     if isinstance(output, Tensor):
-        return f"{'a tensor' if name == 'output' else name} of shape {tuple(output.shape)}", _matrix_of(output, name)
+        got = f"{'a tensor' if name == 'output' else name} of shape {tuple(output.shape)}"
+        return got, _matrix_of(output, name, num_samples)
     found = _entries(output, name)
     fits = [(expression, t) for expression, t in found if t.dim() and len(t) == num_samples and t.is_floating_point()]
-    example = _matrix_of(fits[0][1], fits[0][0]) if fits else next((expression for expression, _ in found), "")
+    example = (
+        _matrix_of(fits[0][1], fits[0][0], num_samples) if fits else next((expression for expression, _ in found), "")
+    )
     kind = type(output).__name__
     if isinstance(output, Mapping):
         return f"{kind} with the keys {[*output]}", example
@@ -91,13 +94,17 @@ def _describe(output: Any, name: str, num_samples: int) -> tuple[str, str]:
     return f"{kind} with {shapes}" if shapes else kind, example
 
 
-def _matrix_of(tensor: Tensor, name: str) -> str:
+def _matrix_of(tensor: Tensor, name: str, num_samples: int) -> str:
     """An expression for ``[N, C]``: the last step of a sequence ``[N, T, C]``, a pixel of a map ``[N, C, H, W]``."""
+    if tensor.dim() == 2 and len(tensor) > num_samples and len(tensor) % num_samples == 0:
+        return f"{name}.reshape(-1, {len(tensor) // num_samples}, {tensor.shape[1]})[:, -1]"
+    if tensor.dim() == 0 or len(tensor) != num_samples:
+        return ""
     if tensor.dim() == 3:
         return f"{name}[:, -1]"
     if tensor.dim() == 4:
         return f"{name}[:, :, {tensor.shape[2] // 2}, {tensor.shape[3] // 2}]"
-    return f"{name}.flatten(1)" if tensor.dim() > 4 else name if tensor.dim() else ""
+    return f"{name}.flatten(1)" if tensor.dim() > 4 else name
 
 
 def _entries(output: Any, name: str) -> list[tuple[str, Tensor]]:

@@ -289,8 +289,9 @@ def _explained(samples: Samples) -> Iterator[None]:
         message = f"{type(error).__name__}: {error}".rstrip(".")
         where = line_of_forward(error)
         raise MeasurementError(
-            f"{message}. The samples have the shape {samples.shapes}: if the "
-            f"model does not take them as they are, give input_fn, forward_fn or other samples."
+            f"{message}. The samples have the shape {samples.shapes}: if the model does not take them as they are, "
+            f"give input_fn, forward_fn or other samples; if it takes all entries of a dict, name the one to "
+            f"differentiate with wrt."
             f"{where and f' It was raised {where}.'}"
         ) from error
 

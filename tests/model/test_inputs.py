@@ -184,6 +184,7 @@ def test_a_hundred_thousand_points_of_two_inputs():
         (lambda z: {"loss": z.sum(), "pred": z[:, None].expand(-1, 5, -1)}, "output['pred'][:, -1]"),
         (lambda z: Forecast(None, z[:, None], z), "output.prediction[:, -1]"),
         (lambda z: torch.distributions.Normal(z, 1.0), "output.mean"),
+        (lambda z: z[:, None].expand(-1, 5, -1).reshape(-1, 3), "output.reshape(-1, 5, 3)[:, -1]"),
         (lambda z: SimpleNamespace(_private=z, state=None, score=z), "output.score"),
     ],
 )
