@@ -14,6 +14,7 @@ from lightning_hessian.model.function import ModelFunction
 
 PACKAGE = __name__.partition(".")[0]
 AUTOGRAD = ("torch.autograd", "torch._functorch", "torch.func")
+BACKWARD = "torch.autograd.function"  # calls the backward of custom functions
 REFUSALS = (RuntimeError, ValueError, AssertionError)  # PyTorch's, and those of a forward that checks its input
 REMEDY = "or name a layer behind it with wrt."
 
@@ -38,7 +39,7 @@ def explained_derivatives() -> Iterator[None]:
 
 def _sentence(error: Exception) -> str:
     """Empty where the error does not come from a derivative that this package takes."""
-    modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = _modules(error)
     is_ours = modules[-1].startswith(f"{PACKAGE}.")
     if is_ours or not any(name.startswith(f"{PACKAGE}.curvature.") for name in modules):
         return ""
@@ -57,6 +58,13 @@ def _sentence(error: Exception) -> str:
             f"PyTorch cannot differentiate the model or the target at these samples: {message}. Replace the operation "
             f"by one that can be differentiated twice, {REMEDY}"
         )
+    if BACKWARD in modules and ModelFunction.__module__ not in modules:
+        where = _line_of_others(error, modules.index(BACKWARD), modules)
+        return (
+            f"The backward of a custom autograd.Function raised an error{where and f', {where}'}: {message}. A "
+            f"backward that evaluates modules of the model, as that of odeint_adjoint does, finds their own "
+            f"parameters, in their own dtype: measure in that dtype, or by a forward without that function."
+        )
     if ModelFunction.__module__ in modules:
         where = line_of_forward(error)
         return (
@@ -69,12 +77,21 @@ def _sentence(error: Exception) -> str:
 
 def line_of_forward(error: Exception) -> str:
     """The last line of a user's or library's own code in a forward that failed, in words; empty where there is none."""
-    frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)]
-    modules = [str(frame.f_globals.get("__name__")) for frame, _ in frames]
+    modules = _modules(error)
     if ModelFunction.__module__ not in modules:
         return ""
+    return _line_of_others(error, modules.index(ModelFunction.__module__), modules)
+
+
+def _modules(error: Exception) -> list[str]:
+    """Those of the frames from the first to the one that raised."""
+    return [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+
+
+def _line_of_others(error: Exception, after: int, modules: list[str]) -> str:
+    """The last line, after a frame, that is neither of this package nor of torch."""
     theirs = [i for i, name in enumerate(modules) if not name.startswith((f"{PACKAGE}.", "torch."))]
-    if not theirs or theirs[-1] < modules.index(ModelFunction.__module__):
+    if not theirs or theirs[-1] < after:
         return ""
     place = traceback.extract_tb(error.__traceback__)[theirs[-1]]
     return f"at {place.line!r} in line {place.lineno} of {place.filename}"

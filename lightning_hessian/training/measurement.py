@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from lightning_hessian.curvature.checks.verdict import PreviousChecks
 from lightning_hessian.curvature.meter import Progress, silent
@@ -23,18 +21,17 @@ from lightning_hessian.curvature.options import Options
 from lightning_hessian.errors import ConfigurationError, MeasurementError, TimeLimitError, warn
 from lightning_hessian.model.arguments import Model
 from lightning_hessian.model.differentiation_errors import line_of_forward
-from lightning_hessian.model.function import Inputs, ModelFunction
+from lightning_hessian.model.function import ModelFunction
 from lightning_hessian.model.prepare import PreparedModel, prepare, usable_dtype
 from lightning_hessian.records.record import Record, Stage
 from lightning_hessian.training.decision import Decision, Expect, decide, first_target
 from lightning_hessian.training.distributed import SINGLE_PROCESS, ProcessGroup
+from lightning_hessian.training.forward_checks import check_forward, check_initialized
 from lightning_hessian.training.recording import make_record
 from lightning_hessian.training.run_state import RunState
 from lightning_hessian.training.samples import Samples
 from lightning_hessian.training.schedule import START, TrainingPosition
 from lightning_hessian.training.settings import MeasurementSettings
-
-LIGHTNINGS_FORWARD = ("lightning.pytorch.core.module", "pytorch_lightning.core.module")  # it only raises
 
 
 @dataclass(frozen=True)
@@ -100,8 +97,8 @@ def measure(
     state = RunState() if state is None else state
     with _explained(samples), ExitStack() as stack:
         if isinstance(model, nn.Module):
-            _check_initialized(model)
-            _check_forward(model, samples.inputs, settings)
+            check_initialized(model)
+            check_forward(model, samples.inputs, settings)
         tensors = group.tensors(model) if isinstance(model, nn.Module) else {}
         network = ModelFunction(model, settings.forward_fn, settings.output_fn, settings.wrt, tensors)
         dtype = group.on_first(lambda: usable_dtype(network, samples.inputs, getattr(torch, settings.dtype)))
@@ -211,71 +208,6 @@ def _measure_share(
         if options.method != "auto":
             raise
         return _Share(prepared, late=True)
-
-
-def _check_initialized(model: nn.Module) -> None:
-    """Raises where parameters have no values: a first forward pass would make them, or they are elsewhere."""
-    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
-    if lazy:
-        raise MeasurementError(
-            f"The model's lazy layers have no parameters yet ({_some(lazy)}). The first training step makes them; to "
-            f"measure before it, run one forward pass in configure_model or keep the sanity check "
-            f"(num_sanity_val_steps)."
-        )
-    empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if empty:
-        raise MeasurementError(
-            f"The model's parameters are on the meta device at this point and have no values ({_some(empty)}). Measure "
-            f"where they are on a real device: choose epochs, every_n_epochs or every_n_train_steps."
-        )
-
-
-def _some(names: list[str]) -> str:
-    return f"{', '.join(names[:3])}{', …' if names[3:] else ''}"
-
-
-def _check_forward(model: nn.Module, inputs: Inputs, settings: MeasurementSettings) -> None:
-    """Raises where a module has no forward of its own, or one that does not take these inputs."""
-    if settings.forward_fn is not None:
-        return
-    own = type(model).forward
-    if own.__name__ == "_forward_unimplemented" or own.__module__ in LIGHTNINGS_FORWARD:
-        name = next((name for name, _ in model.named_children()), "network")
-        raise ConfigurationError(
-            f"{type(model).__name__} has no forward method. Give forward_fn, which calls what computes the outputs, "
-            f"for example forward_fn=lambda module, x: module.{name}(x)."
-        )
-    if not model._forward_pre_hooks:  # which may rearrange the inputs
-        _check_signature(model, inputs)
-
-
-def _check_signature(model: nn.Module, inputs: Inputs) -> None:
-    """Raises where a forward takes other inputs than these: fewer, more, or by other names."""
-    by_name = inputs if isinstance(inputs, dict) else {}
-    by_place = () if by_name else inputs if isinstance(inputs, tuple) else (inputs,)
-    try:
-        signature = inspect.signature(model.forward)
-    except (TypeError, ValueError):  # of a compiled extension, for example
-        return
-    try:
-        signature.bind(*by_place, **by_name)
-        return
-    except TypeError:
-        parameters = [each.replace(annotation=each.empty) for each in signature.parameters.values()]
-    plain = signature.replace(parameters=parameters, return_annotation=signature.empty)
-    takes = f"{type(model).__name__}.forward takes {plain}, and is called with"
-    if by_name and len(parameters) == 1:
-        raise ConfigurationError(
-            f"{takes} {len(by_name)} inputs by name. If it takes all of them in one dict, give "
-            f"forward_fn=lambda module, x: module(x); else an input_fn that returns what it takes."
-        )
-    names = ", ".join(f'"{each.name}": ...' for each in parameters if each.default is each.empty)
-    count = f"{len(by_name)} inputs by name" if by_name else f"{len(by_place)} input{'s' * (len(by_place) > 1)}"
-    raise ConfigurationError(
-        f"{takes} {count}. Give an input_fn that returns ({{{names}}}, labels), all that it takes and the labels or "
-        f"None, with wrt, which of them is differentiated (or at which layer); or a forward_fn, which takes "
-        f"(module, x) and returns the output."
-    )
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 from support.counting import Notes
+from torch import nn
 
 from lightning_hessian import input_gradient, input_hessian, input_spectrum
 from lightning_hessian.errors import MeasurementError
@@ -98,6 +99,39 @@ def refuses_equal_samples(x):
     if len(torch.unique(x, dim=0)) < len(x):
         raise ValueError("equal samples")
     return torch.stack([(x**3).sum(1), x.prod(1)], 1)
+
+
+class Solved(torch.autograd.Function):
+    """Its backward evaluates a module, as those of adjoint solvers and of deep equilibrium models do."""
+
+    @staticmethod
+    def forward(ctx, x, module):
+        ctx.save_for_backward(x)
+        ctx.module = module
+        return module(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        with torch.enable_grad():
+            x = ctx.saved_tensors[0].detach().requires_grad_()
+            return torch.autograd.grad(ctx.module(x), x, g)[0], None
+
+
+class Solver(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.field = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+
+    def forward(self, x):
+        return Solved.apply(x, self.field)
+
+
+def test_a_backward_that_finds_parameters_of_another_dtype_is_named():
+    said = (
+        r"backward of a custom autograd.Function raised an error, at 'return torch.autograd.grad.*measure in that dtype"
+    )
+    with pytest.raises(MeasurementError, match=said):
+        input_spectrum(Solver(), torch.rand(3, 4, dtype=torch.float64), 0)
 
 
 def test_a_forward_that_refuses_equal_samples_is_measured_without_copies():
