@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_hessian import input_gradient, input_hessian, input_spectrum
 from lightning_hessian.curvature.checks.certificate import certify
+from lightning_hessian.curvature.checks.coupling import is_coupled
 from lightning_hessian.curvature.checks.diagnosis import Finding, joined
 from lightning_hessian.curvature.checks.prediction import Prediction, predict, predict_slope
 from lightning_hessian.curvature.checks.result_check import CheckSettings, checked
@@ -391,3 +392,15 @@ def test_a_sample_is_valid_where_all_its_classes_are():
     verdict = replace(verdict, explanation=replace(verdict.explanation, valid=valid))
     assert verdict.passed_on(None, ()).valid.tolist() == [True, False, True]
     assert verdict.passed_on(None, (), torch.tensor([False, True, True])).valid.tolist() == [False, False, True]
+
+
+def test_coupling_is_found_where_the_forward_accepts_three_known_samples_only():
+    known = random(3, 4)
+
+    def model(x):
+        assert len(x) == 3
+        assert (x.unsqueeze(1) == known).all(dim=2).any(dim=1).all()
+        return torch.cat([x[:1], x[1:] * x[:-1]]).sin()
+
+    batch = TargetBatch(model, lambda z, k: z, known, torch.zeros(3, 4, dtype=torch.long))
+    assert is_coupled(batch, 1, group_size=3, generator=generator())
