@@ -315,3 +315,11 @@ def test_a_block_of_columns_has_the_memory_that_the_matrices_leave(given, monkey
     for memory_budget in (10**9, 4 * costs.eigendecomposition_bytes):
         dense.whole_hessians(replace(method_input(given), memory_budget=memory_budget))
     assert budgets == [10**9 - 3 * costs.eigendecomposition_bytes, costs.eigendecomposition_bytes]
+
+
+def test_the_matrices_of_the_first_samples_come_with_their_spectra(given):
+    every = dense.whole_hessians(method_input(given)).matrices
+    for memory in (10**9, int(1.5 * dense_bytes(ModelCosts(given)))):  # all samples at once, and one at a time
+        found = dense.dense_spectrum(replace(method_input(given, num_matrices=2), memory_budget=memory))
+        assert found.matrices.shape[0] == 2
+        torch.testing.assert_close(found.matrices, every[:2])
