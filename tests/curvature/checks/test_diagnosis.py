@@ -333,11 +333,12 @@ def test_findings_are_joined_by_their_sentence():
 @pytest.mark.parametrize("zero", [0, 2])
 def test_samples_whose_curvature_underflows_are_named(zero):
     def model(x):
-        tiny = torch.where((x[:, :1].abs() > 5), 1e-30, 1.0).to(x)
-        return torch.cat([tiny**2 * (x**2).sum(1, keepdim=True), (x**3).sum(1, keepdim=True)], dim=1)
+        tiny = torch.where(x[:, :1] > 5, 1e-30, torch.where(x[:, :1] < -5, 0.0, 1.0)).to(x)
+        linear_in_float32 = x + tiny**2 * x**2
+        return torch.stack([linear_in_float32.sum(1), (x**3).sum(1)], dim=1)
 
     x = X.float()
-    x[zero, 0] = 10.0
+    x[zero, 0], x[1, 0] = 10.0, -10.0  # that of sample 1 is exactly zero
     spectrum = spectrum_of(model, x=x, classes=[0, 1])
     assert f"curvature at sample {zero} underflows in float32" in spectrum.diagnosis.message
     assert spectrum.valid.tolist() == [[i != zero, True] for i in range(3)]
