@@ -342,3 +342,10 @@ def test_vectors_that_no_hessian_is_multiplied_with(v, sentence):
     v = torch.tensor(v, dtype=torch.complex128 if 1j in v else F64)
     with pytest.raises(ConfigurationError, match=sentence):
         input_hvp(squares, torch.ones(1, 4), v, 2)
+
+
+def test_the_whole_hessians_of_a_wide_linear_layer_are_zeros():
+    model = nn.Linear(300, 4)
+    hessian = input_hessian(model, torch.randn(3, 300), [0, 2])
+    assert hessian.shape == (3, 2, 300, 300)
+    assert not hessian.any()

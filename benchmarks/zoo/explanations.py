@@ -103,7 +103,7 @@ EXPLANATIONS: tuple[tuple[str, str, str], ...] = (
         "Random weights leave a gradient of 1e-30, whose norm underflows in float32.",
     ),
     (
-        "transformers.sam_hq_vision_model/*",
+        "transformers.sam_*vision_model/*",
         "alarmed",
         "Random weights leave a Hessian of 1e-47, which underflows in float32, as the message says.",
     ),
@@ -114,11 +114,6 @@ EXPLANATIONS: tuple[tuple[str, str, str], ...] = (
         "It keeps a tensor of the last evaluation, in float64, which its forward cannot combine with float32.",
     ),
     ("transformers.*", "refused", NO_SECOND),
-    (
-        "transformers.sam_vision_model/*",
-        "alarmed",
-        "The second derivative is 1e-48, which is zero in float32: the message says that it underflows, and is right.",
-    ),
     ("transformers.llama4/*", "undecidable", "Sends tokens to other experts within the steps: a jump."),
     ("transformers.*moe*/*", "undecidable", "ReLU, or tokens sent to other experts: kinks or jumps within the steps."),
     (

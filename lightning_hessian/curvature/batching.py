@@ -58,6 +58,19 @@ def on_few(batch: TargetBatch, count: int, work: Callable[[TargetBatch], Result]
     return next(in_groups(few.num_samples, few.num_samples, lambda samples: work(few.select(samples))))[1]
 
 
+def attempted(work: Callable[[], Result]) -> Result | None:
+    """What ``work`` gives, or None where it fails, except for lack of memory.
+
+    A forward may not accept inputs beside the samples, in float64, or in another number; a device may lack float64.
+    """
+    try:
+        return work()
+    except Exception as error:
+        if any(out_of_memory(each) for each in (error, error.__cause__) if each is not None):
+            raise
+        return None
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` says that the device's memory is used up."""
     if isinstance(error, torch.OutOfMemoryError):

@@ -114,8 +114,8 @@ def resolve_classes(
         if isinstance(classes, Tensor):
             given = f"classes, which has values from {int(wanted.min())} to {int(wanted.max())},"
         raise ConfigurationError(
-            f"{given} is out of range: the model has {num_outputs} outputs per sample, so classes go "
-            f"from 0 to {num_outputs - 1}."
+            f"{given} is out of range: the model has {_in_words(num_outputs)} per sample, so "
+            f"{f'classes go from 0 to {num_outputs - 1}' if num_outputs > 1 else 'the only class is 0'}."
         )
     return wanted.long()
 
@@ -136,7 +136,11 @@ def _labels_as_classes(labels: Tensor, num_outputs: int) -> Tensor:
         instead = f"ints from 0 to {num_outputs - 1}, 'predicted' or 'all'"
         raise ConfigurationError(
             f"classes='label' is not possible: the samples have labels from {least} to {largest}, and the model has "
-            f"{f'{num_outputs} outputs' if num_outputs > 1 else 'a single output'} per sample. "
+            f"{_in_words(num_outputs)} per sample. "
             f"Give classes={'0' if num_outputs == 1 else f'... ({instead})'}."
         )
     return labels.long().unsqueeze(1)
+
+
+def _in_words(num_outputs: int) -> str:
+    return f"{num_outputs} outputs" if num_outputs > 1 else "a single output"

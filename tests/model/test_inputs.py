@@ -225,3 +225,12 @@ def test_samples_without_entries(function, x, wrt):
 
     with pytest.raises(ConfigurationError, match=r"shape \(2,.* 0\): its samples have no entries"):
         function(model, x, 0, wrt=wrt)
+
+
+@pytest.mark.parametrize(
+    ("num_outputs", "sentence"),
+    [(1, "a single output per sample, so the only class is 0"), (3, "3 outputs per sample, so classes go from 0 to 2")],
+)
+def test_classes_that_a_model_does_not_have(num_outputs, sentence):
+    with pytest.raises(ConfigurationError, match=rf"values from 0 to 3, is out of range: the model has {sentence}\."):
+        input_gradient(nn.Linear(4, num_outputs), torch.randn(2, 4), torch.tensor([0, 3]))

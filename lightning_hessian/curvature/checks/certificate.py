@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.batching import on_few, out_of_memory
+from lightning_hessian.curvature.batching import attempted, on_few
 from lightning_hessian.curvature.checks.differences import CURVATURE, Differences, deviation, differences_at
 from lightning_hessian.curvature.checks.prediction import LARGEST_ERROR, TOLERANCE, Prediction
 from lightning_hessian.curvature.checks.step_dependence import (
@@ -219,13 +219,8 @@ def _sharpened(found: Differences, where: Tensor) -> Differences:
 
 def _evaluates(batch: TargetBatch) -> bool:
     """Whether there is a finite value at the samples themselves."""
-    try:
-        with torch.no_grad():
-            return bool(on_few(batch, 1, lambda few: few.values(few.x)).isfinite().any())
-    except Exception as error:  # a forward that fails in this precision
-        if out_of_memory(error):
-            raise
-        return False
+    with torch.no_grad():
+        return bool(attempted(lambda: on_few(batch, 1, lambda few: few.values(few.x)).isfinite().any()))
 
 
 def _beyond_noise(found: Differences) -> Tensor:

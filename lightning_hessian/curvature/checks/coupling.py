@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.batching import in_groups, out_of_memory
+from lightning_hessian.curvature.batching import attempted, in_groups, out_of_memory
 from lightning_hessian.curvature.checks.differences import OFFSETS
 from lightning_hessian.curvature.target_batch import TargetBatch
 
@@ -36,13 +36,12 @@ def is_random(batch: TargetBatch, group_size: int, sample: int = 0) -> bool:
     if not all(repeated for _, repeated in in_groups(count, group_size, repeats)):
         return True
     single = batch.select(slice(sample, sample + 1))
-    try:
+
+    def differ() -> bool:
         first = of(single)
         return not all(same(first, of(single)) for _ in range(NUM_PASSES - 1))
-    except Exception as error:  # a forward that does not accept a single sample
-        if out_of_memory(error):
-            raise
-        return False
+
+    return bool(attempted(differ))
 
 
 def has_changed_at_random(batch: TargetBatch, values: Tensor, outputs: Tensor, group_size: int) -> bool:

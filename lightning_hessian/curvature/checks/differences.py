@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.batching import in_groups, out_of_memory
+from lightning_hessian.curvature.batching import attempted, in_groups
 from lightning_hessian.curvature.checks.prediction import Prediction
 from lightning_hessian.curvature.target_batch import TargetBatch
 
@@ -120,15 +120,13 @@ def differences_at(
 
 def _values(batch: TargetBatch) -> Tensor:
     """Values ``[n, K]`` at ``batch.x``; NaN where the forward does not accept an input."""
-    try:
-        with torch.no_grad():
-            return batch.values(batch.x)
-    except Exception as error:  # an assertion on the range of the input, for example; a shorter step may pass
-        if out_of_memory(error):
-            raise
-        if batch.num_samples == 1:
-            return batch.x.new_full(batch.shape[:2], torch.nan)
-        # One sample must not spoil the others; and a forward may take one at a time, such as a graph.
-        size = len(OFFSETS) if batch.num_samples > len(OFFSETS) else 1
-        rows = range(0, batch.num_samples, size)
-        return torch.cat([_values(batch.select(slice(row, row + size))) for row in rows])
+    with torch.no_grad():
+        found = attempted(lambda: batch.values(batch.x))
+    if found is not None:
+        return found
+    if batch.num_samples == 1:  # outside of the forward's domain; a shorter step may stay inside
+        return batch.x.new_full(batch.shape[:2], torch.nan)
+    # One sample must not spoil the others; and a forward may take one at a time, such as a graph.
+    size = len(OFFSETS) if batch.num_samples > len(OFFSETS) else 1
+    rows = range(0, batch.num_samples, size)
+    return torch.cat([_values(batch.select(slice(row, row + size))) for row in rows])

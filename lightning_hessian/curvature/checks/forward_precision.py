@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_hessian.curvature.batching import out_of_memory
+from lightning_hessian.curvature.batching import attempted
 from lightning_hessian.curvature.target_batch import TargetBatch
 
 
@@ -29,11 +29,6 @@ class _ComputedDtypes(TorchDispatchMode):  # type: ignore[no-untyped-call] # tor
 def coarsest_dtype(batch: TargetBatch) -> torch.dtype:
     """The least precise floating-point dtype in a forward pass of the first sample, or that of the samples."""
     first = batch.select(slice(0, 1))
-    with _ComputedDtypes() as computed:
-        try:
-            with torch.no_grad():
-                first.outputs(first.x)
-        except Exception as error:  # a forward that does not accept a single sample
-            if out_of_memory(error):
-                raise
+    with _ComputedDtypes() as computed, torch.no_grad():
+        attempted(lambda: first.outputs(first.x))
     return max({batch.x.dtype, *computed.dtypes}, key=lambda dtype: torch.finfo(dtype).eps)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.batching import combine, out_of_memory
+from lightning_hessian.curvature.batching import attempted, combine
 from lightning_hessian.curvature.checks.certificate import FIRST_STEP, Certificate, certify
 from lightning_hessian.curvature.checks.diagnosis import Finding, about_some
 from lightning_hessian.curvature.checks.explanation import RANDOM, Explanation, explain, not_a_function
@@ -223,14 +223,13 @@ def checked(
 
 def why_not_finite(batch: TargetBatch, generator: torch.Generator) -> str:
     """What to do about samples whose values and gradients are finite, and whose Hessians are not."""
-    if batch.x.dtype != torch.float64:
-        try:
-            exact = batch.to(torch.float64)
-            if ReverseOverReverse(exact).hvp(random_vectors(exact, generator)).isfinite().all():
-                return "It overflows or underflows in float32: measure in float64."
-        except Exception as error:  # no float64 here
-            if out_of_memory(error):
-                raise
+
+    def is_finite_in_float64() -> bool:
+        exact = batch.to(torch.float64)
+        return bool(ReverseOverReverse(exact).hvp(random_vectors(exact, generator)).isfinite().all())
+
+    if batch.x.dtype != torch.float64 and attempted(is_finite_in_float64):
+        return "It overflows or underflows in float32: measure in float64."
     return (
         "Values and gradients are finite there: look for 0/0 in a second derivative (a norm, a root or a quotient at "
         "zero), and for overflow."

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from lightning_hessian.curvature.batching import concatenate, in_groups, out_of_memory
+from lightning_hessian.curvature.batching import attempted, concatenate, in_groups
 from lightning_hessian.curvature.checks.certificate import OUTCOMES, Certificate, certify
 from lightning_hessian.curvature.checks.prediction import Prediction, predict_along, unit
 from lightning_hessian.curvature.checks.zero import root_mean_square
 from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse
 from lightning_hessian.curvature.target_batch import TargetBatch
-from lightning_hessian.errors import MeasurementError
 
 # How far from a kink derivatives are checked, in root mean squares of the sample's entries; the shorter distances where
 # the forward accepts no longer one.
@@ -52,13 +51,8 @@ def compare_along(
         predicted = predicted_along(group, direction[few].to(group.x), slope_only)
         return certify(group, predicted, group_size, None if first_step is None else first_step[few])
 
-    try:
-        found = concatenate([found for _, found in in_groups(batch.num_samples, group_size, work)])
-    except MeasurementError:  # a single sample does not fit the memory
-        raise
-    except Exception as error:  # an assertion on the range of the input, for example
-        if out_of_memory(error):
-            raise
+    found = attempted(lambda: concatenate([found for _, found in in_groups(batch.num_samples, group_size, work)]))
+    if found is None:
         return None
     return replace(found, outcome=found.outcome.where(moved, OUTCOMES.index("unverifiable")))
 

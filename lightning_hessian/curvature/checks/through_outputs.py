@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.batching import in_groups, out_of_memory
+from lightning_hessian.curvature.batching import attempted, in_groups
 from lightning_hessian.curvature.checks.certificate import OUTCOMES, Certificate, compare
 from lightning_hessian.curvature.checks.differences import ROUNDING
 from lightning_hessian.curvature.checks.prediction import Prediction
@@ -43,14 +43,11 @@ def compare_through_outputs(
 
     Cost: 5 values per sample, 9 where outputs look curved.
     """
-    try:
-        exact = batch.to(torch.float64)
-        z = _outputs(exact, prediction.direction, step, POINTS, group_size)
-    except Exception as error:  # no float64 on this device, or a forward that does not accept such inputs
-        if out_of_memory(error):
-            raise
+    exact = attempted(lambda: batch.to(torch.float64))
+    if exact is None:
         return None
-    if not z.isfinite().all():
+    z = attempted(lambda: _outputs(exact, prediction.direction, step, POINTS, group_size))
+    if z is None or not z.isfinite().all():
         return None
     h = step.to(z).reshape(-1, 1)
     change = (z[:, 3] - z[:, 1]) / (2 * h)
@@ -78,13 +75,9 @@ def compare_through_outputs(
     which = curved.any(dim=1).nonzero().flatten()
     if len(which):
         few, h = differences.select(which), h[which]
-        try:
-            more = _outputs(exact.select(which), prediction.direction[which], step[which], MORE_POINTS, group_size)
-        except Exception as error:  # so far away, the forward does not accept the inputs
-            if out_of_memory(error):
-                raise
-            return None
-        if not more.isfinite().all():
+        of_few = exact.select(which), prediction.direction[which], step[which]
+        more = attempted(lambda: _outputs(*of_few, MORE_POINTS, group_size))
+        if more is None or not more.isfinite().all():
             return None
         settled = few.same(more[:, 0], more[:, 3], 100 * h, z[which, 0], z[which, 4], 10 * h)
         settled &= few.same(z[which, 1], z[which, 3], h, more[:, 1], more[:, 2], 0.1 * h)

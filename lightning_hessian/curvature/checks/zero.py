@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.batching import in_groups, out_of_memory
+from lightning_hessian.curvature.batching import attempted, in_groups
 from lightning_hessian.curvature.checks.diagnosis import Finding, Kind
 from lightning_hessian.curvature.checks.step_dependence import STEADY
 from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse, random_vectors
 from lightning_hessian.curvature.target_batch import TargetBatch
-from lightning_hessian.errors import MeasurementError
 
 SCALES = (1.0, 10.0)  # of the moves to other inputs, in standard deviations of the input's entries plus one
 NUM_DRAWS = 4  # random outputs, or moves of the input, at which a target is looked at
@@ -68,17 +68,19 @@ def gradients_contradict(batch: TargetBatch, generator: torch.Generator) -> Tens
 
     Cost: three gradients and an HVP.
     """
-    try:
+
+    def work() -> tuple[list[Tensor], Tensor]:
         exact = batch.to(torch.float64)
         v = torch.randn(exact.x.shape, generator=generator, dtype=torch.float64).to(exact.x)
         v = v * root_mean_square(exact.x).view(-1, *[1] * (v.dim() - 1))
         beside = [ReverseOverReverse(replace(exact, x=exact.x + distance * v)) for distance in NEAR]
         near = [autodiff.gradient(create_graph=False).flatten(1) for autodiff in beside]
-        product = beside[1].hvp(v.flatten(1).unsqueeze(1).expand(exact.shape).contiguous()).flatten(1)
-    except Exception as error:  # no float64 on this device, or a forward that does not accept such inputs
-        if out_of_memory(error):
-            raise
+        return near, beside[1].hvp(v.flatten(1).unsqueeze(1).expand(exact.shape).contiguous()).flatten(1)
+
+    found = attempted(work)
+    if found is None:
         return torch.zeros(batch.num_samples, dtype=torch.bool, device=batch.x.device)
+    near, product = found
     first, second = ((near[i + 1] - near[i]) / (NEAR[i + 1] - NEAR[i]) for i in range(2))
     size = second.norm(dim=1)
     settled = (size > 0) & ((second - first).norm(dim=1) <= STEADY * size)
@@ -96,12 +98,10 @@ def curved_in_float64(batch: TargetBatch, generator: torch.Generator, vectors: T
         limit = rounding_of_curvature(exact, autodiff.values.detach())
         return (product.bool() & ~is_rounding(product, limit)).any(dim=1)
 
-    try:
-        return torch.cat([curved for _, curved in in_groups(batch.num_samples, AT_ONCE, work)])
-    except Exception as error:  # no float64 on this device, or a forward that fails in it
-        if out_of_memory(error) or isinstance(error, MeasurementError):
-            raise
+    found = attempted(lambda: torch.cat([curved for _, curved in in_groups(batch.num_samples, AT_ONCE, work)]))
+    if found is None:
         return torch.zeros(batch.num_samples, dtype=torch.bool, device=batch.x.device)
+    return found
 
 
 def underflow(
@@ -153,12 +153,8 @@ def changes_with_last_digits(
 
     Cost: five HVPs.
     """
-    try:
-        return _changes(batch.to(torch.float64), direction, group_size, generator, slope_only)
-    except Exception as error:  # no float64 on this device, or a forward that fails in it
-        if batch.x.dtype == torch.float64 or out_of_memory(error):
-            raise
-        return _changes(batch, direction, group_size, generator, slope_only)
+    found = attempted(lambda: _changes(batch.to(torch.float64), direction, group_size, generator, slope_only))
+    return _changes(batch, direction, group_size, generator, slope_only) if found is None else found
 
 
 def _changes(
@@ -219,16 +215,15 @@ def _elsewhere(batch: TargetBatch, generator: torch.Generator) -> list[ReverseOv
     x = batch.x
     found: list[ReverseOverReverse] = []
     noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+
+    def moved(scale: float) -> ReverseOverReverse | None:
+        autodiff = ReverseOverReverse(replace(batch, x=x + scale * (x.std(correction=0) + 1) * noise))
+        return autodiff if autodiff.values.isfinite().all() else None
+
     for scale in (*SCALES, *SMALLER):
         if len(found) == len(SCALES) or (found and scale in SMALLER):
             break
-        moved = ReverseOverReverse(replace(batch, x=x + scale * (x.std(correction=0) + 1) * noise))
-        try:
-            finite = moved.values.isfinite().all()
-        except Exception as error:  # an assertion on the range of the input, for example
-            if out_of_memory(error):
-                raise
-            continue
-        if finite:
-            found.append(moved)
+        elsewhere = attempted(partial(moved, scale))
+        if elsewhere is not None:
+            found.append(elsewhere)
     return found

@@ -328,3 +328,48 @@ def test_findings_are_joined_by_their_sentence():
     assert more.message.endswith("A jump at samples 0 and 2. All samples are coupled.")
     assert (diagnosis.network_is_piecewise_linear, diagnosis.zero) == (True, False)
     assert not Diagnosis("curved", "curved").network_is_piecewise_linear
+
+
+@pytest.mark.parametrize("zero", [0, 2])
+def test_samples_whose_curvature_underflows_are_named(zero):
+    def model(x):
+        tiny = torch.where(x[:, :1] > 5, 1e-30, torch.where(x[:, :1] < -5, 0.0, 1.0)).to(x)
+        linear_in_float32 = x + tiny**2 * x**2
+        return torch.stack([linear_in_float32.sum(1), (x**3).sum(1)], dim=1)
+
+    x = X.float()
+    x[zero, 0], x[1, 0] = 10.0, -10.0  # that of sample 1 is exactly zero
+    spectrum = spectrum_of(model, x=x, classes=[0, 1])
+    assert f"curvature at sample {zero} underflows in float32" in spectrum.diagnosis.message
+    assert spectrum.valid.tolist() == [[i != zero, True] for i in range(3)]
+
+
+class Twisted(torch.autograd.Function):
+    """x², whose second derivative has an antisymmetric part, about which no vᵀHv says anything."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square().sum(1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.unsqueeze(1) * TwistedGradient.apply(*ctx.saved_tensors)
+
+
+class TwistedGradient(torch.autograd.Function):
+    """2 x."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad + 0.1 * torch.cat([grad[:, 1:2], -grad[:, :1], torch.zeros_like(grad[:, 2:])], dim=1)
+
+
+def test_an_asymmetric_hessian_is_not_valid():
+    spectrum = spectrum_of(lambda x: torch.stack([Twisted.apply(x), x.pow(3).sum(1)], dim=1), classes=[0, 1])
+    assert "The Hessian at samples 0, 1 and 2 is asymmetric by up to" in spectrum.diagnosis.message
+    assert spectrum.valid.tolist() == [[False, True]] * 3

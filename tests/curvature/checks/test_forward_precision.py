@@ -1,5 +1,7 @@
 """Forwards that compute in a coarser precision than their inputs have: that is noise, and hides no large mistake."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -68,6 +70,17 @@ def test_rounding_to_float32_beside_a_large_number_is_no_mistake(name, dtype):
         assert message == ""
         assert spectrum.valid.all()
         assert (spectrum.finite_difference_error.nan_to_num(0) < 1e-2).all()
+
+
+@pytest.mark.parametrize("target", ["prob", "log_prob"])
+def test_rounding_to_float32_in_a_piecewise_linear_network_is_no_mistake(target):
+    for seed in range(8):
+        hidden, last = random(6, 32, seed=seed), random(32, 5, seed=seed + 1000).float() / 5
+        x = random(3, 6, seed=seed + 2000)
+        network = partial(lambda hidden, last, x: ((x @ hidden).relu().float() @ last + 30).double(), hidden, last)
+        spectrum, message = told(input_spectrum, network, x, 0, target)
+        assert message == ""
+        assert spectrum.valid.all()
 
 
 def test_a_wrong_gradient_beside_a_large_number_is_still_found():

@@ -11,10 +11,11 @@ from torch import nn
 
 from lightning_hessian import input_gradient, input_hessian, input_spectrum
 from lightning_hessian.curvature.checks.certificate import certify
+from lightning_hessian.curvature.checks.coupling import is_coupled
 from lightning_hessian.curvature.checks.diagnosis import Finding, joined
 from lightning_hessian.curvature.checks.prediction import Prediction, predict, predict_slope
 from lightning_hessian.curvature.checks.result_check import CheckSettings, checked
-from lightning_hessian.curvature.checks.verdict import unchecked
+from lightning_hessian.curvature.checks.verdict import TURNS, unchecked
 from lightning_hessian.curvature.cost_model import ModelCosts
 from lightning_hessian.curvature.options import Options
 from lightning_hessian.curvature.target_batch import TargetBatch
@@ -391,3 +392,34 @@ def test_a_sample_is_valid_where_all_its_classes_are():
     verdict = replace(verdict, explanation=replace(verdict.explanation, valid=valid))
     assert verdict.passed_on(None, ()).valid.tolist() == [True, False, True]
     assert verdict.passed_on(None, (), torch.tensor([False, True, True])).valid.tolist() == [False, False, True]
+
+
+def test_coupling_is_found_where_the_forward_accepts_three_known_samples_only():
+    known = random(3, 4)
+
+    def model(x):
+        assert len(x) == 3
+        assert (x.unsqueeze(1) == known).all(dim=2).any(dim=1).all()
+        return torch.cat([x[:1], x[1:] * x[:-1]]).sin()
+
+    batch = TargetBatch(model, lambda z, k: z, known, torch.zeros(3, 4, dtype=torch.long))
+    assert is_coupled(batch, 1, group_size=3, generator=generator())
+
+
+@pytest.mark.parametrize("num_samples", [1, 3, 8, 20])
+def test_all_samples_have_had_their_turn_after_so_many_measurements(num_samples):
+    batch = TargetBatch(lambda x: x, lambda z, k: z, random(num_samples, 1), torch.zeros(num_samples, 1).long())
+    checks, checked_samples = None, set()
+    for _ in range(1 + TURNS):
+        if checks is not None:
+            checked_samples |= set(checks.due(range(num_samples), num_samples).tolist())
+        checks = unchecked(batch).passed_on(checks, ())
+    assert checked_samples == set(range(num_samples))
+
+
+@pytest.mark.parametrize(("num_classes", "share"), [(1, 1.0), (2, 0.6), (10, 1 / 7)])
+def test_the_share_of_a_class_in_the_direction(num_classes, share):
+    """Of three vectors with one class; of its own two and a third for all with more."""
+    gradient = random(2, num_classes, 5)
+    norm = gradient.norm(dim=-1)
+    assert predict(gradient, gradient, norm, lambda w: norm, generator()).share == pytest.approx(share)

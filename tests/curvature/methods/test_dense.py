@@ -299,6 +299,7 @@ def test_whole_hessians_and_the_norms_of_their_terms_need_room_at_once():
         mlp(outputs=500), lambda z, c: z.gather(1, c), torch.randn(2, 6, dtype=F64), torch.zeros(2, 1).long()
     )
     costs = ModelCosts(batch)
+    vars(costs).update(gradient_bytes=0, matvec_bytes=0)  # without what their graphs take
     gradients = costs.num_outputs * 3 * 6 * 8
     assert dense_bytes(costs) >= 4 * costs.matrix_bytes + gradients
 
@@ -315,3 +316,11 @@ def test_a_block_of_columns_has_the_memory_that_the_matrices_leave(given, monkey
     for memory_budget in (10**9, 4 * costs.eigendecomposition_bytes):
         dense.whole_hessians(replace(method_input(given), memory_budget=memory_budget))
     assert budgets == [10**9 - 3 * costs.eigendecomposition_bytes, costs.eigendecomposition_bytes]
+
+
+def test_the_matrices_of_the_first_samples_come_with_their_spectra(given):
+    every = dense.whole_hessians(method_input(given)).matrices
+    for memory in (10**9, int(1.5 * dense_bytes(ModelCosts(given)))):  # all samples at once, and one at a time
+        found = dense.dense_spectrum(replace(method_input(given, num_matrices=2), memory_budget=memory))
+        assert found.matrices.shape[0] == 2
+        torch.testing.assert_close(found.matrices, every[:2])

@@ -8,6 +8,12 @@ from support.networks import mlp
 from torch import nn
 
 from lightning_hessian import MeasurementError, input_hessian, input_hvp, input_spectrum
+from lightning_hessian.curvature.cost_model import ModelCosts, low_rank_bytes, vector_bytes
+from lightning_hessian.curvature.methods.interface import MethodInput
+from lightning_hessian.curvature.methods.low_rank import low_rank_spectrum
+from lightning_hessian.curvature.operators.autodiff import gradients
+from lightning_hessian.curvature.options import Options
+from lightning_hessian.curvature.target_batch import TargetBatch
 
 F64 = torch.float64
 
@@ -222,3 +228,15 @@ def test_a_target_that_is_curved_at_some_samples_only(method):
     gradients = torch.stack([torch.func.grad(lambda v: net(v)[0])(v) for v in x])
     expected = torch.where(z > hinge, 2 * gradients.square().sum(1), 0).detach()
     torch.testing.assert_close(spectrum.gauss_newton_norm[:, 0], expected, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize(("spare", "num_vectors"), [(0, 2), (1, 5)])
+def test_all_eigenvectors_of_a_low_rank_hessian_are_listed_where_there_is_room(spare, num_vectors):
+    classes, options = torch.zeros(2, 1).long(), Options(num_eigenvalues=2)
+    batch = TargetBatch(
+        mlp(nn.ReLU, 40, 5), lambda z, c: z.softmax(1).gather(1, c), torch.randn(2, 40, dtype=F64), classes
+    )
+    costs = ModelCosts(batch)
+    room = low_rank_bytes(costs) + spare * vector_bytes(batch, batch.num_samples * 3)
+    given = MethodInput(batch, costs, gradients(batch), True, options, room)
+    assert low_rank_spectrum(given).decomposition.eigenvectors.shape == (2, 1, num_vectors, 40)

@@ -10,7 +10,13 @@ from torch import nn
 
 from lightning_hessian import MeasurementError, input_spectrum
 from lightning_hessian.curvature.checks.diagnosis import Diagnosis
-from lightning_hessian.curvature.cost_model import COLUMN_IN_MATVECS, LANCZOS_OVERHEAD, ModelCosts, expected_work
+from lightning_hessian.curvature.cost_model import (
+    COLUMN_IN_MATVECS,
+    LANCZOS_OVERHEAD,
+    ModelCosts,
+    expected_work,
+    low_rank_bytes,
+)
 from lightning_hessian.curvature.methods.plan import cheaper, make_plan
 from lightning_hessian.curvature.options import Options
 from lightning_hessian.curvature.target_batch import TargetBatch
@@ -127,3 +133,10 @@ def test_another_method_is_suggested_where_it_fits():
     with pytest.raises(MeasurementError, match=r"method='dense' needs 22.* MiB .*Use method='lanczos', or allow"):
         input_spectrum(net, x, 0, method="dense", max_memory=10_000_000)
     assert input_spectrum(net, x, 0, method="lanczos", max_memory=10_000_000).converged.all()
+
+
+def test_the_memory_of_low_rank_counts_what_is_as_large_as_the_jacobian():
+    wide = batch(400)
+    costs = ModelCosts(wide)
+    jacobian = costs.num_outputs * 400 * 8
+    assert low_rank_bytes(costs) >= 10 * jacobian  # of one class: J, Q and R, and products with both
