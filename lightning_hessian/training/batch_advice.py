@@ -61,15 +61,16 @@ def advice(batch: Any, wrt: str | int | None, is_found: Callable[[str | int], bo
     """What to give, in one or two sentences; ``is_found`` says whether a name or position as ``wrt`` is enough."""
     fields = fields_of(batch)
     is_sequence = fields is None and isinstance(batch, (list, tuple))
-    if any("edge_index" in (fields_of(part) or {}) for part in (batch if is_sequence else [batch])):
-        return OF_GRAPHS
     found = [leaf for leaf in leaves(batch) if leaf.value.dim() >= 1]
+    grouped = rows_in_groups(found)
+    parts = [fields_of(part) or {} for part in (batch if is_sequence else [batch])]
+    if any("edge_index" in part and ("x" in part or grouped is None) for part in parts):
+        return OF_GRAPHS
     packed = next((leaf for leaf in leaves(batch, kind=PackedSequence)), None)
     if packed is not None:
         padded = f"torch.nn.utils.rnn.pad_packed_sequence({packed.expression}, batch_first=True)"
         beside = [leaf for leaf in found if not leaf.expression.startswith(packed.expression)]
         return OF_PACKED.format(x=_with_labels(padded, int(packed.value.batch_sizes[0]), beside, is_tuple=True))
-    grouped = rows_in_groups(found)
     if grouped is not None:
         return OF_GROUPS.format(rows=grouped[0].expression, numbers=grouped[1].expression)
     if is_sequence and is_list_of_samples(batch):

@@ -265,6 +265,14 @@ def test_rows_that_are_atoms_of_several_molecules_are_no_samples(wrt):
     assert torch.equal(eval(expression, {"batch": MOLECULES}), MOLECULES["_positions"][:4].unsqueeze(0))
 
 
+def test_atoms_with_edges_are_explained_in_the_batchs_own_names():
+    """As NequIP's batches."""
+    edges = torch.zeros(2, 24, dtype=torch.long)
+    batch = {"edge_index": edges, "batch": MOLECULES["_idx_m"], "pos": torch.rand(12, 3), "energy": torch.rand(3, 1)}
+    with pytest.raises(ConfigurationError, match=r'example samples=batch\["pos"\]\[batch\["batch"\] == 0\]'):
+        found_in(batch)
+
+
 def test_sorted_labels_are_no_numbers_of_molecules():
     batch = {"image": X, "scale": torch.rand(4), "label": torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 3, 3])}
     assert found_in(batch).labels.tolist() == [0, 0]
