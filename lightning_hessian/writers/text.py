@@ -9,23 +9,23 @@ from lightning_hessian.records.record import Record
 from lightning_hessian.records.summary import about_accuracy, about_cost, mean_in_words
 from lightning_hessian.records.validity import about_validity
 
+FEW_CLASSES = 4  # a column for each of so many, else a row
+
 
 def diagnosis_text(record: Record) -> str:
     """The diagnosis in words and a table of the measurement."""
     num_samples, _, num_inputs = record.gradient.shape
-    titles = [escaped(metric.title) for metric in LOGGED]
     classes = range(len(record.class_ids))
-    cells = [[mean_in_words(record, metric, k) for k in classes] for metric in LOGGED]
-    rows = [titles, ["---"] * len(titles), *zip(*cells, strict=True)]
-    outputs = "class" if record.has_classes else "output"
-    names = [escaped(record.id_name(class_id)) for class_id in record.class_ids]
-    table = zip([outputs, "---", *names], rows, strict=True)
+    columns = [["class" if record.has_classes else "output", *(record.id_name(k) for k in record.class_ids)]]
+    columns += [[metric.title, *(mean_in_words(record, metric, k) for k in classes)] for metric in LOGGED]
+    rows = columns if len(classes) <= FEW_CLASSES else list(zip(*columns, strict=True))
+    rule = ["---"] * len(rows[0])
     return "\n\n".join(
         [
             f"**Input Hessian of `{record.target}`, {record.when}: {record.diagnosis}.** {record.message}",
             about_validity(record.finite_difference_error, record.valid),
             f"{num_samples} samples of {num_inputs} inputs; mean over samples (10th to 90th percentile).",
-            "\n".join(f"| {first} | {' | '.join(others)} |" for first, others in table),
+            "\n".join(f"| {' | '.join(map(escaped, row))} |" for row in (rows[0], rule, *rows[1:])),
             "\n".join(f"- **{m.title}** = {m.formula}: {m.meaning}." for m in LOGGED),
             f"{_about_classes(record)}{_about_histogram(record)} The color scale of a Hessian's picture ends at the "
             "99th percentile of |H| when it was first nonzero in this run, so that pictures of different steps "

@@ -408,3 +408,8 @@ def test_pages_of_files_are_not_counted_as_kept(monkeypatch):
     """Where the kernel takes those of libraries meanwhile, freed memory would seem to be less than it is."""
     monkeypatch.setattr(memory.Path, "read_text", lambda path: "900 500 300 100 0 700 0")
     assert memory._resident_bytes() == 200 * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_bytes_are_counted_per_sample_over_two():
+    batch = TargetBatch(mlp(), lambda z, c: z, torch.randn(5, 6, dtype=F64), torch.zeros(5, 1).long())
+    assert memory.allocated_per_sample(batch, lambda few: few.x + 1) == 6 * 8

@@ -27,6 +27,26 @@ EQUIVALENT: dict[tuple[str, ...], str] = {
         "-    at = Differences(*(getattr(every, f.name).gather(0, sharpest)[0] for f in fields(every)))",
         "+    at = Differences(*(getattr(every, f.name).gather(0, sharpest)[ -1] for f in fields(every)))",
     ): "``sharpest`` has a single row.",
+    (
+        "lightning_hessian/curvature/functions.py",
+        "-        return WholeHessians(zero, zero[..., 0, 0], Counter())",
+        "+        return WholeHessians(zero, zero[..., 0, 1], Counter())",
+    ): "All entries are zero, and there are many: few inputs take another path.",
+    (
+        "lightning_hessian/curvature/methods/columns.py",
+        '-    return num_columns.most_common(1)[0][0] if num_columns else "reverse_over_reverse"',
+        '+    return num_columns.most_common( 2)[0][0] if num_columns else "reverse_over_reverse"',
+    ): "The first of two is the first of one.",
+    (
+        "lightning_hessian/curvature/methods/lanczos.py",
+        "-    scale = norm.where(norm > 0, 1)",
+        "+    scale = norm.where(norm > 0, 2)",
+    ): "Vectors of norm zero, and their products, are zeros whatever they are divided by.",
+    (
+        "lightning_hessian/curvature/checks/coupling.py",
+        "-        cases = (beside_others, (single, 0), (single.repeat_interleave(len(OFFSETS)), 0))",
+        "+        cases = (beside_others, (single, 0), (single.repeat_interleave(len(OFFSETS)), -1))",
+    ): "The last of five copies of a sample instead of the first.",
 }
 
 # Constants that might as well have the other value.
@@ -51,6 +71,16 @@ CHOICES: dict[tuple[str, ...], str] = {
         "-NUM_DRAWS = 4  # random outputs at which a target is looked at",
         "+NUM_DRAWS = 3  # random outputs at which a target is looked at",
     ): "Three random outputs instead of four, which differ from each other as well.",
+    (
+        "lightning_hessian/curvature/checks/zero.py",
+        "-ROUNDING = 1000.0  # multiples of eps·max |t| per squared rms of the input",
+        "+ROUNDING = 1001.0  # multiples of eps·max |t| per squared rms of the input",
+    ): "What is called rounding may be 0.1 % larger.",
+    (
+        "lightning_hessian/curvature/checks/verdict.py",
+        "-        chosen = {(self.turn * count + i) % num_samples for i in range(count)}",
+        "+        chosen = {(self.turn * count - i) % num_samples for i in range(count)}",
+    ): "Samples take turns in another order.",
 }
 
 # Code that is there no more.

@@ -81,7 +81,7 @@ def test_what_did_not_converge_is_marked_where_it_counts():
     record = record_of()
     converged = np.ones_like(record.converged)
     converged[:3, 0, 0] = False
-    row = diagnosis_text(replace(record, converged=converged)).split("\n| 0 |")[1].split("\n")[0].split("|")
+    row = cells_of(diagnosis_text(replace(record, converged=converged)), 0)
     assert "**3 of 4 not converged**" in row[0]
     assert "not converged" not in row[1] + row[3]  # of the smallest, and of the trace
     assert "not converged" not in diagnosis_text(record)
@@ -92,16 +92,26 @@ def test_what_did_not_converge_is_marked_where_it_counts():
 
 def test_the_table_is_one_in_markdown():
     """A bar inside a title would end its cell: header, rule and rows have as many cells."""
-    lines = [line for line in diagnosis_text(record_of()).splitlines() if line.startswith("|")]
-    assert len(lines) == 4
-    assert len({len(re.split(r"(?<!\\)\|", line)) for line in lines}) == 1
+    table = table_of(diagnosis_text(record_of()))
+    assert {len(row) for row in table} == {3}
+    assert len(table) == 2 + len(LOGGED)
+
+
+def test_many_classes_have_a_row_each():
+    monitor = Measurer([0, 1, 2, 3, 4], "prob", "float64", Options(num_eigenvalues=2), heatmap_samples=0)
+    samples = Samples(torch.randn(4, 6), None)
+    text = diagnosis_text(monitor.measure(mlp(outputs=5), samples, step=0, logged_step=0, epoch=0))
+    table = table_of(text)
+    assert {len(row) for row in table} == {1 + len(LOGGED)}
+    assert [row[0].strip() for row in table] == ["class", "---", "0", "1", "2", "3", "4"]
+    assert cells_of(text, 4) == [cell.strip() for cell in table[-1][1:]]
 
 
 def test_the_text_explains_every_metric_it_lists():
     text = diagnosis_text(record_of())
-    header = next(line for line in text.splitlines() if line.startswith("| class |"))
+    titles = [row[0].strip() for row in table_of(text)]
     for metric in LOGGED:
-        assert metric.title.replace("|", "\\|") in header
+        assert metric.title.replace("|", "\\|") in titles
         assert f"- **{metric.title}** = {metric.formula}: {metric.meaning}." in text
 
 
@@ -133,8 +143,16 @@ def test_errors_of_estimates_are_logged_and_in_the_text():
 
 def cells_of(text: str, class_id: int) -> list[str]:
     """The cells of a class in the table of a text."""
-    (row,) = (line for line in text.splitlines() if line.startswith(f"| {class_id} |"))
-    return [cell.strip() for cell in row.strip("|").split("|")][1:]
+    header, _, *rows = ([cell.strip() for cell in row] for row in table_of(text))
+    if str(class_id) in header:
+        return [row[header.index(str(class_id))] for row in rows]
+    return next(row[1:] for row in rows if row[0] == str(class_id))
+
+
+def table_of(text: str) -> list[list[str]]:
+    """The cells of the table of a text, row by row."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines]
 
 
 def test_the_text_says_what_is_not_valid_and_how_far_the_rest_agrees():

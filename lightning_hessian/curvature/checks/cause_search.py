@@ -73,6 +73,7 @@ class CauseSearch:
     group_size: int
     numbers: Sequence[int]
     generator: torch.Generator
+    precision: float = 0.0  # relative, in which the forward computes under float64 inputs, if that is worse
     findings: list[Finding] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -162,8 +163,7 @@ class CauseSearch:
         samples = self._samples(*NOT_SMOOTH)
         if len(samples) == 0:
             return
-        predicted = self.prediction.select(samples)
-        found, reported = compare_beside(self.batch.select(samples), predicted, self.group_size, self.generator)
+        found, reported = self._beside(samples)
         self._compute_again(samples[~reported.all(dim=1)])
         if found is None:
             return
@@ -240,8 +240,7 @@ class CauseSearch:
         samples = self.wrong.any(dim=1).nonzero().flatten()
         if len(samples) == 0:
             return self.wrong
-        predicted = self.prediction.select(samples)
-        found, _ = compare_beside(self.batch.select(samples), predicted, self.group_size, self.generator)
+        found, _ = self._beside(samples)
         return (
             torch.zeros_like(self.wrong)
             if found is None
@@ -253,7 +252,12 @@ class CauseSearch:
         if len(samples) == 0:
             return None
         direction = self.prediction.direction[samples] if direction is None else direction
-        return compare_along(batch, direction, self.group_size, slope_only=self.slope_only)
+        return compare_along(batch, direction, self.group_size, slope_only=self.slope_only, precision=self.precision)
+
+    def _beside(self, samples: Tensor) -> tuple[Certificate | None, Tensor]:
+        """What ``compare_beside`` says about samples."""
+        few, predicted = self.batch.select(samples), self.prediction.select(samples)
+        return compare_beside(few, predicted, self.group_size, self.generator, precision=self.precision)
 
     def _confirm(
         self,

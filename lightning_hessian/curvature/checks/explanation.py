@@ -103,9 +103,10 @@ def explain(
     for found, finding in ((random, RANDOM), (coupled, COUPLED), (varies, NUMBER_MATTERS)):
         if found:
             return not_a_function(finding, certificate.error.to(prediction.slope))
-    if dtype == torch.float32:
-        certificate = _at_precision(precision, certificate, batch, prediction, group_size)
-    search = CauseSearch(batch, prediction, certificate, group_size, numbers, generator)
+    in_single = precision if dtype == torch.float32 else 0.0
+    if in_single:
+        certificate = _at_precision(in_single, certificate, batch, prediction, group_size)
+    search = CauseSearch(batch, prediction, certificate, group_size, numbers, generator, in_single)
     if coupled is None and batch.num_samples > 1:
         search.findings.append(Finding(COUPLING_UNCHECKED, unconfirmed=True))
     if dtype in (torch.float32, torch.float64):
@@ -145,7 +146,15 @@ def _in_float64(batch: TargetBatch) -> TargetBatch:
 def _at_precision(
     precision: float, found: Certificate, batch: TargetBatch, prediction: Prediction, group_size: int
 ) -> Certificate:
-    """The certificate, where samples that failed are judged by the precision in which the forward computes."""
-    failed = (~found.is_outcome("certified")).any(dim=1).nonzero().flatten()
-    other = certify(batch.select(failed), prediction.select(failed), group_size, precision=precision)
-    return combine([found, other], lambda pair: pair[0].index_copy(0, failed, pair[1].to(pair[0])))
+    """The certificate, where contradictions and noise are judged by the precision in which the forward computes."""
+    entries = found.is_outcome("contradicted") | found.is_outcome("noise")
+    which = entries.any(dim=1).nonzero().flatten()
+    if len(which) == 0:
+        return found
+    other = certify(batch.select(which), prediction.select(which), group_size, precision=precision)
+
+    def replaced(pair: list[Tensor]) -> Tensor:
+        chosen = entries[which] if pair[0].dim() > 1 else entries[which].any(dim=1)
+        return pair[0].index_copy(0, which, pair[1].to(pair[0]).where(chosen, pair[0][which]))
+
+    return combine([found, other], replaced)

@@ -38,6 +38,7 @@ def compare_along(
     first_step: Tensor | None = None,
     *,
     slope_only: bool = False,
+    precision: float = 0.0,
 ) -> Certificate | None:
     """How derivatives by reverse_over_reverse along ``direction [N, D]`` compare with values.
 
@@ -49,7 +50,8 @@ def compare_along(
     def work(few: slice) -> Certificate:
         group = batch.select(few)
         predicted = predicted_along(group, direction[few].to(group.x), slope_only)
-        return certify(group, predicted, group_size, None if first_step is None else first_step[few])
+        steps = None if first_step is None else first_step[few]
+        return certify(group, predicted, group_size, steps, precision=precision)
 
     found = attempted(lambda: concatenate([found for _, found in in_groups(batch.num_samples, group_size, work)]))
     if found is None:
@@ -58,7 +60,12 @@ def compare_along(
 
 
 def compare_beside(
-    batch: TargetBatch, prediction: Prediction, group_size: int, generator: torch.Generator
+    batch: TargetBatch,
+    prediction: Prediction,
+    group_size: int,
+    generator: torch.Generator,
+    *,
+    precision: float = 0.0,
 ) -> tuple[Certificate | None, Tensor]:
     """How derivatives at neighbors of the samples, beside their kinks, compare with values.
 
@@ -76,7 +83,8 @@ def compare_beside(
         if low < high:  # reflected at the ends of the range
             x = high - (high - low - (x - low).abs()).abs()
         steps = NEIGHBOR_STEP * distance * size
-        found = compare_along(replace(batch, x=x), direction, group_size, steps, slope_only=prediction.slope_only)
+        moved, slope_only = replace(batch, x=x), prediction.slope_only
+        found = compare_along(moved, direction, group_size, steps, slope_only=slope_only, precision=precision)
         if found is not None:
             return found, same
     return None, same

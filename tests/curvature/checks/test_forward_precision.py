@@ -1,5 +1,6 @@
 """Forwards that compute in a coarser precision than their inputs have: that is noise, and hides no large mistake."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,6 +11,7 @@ from support.warned import told
 from lightning_hessian import input_gradient, input_spectrum
 from lightning_hessian.curvature.checks.cause_search import CauseSearch
 from lightning_hessian.curvature.checks.certificate import OUTCOMES, certify
+from lightning_hessian.curvature.checks.forward_precision import coarsest_dtype
 from lightning_hessian.curvature.checks.second_look import predicted_along
 from lightning_hessian.curvature.target_batch import TargetBatch
 
@@ -91,6 +93,23 @@ def test_a_wrong_gradient_beside_a_large_number_is_still_found():
         assert "contradict the gradient" in message
         found += int((~spectrum.valid).sum())
     assert found >= 22  # of 24
+
+
+def test_a_kink_beside_a_large_number_is_no_mistake():
+    for seed in range(8):
+        x = random(3, 6, seed=seed + 2000)
+        x[0, 0] = x[0, 1]
+        smooth = energies(seed, 30.0)
+        spectrum, message = told(input_spectrum, lambda x: smooth(x) + x[:, :2].amax(1), x, 0)  # noqa: B023
+        assert message == ""
+        assert spectrum.valid.all()
+
+
+def test_only_results_that_depend_on_the_input_count():
+    batch = TargetBatch(lambda x: x * torch.ones(3), lambda z, k: z, random(2, 3), torch.zeros(2, 1).long())
+    assert coarsest_dtype(batch) == F64
+    assert coarsest_dtype(replace(batch, network=lambda x: x.float().to(x.dtype))) == F32
+    assert coarsest_dtype(replace(batch, network=lambda x: torch.fft.fft(x.float()).abs().double())) == F32
 
 
 def test_a_difference_of_large_numbers_shows_their_rounding():

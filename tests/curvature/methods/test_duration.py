@@ -22,7 +22,7 @@ from lightning_hessian.curvature.methods.duration import (
     expected_duration,
     within_limit,
 )
-from lightning_hessian.curvature.methods.lanczos import CHECKS_IN_MATVECS, MIN_VECTORS
+from lightning_hessian.curvature.methods.lanczos import CHECKS_IN_MATVECS, MIN_VECTORS, _Allowance
 from lightning_hessian.curvature.methods.plan import Plan
 from lightning_hessian.curvature.operators import autodiff
 from lightning_hessian.curvature.options import Options
@@ -311,3 +311,12 @@ def test_seconds_in_words():
 
 def test_the_limit_that_would_do_is_given_to_two_digits():
     assert [_rounded_up(seconds) for seconds in (8.1, 81, 0.13)] == ["9.8", "98", "0.16"]
+
+
+def test_what_fits_is_estimated_from_the_first_product_on(clock):
+    allowance = _Allowance(TimeLimit(2.0, clock.now))
+    assert allowance.fitting() == float("inf")  # nothing is known yet
+    clock.now += 0.5
+    allowance.num_products = 2
+    assert allowance.fitting() == 6
+    assert allowance.fitting(reserved=4) == 2

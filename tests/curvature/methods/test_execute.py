@@ -230,13 +230,12 @@ def test_a_target_that_is_curved_at_some_samples_only(method):
     torch.testing.assert_close(spectrum.gauss_newton_norm[:, 0], expected, rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.parametrize(("spare", "num_vectors"), [(0, 2), (1, 5)])
-def test_all_eigenvectors_of_a_low_rank_hessian_are_listed_where_there_is_room(spare, num_vectors):
+@pytest.mark.parametrize(("num_outputs", "spare", "num_vectors"), [(5, 0, 2), (5, 1, 5), (64, 1, 64), (65, 1, 2)])
+def test_all_eigenvectors_of_a_low_rank_hessian_are_listed_where_there_is_room(num_outputs, spare, num_vectors):
     classes, options = torch.zeros(2, 1).long(), Options(num_eigenvalues=2)
-    batch = TargetBatch(
-        mlp(nn.ReLU, 40, 5), lambda z, c: z.softmax(1).gather(1, c), torch.randn(2, 40, dtype=F64), classes
-    )
+    net = mlp(nn.ReLU, 80, num_outputs)
+    batch = TargetBatch(net, lambda z, c: z.softmax(1).gather(1, c), torch.randn(2, 80, dtype=F64), classes)
     costs = ModelCosts(batch)
-    room = low_rank_bytes(costs) + spare * vector_bytes(batch, batch.num_samples * 3)
+    room = low_rank_bytes(costs) + spare * vector_bytes(batch, batch.num_samples * (num_outputs - 2))
     given = MethodInput(batch, costs, gradients(batch), True, options, room)
-    assert low_rank_spectrum(given).decomposition.eigenvectors.shape == (2, 1, num_vectors, 40)
+    assert low_rank_spectrum(given).decomposition.eigenvectors.shape == (2, 1, num_vectors, 80)

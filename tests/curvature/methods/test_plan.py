@@ -15,6 +15,7 @@ from lightning_hessian.curvature.cost_model import (
     LANCZOS_OVERHEAD,
     ModelCosts,
     expected_work,
+    lanczos_bytes,
     low_rank_bytes,
 )
 from lightning_hessian.curvature.methods.plan import cheaper, make_plan
@@ -140,3 +141,9 @@ def test_the_memory_of_low_rank_counts_what_is_as_large_as_the_jacobian():
     costs = ModelCosts(wide)
     jacobian = costs.num_outputs * 400 * 8
     assert low_rank_bytes(costs) >= 10 * jacobian  # of one class: J, Q and R, and products with both
+
+
+def test_lanczos_finds_two_pairs_at_least_and_has_room_for_them():
+    costs = ModelCosts(batch(400))
+    one, two, three = (lanczos_bytes(costs, Options(num_eigenvalues=n)) for n in (1, 2, 3))
+    assert one == two < three
