@@ -7,6 +7,7 @@ import functools
 import sys
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -52,10 +53,11 @@ def refill_slot(owner: object, slot: types.MemberDescriptorType, value: Any) -> 
     """Sets a slot where it has changed, past a class that forbids it, such as a frozen dataclass."""
     if _content(slot, owner) is value:
         return
-    if value is MISSING:
-        slot.__delete__(owner)
-    else:
-        slot.__set__(owner, value)
+    with suppress(AttributeError):  # of a type written in C, a slot may be read-only
+        if value is MISSING:
+            slot.__delete__(owner)
+        else:
+            slot.__set__(owner, value)
 
 
 def _content(slot: types.MemberDescriptorType, owner: object) -> Any:
@@ -74,6 +76,14 @@ def put_back(kind: type, name: str, value: Any) -> None:
 def is_foreign(home: str | None) -> bool:
     """Whether what comes from this module is left alone: a Trainer, an optimizer, a loader."""
     return home is None or home.split(".")[0] in NOT_FOLLOWED
+
+
+def is_namespace(value: object) -> bool:
+    """Whether this is the dict of a module that has been imported, such as ``builtins``."""
+    if not isinstance(value, dict):
+        return False
+    module = sys.modules.get(name) if isinstance(name := dict.get(value, "__name__"), str) else None
+    return module is not None and getattr(module, "__dict__", None) is value
 
 
 @functools.cache

@@ -16,7 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_hessian.errors import warn
-from lightning_hessian.model.attributes import is_foreign, is_library, is_plain, put_back, refill_slot, slots_of
+from lightning_hessian.model.attributes import (
+    is_foreign,
+    is_library,
+    is_namespace,
+    is_plain,
+    put_back,
+    refill_slot,
+    slots_of,
+)
 from lightning_hessian.model.stand_ins import stand_in
 
 DEPTH = 4  # how deep containers and plain objects inside a module's attributes are followed
@@ -103,6 +111,8 @@ class StateSnapshot:
     def _add(self, value: Any, depth: int) -> None:
         if depth == 0 or type(value) in CONSTANTS or id(value) in self._seen:
             return
+        if isinstance(value, types.ModuleType) or is_namespace(value):
+            return  # what functions name in it is followed by ``_add_globals``
         if isinstance(value, (dict, list, set, deque, *BUFFERS)):
             self._add_container(value, depth)
         elif isinstance(value, (tuple, functools.partial, types.MethodType)):
@@ -182,6 +192,8 @@ class StateSnapshot:
             values = values.detach().to_local()
         if isinstance(values, Tensor) and (values.layout != torch.strided or values.is_meta or values.is_nested):
             return
+        if isinstance(values, np.ndarray) and not values.flags.writeable:
+            return
         if values.nbytes > LARGEST_COPY:
             self._undo.append(_warning_if_written(values))
             return
@@ -215,6 +227,8 @@ def _names(code: types.CodeType) -> set[str]:
 
 def _refill(container: Any, contents: Any) -> None:
     """Uses the base type's methods: a subclass, such as transformers' ModelOutput, may forbid its own."""
+    if isinstance(container, dict) and _is_same(container, contents):
+        return  # and nothing of another thread is lost
     if not container and not contents:
         return
     if isinstance(container, deque):
@@ -229,6 +243,11 @@ def _refill(container: Any, contents: Any) -> None:
         base.update(container, contents)
 
 
+def _is_same(container: dict[Any, Any], contents: dict[Any, Any]) -> bool:
+    pairs = zip(dict.items(container), dict.items(contents), strict=False)
+    return len(container) == len(contents) and all(a is c and b is d for (a, b), (c, d) in pairs)
+
+
 def _members(value: Any) -> tuple[Any, ...]:
     """What a value that cannot be written to consists of."""
     if isinstance(value, functools.partial):
@@ -240,7 +259,7 @@ def _random_stream(value: Any) -> tuple[Any, Callable[[Any], object]] | None:
     """The state of a random generator of any kind, and the function that sets it."""
     if isinstance(value, torch.Generator):
         return value.get_state(), value.set_state
-    if isinstance(value, random.Random):
+    if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):  # which has no state
         return value.getstate(), value.setstate
     if isinstance(value, np.random.RandomState):
         return value.get_state(), value.set_state

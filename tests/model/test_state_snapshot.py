@@ -1,22 +1,30 @@
 """What a forward may write to besides tensors and dicts comes back: slots, classes, modules, caches, counters."""
 
 import array
+import builtins
 import dataclasses
 import enum
 import functools
 import inspect
 import itertools
+import operator
+import os
+import random
+import re
 import sys
 import types
+import typing
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from support.networks import mlp
 from torch import nn
 
 from lightning_hessian import input_hessian
+from lightning_hessian.model import state_snapshot
 from lightning_hessian.model.state_snapshot import StateSnapshot
 
 X = torch.rand(1, 6)
@@ -240,3 +248,73 @@ def test_nested_tensors_that_a_module_holds():
         held = torch.nested.nested_tensor([torch.rand(3), torch.rand(2)])
     model = Network(held, id)
     assert torch.equal(input_hessian(model, X, 0), input_hessian(model.net, X, 0))
+
+
+class Formula(nn.Module):
+    """Runs text that was executed in a dict of its own, to which Python adds ``__builtins__``."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.space = {"sin": torch.sin}, vars(os)
+        exec("def f(x):\n    return sin(x)", self.names)
+
+    def forward(self, x):
+        self.names["calls"] = self.names.get("calls", 0) + 1
+        return self.names["f"](x)
+
+
+def test_namespaces_of_modules_are_left_alone(monkeypatch):
+    seen = []
+    refill = state_snapshot._refill
+
+    def noting(container, contents):
+        seen.append(container)
+        refill(container, contents)
+
+    monkeypatch.setattr(state_snapshot, "_refill", noting)
+    model = Formula()
+    input_hessian(model, X, 0)
+    assert "calls" not in model.names
+    assert any(container is model.names for container in seen)
+    assert not any(container is vars(module) for container in seen for module in (builtins, os))
+
+
+class Read(typing.NamedTuple):
+    name: str
+    value: object
+
+
+READ_ONLY = [
+    Read("array", np.broadcast_to(np.arange(3.0), (2, 3))),
+    Read("getter", operator.itemgetter(0)),
+    Read("pattern", re.compile("a", re.IGNORECASE | re.ASCII)),
+    Read("system's random numbers", random.SystemRandom()),
+    Read("module of a kind of its own", type("Lazy", (types.ModuleType,), {})("lazy")),
+]
+
+
+@pytest.mark.parametrize("held", READ_ONLY, ids=lambda held: held.name)
+def test_what_cannot_be_written_to_is_held_without_harm(held):
+    model = mlp().float()
+    model.held = held.value
+    input_hessian(model, X, 0)
+    assert model.held is held.value
+
+
+class Reordering(nn.Module):
+    """Uses its entries in turn, as a cache does."""
+
+    def __init__(self):
+        super().__init__()
+        self.factors = {"a": 1.0, "b": 2.0}
+
+    def forward(self, x):
+        name = next(iter(self.factors))
+        self.factors[name] = self.factors.pop(name)
+        return x.sin()
+
+
+def test_the_order_of_a_dict_comes_back():
+    model = Reordering()
+    input_hessian(model, X, 0)
+    assert list(model.factors) == ["a", "b"]
