@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_hessian.curvature.batching import concatenate, in_groups
-from lightning_hessian.curvature.checks.coupling import has_changed_at_random
 from lightning_hessian.curvature.checks.diagnosis import CURVED, Diagnosis, Finding, Kind, advice
+from lightning_hessian.curvature.checks.explanation import seen_to_depend
 from lightning_hessian.curvature.checks.zero import (
     gradients_contradict,
     kind_in_outputs,
@@ -58,7 +58,7 @@ class Analysis:
         finite: ``[N]``, whether inputs, values and gradients of a sample are.
         diagnosis: the kinds of target and network, and what is not finite.
         seconds_per_matvec: see ``Derivatives``.
-        is_random: whether values were not those of an earlier pass, since the forward is random.
+        depends: on what outputs have been seen to depend besides their sample, in words; else empty.
     """
 
     costs: ModelCosts
@@ -66,7 +66,7 @@ class Analysis:
     finite: Tensor
     diagnosis: Diagnosis
     seconds_per_matvec: float | None = None
-    is_random: bool = False
+    depends: str = ""
 
     def select(self, samples: slice | Tensor) -> Analysis:
         """That of some samples."""
@@ -91,6 +91,7 @@ def analyze(
     is_timed: bool = False,
     examined: Tensor | None = None,
     forward: ForwardPass | None = None,
+    alone: bool = True,
     counted: dict[tuple[object, ...], int] | None = None,
 ) -> Analysis:
     """Gradients, costs and kinds of a batch.
@@ -107,6 +108,7 @@ def analyze(
         examined: the samples at which it is then, where it was linear or piecewise linear beyond the samples too, if
             they are a quarter of all at most (they take another forward pass); None: all.
         forward: what a forward pass has shown already.
+        alone: whether samples are also evaluated without the others, as once in a run.
         counted: see ``ModelCosts``.
 
     Raises:
@@ -137,10 +139,10 @@ def analyze(
         of_target = kind_in_outputs(batch, found.outputs, generator)
         kind = of_target if of_target == "curved" or network == "linear" else network
     diagnosis = Diagnosis(kind, network, tuple(findings), advice=advice(found.outputs.shape[1]))
-    is_random = forward is not None and has_changed_at_random(
-        batch, found.values, forward.outputs, check_group(costs, memory)
-    )
-    return Analysis(costs, found.gradient, finite, diagnosis, found.seconds_per_matvec, is_random)
+    depends = ""
+    if forward is not None and options.check:
+        depends = seen_to_depend(batch, found.values, forward.outputs, check_group(costs, memory), alone=alone)
+    return Analysis(costs, found.gradient, finite, diagnosis, found.seconds_per_matvec, depends)
 
 
 def curved(
@@ -151,8 +153,8 @@ def curved(
         return None
     diagnosis = Diagnosis("curved", "curved", advice=advice(costs.num_outputs))
     finite = torch.ones(batch.num_samples, dtype=torch.bool, device=batch.x.device)
-    is_random = has_changed_at_random(batch, values, forward.outputs, check_group(costs, costs.memory))
-    return Analysis(costs, gradient, finite, diagnosis, is_random=is_random)
+    depends = seen_to_depend(batch, values, forward.outputs, check_group(costs, costs.memory))
+    return Analysis(costs, gradient, finite, diagnosis, depends=depends)
 
 
 def differentiate(

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from lightning_hessian.curvature.analysis import Analysis, analyze, curved, differentiate, finite_samples
 from lightning_hessian.curvature.batching import concatenate, in_groups
-from lightning_hessian.curvature.checks.coupling import has_changed_at_random
 from lightning_hessian.curvature.checks.derivatives import (
     CheckableDerivatives,
     CheckedDerivatives,
     check_derivatives,
     unchecked_derivatives,
 )
+from lightning_hessian.curvature.checks.explanation import seen_to_depend
 from lightning_hessian.curvature.checks.prediction import predict_along, predict_of_matrices, predict_slope
 from lightning_hessian.curvature.checks.result_check import CheckSettings
 from lightning_hessian.curvature.cost_model import ForwardPass, ModelCosts, check_group, fitting_samples
@@ -177,7 +177,7 @@ def hessian(batch: TargetBatch, options: Options, forward: ForwardPass, meter: M
             check_group(analysis.costs, memory),
             options.seed,
             analysis.diagnosis.network_is_piecewise_linear,
-            analysis.is_random,
+            analysis.depends,
         ),
         finite=analysis.finite,
         findings=analysis.diagnosis.findings,
@@ -256,5 +256,5 @@ def _whole_hessians(
 def _settings(costs: ModelCosts, options: Options, first: ForwardPass, values: Tensor) -> CheckSettings:
     """How to check derivatives at ``values``, which should be those of the ``first`` pass."""
     group_size = check_group(costs, options.memory(values.device))
-    is_random = has_changed_at_random(costs.batch, values, first.outputs, group_size)
-    return CheckSettings(group_size, options.seed, is_random=is_random)
+    depends = seen_to_depend(costs.batch, values, first.outputs, group_size)
+    return CheckSettings(group_size, options.seed, depends=depends)

@@ -97,7 +97,8 @@ def decide(
     numbers = range(len(samples))
     examined = None if state.checks is None else state.checks.due(numbers, len(numbers)).to(prepared.batch.x.device)
     is_timed = options.max_seconds is not None and state.seconds_per_matvec is None  # also after a resume
-    already: dict[str, Any] = {"forward": prepared.forward, "counted": state.counted_bytes}
+    is_first = state.checks is None
+    already: dict[str, Any] = {"forward": prepared.forward, "alone": is_first, "counted": state.counted_bytes}
     analysis = analyze(prepared.batch, options, known, is_timed=is_timed, examined=examined, **already)
     state.seconds_per_matvec = state.seconds_per_matvec or analysis.seconds_per_matvec
     network = analysis.diagnosis.network

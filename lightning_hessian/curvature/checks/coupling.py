@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from lightning_hessian.curvature.target_batch import TargetBatch
 SCALES = (1.0, 1e-2, 1e-4)  # of another sample's noise, in standard deviations; smaller where a forward refuses it
 NUM_REPEATED = 16  # samples that are evaluated again to see whether the forward is random
 NOISE = 100.0  # times its estimate, the least of several steps, may be a difference between two batch sizes
+NUM_ALONE = 8  # samples that are looked at without the others
 NUM_PASSES = 8  # of a single sample: a branch taken at random may be the same twice
 
 
@@ -47,6 +49,25 @@ def is_random(batch: TargetBatch, group_size: int, sample: int = 0) -> bool:
 def has_changed_at_random(batch: TargetBatch, values: Tensor, outputs: Tensor, group_size: int) -> bool:
     """Whether ``values [N, K]`` are not those of earlier ``outputs [N, C]``, since forward or target is random."""
     return not _close(values, batch.targets(outputs)) and is_random(batch, group_size)
+
+
+def changes_alone(batch: TargetBatch, outputs: Tensor, precision: float = 0.0) -> int | None:
+    """The first of some samples whose outputs in a batch of their own are not ``outputs [N, C]``, those of the batch.
+
+    Differences of values do not see a coupling that is the same around every point, such as a padding to the longest.
+    """
+    for i in range(0, batch.num_samples, -(-batch.num_samples // NUM_ALONE)):
+        with torch.no_grad():
+            alone = attempted(partial(_outputs_of, batch.select(slice(i, i + 1))))
+        if alone is None or alone.shape != outputs[i : i + 1].shape:
+            return None
+        if not _close(outputs[i : i + 1], alone, precision):
+            return i
+    return None
+
+
+def _outputs_of(batch: TargetBatch) -> Tensor:
+    return batch.outputs(batch.x)
 
 
 def is_coupled(

@@ -11,7 +11,13 @@ from torch import Tensor
 from lightning_hessian.curvature.batching import combine
 from lightning_hessian.curvature.checks.cause_search import CauseSearch
 from lightning_hessian.curvature.checks.certificate import Certificate, certify
-from lightning_hessian.curvature.checks.coupling import changes_with_number, is_coupled, is_random
+from lightning_hessian.curvature.checks.coupling import (
+    changes_alone,
+    changes_with_number,
+    has_changed_at_random,
+    is_coupled,
+    is_random,
+)
 from lightning_hessian.curvature.checks.diagnosis import Finding
 from lightning_hessian.curvature.checks.forward_precision import coarsest_dtype
 from lightning_hessian.curvature.checks.prediction import Prediction
@@ -24,8 +30,8 @@ RANDOM = (
 )
 COUPLED = (
     "The output for one sample changes with the other samples in the batch, or with its place among them (batch norm "
-    "without running statistics, or a mean over the batch): there is no Hessian per sample. Measure with a forward "
-    "that treats samples one by one."
+    "without running statistics, a mean over the batch, padding to its longest sequence): there is no Hessian per "
+    "sample. Measure with a forward that treats samples one by one."
 )
 NUMBER_MATTERS = (
     "The outputs for a sample, or its target, change with the number of samples in the batch (a division by it, for "
@@ -62,6 +68,34 @@ class Explanation:
     on_kink: Tensor
     error: Tensor
     precision: float = 0.0
+
+
+def seen_to_depend(batch: TargetBatch, values: Tensor, outputs: Tensor, group_size: int, *, alone: bool = True) -> str:
+    """What else than a sample its outputs depend on, in words; empty where two passes and samples alone show nothing.
+
+    Args:
+        batch: the samples.
+        values: of the targets, ``[N, K]``.
+        outputs: of an earlier pass, ``[N, C]``.
+        group_size: samples worked on at a time.
+        alone: whether samples are evaluated without the others, too.
+
+    Cost: a pass of each of at most eight samples.
+    """
+    if has_changed_at_random(batch, values, outputs, group_size):
+        return RANDOM
+    if not alone or changes_alone(batch, outputs) is None:
+        return ""
+    precision = torch.finfo(coarsest_dtype(_in_float64(batch))).eps
+    sample = changes_alone(batch, outputs, precision)
+    if sample is None:
+        return ""
+    if is_random(batch, group_size, sample):
+        return RANDOM
+    single, no_noise = batch.select(slice(sample, sample + 1)), values.new_zeros(values.shape[1])
+    coupled = is_coupled(batch, sample, group_size, torch.Generator().manual_seed(0), precision)
+    number_matters = changes_with_number(single, 0, group_size, no_noise, precision)
+    return NUMBER_MATTERS if number_matters and not coupled else COUPLED
 
 
 def not_a_function(finding: str, error: Tensor) -> Explanation:

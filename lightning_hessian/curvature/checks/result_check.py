@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_hessian.curvature.batching import attempted, combine
 from lightning_hessian.curvature.checks.certificate import FIRST_STEP, Certificate, certify
 from lightning_hessian.curvature.checks.diagnosis import Finding, about_some
-from lightning_hessian.curvature.checks.explanation import RANDOM, Explanation, explain, not_a_function
+from lightning_hessian.curvature.checks.explanation import Explanation, explain, not_a_function
 from lightning_hessian.curvature.checks.prediction import Prediction
 from lightning_hessian.curvature.checks.second_look import compare_beside, in_company
 from lightning_hessian.curvature.checks.through_outputs import compare_through_outputs
@@ -46,13 +46,13 @@ class CheckSettings:
         group_size: samples worked on at a time.
         seed: of random inputs.
         piecewise_linear: whether the network is, whose kinks only short steps do not cross.
-        is_random: whether the forward has been seen to be random, so that nothing can be checked.
+        depends: on what outputs have been seen to depend besides their sample, in words: nothing is a derivative then.
     """
 
     group_size: int
     seed: int = 0
     piecewise_linear: bool = False
-    is_random: bool = False
+    depends: str = ""
 
 
 def check(
@@ -66,8 +66,10 @@ def check(
 ) -> Verdict:
     """Certifies the samples that are due, all of them if one fails, and explains what fails; see ``checked``."""
     checks = _Checks(batch, prediction, numbers, settings)
-    if settings.is_random:
-        return Verdict(checks.first_steps, not_a_function(RANDOM, torch.full_like(prediction.slope, torch.nan)))
+    if settings.depends:
+        return Verdict(
+            checks.first_steps, not_a_function(settings.depends, torch.full_like(prediction.slope, torch.nan))
+        )
     found = None if previous is None or due is None else checks.of_some(previous, due.to(batch.x.device))
     return found or checks.of_all()
 

@@ -116,8 +116,8 @@ def execute(
     )
     results, verdict = _Results(gradient, _run(given, plan)), unchecked(batch)
     if options.check:
-        is_random = analysis is not None and analysis.is_random
-        results, verdict = _checked(given, plan, results, share, is_random)
+        depends = analysis.depends if analysis else ""
+        results, verdict = _checked(given, plan, results, share, depends)
     result = results.of_method
     conclusion = conclude(given, plan, result.decomposition, verdict, share)
     error = verdict.error
@@ -192,9 +192,7 @@ def _zero_spectrum(gradient: Tensor, options: Options, num_matrices: int) -> Met
     return MethodResult(found, prediction, matrices=matrices)
 
 
-def _checked(
-    given: MethodInput, plan: Plan, results: _Results, share: Share, is_random: bool
-) -> tuple[_Results, Verdict]:
+def _checked(given: MethodInput, plan: Plan, results: _Results, share: Share, depends: str) -> tuple[_Results, Verdict]:
     """Results, some of them computed again, and what the checks say about them."""
     due = None
     if share.checks is not None and share.checks.circumstances == _circumstances(plan, results.of_method):
@@ -220,7 +218,7 @@ def _checked(
         numbers=share.numbers,
         computed_by=results.of_method.autodiff_mode,
         settings=CheckSettings(
-            check_group(given.costs, given.memory_budget), given.options.seed, given.piecewise_linear, is_random
+            check_group(given.costs, given.memory_budget), given.options.seed, given.piecewise_linear, depends
         ),
         previous=share.checks,
         due=due,

@@ -423,3 +423,52 @@ def test_the_share_of_a_class_in_the_direction(num_classes, share):
     gradient = random(2, num_classes, 5)
     norm = gradient.norm(dim=-1)
     assert predict(gradient, gradient, norm, lambda w: norm, generator()).share == pytest.approx(share)
+
+
+def padded_to_the_longest(x):
+    """The mean over the steps of the longest sequence in the batch; zeros are padding."""
+    longest = int((x != 0).any(-1).sum(1).max())
+    return x[:, :longest].sin().mean(1)
+
+
+def scaled_by_one_for_all(x):
+    return x.flatten(1).sin() * (1.0 if (x > 5).any() else 0.5)
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+@pytest.mark.parametrize("function", [input_gradient, input_hessian, input_spectrum])
+@pytest.mark.parametrize("model", [padded_to_the_longest, scaled_by_one_for_all])
+def test_coupling_is_found_where_the_first_and_the_last_sample_decide_for_all(model, function, dtype):
+    x = random(4, 6, 2, dtype=dtype)
+    for i, length in enumerate((6, 3, 2, 6)):
+        x[i, length:] = 0
+    x[[0, 3], 0, 0] = 6.0
+    with pytest.warns(UserWarning, match="changes with the other samples in the batch"):
+        function(model, x, 0)
+
+
+class EvaluatedAgain(torch.autograd.Function):
+    """A solver whose values carry a small error, and whose backward evaluates the module again, in its own dtype."""
+
+    @staticmethod
+    def forward(ctx, x, module):
+        ctx.save_for_backward(x)
+        ctx.module = module
+        return module(x) * (1 + 1e-6 * torch.sin(1e9 * x.double().sum()).to(x))
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        with torch.enable_grad():
+            inner = x.detach().requires_grad_()
+            outputs = ctx.module(inner)
+        return torch.autograd.grad(outputs, inner, grad)[0], None
+
+
+@pytest.mark.parametrize("target", ["logit", "prob"])
+def test_a_backward_without_a_derivative_is_found_behind_the_noise_of_a_solver(target):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2))
+    model.forward = lambda x: EvaluatedAgain.apply(x, model[:])
+    spectrum = quietly(input_spectrum, model, random(8, 2, dtype=torch.float32), 0, target)
+    assert not spectrum.valid.any()
