@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.attention
 import torch.utils.checkpoint
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # Where torch has its own switch for the precision of float32 products; which of them exist depends on the version.
@@ -32,8 +32,8 @@ ENGINE = "_engine_run_backward"  # of torch.autograd, for the same reason
 def exact_settings(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Gradients on; inference mode, autocast, anomaly detection, TF32 and activation checkpointing off.
 
-    The default dtype is ``dtype``, attention runs on the math kernel and never on the fast path of eval mode, and
-    compiled code runs eagerly.
+    The default dtype is ``dtype``, attention runs on the math kernel and never on the fast path of eval mode, compiled
+    code runs eagerly, and hardsigmoid is made of operations that have second derivatives.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -45,8 +45,15 @@ def exact_settings(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
         stack.enter_context(_attention_by_products())
         stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled outside again
         stack.enter_context(_without_checkpointing())
+        stack.enter_context(replaced(torch.nn.functional, hardsigmoid=_hardsigmoid))
         stack.enter_context(_without_global_backward_hooks())
         yield
+
+
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    """As ``torch.nn.functional.hardsigmoid``, whose backward has no derivative: min(max(x + 3, 0), 6) / 6."""
+    found = torch.nn.functional.relu6(input + 3) / 6
+    return input.copy_(found) if inplace else found
 
 
 @contextmanager

@@ -182,3 +182,15 @@ print(input_hessian(lambda x: rnn(x)[0], torch.ones(2, 4), 0).shape)
 def test_flags_that_are_frozen():
     found = subprocess.run([sys.executable, "-W", "ignore", "-c", FROZEN], check=True, capture_output=True, text=True)
     assert found.stdout.split("\n")[:2] == ["torch.Size([1, 1, 4, 4])", "torch.Size([2, 1, 4, 4])"]
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_gate_of_hardsigmoid_has_a_hessian(inplace):
+    """As in MobileNetV3: x · hardsigmoid(W x), with entries on all three pieces."""
+    weight = 4 * torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    gate = nn.Hardsigmoid(inplace=inplace)
+    found = input_hessian(lambda x: (x * gate(x @ weight)).sum(1), x, 0)
+    by_hand = torch.func.hessian(lambda v: (v * ((v @ weight + 3).clamp(0, 6) / 6)).sum())
+    torch.testing.assert_close(found[:, 0], torch.func.vmap(by_hand)(x))
+    assert found.any()
