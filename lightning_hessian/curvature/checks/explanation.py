@@ -30,8 +30,8 @@ RANDOM = (
 )
 COUPLED = (
     "The output for one sample changes with the other samples in the batch, or with its place among them (batch norm "
-    "without running statistics, a mean over the batch, padding to its longest sequence): there is no Hessian per "
-    "sample. Measure with a forward that treats samples one by one."
+    "without running statistics, a mean over the batch, padding to its longest sequence, steps of a solver that all "
+    "share): there is no Hessian per sample. Measure with a forward that treats samples one by one."
 )
 NUMBER_MATTERS = (
     "The outputs for a sample, or its target, change with the number of samples in the batch (a division by it, for "
@@ -86,7 +86,7 @@ def seen_to_depend(batch: TargetBatch, values: Tensor, outputs: Tensor, group_si
         return RANDOM
     if not alone or changes_alone(batch, outputs) is None:
         return ""
-    precision = torch.finfo(coarsest_dtype(_in_float64(batch))).eps
+    precision = _eps(batch, coarsest_dtype(_in_float64(batch)))
     sample = changes_alone(batch, outputs, precision)
     if sample is None:
         return ""
@@ -127,7 +127,7 @@ def explain(
     causes one HVP and differences of values, at the samples in question.
     """
     dtype = coarsest_dtype(_in_float64(batch))
-    precision = torch.finfo(dtype).eps
+    precision = _eps(batch, dtype)
     first = int((~certificate.is_outcome("certified")).any(dim=1).nonzero()[0])
     random = is_random(batch, group_size, first)
     coupled = None if random else is_coupled(batch, first, group_size, generator, precision)
@@ -137,7 +137,7 @@ def explain(
     for found, finding in ((random, RANDOM), (coupled, COUPLED), (varies, NUMBER_MATTERS)):
         if found:
             return not_a_function(finding, certificate.error.to(prediction.slope))
-    in_single = precision if dtype == torch.float32 else 0.0
+    in_single = torch.finfo(dtype).eps if dtype == torch.float32 else 0.0
     if in_single:
         certificate = _at_precision(in_single, certificate, batch, prediction, group_size)
     search = CauseSearch(batch, prediction, certificate, group_size, numbers, generator, in_single)
@@ -175,6 +175,11 @@ def _in_float64(batch: TargetBatch) -> TargetBatch:
         return batch.to(torch.float64)
     except TypeError:  # MPS
         return batch
+
+
+def _eps(batch: TargetBatch, dtype: torch.dtype) -> float:
+    """That of a forward which computes in ``dtype`` at the least, or of the batch where that is more."""
+    return max(torch.finfo(dtype).eps, torch.finfo(batch.x.dtype).eps)
 
 
 def _at_precision(
