@@ -80,7 +80,7 @@ def seen_to_depend(batch: TargetBatch, values: Tensor, outputs: Tensor, group_si
         group_size: samples worked on at a time.
         alone: whether samples are evaluated without the others, too.
 
-    Cost: a pass of each of at most eight samples.
+    Cost: a pass of each of at most four samples.
     """
     if has_changed_at_random(batch, values, outputs, group_size):
         return RANDOM
