@@ -111,8 +111,13 @@ class StateSnapshot:
     def _add(self, value: Any, depth: int) -> None:
         if depth == 0 or type(value) in CONSTANTS or id(value) in self._seen:
             return
-        if isinstance(value, types.ModuleType) or is_namespace(value):
+        if isinstance(value, types.ModuleType):
             return  # what functions name in it is followed by ``_add_globals``
+        if is_namespace(value):  # never emptied, and of a library not even followed
+            if not is_library(value["__name__"]):
+                self._seen.add(id(value))
+                self._add_globals(value, {name for name in value if not name.startswith("__")}, depth)
+            return
         if isinstance(value, (dict, list, set, deque, *BUFFERS)):
             self._add_container(value, depth)
         elif isinstance(value, (tuple, functools.partial, types.MethodType)):

@@ -237,6 +237,7 @@ def _agrees(found: Differences, p: Prediction, tolerance: Tensor, size: Tensor, 
     norm, scale = p.spectral_norm, slope_scale(found, p)
     slope = found.slope_error <= tolerance * scale + MARGIN * found.slope_blur
     if p.slope_only:
+        slope &= found.slope_error <= LARGEST_ERROR * scale
         return slope & ((found.slope_blur <= BLUR * p.gradient_norm) | (p.gradient_norm == 0))
     allowed = torch.minimum(tolerance * norm + MARGIN * found.blur, LARGEST_ERROR * p.share * norm)
     curvature = (found.error <= allowed) & (found.blur <= BLUR * norm)

@@ -52,7 +52,7 @@ def has_changed_at_random(batch: TargetBatch, values: Tensor, outputs: Tensor, g
     return not _close(values, batch.targets(outputs)) and is_random(batch, group_size)
 
 
-def changes_alone(batch: TargetBatch, outputs: Tensor, precision: float = 0.0) -> int | None:
+def changes_alone(batch: TargetBatch, outputs: Tensor, precision: float = 0.0, scale: float = 0.0) -> int | None:
     """The first of some samples whose outputs in a batch of their own are not ``outputs [N, C]``, those of the batch.
 
     Differences of values do not see a coupling that is the same around every point, such as a padding to the longest.
@@ -60,20 +60,26 @@ def changes_alone(batch: TargetBatch, outputs: Tensor, precision: float = 0.0) -
     """
     for i in range(0, batch.num_samples, -(-batch.num_samples // NUM_ALONE)):
         with torch.no_grad():
-            alone = attempted(partial(_outputs_of, batch.select(slice(i, i + 1))))
+            alone = attempted(partial(outputs_of, batch.select(slice(i, i + 1))))
         if alone is None or alone.shape != outputs[i : i + 1].shape:
             return None
-        if not _close(outputs[i : i + 1], alone, max(LARGEST_ERROR**2, precision)):
+        if not _close(outputs[i : i + 1], alone, max(LARGEST_ERROR**2, precision), scale):
             return i
     return None
 
 
-def _outputs_of(batch: TargetBatch) -> Tensor:
+def outputs_of(batch: TargetBatch) -> Tensor:
+    """Those at the samples themselves."""
     return batch.outputs(batch.x)
 
 
 def is_coupled(
-    batch: TargetBatch, sample: int, group_size: int, generator: torch.Generator, precision: float = 0.0
+    batch: TargetBatch,
+    sample: int,
+    group_size: int,
+    generator: torch.Generator,
+    precision: float = 0.0,
+    scale: float = 0.0,
 ) -> bool | None:
     """Whether what is measured of a sample changes with the others in its batch, or with its place among them.
 
@@ -86,6 +92,7 @@ def is_coupled(
         group_size: samples whose five values fit the memory at a time.
         generator: of noise.
         precision: relative, in which the forward computes, where it is worse than that of the samples.
+        scale: what that is relative to, where outputs are smaller.
 
     Returns:
         None where the forward accepts no other batch, or two samples do not fit the device.
@@ -94,12 +101,14 @@ def is_coupled(
     other = (sample + 1) % num_samples
     pair = batch.select(torch.tensor([sample, sample], device=batch.x.device))
     answers = [
-        _depends_on_place(pair, precision),
-        _changes(pair, 0, batch.x[[sample, other]], generator, precision),
-        _changes(pair, 1, batch.x[[other, sample]], generator, precision),
+        _depends_on_place(pair, precision, scale),
+        _changes(pair, 0, batch.x[[sample, other]], generator, precision, scale),
+        _changes(pair, 1, batch.x[[other, sample]], generator, precision, scale),
     ]
     if answers == [None] * 3 and 1 < num_samples <= len(OFFSETS) * group_size:
-        answers = [_changes(batch, row, batch.x.roll(1, 0), generator, precision) for row in (sample, num_samples - 1)]
+        answers = [
+            _changes(batch, row, batch.x.roll(1, 0), generator, precision, scale) for row in (sample, num_samples - 1)
+        ]
     return next((answer for answer in (True, False) if answer in answers), None)
 
 
@@ -142,18 +151,18 @@ def _of_row(batch: TargetBatch, row: int, dtype: torch.dtype) -> Tensor | None:
         return None
 
 
-def _depends_on_place(pair: TargetBatch, precision: float) -> bool | None:
+def _depends_on_place(pair: TargetBatch, precision: float, scale: float) -> bool | None:
     """Whether the same sample twice gives two results; None where the forward accepts no two, or they do not fit."""
     try:
         with torch.no_grad():
             outputs = pair.outputs(pair.x)
-            return not _close(outputs[0], outputs[1], precision)
+            return not _close(outputs[0], outputs[1], precision, scale)
     except Exception:  # a forward that accepts a single sample, or two that do not fit the device
         return None
 
 
 def _changes(
-    batch: TargetBatch, row: int, swapped: Tensor, generator: torch.Generator, precision: float
+    batch: TargetBatch, row: int, swapped: Tensor, generator: torch.Generator, precision: float, scale: float
 ) -> bool | None:
     """Whether outputs or targets of one row change with other rows; None where none are accepted, or do not fit."""
 
@@ -164,7 +173,7 @@ def _changes(
     for x in _other_rows(batch.x, row, swapped, generator):
         try:
             with torch.no_grad():
-                return not _close(of_row(batch.x), of_row(x), precision)
+                return not _close(of_row(batch.x), of_row(x), precision, scale)
         except Exception as error:  # an assertion on the range of the input, for example
             if out_of_memory(error):
                 return None
@@ -182,11 +191,13 @@ def _other_rows(x: Tensor, row: int, swapped: Tensor, generator: torch.Generator
             yield changed
 
 
-def _close(a: Tensor, b: Tensor, precision: float = 0.0) -> bool:
+def _close(a: Tensor, b: Tensor, precision: float = 0.0, scale: float = 0.0) -> bool:
     """Equal up to what another order of summation may change; NaNs compare equal, and are reported elsewhere."""
-    return torch.allclose(a, b, rtol=0, atol=_tolerance(a, precision), equal_nan=True)
+    return torch.allclose(a, b, rtol=0, atol=_tolerance(a, precision, scale), equal_nan=True)
 
 
-def _tolerance(numbers: Tensor, precision: float) -> float:
+def _tolerance(numbers: Tensor, precision: float, scale: float = 0.0) -> float:
     """Of differences that another order of summation may make."""
-    return max(torch.finfo(numbers.dtype).eps, precision) ** 0.5 * float(torch.nan_to_num(numbers).abs().max())
+    return max(torch.finfo(numbers.dtype).eps, precision) ** 0.5 * max(
+        scale, float(torch.nan_to_num(numbers).abs().max())
+    )

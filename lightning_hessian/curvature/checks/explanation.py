@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.batching import combine
+from lightning_hessian.curvature.batching import attempted, combine
 from lightning_hessian.curvature.checks.cause_search import CauseSearch
 from lightning_hessian.curvature.checks.certificate import Certificate, certify
 from lightning_hessian.curvature.checks.coupling import (
@@ -17,6 +17,7 @@ from lightning_hessian.curvature.checks.coupling import (
     has_changed_at_random,
     is_coupled,
     is_random,
+    outputs_of,
 )
 from lightning_hessian.curvature.checks.diagnosis import Finding
 from lightning_hessian.curvature.checks.forward_precision import coarsest_dtype
@@ -86,14 +87,19 @@ def seen_to_depend(batch: TargetBatch, values: Tensor, outputs: Tensor, group_si
         return RANDOM
     if not alone or changes_alone(batch, outputs) is None:
         return ""
-    precision = _eps(batch, coarsest_dtype(_in_float64(batch)))
-    sample = changes_alone(batch, outputs, precision)
+    exact = _in_float64(batch)  # where rounding is not taken for a coupling
+    precision = _eps(batch, coarsest_dtype(exact))
+    with torch.no_grad():
+        found = attempted(lambda: outputs_of(exact))
+    if found is None:
+        exact, found = batch, outputs
+    sample = changes_alone(exact, found, precision, float(outputs.abs().nan_to_num().max()))
     if sample is None:
         return ""
     if is_random(batch, group_size, sample):
         return RANDOM
     single, no_noise = batch.select(slice(sample, sample + 1)), values.new_zeros(values.shape[1])
-    coupled = is_coupled(batch, sample, group_size, torch.Generator().manual_seed(0), precision)
+    coupled = _is_coupled(batch, sample, group_size, torch.Generator().manual_seed(0), precision)
     number_matters = changes_with_number(single, 0, group_size, no_noise, precision)
     return NUMBER_MATTERS if number_matters and not coupled else COUPLED
 
@@ -130,7 +136,7 @@ def explain(
     precision = _eps(batch, dtype)
     first = int((~certificate.is_outcome("certified")).any(dim=1).nonzero()[0])
     random = is_random(batch, group_size, first)
-    coupled = None if random else is_coupled(batch, first, group_size, generator, precision)
+    coupled = None if random else _is_coupled(batch, first, group_size, generator, precision)
     varies = None
     if not (random or coupled):
         varies = changes_with_number(batch, first, group_size, certificate.noise[first], precision)
@@ -167,6 +173,17 @@ def explain(
         search.error,
         precision,
     )
+
+
+def _is_coupled(
+    batch: TargetBatch, sample: int, group_size: int, generator: torch.Generator, precision: float
+) -> bool | None:
+    """As ``is_coupled``, in float64 where the forward can be evaluated in it: what is rounding vanishes there."""
+    with torch.no_grad():
+        own = attempted(lambda: outputs_of(batch.select(slice(sample, sample + 1))))
+    scale = 0.0 if own is None else float(own.abs().nan_to_num().max())
+    found = is_coupled(_in_float64(batch), sample, group_size, generator, precision, scale)
+    return is_coupled(batch, sample, group_size, generator, precision) if found is None else found
 
 
 def _in_float64(batch: TargetBatch) -> TargetBatch:
