@@ -68,14 +68,14 @@ def _check_signature(model: nn.Module, inputs: Inputs) -> None:
     if by_name and len(parameters) == 1:
         raise ConfigurationError(
             f"{takes} {len(by_name)} inputs by name. If it takes all of them in one dict, give "
-            f"forward_fn=lambda module, x: module(x); else an input_fn that returns what it takes."
+            f"forward_fn=lambda module, x: module(x); otherwise give an input_fn that returns only what it takes."
         )
     named = [each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
     required = [each for each in named if each.default is each.empty] or named
     names = ", ".join(f'"{each.name}": ...' for each in required)
     count = f"{len(by_name)} inputs by name" if by_name else f"{len(by_place)} input{'s' * (len(by_place) > 1)}"
     raise ConfigurationError(
-        f"{takes} {count}. Give an input_fn that returns ({{{names}}}, labels), all that it takes and the labels or "
-        f"None, with wrt, which of them is differentiated (or at which layer); or a forward_fn, which takes "
-        f"(module, x) and returns the output."
+        f"{takes} {count}. Give an input_fn that returns ({{{names}}}, labels), where labels may be None, and name the "
+        f"input (or layer) to differentiate with wrt. Or give a forward_fn, which takes (module, x) and returns the "
+        f"output."
     )
