@@ -70,17 +70,20 @@ class Explanation:
     precision: float = 0.0
 
 
-def seen_to_depend(batch: TargetBatch, values: Tensor, outputs: Tensor, group_size: int, *, alone: bool = True) -> str:
-    """What else than a sample its outputs depend on, in words; empty where two passes and samples alone show nothing.
+def find_dependence(batch: TargetBatch, values: Tensor, outputs: Tensor, group_size: int, *, alone: bool = True) -> str:
+    """Whether outputs depend on more than their own sample, such as chance or the other samples of the batch.
 
     Args:
         batch: the samples.
         values: of the targets, ``[N, K]``.
         outputs: of an earlier pass, ``[N, C]``.
         group_size: samples worked on at a time.
-        alone: whether samples are evaluated without the others, too.
+        alone: whether samples are also evaluated one by one.
 
-    Cost: a pass of each of at most eight samples.
+    Returns:
+        A sentence for the diagnosis; empty where nothing was seen.
+
+    Cost: if ``alone``, a forward pass of each of at most ``NUM_ALONE`` samples.
     """
     if has_changed_at_random(batch, values, outputs, group_size):
         return RANDOM
