@@ -16,7 +16,7 @@ from lightning_hessian.curvature.target_batch import TargetBatch
 SCALES = (1.0, 1e-2, 1e-4)  # of another sample's noise, in standard deviations; smaller where a forward refuses it
 NUM_REPEATED = 16  # samples that are evaluated again to see whether the forward is random
 NOISE = 100.0  # times its estimate, the least of several steps, may be a difference between two batch sizes
-NUM_ALONE = 8  # samples that are also evaluated alone
+NUM_ALONE = 4  # samples that are also evaluated alone
 NUM_PASSES = 8  # of a single sample: a branch taken at random may be the same twice
 
 

@@ -15,7 +15,6 @@ from lightning_hessian.curvature.checks.zero import gradients_contradict, kind_o
 from lightning_hessian.curvature.methods.interface import MethodInput, Share
 from lightning_hessian.curvature.methods.plan import Plan
 from lightning_hessian.curvature.spectrum import Decomposition
-from lightning_hessian.curvature.target_batch import TargetBatch
 from lightning_hessian.errors import MeasurementError
 
 # How asymmetric a Hessian may be before its digits are called rounding.
@@ -69,7 +68,7 @@ def conclude(given: MethodInput, plan: Plan, found: Decomposition, verdict: Verd
         diagnosis = replace(diagnosis, kind="rounding") if everywhere else diagnosis.with_findings(findings)
     zero, wrong = valid & (norm == 0) & ~of_checks.is_rounding, of_checks.wrong
     if zero.any() and not diagnosis.zero:
-        diagnosis, invalid, contradicted = _judge_zeros(batch, zero, valid, diagnosis, share, generator)
+        diagnosis, invalid, contradicted = _judge_zeros(given, zero, valid, diagnosis, share, generator)
         valid, wrong = valid & ~invalid, wrong | contradicted
     if not valid.any() and diagnosis.kind != "disconnected" and wrong.any():
         diagnosis = replace(diagnosis, kind="inconsistent")
@@ -77,9 +76,10 @@ def conclude(given: MethodInput, plan: Plan, found: Decomposition, verdict: Verd
 
 
 def _judge_zeros(
-    batch: TargetBatch, zero: Tensor, valid: Tensor, diagnosis: Diagnosis, share: Share, generator: torch.Generator
+    given: MethodInput, zero: Tensor, valid: Tensor, diagnosis: Diagnosis, share: Share, generator: torch.Generator
 ) -> tuple[Diagnosis, Tensor, Tensor]:
     """What Hessians of a curved target that are ``zero [N, K]`` are; which are not, and which gradients contradict."""
+    batch = given.batch
     lost, findings = underflow(batch, zero, share.numbers, generator)
     samples = zero.any(dim=1).nonzero().flatten()
     contradicted = gradients_contradict(batch.select(samples), generator).unsqueeze(1).expand(-1, zero.shape[1])
@@ -90,6 +90,8 @@ def _judge_zeros(
     if zero.any() and (zero | invalid | ~valid).all():
         first = batch.select(zero.any(dim=1).nonzero()[:1].flatten())
         kind = kind_of_zero(weighted_targets(first, generator), generator)
+        if kind == "linear" and not given.gradient.any():
+            kind = "disconnected"  # a constant, as a probability that underflows everywhere
         return replace(diagnosis, kind=kind), invalid, wrong
     return diagnosis.with_findings(_findings(zero, "It is exactly zero at {}.", share)), invalid, wrong
 

@@ -373,3 +373,12 @@ def test_an_asymmetric_hessian_is_not_valid():
     spectrum = spectrum_of(lambda x: torch.stack([Twisted.apply(x), x.pow(3).sum(1)], dim=1), classes=[0, 1])
     assert "The Hessian at samples 0, 1 and 2 is asymmetric by up to" in spectrum.diagnosis.message
     assert spectrum.valid.tolist() == [[False, True]] * 3
+
+
+def test_a_probability_that_underflows_everywhere_is_not_called_linear():
+    net = mlp(nn.ReLU).float()
+    net[-1].bias.data[0] = -1e4
+    message = spectrum_of(net, "prob", X.float()).diagnosis.message
+    assert "does not depend on the input as far as autograd sees" in message
+    assert "a saturated softmax" in message
+    assert "'prob'" not in message
