@@ -140,15 +140,14 @@ def explain(
     for found, finding in ((random, RANDOM), (coupled, COUPLED), (varies, NUMBER_MATTERS)):
         if found:
             return not_a_function(finding, certificate.error.to(prediction.slope))
-    in_single = torch.finfo(dtype).eps if dtype == torch.float32 else 0.0
-    if in_single:
-        certificate = _at_precision(in_single, certificate, batch, prediction, group_size)
-    search = CauseSearch(batch, prediction, certificate, group_size, numbers, generator, in_single)
+    single = torch.finfo(dtype).eps if dtype == torch.float32 else 0.0  # half precision is judged below
+    if single:
+        certificate = _at_precision(single, certificate, batch, prediction, group_size)
+    search = CauseSearch(batch, prediction, certificate, group_size, numbers, generator, single)
     if coupled is None and batch.num_samples > 1:
         search.findings.append(Finding(COUPLING_UNCHECKED, unconfirmed=True))
-    if dtype in (torch.float32, torch.float64):
-        precision = 0.0
-    else:
+    is_half = dtype not in (torch.float32, torch.float64)
+    if is_half:
         search.judge_by_precision(dtype)
     rounding = search.rounding()
     search.look_beside_kinks()
@@ -168,7 +167,7 @@ def explain(
         search.wrong,
         search.on_kink,
         search.error,
-        precision,
+        precision if is_half else 0.0,
     )
 
 
