@@ -85,7 +85,7 @@ is piecewise linear at these weights take 2, and the comparison of one sample wi
 samples, as for ResNet-50, both checks look at half of all samples. Three quarters of the ViT's time are 63 HVPs, which
 cost 1.7 gradients each, because a gradient can use fused attention, which has no second derivative. The forum CNN needs
 100 HVPs to find ten eigenvalues to 1e-5 at each of eight samples; its first measurement also shortens the step five
-times at samples close to kinks of max-pooling, and measures those samples again in a larger batch."""
+times at samples close to kinks of max-pooling, and looks at derivatives beside them and for other causes."""
 
 
 def price(result: dict[str, Any]) -> str:
