@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_hessian.curvature.batching import concatenate, in_groups
 from lightning_hessian.curvature.checks.diagnosis import CURVED, Diagnosis, Finding, Kind, advice
-from lightning_hessian.curvature.checks.explanation import seen_to_depend
+from lightning_hessian.curvature.checks.explanation import find_dependence
 from lightning_hessian.curvature.checks.zero import (
     gradients_contradict,
     kind_in_outputs,
@@ -58,7 +58,7 @@ class Analysis:
         finite: ``[N]``, whether inputs, values and gradients of a sample are.
         diagnosis: the kinds of target and network, and what is not finite.
         seconds_per_matvec: see ``Derivatives``.
-        depends: on what outputs have been seen to depend besides their sample, in words; else empty.
+        dependence: see ``CheckSettings``.
     """
 
     costs: ModelCosts
@@ -66,7 +66,7 @@ class Analysis:
     finite: Tensor
     diagnosis: Diagnosis
     seconds_per_matvec: float | None = None
-    depends: str = ""
+    dependence: str = ""
 
     def select(self, samples: slice | Tensor) -> Analysis:
         """That of some samples."""
@@ -108,14 +108,14 @@ def analyze(
         examined: the samples at which it is then, where it was linear or piecewise linear beyond the samples too, if
             they are a quarter of all at most (they take another forward pass); None: all.
         forward: what a forward pass has shown already.
-        alone: whether samples are also evaluated without the others, as once in a run.
+        alone: whether samples are also evaluated one by one, which is done once per run.
         counted: see ``ModelCosts``.
 
     Raises:
         MeasurementError: not one sample has finite derivatives.
 
     Cost: a gradient; where the network is examined, one HVP; where it is not curved, three HVPs at one sample, and
-    with a custom ``autograd.Function`` three gradients and an HVP more.
+    with a custom ``autograd.Function`` three gradients and an HVP more; and that of ``find_dependence``.
     """
     memory = options.memory(batch.x.device)
     costs = ModelCosts(batch, memory, forward, {} if counted is None else counted)
@@ -139,10 +139,10 @@ def analyze(
         of_target = kind_in_outputs(batch, found.outputs, generator)
         kind = of_target if of_target == "curved" or network == "linear" else network
     diagnosis = Diagnosis(kind, network, tuple(findings), advice=advice(found.outputs.shape[1]))
-    depends = ""
+    dependence = ""
     if forward is not None and options.check:
-        depends = seen_to_depend(batch, found.values, forward.outputs, check_group(costs, memory), alone=alone)
-    return Analysis(costs, found.gradient, finite, diagnosis, found.seconds_per_matvec, depends)
+        dependence = find_dependence(batch, found.values, forward.outputs, check_group(costs, memory), alone=alone)
+    return Analysis(costs, found.gradient, finite, diagnosis, found.seconds_per_matvec, dependence)
 
 
 def curved(
@@ -153,8 +153,8 @@ def curved(
         return None
     diagnosis = Diagnosis("curved", "curved", advice=advice(costs.num_outputs))
     finite = torch.ones(batch.num_samples, dtype=torch.bool, device=batch.x.device)
-    depends = seen_to_depend(batch, values, forward.outputs, check_group(costs, costs.memory))
-    return Analysis(costs, gradient, finite, diagnosis, depends=depends)
+    dependence = find_dependence(batch, values, forward.outputs, check_group(costs, costs.memory))
+    return Analysis(costs, gradient, finite, diagnosis, dependence=dependence)
 
 
 def differentiate(

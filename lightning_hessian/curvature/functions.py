@@ -18,7 +18,7 @@ from lightning_hessian.curvature.checks.derivatives import (
     check_derivatives,
     unchecked_derivatives,
 )
-from lightning_hessian.curvature.checks.explanation import seen_to_depend
+from lightning_hessian.curvature.checks.explanation import find_dependence
 from lightning_hessian.curvature.checks.prediction import predict_along, predict_of_matrices, predict_slope
 from lightning_hessian.curvature.checks.result_check import CheckSettings
 from lightning_hessian.curvature.cost_model import ForwardPass, ModelCosts, check_group, fitting_samples
@@ -177,7 +177,7 @@ def hessian(batch: TargetBatch, options: Options, forward: ForwardPass, meter: M
             check_group(analysis.costs, memory),
             options.seed,
             analysis.diagnosis.network_is_piecewise_linear,
-            analysis.depends,
+            analysis.dependence,
         ),
         finite=analysis.finite,
         findings=analysis.diagnosis.findings,
@@ -256,5 +256,5 @@ def _whole_hessians(
 def _settings(costs: ModelCosts, options: Options, first: ForwardPass, values: Tensor) -> CheckSettings:
     """How to check derivatives at ``values``, which should be those of the ``first`` pass."""
     group_size = check_group(costs, options.memory(values.device))
-    depends = seen_to_depend(costs.batch, values, first.outputs, group_size)
-    return CheckSettings(group_size, options.seed, depends=depends)
+    dependence = find_dependence(costs.batch, values, first.outputs, group_size)
+    return CheckSettings(group_size, options.seed, dependence=dependence)

@@ -80,9 +80,8 @@ def is_foreign(home: str | None) -> bool:
 
 def is_namespace(value: object) -> bool:
     """Whether this is the dict of a module that has been imported, such as ``builtins``."""
-    if not isinstance(value, dict):
-        return False
-    module = sys.modules.get(name) if isinstance(name := dict.get(value, "__name__"), str) else None
+    name = dict.get(value, "__name__") if isinstance(value, dict) else None
+    module = sys.modules.get(name) if isinstance(name, str) else None
     return module is not None and getattr(module, "__dict__", None) is value
 
 

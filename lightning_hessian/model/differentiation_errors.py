@@ -61,16 +61,16 @@ def _sentence(error: Exception) -> str:
     if BACKWARD in modules and ModelFunction.__module__ not in modules:
         where = _line_of_others(error, modules.index(BACKWARD), modules)
         return (
-            f"The backward of a custom autograd.Function raised an error{where and f', {where}'}: {message}. A "
-            f"backward that evaluates modules of the model, as that of odeint_adjoint does, finds their own "
-            f"parameters, in their own dtype: measure in that dtype, or by a forward without that function."
+            f"The backward of a custom autograd.Function raised an error{where and f', {where}'}: {message}. If it "
+            f"evaluates modules of the model, as that of odeint_adjoint does, it finds their parameters in their own "
+            f"dtype: measure in that dtype, or with a forward that does without this function."
         )
     if ModelFunction.__module__ in modules:
         where = line_of_forward(error)
         return (
             f"The model can be evaluated, but raised an error while it was differentiated{where and f', {where}'}: "
-            f"{message}. Its "
-            f"forward pass must also accept tensors that require gradients, other numbers of samples and equal samples."
+            f"{message}. Its forward pass must also accept tensors that require gradients, other numbers of "
+            f"samples and equal samples."
         )
     return ""
 

@@ -22,7 +22,7 @@ def outputs_of(returned: Any, output_fn: OutputFunction | None, num_samples: int
         ConfigurationError: there are none.
     """
     if output_fn is not None:
-        return _as_matrix(_applied(output_fn, returned, num_samples), "output", num_samples)
+        return _as_matrix(_applied(output_fn, returned, num_samples), "output", num_samples, "output_fn")
     return _as_matrix(*_outputs_in(returned), num_samples)
 
 
@@ -32,7 +32,7 @@ def _applied(output_fn: OutputFunction, returned: Any, num_samples: int) -> Any:
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise ConfigurationError(
             f"output_fn failed with {type(error).__name__}: {error}. It is called with what the model returned, here "
-            f"{_describe(returned, 'output', num_samples)[0]}, and returns [N, C]."
+            f"{_describe(returned, 'output', num_samples)[0]}, and must return [N, C]."
         ) from error
 
 
@@ -45,20 +45,20 @@ def _outputs_in(returned: Any) -> tuple[Any, str]:
     return returned, "output"
 
 
-def _as_matrix(output: Any, name: str, num_samples: int) -> Tensor:
-    """``output`` as ``[N, C]``; ``name`` is an expression for it.
+def _as_matrix(output: Any, name: str, num_samples: int, source: str = "The model") -> Tensor:
+    """``output``, which ``source`` returned, as ``[N, C]``; ``name`` is an expression for it.
 
     Raises:
         ConfigurationError: it has another shape; the message shows an output_fn for it.
     """
     if isinstance(output, Tensor) and output.is_complex():
         raise ConfigurationError(
-            f"The model returned complex numbers ({output.dtype}), and what is differentiated is real. Give output_fn, "
+            f"{source} returned complex numbers ({output.dtype}), and what is differentiated is real. Give output_fn, "
             f"for example output_fn=lambda output: {name}.abs()."
         )
     if isinstance(output, Tensor) and not output.is_floating_point():
         raise ConfigurationError(
-            f"The model returned {output.dtype}, which has no derivative. Give output_fn, or a forward_fn, that "
+            f"{source} returned {output.dtype}, which has no derivative. Give output_fn, or a forward_fn, that "
             f"returns the scores behind these numbers, for example forward_fn=lambda module, x: module.network(x)."
         )
     if isinstance(output, Tensor) and output.shape == (num_samples,):
@@ -66,6 +66,8 @@ def _as_matrix(output: Any, name: str, num_samples: int) -> Tensor:
     if isinstance(output, Tensor) and output.dim() == 2 and len(output) == num_samples:
         return output
     got, example = _describe(output, name, num_samples)
+    if source == "output_fn":
+        raise ConfigurationError(f"output_fn returned {got} for {num_samples} samples; it must return [N, C] or [N].")
     keeps_all = f" {example.partition('[:, ')[0]}.flatten(1) keeps all entries of a sample as outputs."
     raise ConfigurationError(
         f"The model returned {got} for {num_samples} samples; outputs must be [N, C] or [N], alone or under the name "

@@ -233,7 +233,7 @@ def _names(code: types.CodeType) -> set[str]:
 def _refill(container: Any, contents: Any) -> None:
     """Uses the base type's methods: a subclass, such as transformers' ModelOutput, may forbid its own."""
     if isinstance(container, dict) and _is_same(container, contents):
-        return  # and nothing of another thread is lost
+        return  # so that what another thread adds meanwhile is not lost
     if not container and not contents:
         return
     if isinstance(container, deque):
@@ -249,8 +249,11 @@ def _refill(container: Any, contents: Any) -> None:
 
 
 def _is_same(container: dict[Any, Any], contents: dict[Any, Any]) -> bool:
-    pairs = zip(dict.items(container), dict.items(contents), strict=False)
-    return len(container) == len(contents) and all(a is c and b is d for (a, b), (c, d) in pairs)
+    """Whether nothing has changed, including the order, of which an OrderedDict has one besides that of a dict."""
+    items: Any = OrderedDict.items if isinstance(container, OrderedDict) else dict.items
+    now, before = list(items(container)), list(contents.items())
+    pairs = zip(now, before, strict=False)
+    return len(now) == len(before) and all(a is c and b is d for (a, b), (c, d) in pairs)
 
 
 def _members(value: Any) -> tuple[Any, ...]:

@@ -36,10 +36,10 @@ OF_GRAPHS = (
     "forward_fn=lambda module, x: torch.cat([module(nodes, graph.edge_index) for nodes in x])."
 )
 OF_GROUPS = (
-    "The rows of {rows} are not samples: {numbers} says to which one each belongs, and one graph or molecule is one "
-    "sample. Give samples=x with x [N, rows of one sample, ...], for example "
-    "samples={rows}[{numbers} == 0].unsqueeze(0) of a batch, and forward_fn, which takes (module, x), makes a batch of "
-    "every x[i] and returns outputs [N, C]."
+    "The rows of {rows} are not samples: {numbers} says to which graph or molecule each belongs, and a whole graph or "
+    "molecule is one sample. Give samples=x with x [N, rows of one sample, ...], for example "
+    "samples={rows}[{numbers} == 0].unsqueeze(0) of a batch, and a forward_fn, which takes (module, x), makes a batch "
+    "of every x[i] and returns outputs [N, C]."
 )
 OF_LISTS = (
     "Give input_fn=lambda batch: {x}, for images of one size; if the model takes a list, also "

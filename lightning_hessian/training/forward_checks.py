@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -64,18 +66,23 @@ def _check_signature(model: nn.Module, inputs: Inputs) -> None:
     except TypeError:
         parameters = [each.replace(annotation=each.empty) for each in signature.parameters.values()]
     plain = signature.replace(parameters=parameters, return_annotation=signature.empty)
-    takes = f"{type(model).__name__}.forward takes {plain}, and is called with"
+    count = f"{len(by_name)} inputs by name" if by_name else f"{len(by_place)} input{'s' * (len(by_place) > 1)}"
+    raise ConfigurationError(
+        f"{type(model).__name__}.forward takes {plain}, and is called with {count}. {_remedy(parameters, by_name)}"
+    )
+
+
+def _remedy(parameters: list[inspect.Parameter], by_name: Mapping[str, Any]) -> str:
+    """What to give for a forward that takes ``parameters``, and was to be called ``by_name`` or by position."""
     if by_name and len(parameters) == 1:
-        raise ConfigurationError(
-            f"{takes} {len(by_name)} inputs by name. If it takes all of them in one dict, give "
-            f"forward_fn=lambda module, x: module(x); else an input_fn that returns what it takes."
+        return (
+            "If it takes all of them in one dict, give forward_fn=lambda module, x: module(x); otherwise give an "
+            "input_fn that returns only what it takes."
         )
     named = [each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
     required = [each for each in named if each.default is each.empty] or named
     names = ", ".join(f'"{each.name}": ...' for each in required)
-    count = f"{len(by_name)} inputs by name" if by_name else f"{len(by_place)} input{'s' * (len(by_place) > 1)}"
-    raise ConfigurationError(
-        f"{takes} {count}. Give an input_fn that returns ({{{names}}}, labels), all that it takes and the labels or "
-        f"None, with wrt, which of them is differentiated (or at which layer); or a forward_fn, which takes "
-        f"(module, x) and returns the output."
+    return (
+        f"Give an input_fn that returns ({{{names}}}, labels), where labels may be None, and name the input (or layer) "
+        f"to differentiate with wrt. Or give a forward_fn, which takes (module, x) and returns the output."
     )

@@ -224,7 +224,7 @@ def _explained(samples: Samples) -> Iterator[None]:
             f"{message}. The samples have the shape {samples.shapes}: if the model does not take them as they are, "
             f"give input_fn, forward_fn or other samples; if it takes all entries of a dict, name the one to "
             f"differentiate with wrt."
-            f"{where and f' It was raised {where}.'}"
+            f"{where and f' The error was raised {where}.'}"
         ) from error
 
 

@@ -9,7 +9,7 @@ from lightning_hessian.records.record import Record
 from lightning_hessian.records.summary import about_accuracy, about_cost, mean_in_words
 from lightning_hessian.records.validity import about_validity
 
-FEW_CLASSES = 4  # a column for each of so many, else a row
+FEW_CLASSES = 4  # have a column each, beside a row for each metric; the table of more is the other way round
 
 
 def diagnosis_text(record: Record) -> str:

@@ -207,6 +207,19 @@ def test_the_message_says_how_to_keep_a_whole_forecast():
         input_gradient(lambda x: Forecast(None, x[:, None], x), torch.randn(2, 4), 0)
 
 
+@pytest.mark.parametrize(
+    ("output_fn", "returned"),
+    [
+        (lambda z: z[:, None], r"a tensor of shape \(2, 1, 4\) for 2 samples; it must return \[N, C\] or \[N\]"),
+        (lambda z: z.argmax(1), "torch.int64, which has no derivative"),
+        (lambda z: z + 1j, "complex numbers"),
+    ],
+)
+def test_outputs_that_an_output_fn_got_wrong(output_fn, returned):
+    with pytest.raises(ConfigurationError, match=f"^output_fn returned {returned}"):
+        input_gradient(lambda x: x, torch.randn(2, 4), 0, output_fn=output_fn)
+
+
 def test_an_output_fn_that_fails_is_named():
     named = (
         r"output_fn failed with AttributeError: .*'output'.* here Forecast with output.prediction \[2, 1, 4\], output"

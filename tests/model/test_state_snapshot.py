@@ -15,6 +15,7 @@ import sys
 import types
 import typing
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -304,17 +305,25 @@ def test_what_cannot_be_written_to_is_held_without_harm(held):
 class Reordering(nn.Module):
     """Uses its entries in turn, as a cache does."""
 
-    def __init__(self):
+    def __init__(self, kind):
         super().__init__()
-        self.factors = {"a": 1.0, "b": 2.0}
+        self.factors = kind(a=1.0, b=2.0)
 
     def forward(self, x):
         name = next(iter(self.factors))
-        self.factors[name] = self.factors.pop(name)
+        if isinstance(self.factors, OrderedDict):
+            self.factors.move_to_end(name)
+        else:
+            self.factors[name] = self.factors.pop(name)
         return x.sin()
 
 
-def test_the_order_of_a_dict_comes_back():
-    model = Reordering()
+@pytest.mark.parametrize("kind", [dict, OrderedDict, type("LeastRecentlyUsed", (OrderedDict,), {})])
+def test_the_order_of_a_dict_comes_back(kind):
+    model = Reordering(kind)
+    snapshot = StateSnapshot.take(model)
+    model(X)
+    snapshot.restore()
+    assert list(model.factors) == ["a", "b"]
     input_hessian(model, X, 0)
     assert list(model.factors) == ["a", "b"]

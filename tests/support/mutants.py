@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +113,10 @@ def record(copy: Path, folder: Path) -> None:
 
 
 def judged(mutant: Mutant, copy: Path, recorded: Path, folder: Path) -> dict[str, Any]:
-    """What the tests say about a mutant, made in a copy that is whole again afterwards; lines are of another copy."""
+    """What the tests say about a mutant, made in ``copy``, which is whole again afterwards.
+
+    The tests of a line are known for the copy that was ``recorded``.
+    """
     from cosmic_ray.mutating import mutate_code
     from cosmic_ray.plugins import get_operator
 
@@ -156,6 +160,23 @@ def copied(folder: Path) -> Path:
     return folder
 
 
+def all_judged(mutants: Sequence[Mutant], copies: Sequence[Path], folder: Path) -> Iterator[dict[str, Any]]:
+    """What the tests say about mutants, as many at a time as there are copies, the first of which was recorded."""
+    free = queue.SimpleQueue[Path]()
+    for copy in copies:
+        free.put(copy)
+
+    def judge(mutant: Mutant) -> dict[str, Any]:
+        copy = free.get()
+        try:
+            return judged(mutant, copy, copies[0], folder)
+        finally:
+            free.put(copy)
+
+    with ThreadPoolExecutor(len(copies)) as pool:
+        yield from pool.map(judge, mutants)
+
+
 def main() -> None:
     """Judges what was drawn and not judged yet, and prints the survivors."""
     parser = argparse.ArgumentParser()
@@ -180,24 +201,13 @@ def main() -> None:
     names = {each["mutant"] for each in done}
     waiting = [each for each in drawn(chosen.number, chosen.seed)[: chosen.first] if each.name not in names]
     copies = [copy, *(copied(folder / f"copy_{i}") for i in range(1, chosen.processes))]
-    free = queue.SimpleQueue[Path]()
-    for each in copies:
-        free.put(each)
-
-    def judge(mutant: Mutant) -> dict[str, Any]:
-        mine = free.get()
-        result = judged(mutant, mine, copy, folder)
-        free.put(mine)
-        return result
-
-    with ThreadPoolExecutor(chosen.processes) as pool:
-        for result in pool.map(judge, waiting):
-            if result["mutant"] in survived and result["verdict"] == "killed":
-                result["by"] += SINCE
-            done.append(result)
-            print(f"{result['verdict']} after {result['seconds']} s: {result['mutant']}", flush=True)
-            with results.open("a") as file:
-                file.write(json.dumps(result) + "\n")
+    for result in all_judged(waiting, copies, folder):
+        if result["mutant"] in survived and result["verdict"] == "killed":
+            result["by"] += SINCE
+        done.append(result)
+        print(f"{result['verdict']} after {result['seconds']} s: {result['mutant']}", flush=True)
+        with results.open("a") as file:
+            file.write(json.dumps(result) + "\n")
     report(done, chosen.number, chosen.seed)
 
 

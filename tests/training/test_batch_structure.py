@@ -259,7 +259,7 @@ MOLECULES = {  # as SchNetPack's: four atoms in each of three molecules
 
 @pytest.mark.parametrize("wrt", [None, "_positions"])
 def test_rows_that_are_atoms_of_several_molecules_are_no_samples(wrt):
-    with pytest.raises(ConfigurationError, match=r'"_idx_m".* says to which one each belongs') as error:
+    with pytest.raises(ConfigurationError, match=r'"_idx_m".* says to which graph or molecule each belongs') as error:
         found_in(MOLECULES, wrt=wrt)
     expression = re.search("for example samples=(.*) of a batch", str(error.value))[1]
     assert torch.equal(eval(expression, {"batch": MOLECULES}), MOLECULES["_positions"][:4].unsqueeze(0))

@@ -427,7 +427,7 @@ def test_a_forward_that_takes_a_dict_is_explained_and_then_measured(tmp_path):
         MisconfigurationException, match=r"OfDict.forward takes \(batch\), .* 2 inputs by name"
     ) as error:
         fit(tmp_path, small_monitor(classes="label", wrt="image"), model=OfDict(), train=train, held_out=train)
-    forward_fn = eval(re.search("give forward_fn=(.*); else", str(error.value))[1])
+    forward_fn = eval(re.search("give forward_fn=(.*); otherwise", str(error.value))[1])
     model = OfDict()
     *_, record = records_of(tmp_path, model, train, wrt="image", forward_fn=forward_fn)
     inputs = {"image": X[:1], "weights": WEIGHTS[:1]}

@@ -140,7 +140,7 @@ class CauseSearch:
         on_kink = found.is_outcome("kink") & self.certificate.is_outcome("contradicted")[samples]
         other = samples[(found.is_outcome("certified") | on_kink).all(dim=1)]
         in_noise = ~(self.open & ~self.certificate.is_outcome("noise"))[other].any(dim=1)
-        if in_noise.any():  # by which alone values may have disagreed
+        if in_noise.any():  # there, nothing need be wrong: it is computed again only if that changes something
             reported = self.prediction.select(other)
             same = gives(in_company(self.batch.select(other)), reported, self.group_size)
             other = other[~(in_noise & same.all(dim=1))]

@@ -16,7 +16,7 @@ from lightning_hessian.curvature.target_batch import TargetBatch
 SCALES = (1.0, 1e-2, 1e-4)  # of another sample's noise, in standard deviations; smaller where a forward refuses it
 NUM_REPEATED = 16  # samples that are evaluated again to see whether the forward is random
 NOISE = 100.0  # times its estimate, the least of several steps, may be a difference between two batch sizes
-NUM_ALONE = 4  # samples that are looked at without the others
+NUM_ALONE = 4  # samples that are also evaluated alone
 NUM_PASSES = 8  # of a single sample: a branch taken at random may be the same twice
 
 
@@ -53,11 +53,13 @@ def has_changed_at_random(batch: TargetBatch, values: Tensor, outputs: Tensor, g
 
 
 def changes_alone(batch: TargetBatch, outputs: Tensor, precision: float = 0.0, scale: float = 0.0) -> int | None:
-    """The first of some samples whose outputs in a batch of their own are not ``outputs [N, C]``, those of the batch.
+    """The first of some samples that, evaluated alone, has other outputs than in the batch, ``outputs [N, C]``.
 
-    Differences of values do not see a coupling that is the same around every point, such as a padding to the longest.
-    By less than a hundredth outputs may change: adaptive solvers choose their steps for a whole batch.
+    Differences of values miss a coupling that is constant around each sample, such as padding to the longest sequence.
+    Changes below 1 % do not count: adaptive solvers choose their steps for a whole batch.
     """
+    if batch.num_samples == 1:
+        return None
     for i in range(0, batch.num_samples, -(-batch.num_samples // NUM_ALONE)):
         with torch.no_grad():
             alone = attempted(partial(outputs_of, batch.select(slice(i, i + 1))))

@@ -71,17 +71,20 @@ class Explanation:
     precision: float = 0.0
 
 
-def seen_to_depend(batch: TargetBatch, values: Tensor, outputs: Tensor, group_size: int, *, alone: bool = True) -> str:
-    """What else than a sample its outputs depend on, in words; empty where two passes and samples alone show nothing.
+def find_dependence(batch: TargetBatch, values: Tensor, outputs: Tensor, group_size: int, *, alone: bool = True) -> str:
+    """Whether outputs depend on more than their own sample, such as chance or the other samples of the batch.
 
     Args:
         batch: the samples.
         values: of the targets, ``[N, K]``.
         outputs: of an earlier pass, ``[N, C]``.
         group_size: samples worked on at a time.
-        alone: whether samples are evaluated without the others, too.
+        alone: whether samples are also evaluated one by one.
 
-    Cost: a pass of each of at most four samples.
+    Returns:
+        A sentence for the diagnosis; empty where nothing was seen.
+
+    Cost: if ``alone``, a forward pass of each of at most ``NUM_ALONE`` samples.
     """
     if has_changed_at_random(batch, values, outputs, group_size):
         return RANDOM
@@ -143,15 +146,14 @@ def explain(
     for found, finding in ((random, RANDOM), (coupled, COUPLED), (varies, NUMBER_MATTERS)):
         if found:
             return not_a_function(finding, certificate.error.to(prediction.slope))
-    in_single = torch.finfo(dtype).eps if dtype == torch.float32 else 0.0
-    if in_single:
-        certificate = _at_precision(in_single, certificate, batch, prediction, group_size)
-    search = CauseSearch(batch, prediction, certificate, group_size, numbers, generator, in_single)
+    single = torch.finfo(dtype).eps if dtype == torch.float32 else 0.0  # half precision is judged below
+    if single:
+        certificate = _at_precision(single, certificate, batch, prediction, group_size)
+    search = CauseSearch(batch, prediction, certificate, group_size, numbers, generator, single)
     if coupled is None and batch.num_samples > 1:
         search.findings.append(Finding(COUPLING_UNCHECKED, unconfirmed=True))
-    if dtype in (torch.float32, torch.float64):
-        precision = 0.0
-    else:
+    is_half = dtype not in (torch.float32, torch.float64)
+    if is_half:
         search.judge_by_precision(dtype)
     rounding = search.rounding()
     search.look_beside_kinks()
@@ -171,7 +173,7 @@ def explain(
         search.wrong,
         search.on_kink,
         search.error,
-        precision,
+        precision if is_half else 0.0,
     )
 
 

@@ -46,13 +46,14 @@ class CheckSettings:
         group_size: samples worked on at a time.
         seed: of random inputs.
         piecewise_linear: whether the network is, whose kinks only short steps do not cross.
-        depends: on what outputs have been seen to depend besides their sample, in words: nothing is a derivative then.
+        dependence: a sentence that says so where outputs have been seen to depend on more than their own sample, and
+            derivatives per sample do not exist; otherwise empty.
     """
 
     group_size: int
     seed: int = 0
     piecewise_linear: bool = False
-    depends: str = ""
+    dependence: str = ""
 
 
 def check(
@@ -66,9 +67,9 @@ def check(
 ) -> Verdict:
     """Certifies the samples that are due, all of them if one fails, and explains what fails; see ``checked``."""
     checks = _Checks(batch, prediction, numbers, settings)
-    if settings.depends:
+    if settings.dependence:
         return Verdict(
-            checks.first_steps, not_a_function(settings.depends, torch.full_like(prediction.slope, torch.nan))
+            checks.first_steps, not_a_function(settings.dependence, torch.full_like(prediction.slope, torch.nan))
         )
     found = None if previous is None or due is None else checks.of_some(previous, due.to(batch.x.device))
     return found or checks.of_all()

@@ -116,8 +116,8 @@ def execute(
     )
     results, verdict = _Results(gradient, _run(given, plan)), unchecked(batch)
     if options.check:
-        depends = analysis.depends if analysis else ""
-        results, verdict = _checked(given, plan, results, share, depends)
+        dependence = analysis.dependence if analysis else ""
+        results, verdict = _checked(given, plan, results, share, dependence)
     result = results.of_method
     conclusion = conclude(given, plan, result.decomposition, verdict, share)
     error = verdict.error
@@ -192,7 +192,9 @@ def _zero_spectrum(gradient: Tensor, options: Options, num_matrices: int) -> Met
     return MethodResult(found, prediction, matrices=matrices)
 
 
-def _checked(given: MethodInput, plan: Plan, results: _Results, share: Share, depends: str) -> tuple[_Results, Verdict]:
+def _checked(
+    given: MethodInput, plan: Plan, results: _Results, share: Share, dependence: str
+) -> tuple[_Results, Verdict]:
     """Results, some of them computed again, and what the checks say about them."""
     due = None
     if share.checks is not None and share.checks.circumstances == _circumstances(plan, results.of_method):
@@ -218,7 +220,7 @@ def _checked(given: MethodInput, plan: Plan, results: _Results, share: Share, de
         numbers=share.numbers,
         computed_by=results.of_method.autodiff_mode,
         settings=CheckSettings(
-            check_group(given.costs, given.memory_budget), given.options.seed, given.piecewise_linear, depends
+            check_group(given.costs, given.memory_budget), given.options.seed, given.piecewise_linear, dependence
         ),
         previous=share.checks,
         due=due,
