@@ -327,3 +327,28 @@ def test_the_order_of_a_dict_comes_back(kind):
     assert list(model.factors) == ["a", "b"]
     input_hessian(model, X, 0)
     assert list(model.factors) == ["a", "b"]
+
+
+def test_a_namespace_of_the_users_own_that_a_model_holds_comes_back():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.space = vars(STATE)
+
+        def forward(self, x):
+            self.space["calls"] += 1
+            return x.sin()
+
+    STATE.calls = 0
+    input_hessian(Counting(), X, 0)
+    assert STATE.calls == 0
+
+
+def test_a_forward_may_measure_another_model():
+    inner = nn.Linear(6, 3)
+
+    def outer(x):
+        input_hessian(inner, x.detach().float(), 0)
+        return x.sin()
+
+    assert input_hessian(outer, X, 0).any()

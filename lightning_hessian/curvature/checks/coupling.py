@@ -115,14 +115,14 @@ def is_coupled(
 
 
 def changes_with_number(
-    batch: TargetBatch, sample: int, group_size: int, noise: Tensor, precision: float = 0.0
+    batch: TargetBatch, sample: int, group_size: int, noise: Tensor, precision: float = 0.0, scale: float = 0.0
 ) -> bool | None:
     """Whether the targets of a sample change with the number of samples: as many as there are, one, and five.
 
     In float64 where that is possible: kernels round differently at other batch sizes.
 
     Args:
-        batch, sample, group_size, precision: as for ``is_coupled``.
+        batch, sample, group_size, precision, scale: as for ``is_coupled``.
         noise: ``[K]``, standard deviation of that in the targets, as a certificate has it.
 
     Returns:
@@ -138,7 +138,7 @@ def changes_with_number(
         if len(found) > 1:
             numbers = torch.stack(found)
             changes = (numbers - numbers[0]).abs().amax(dim=0)[-len(noise) :]
-            return bool((changes > _tolerance(numbers, precision) + NOISE * noise.to(changes)).any())
+            return bool((changes > _tolerance(numbers, precision, scale) + NOISE * noise.to(changes)).any())
     return None
 
 

@@ -96,14 +96,15 @@ def find_dependence(batch: TargetBatch, values: Tensor, outputs: Tensor, group_s
         found = attempted(lambda: outputs_of(exact))
     if found is None:
         exact, found = batch, outputs
-    sample = changes_alone(exact, found, precision, float(outputs.abs().nan_to_num().max()))
+    scale = float(outputs.abs().nan_to_num().max())
+    sample = changes_alone(exact, found, precision, scale)
     if sample is None:
         return ""
     if is_random(batch, group_size, sample):
         return RANDOM
     single, no_noise = batch.select(slice(sample, sample + 1)), values.new_zeros(values.shape[1])
-    coupled = _is_coupled(batch, sample, group_size, torch.Generator().manual_seed(0), precision)
-    number_matters = changes_with_number(single, 0, group_size, no_noise, precision)
+    coupled = _is_coupled(batch, sample, group_size, torch.Generator().manual_seed(0), precision, scale)
+    number_matters = changes_with_number(single, 0, group_size, no_noise, precision, scale)
     return NUMBER_MATTERS if number_matters and not coupled else COUPLED
 
 
@@ -138,11 +139,11 @@ def explain(
     dtype = coarsest_dtype(_in_float64(batch))
     precision = _eps(batch, dtype)
     first = int((~certificate.is_outcome("certified")).any(dim=1).nonzero()[0])
-    random = is_random(batch, group_size, first)
-    coupled = None if random else _is_coupled(batch, first, group_size, generator, precision)
+    random, scale = is_random(batch, group_size, first), _largest_output(batch, first)
+    coupled = None if random else _is_coupled(batch, first, group_size, generator, precision, scale)
     varies = None
     if not (random or coupled):
-        varies = changes_with_number(batch, first, group_size, certificate.noise[first], precision)
+        varies = changes_with_number(batch, first, group_size, certificate.noise[first], precision, scale)
     for found, finding in ((random, RANDOM), (coupled, COUPLED), (varies, NUMBER_MATTERS)):
         if found:
             return not_a_function(finding, certificate.error.to(prediction.slope))
@@ -178,14 +179,18 @@ def explain(
 
 
 def _is_coupled(
-    batch: TargetBatch, sample: int, group_size: int, generator: torch.Generator, precision: float
+    batch: TargetBatch, sample: int, group_size: int, generator: torch.Generator, precision: float, scale: float
 ) -> bool | None:
     """As ``is_coupled``, in float64 where the forward can be evaluated in it: what is rounding vanishes there."""
-    with torch.no_grad():
-        own = attempted(lambda: outputs_of(batch.select(slice(sample, sample + 1))))
-    scale = 0.0 if own is None else float(own.abs().nan_to_num().max())
     found = is_coupled(_in_float64(batch), sample, group_size, generator, precision, scale)
     return is_coupled(batch, sample, group_size, generator, precision) if found is None else found
+
+
+def _largest_output(batch: TargetBatch, sample: int) -> float:
+    """|z|, in the precision of the batch, where it may be no more than rounding; 0 where the forward fails alone."""
+    with torch.no_grad():
+        own = attempted(lambda: outputs_of(batch.select(slice(sample, sample + 1))))
+    return 0.0 if own is None else float(own.abs().nan_to_num().max())
 
 
 def _in_float64(batch: TargetBatch) -> TargetBatch:

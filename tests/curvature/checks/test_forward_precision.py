@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.warned import told
+from torch import nn
 
 from lightning_hessian import input_gradient, input_spectrum
 from lightning_hessian.curvature.checks.cause_search import CauseSearch
@@ -131,3 +132,45 @@ def test_what_rounding_hides_is_not_computed_again():
     search = CauseSearch(batch, predicted, certificate, 2, range(2), torch.Generator().manual_seed(0))
     search.look_in_company()
     assert not search.again.any()
+
+
+def test_a_gradient_that_is_off_by_more_than_a_hundredth_is_found_at_any_noise():
+    def model(x):
+        y = x.float().square().sum(1, keepdim=True)
+        return (0.97 * y + 0.03 * y.detach() + 100).to(x.dtype)
+
+    for seed in range(10):
+        assert told(input_gradient, model, random(4, 4, seed=seed), 0)[1]
+
+
+class Shifted(nn.Module):
+    """A network in which large numbers cancel: as a float32 module its outputs are rounded to 1e-3."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(16, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh())
+        self.head, self.offset = nn.Linear(256, 3), nn.Parameter(torch.full((256,), 1e4))
+
+    def forward(self, x):
+        weight = self.head.weight
+        return F.linear(self.body(x) + self.offset, weight) - weight @ self.offset
+
+
+class CancelledOutputs(nn.Module):
+    """Zero up to rounding."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3))
+
+    def forward(self, x):
+        return self.net(x).softmax(1).sum(1, keepdim=True) - 1
+
+
+@pytest.mark.parametrize("model", [Shifted, CancelledOutputs])
+@pytest.mark.parametrize("function", [input_gradient, input_spectrum])
+def test_rounding_is_not_called_a_coupling(model, function):
+    _, message = told(function, model(), random(6, 16, dtype=F32), 0)
+    assert "in the batch" not in message
