@@ -10,6 +10,7 @@ holds each sample's own gradient in that sample's row. Both modes take a ``Targe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -92,17 +93,19 @@ class ReverseOverReverse:
 
 def has_custom_function(of: Tensor) -> bool:
     """Whether a custom ``autograd.Function`` is in a tensor's graph; its derivative may not be differentiable."""
+    return any(isinstance(node, BackwardCFunction) for node in nodes_of(of))
+
+
+def nodes_of(tensor: Tensor) -> Iterator[Any]:
+    """The nodes of a tensor's graph, each once."""
     seen: set[Any] = set()
-    waiting = [of.grad_fn]
+    waiting: list[Any] = [tensor.grad_fn]
     while waiting:
         node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        if isinstance(node, BackwardCFunction):
-            return True
-        seen.add(node)
-        waiting += [following for following, _ in node.next_functions]
-    return False
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [following for following, _ in node.next_functions]
+            yield node
 
 
 def pull_back(of: Tensor, by: Tensor, weights: Tensor) -> Tensor:

@@ -174,3 +174,26 @@ class CancelledOutputs(nn.Module):
 def test_rounding_is_not_called_a_coupling(model, function):
     _, message = told(function, model(), random(6, 16, dtype=F32), 0)
     assert "in the batch" not in message
+
+
+def beside_a_large_number(x):
+    return (x.sin().float().sum(1) + 100).double()
+
+
+def test_float32_inside_a_script_is_seen():
+    scripted = torch.jit.script(beside_a_large_number)
+    for seed in range(8):
+        spectrum, message = told(input_spectrum, scripted, random(3, 6, seed=seed), 0)
+        assert message == ""
+        assert spectrum.valid.all()
+
+
+@pytest.mark.parametrize("half_dtype", [torch.float16, torch.bfloat16])
+def test_a_statistic_in_half_precision_on_the_side_excuses_nothing(half_dtype):
+    def model(x):
+        x.to(half_dtype).mean()  # for a log
+        y = x.sin().sum(1, keepdim=True)
+        return 0 * y + y.detach()
+
+    _, message = told(input_spectrum, model, random(2, 3), 0)
+    assert "contradict the gradient" in message
