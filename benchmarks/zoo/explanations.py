@@ -107,6 +107,12 @@ EXPLANATIONS: tuple[tuple[str, str, str], ...] = (
         "alarmed",
         "Random weights leave a Hessian of 1e-47, which underflows in float32, as the message says.",
     ),
+    (
+        "transformers.mobilevit/*",
+        "caught",
+        "Random weights leave outputs of 1e-41, of which float32 holds a few digits; in float64 they are right.",
+    ),
+    ("transformers.vit_mae/*", "caught", "Patches are masked at random."),
     ("transformers.yoso/*", "caught", "Its backward pass is an approximation of its own, not the derivative."),
     (
         "transformers.levit/*",
@@ -115,6 +121,10 @@ EXPLANATIONS: tuple[tuple[str, str, str], ...] = (
     ),
     ("transformers.*", "refused", NO_SECOND),
     ("transformers.llama4/*", "undecidable", "Sends tokens to other experts within the steps: a jump."),
+    ("transformers.regnet/*", "undecidable", RELU),
+    ("transformers.swiftformer/*", "undecidable", "ReLUs in the patch embedding: kinks within the steps."),
+    ("transformers.openai_privacy_filter/*", "undecidable", "A router of tokens to experts: jumps within the steps."),
+    ("transformers.switch_transformers/*", "undecidable", "ReLUs, and a router of tokens: kinks and jumps."),
     ("transformers.*moe*/*", "undecidable", "ReLU, or tokens sent to other experts: kinks or jumps within the steps."),
     (
         "transformers.muse_glimmer_text/*",
