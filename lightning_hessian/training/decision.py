@@ -105,7 +105,8 @@ def decide(
     target = state.target or _choose_target(prepared, settings, network)
     if target != first_target(settings, state):
         prepared = prepared.with_target(target)
-        analysis = analyze(prepared.batch, options, network, look_again=False, **already)
+        again = analyze(prepared.batch, options, network, look_again=False, **{**already, "alone": False})
+        analysis = replace(again, dependence=analysis.dependence or again.dependence)
     plan = make_plan(
         prepared.batch,
         analysis.costs,

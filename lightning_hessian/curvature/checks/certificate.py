@@ -94,14 +94,19 @@ def certify(
         batch: as it was differentiated.
         prediction, group_size, first_step, precision: as for ``compare``.
     """
-    try:
-        exact = batch.to(torch.float64)
-    except TypeError:  # MPS has no float64
-        exact = batch
+    exact = in_float64(batch)
     found = compare(exact, prediction, group_size, first_step, precision=precision)
     if exact.x.dtype != batch.x.dtype and found.is_outcome("unverifiable").all():
         found = compare(batch, prediction, group_size, first_step, precision=precision)
     return found
+
+
+def in_float64(batch: TargetBatch) -> TargetBatch:
+    """The batch in which values are computed: its own precision where the device has no float64."""
+    try:
+        return batch.to(torch.float64)
+    except TypeError:  # MPS
+        return batch
 
 
 def compare(

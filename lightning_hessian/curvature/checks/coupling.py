@@ -61,18 +61,14 @@ def changes_alone(batch: TargetBatch, outputs: Tensor, precision: float = 0.0, s
     if batch.num_samples == 1:
         return None
     for i in range(0, batch.num_samples, -(-batch.num_samples // NUM_ALONE)):
+        single = batch.select(slice(i, i + 1))
         with torch.no_grad():
-            alone = attempted(partial(outputs_of, batch.select(slice(i, i + 1))))
+            alone = attempted(partial(single.outputs, single.x))
         if alone is None or alone.shape != outputs[i : i + 1].shape:
             return None
         if not _close(outputs[i : i + 1], alone, max(LARGEST_ERROR**2, precision), scale):
             return i
     return None
-
-
-def outputs_of(batch: TargetBatch) -> Tensor:
-    """Those at the samples themselves."""
-    return batch.outputs(batch.x)
 
 
 def is_coupled(

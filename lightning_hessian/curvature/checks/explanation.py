@@ -8,16 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_hessian.curvature.batching import attempted, combine
+from lightning_hessian.curvature.batching import attempted, combine, in_groups
 from lightning_hessian.curvature.checks.cause_search import CauseSearch
-from lightning_hessian.curvature.checks.certificate import Certificate, certify
+from lightning_hessian.curvature.checks.certificate import SINGLE, Certificate, certify, in_float64
 from lightning_hessian.curvature.checks.coupling import (
     changes_alone,
     changes_with_number,
     has_changed_at_random,
     is_coupled,
     is_random,
-    outputs_of,
 )
 from lightning_hessian.curvature.checks.diagnosis import Finding
 from lightning_hessian.curvature.checks.forward_precision import coarsest_dtype
@@ -90,10 +89,10 @@ def find_dependence(batch: TargetBatch, values: Tensor, outputs: Tensor, group_s
         return RANDOM
     if not alone or changes_alone(batch, outputs) is None:
         return ""
-    exact = _in_float64(batch)  # where rounding is not taken for a coupling
+    exact = in_float64(batch)  # where rounding is not taken for a coupling
     precision = _eps(batch, coarsest_dtype(exact))
     with torch.no_grad():
-        found = attempted(lambda: outputs_of(exact))
+        found = attempted(lambda: _outputs(exact, group_size))
     if found is None:
         exact, found = batch, outputs
     scale = float(outputs.abs().nan_to_num().max())
@@ -103,7 +102,7 @@ def find_dependence(batch: TargetBatch, values: Tensor, outputs: Tensor, group_s
     if is_random(batch, group_size, sample):
         return RANDOM
     single, no_noise = batch.select(slice(sample, sample + 1)), values.new_zeros(values.shape[1])
-    coupled = _is_coupled(batch, sample, group_size, torch.Generator().manual_seed(0), precision, scale)
+    coupled = _is_coupled_beyond_rounding(batch, sample, group_size, torch.Generator().manual_seed(0), precision, scale)
     number_matters = changes_with_number(single, 0, group_size, no_noise, precision, scale)
     return NUMBER_MATTERS if number_matters and not coupled else COUPLED
 
@@ -136,18 +135,18 @@ def explain(
     Cost: a dozen forward passes of a single sample, five of a few and one of all, and for each of at most four possible
     causes one HVP and differences of values, at the samples in question.
     """
-    dtype = coarsest_dtype(_in_float64(batch))
+    dtype = coarsest_dtype(in_float64(batch))
     precision = _eps(batch, dtype)
     first = int((~certificate.is_outcome("certified")).any(dim=1).nonzero()[0])
     random, scale = is_random(batch, group_size, first), _largest_output(batch, first)
-    coupled = None if random else _is_coupled(batch, first, group_size, generator, precision, scale)
+    coupled = None if random else _is_coupled_beyond_rounding(batch, first, group_size, generator, precision, scale)
     varies = None
     if not (random or coupled):
         varies = changes_with_number(batch, first, group_size, certificate.noise[first], precision, scale)
     for found, finding in ((random, RANDOM), (coupled, COUPLED), (varies, NUMBER_MATTERS)):
         if found:
             return not_a_function(finding, certificate.error.to(prediction.slope))
-    single = torch.finfo(dtype).eps if dtype == torch.float32 else 0.0  # half precision is judged below
+    single = SINGLE if dtype == torch.float32 else 0.0  # half precision is judged below
     if single:
         certificate = _at_precision(single, certificate, batch, prediction, group_size)
     search = CauseSearch(batch, prediction, certificate, group_size, numbers, generator, single)
@@ -178,27 +177,29 @@ def explain(
     )
 
 
-def _is_coupled(
+def _is_coupled_beyond_rounding(
     batch: TargetBatch, sample: int, group_size: int, generator: torch.Generator, precision: float, scale: float
 ) -> bool | None:
     """As ``is_coupled``, in float64 where the forward can be evaluated in it: what is rounding vanishes there."""
-    found = is_coupled(_in_float64(batch), sample, group_size, generator, precision, scale)
+    found = is_coupled(in_float64(batch), sample, group_size, generator, precision, scale)
     return is_coupled(batch, sample, group_size, generator, precision) if found is None else found
 
 
 def _largest_output(batch: TargetBatch, sample: int) -> float:
     """|z|, in the precision of the batch, where it may be no more than rounding; 0 where the forward fails alone."""
     with torch.no_grad():
-        own = attempted(lambda: outputs_of(batch.select(slice(sample, sample + 1))))
+        own = attempted(lambda: _outputs(batch.select(slice(sample, sample + 1)), 1))
     return 0.0 if own is None else float(own.abs().nan_to_num().max())
 
 
-def _in_float64(batch: TargetBatch) -> TargetBatch:
-    """The batch in which values are computed, where the device has float64."""
-    try:
-        return batch.to(torch.float64)
-    except TypeError:  # MPS
-        return batch
+def _outputs(batch: TargetBatch, group_size: int) -> Tensor:
+    """``[N, C]``, of so many samples at a time."""
+
+    def work(few: slice) -> Tensor:
+        group = batch.select(few)
+        return group.outputs(group.x)
+
+    return torch.cat([rows for _, rows in in_groups(batch.num_samples, group_size, work)])
 
 
 def _eps(batch: TargetBatch, dtype: torch.dtype) -> float:
