@@ -79,7 +79,7 @@ def _times(rows: Iterable[dict[str, Any]]) -> str:
     )
 
 
-PRICE_LIMITS = """Why goals are missed: of about 12 gradients in a later measurement of the residual ReLU network,
+PRICE_LIMITS = """Why goals are missed: of 12 to 13 gradients in a later measurement of the residual ReLU network,
 the gradients of its ten outputs and their QR decomposition take 7, the target's gradient and finding that the network
 is piecewise linear at these weights take 2, and the comparison of one sample with values, in float64, takes 2. With two
 samples, as for ResNet-50, both checks look at half of all samples. Three quarters of the ViT's time are 63 HVPs, which
