@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.ranks import TORCHRUN, together
 from support.training import Classifier, digits, events, fit, scalar, small_monitor
 from torch import nn
 
@@ -239,10 +240,11 @@ def test_what_is_measured_last_is_written_at_the_end_of_a_program(tmp_path):
 
 
 RANKS = """
-import os, sys
+import sys
 import torch, torch.distributed as dist
 from torch import nn
 from lightning_hessian import InputHessianRecorder
+from support.ranks import leave
 dist.init_process_group("gloo")
 torch.manual_seed(0)
 network = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3))
@@ -252,14 +254,13 @@ with InputHessianRecorder(sys.argv[1], samples, classes=[0, 2], heatmap_samples=
     record = recorder.measure(wrapped, 4)
 assert (record is None) == (dist.get_rank() > 0)
 dist.destroy_process_group()
+leave()
 """
 
 
 def test_two_processes_share_the_samples(tmp_path):
     (tmp_path / "ranks.py").write_text(RANKS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
-    command += ["--standalone", str(tmp_path / "ranks.py"), str(tmp_path / "run")]
-    subprocess.run(command, check=True, timeout=240, capture_output=True)
+    together([sys.executable, str(tmp_path / "ranks.py"), str(tmp_path / "run")], TORCHRUN)
     (record,) = load_records(tmp_path / "run")
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3))
@@ -290,6 +291,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.loggers import TensorBoardLogger
 from torch import nn
 from lightning_hessian import InputHessianRecorder
+from support.ranks import leave
 root = sys.argv[1]
 logger = TensorBoardLogger(root, name="writer", version="")
 fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp", precision="bf16-mixed", loggers=logger)
@@ -312,15 +314,15 @@ with by_writer, by_log_dir:
         fabric.backward(nn.functional.cross_entropy(network(x), y))
         optimizer.step()
         fabric.log("loss", 1.0, step)
+logger.finalize("success")
+leave()
 """
 
 
 def test_two_processes_of_fabric(tmp_path):
     """Through its logger and with a directory; the numbers are those of one process, at the first one's samples."""
     (tmp_path / "script.py").write_text(FABRIC)
-    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]
-    ended = subprocess.run(command, timeout=240, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    together([sys.executable, str(tmp_path / "script.py"), str(tmp_path)], TORCHRUN)
     network = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3))
     for kind in ("writer", "log_dir"):
         records = load_records(tmp_path / kind)

@@ -37,9 +37,23 @@ BROKEN = "measured and found wanting"
 SAMPLES = tuple(values[::2] for values in digits(64, 70).tensors)
 
 
+# As ``torchrun --nproc-per-node=2`` sets it.
+TORCHRUN = [
+    {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "GROUP_RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "TORCHELASTIC_RUN_ID": "test",
+    }
+    for rank in (0, 1)
+]
+
+
 def free_port() -> int:
     """A port that nothing uses, and that the system gives to nobody who asks for any, as servers of other tests do."""
-    first = 20_000 + os.getpid() % 10_000
+    first = 20_000 + os.getpid() * 100 % 10_000
     for port in range(first, first + 100):
         with socket.socket() as listener, suppress(OSError):
             listener.bind(("127.0.0.1", port))
@@ -47,7 +61,7 @@ def free_port() -> int:
     raise OSError(f"No port from {first} on is free.")
 
 
-def launch(folder: Path, *scenarios: str, environments: list[dict[str, str]]) -> list[str]:
+def together(command: list[str], environments: list[dict[str, str]]) -> list[str]:
     """Runs one process for each environment until all have ended, and gives what they printed."""
     common = {
         **os.environ,
@@ -57,7 +71,6 @@ def launch(folder: Path, *scenarios: str, environments: list[dict[str, str]]) ->
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
     }
-    command = [sys.executable, "-m", "support.ranks", str(folder), *scenarios]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     processes = [subprocess.Popen(command, env={**common, **own}, **pipes) for own in environments]
     printed = []
@@ -71,6 +84,21 @@ def launch(folder: Path, *scenarios: str, environments: list[dict[str, str]]) ->
     if any(codes):
         raise AssertionError(f"Processes ended with {codes}:\n" + "\n".join(printed))
     return printed
+
+
+def leave() -> None:
+    """Ends the process at once: in the interpreter's own exit, gloo's threads abort it now and then.
+
+    With this package or without; see https://github.com/pytorch/pytorch/pull/179291.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def launch(folder: Path, *scenarios: str, environments: list[dict[str, str]]) -> list[str]:
+    """Runs the scenarios in one process for each environment, and gives what they printed."""
+    return together([sys.executable, "-m", "support.ranks", str(folder), *scenarios], environments)
 
 
 class Faulty(Classifier):
@@ -322,3 +350,4 @@ if __name__ == "__main__":
         run(Path(sys.argv[1]), each)
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
+    leave()

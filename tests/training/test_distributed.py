@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from support.ranks import BROKEN, SEQUENCES, Sharded, launch, measured_alone, sequence
+from support.ranks import BROKEN, SEQUENCES, TORCHRUN, Sharded, launch, measured_alone, sequence
 from support.training import Classifier, digits, events, small_monitor, whole_hessians
 from torch import nn
 
@@ -27,17 +27,6 @@ NUMBERS = (
     "diagonal",
     "hessian",
 )
-TORCHRUN = [
-    {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "GROUP_RANK": "0",
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "TORCHELASTIC_RUN_ID": "test",
-    }
-    for rank in (0, 1)
-]
 sharding = pytest.mark.skipif(
     not hasattr(torch.cpu.Stream, "record_event"),
     reason="fully_shard of torch 2.6 fails on a CPU, with a monitor or without",
