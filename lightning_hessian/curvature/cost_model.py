@@ -169,6 +169,11 @@ class ModelCosts:
         return self.batch.num_classes * self.batch.num_inputs * self.vector_bytes
 
     @property
+    def copied_matrix_bytes(self) -> int:
+        """The K matrices of one sample, as they are computed and where they are kept."""
+        return 2 * self.matrix_bytes
+
+    @property
     def eigendecomposition_bytes(self) -> int:
         """The K matrices of one sample with all that decomposing them makes: five more of the same size."""
         return 6 * self.matrix_bytes
@@ -197,6 +202,11 @@ def _gauss_newton_matvec(few: TargetBatch) -> None:
 def hessian_bytes(costs: ModelCosts) -> int:
     """Whole Hessians of one sample, one column at a time, and their decomposition."""
     return costs.matvec_bytes + costs.eigendecomposition_bytes
+
+
+def columns_bytes(costs: ModelCosts) -> int:
+    """Whole Hessians of one sample, one column at a time, and nothing made of them."""
+    return costs.matvec_bytes + costs.copied_matrix_bytes
 
 
 def gauss_newton_hessian_bytes(costs: ModelCosts) -> int:
@@ -303,11 +313,6 @@ def group_size(batch: TargetBatch, bytes_per_sample: int, memory_budget: int, wh
             f"(max_memory). Look at fewer classes, allow more memory, or compute single HVPs with input_hvp."
         )
     return min(batch.num_samples, fitting_samples(memory_budget, bytes_per_sample, batch.x.device))
-
-
-def block_memory(costs: ModelCosts, num_samples: int, memory_budget: int) -> int:
-    """The bytes that a block of columns may use, beside the matrices of ``num_samples`` and their decomposition."""
-    return max(1, memory_budget - num_samples * costs.eigendecomposition_bytes)
 
 
 # Seconds

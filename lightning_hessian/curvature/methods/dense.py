@@ -14,7 +14,7 @@ from lightning_hessian.curvature.batching import concatenate, in_groups
 from lightning_hessian.curvature.checks.prediction import Prediction, predict, quadratic_form
 from lightning_hessian.curvature.cost_model import (
     ModelCosts,
-    block_memory,
+    columns_bytes,
     dense_bytes,
     gauss_newton_hessian_bytes,
     group_size,
@@ -80,7 +80,7 @@ def whole_hessians(given: MethodInput) -> WholeHessians:
     """Symmetric whole Hessians of all samples; those of a single group are not copied."""
     groups, matrices, pace = [], None, _pace(given)
     for samples, found in in_groups(
-        given.batch.num_samples, _group_size(given, hessian_bytes), lambda samples: _hessians(given, samples, pace)
+        given.batch.num_samples, _group_size(given, columns_bytes), lambda samples: _hessians(given, samples, pace)
     ):
         if len(found.matrices) == given.batch.num_samples:
             return found
@@ -116,12 +116,13 @@ def _hessians(given: MethodInput, samples: slice, pace: Pace, *, decomposed: boo
         given.progress(what, num_done, num_samples * num_inputs)
         check_pace(given, pace, num_done, (num_samples - samples.start) * batch.num_classes if decomposed else 0)
 
+    beside_a_block = costs.eigendecomposition_bytes if decomposed else costs.copied_matrix_bytes
     one_by_one = costs.calls_dominate
     return hessians(
         batch,
         ("reverse_over_reverse", *given.modes) if one_by_one and len(given.modes) > 1 else given.modes,
         split_classes=one_by_one,
-        memory=block_memory(costs, batch.num_samples, given.memory_budget),
+        memory=max(1, given.memory_budget - batch.num_samples * beside_a_block),
         column_estimate=costs.column_estimate * batch.num_samples,
         generator=options.generator(),
         chunk_size=None if options.chunk_size == "auto" else options.chunk_size,

@@ -8,7 +8,8 @@ import torch
 from support.networks import measure, mlp
 
 from lightning_hessian import input_hessian
-from lightning_hessian.curvature.cost_model import ModelCosts, dense_bytes, result_bytes
+from lightning_hessian.curvature import cost_model
+from lightning_hessian.curvature.cost_model import ModelCosts, columns_bytes, dense_bytes, result_bytes
 from lightning_hessian.curvature.methods import columns, dense
 from lightning_hessian.curvature.methods.columns import BlockSize, hessians, symmetrize_
 from lightning_hessian.curvature.methods.interface import MethodInput
@@ -312,10 +313,27 @@ def test_a_block_of_columns_has_the_memory_that_the_matrices_leave(given, monkey
         return hessians(*arguments, memory=memory, **more)
 
     monkeypatch.setattr(dense, "hessians", noting)
-    costs = ModelCosts(given)
-    for memory_budget in (10**9, 4 * costs.eigendecomposition_bytes):
-        dense.whole_hessians(replace(method_input(given), memory_budget=memory_budget))
-    assert budgets == [10**9 - 3 * costs.eigendecomposition_bytes, costs.eigendecomposition_bytes]
+    costs, totals = ModelCosts(given), (10**9, 10**6)
+    for total in totals:
+        dense.whole_hessians(replace(method_input(given), memory_budget=total))
+    dense.dense_spectrum(replace(method_input(given), memory_budget=10**9))
+    beside = 3 * 2 * costs.matrix_bytes  # where they are computed, and where they are kept
+    assert budgets == [*(total - beside for total in totals), 10**9 - 3 * costs.eigendecomposition_bytes]
+
+
+def test_matrices_that_are_not_decomposed_need_no_room_for_that(given, monkeypatch):
+    """All samples are one group where only their matrices fit."""
+    groups = []
+
+    def noting(few, *arguments, **more):
+        groups.append(few.num_samples)
+        return hessians(few, *arguments, **more)
+
+    monkeypatch.setattr(dense, "hessians", noting)
+    made = method_input(given)
+    monkeypatch.setattr(cost_model, "GROUP_BYTES", 3 * columns_bytes(made.costs))
+    dense.whole_hessians(made)
+    assert groups == [3]
 
 
 def test_the_matrices_of_the_first_samples_come_with_their_spectra(given):
