@@ -69,6 +69,12 @@ class ModelFunction:
         tensors = [] if self._caller is None else [*self._caller.parameters(), *self._caller.buffers()]
         return tensors[0].device if tensors else None
 
+    def own_dtype(self, inputs: list[Tensor]) -> torch.dtype:
+        """In which the model is used: float32, unless its parameters and ``inputs`` are all in float64."""
+        tensors = [*inputs, *(() if self._caller is None else self._caller.parameters())]
+        dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+        return torch.float64 if dtypes == {torch.float64} else torch.float32
+
     def split(self, inputs: Inputs, dtype: torch.dtype) -> tuple[Tensor, Any]:
         """x, the variable, and the fixed inputs: the others, or all of them where x is a hidden layer's output.
 

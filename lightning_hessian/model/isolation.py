@@ -30,7 +30,7 @@ ONE_AT_A_TIME = threading.RLock()  # what is changed and put back belongs to the
 
 
 @contextmanager
-def isolated(model: object, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+def isolated(model: object, device: torch.device, default_dtype: torch.dtype) -> Iterator[None]:
     """Makes exact second derivatives of ``model`` possible, and restores everything afterwards.
 
     Inside: ``exact_settings``, eval mode, cuDNN off if the model contains RNNs, backward hooks and ``self.log`` off,
@@ -46,7 +46,7 @@ def isolated(model: object, device: torch.device, dtype: torch.dtype) -> Iterato
         stack.enter_context(ONE_AT_A_TIME)
         stack.enter_context(quiet())
         stack.enter_context(frozen_random_streams(device))
-        stack.enter_context(exact_settings(device, dtype))
+        stack.enter_context(exact_settings(device, default_dtype))
         for module in modules_behind(model):
             inside = stack.enter_context(preserved(module))
             if any(isinstance(inner, nn.RNNBase) for inner in inside):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lightning_hessian.curvature.batching import in_groups, on_few, out_of_memory
+from lightning_hessian.curvature.batching import attempted, in_groups, on_few, out_of_memory
 from lightning_hessian.curvature.cost_model import ForwardPass, fitting_samples
 from lightning_hessian.curvature.memory import AllocatedBytes, available_memory, kept_pages
 from lightning_hessian.curvature.meter import Meter
@@ -33,6 +33,8 @@ from lightning_hessian.model.targets import TargetFunction, resolve_target, targ
 # Names of operations that surely curve what they are applied to.
 CURVED = {"tanh", "sigmoid", "gelu", "silu", "mish", "softplus", "_softmax", "exp", "native_layer_norm"}
 
+VISIBLE = 1e-2  # relative, of outputs in another precision: more than rounding leaves in a well-behaved network
+
 
 @dataclass(frozen=True)
 class PreparedModel:
@@ -45,6 +47,7 @@ class PreparedModel:
         forward: what a forward pass has shown.
         meter: what preparing has cost so far.
         memory: bytes that may be used.
+        default_dtype: torch's, while the model is measured.
     """
 
     batch: TargetBatch
@@ -53,6 +56,7 @@ class PreparedModel:
     forward: ForwardPass
     meter: Meter
     memory: int
+    default_dtype: torch.dtype
 
     @property
     def num_outputs(self) -> int:
@@ -94,7 +98,8 @@ def prepare(
     device = network.device or leaves[0].device
     meter = Meter(device)
     dtype = resolve_dtype(dtype, leaves)
-    with kept_pages(device), isolated(network.model, device, dtype):
+    default = _default_dtype(network.own_dtype(leaves), dtype)
+    with kept_pages(device), isolated(network.model, device, default):
         x, fixed = network.split(_moved(inputs, device, dtype), dtype)
         check_input(x)
         memory = max_memory or available_memory(device)
@@ -105,7 +110,7 @@ def prepare(
         _check_target(function, target_name(target), outputs, resolved)
         batch = TargetBatch(network, function, x, resolved, fixed)
         with explained_derivatives():
-            yield PreparedModel(batch, target_name(target), predicted, forward, meter, memory)
+            yield PreparedModel(batch, target_name(target), predicted, forward, meter, memory, default)
 
 
 class ModelAccess:
@@ -130,7 +135,7 @@ class ModelAccess:
             yield self.prepared
             return
         x = self.prepared.batch.x
-        with isolated(self._network.model, x.device, x.dtype), explained_derivatives():
+        with isolated(self._network.model, x.device, self.prepared.default_dtype), explained_derivatives():
             yield replace(self.prepared, meter=Meter(x.device))
 
 
@@ -138,12 +143,12 @@ def usable_dtype(network: ModelFunction, inputs: Inputs, dtype: torch.dtype | No
     """The dtype asked for (None: that of the inputs), but float32 where the model cannot be evaluated in float64.
 
     Warns:
-        UserWarning: float64 was asked for, and float32 is returned.
+        UserWarning: float64 was asked for, and float32 is returned; or the model computes something else in float64.
 
     Raises:
         ConfigurationError: an argument does not fit the model.
 
-    Cost: for float64 one forward pass of two samples (or three of three); else none.
+    Cost: for float64 one forward pass of two samples (or three of three), and one as the model is used; else none.
     """
     leaves = _checked_leaves(inputs, network.wrt)
     dtype = resolve_dtype(dtype, leaves)
@@ -152,22 +157,47 @@ def usable_dtype(network: ModelFunction, inputs: Inputs, dtype: torch.dtype | No
     network = replace(network)  # with copies of the parameters of its own: those of a measurement count as its cost
     device = network.device or leaves[0].device
 
-    def evaluates(samples: slice) -> bool:
+    own_dtype = network.own_dtype(leaves)
+
+    def outputs(samples: slice, dtype: torch.dtype) -> Tensor:
         few = tree_map_only(Tensor, lambda t: t[samples], inputs)
-        with isolated(network.model, device, torch.float64), torch.no_grad():
-            return network(*network.split(_moved(few, device, torch.float64), torch.float64)).dtype == torch.float64
+        with isolated(network.model, device, _default_dtype(own_dtype, dtype)), torch.no_grad():
+            return network(*network.split(_moved(few, device, dtype), dtype))
 
     try:
         count = _first_group(len(leaves[0]))
-        if next(in_groups(count, count, evaluates))[1]:
-            return dtype
-        reason = "its outputs are not float64"
+        samples, found = next(in_groups(count, count, lambda few: outputs(few, dtype)))
     except (ConfigurationError, MeasurementError):  # MeasurementError: a single sample does not fit the memory
         raise
     except Exception as error:  # x.float() in a forward, a device without float64
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+    else:
+        if found.dtype == dtype:
+            if own_dtype != dtype:
+                _compare_outputs(found, attempted(lambda: outputs(samples, own_dtype)))
+            return dtype
+        reason = "its outputs are not float64"
     warn(f"The model cannot be evaluated in float64 ({reason}): measured in float32.")
     return torch.float32
+
+
+def _default_dtype(own: torch.dtype, dtype: torch.dtype) -> torch.dtype:
+    """Torch's, for a model of dtype ``own``: ``dtype`` where the model is cast to it, else what it is anyway."""
+    default = torch.get_default_dtype()
+    return default if own == dtype and default in (torch.float32, torch.float64) else dtype
+
+
+def _compare_outputs(found: Tensor, own: Tensor | None) -> None:
+    """Warns where outputs in float64 are not the model's own, as far as those are known."""
+    if own is None:
+        return
+    difference = float((found - own).abs().max() / torch.maximum(found.abs(), own.abs()).max())
+    if difference > VISIBLE:
+        warn(
+            f"In float64, the model's outputs differ by {difference:.0%} from those in float32: either rounding in "
+            f"float32 is that large, or the forward makes other numbers in float64, as torch.randn does from the same "
+            f"seed. The function in float64 is measured; for the model as it is trained, measure in float32."
+        )
 
 
 def _checked_leaves(inputs: Inputs, wrt: str | int | None) -> list[Tensor]:

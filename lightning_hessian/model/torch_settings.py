@@ -29,11 +29,11 @@ ENGINE = "_engine_run_backward"  # of torch.autograd, for the same reason
 
 
 @contextmanager
-def exact_settings(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+def exact_settings(device: torch.device, default_dtype: torch.dtype) -> Iterator[None]:
     """Gradients on; inference mode, autocast, anomaly detection, TF32 and activation checkpointing off.
 
-    The default dtype is ``dtype``, attention runs on the math kernel and never on the fast path of eval mode, compiled
-    code runs eagerly, and hardsigmoid is made of operations that have second derivatives.
+    Torch's default dtype is ``default_dtype``, attention runs on the math kernel and never on the fast path of eval
+    mode, compiled code runs eagerly, and hardsigmoid is made of operations that have second derivatives.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -41,7 +41,7 @@ def exact_settings(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
         stack.enter_context(_without_autocast(device))
         stack.enter_context(torch.autograd.set_detect_anomaly(False))
         stack.enter_context(_full_precision())
-        stack.enter_context(switched(torch.set_default_dtype, torch.get_default_dtype(), dtype))
+        stack.enter_context(switched(torch.set_default_dtype, torch.get_default_dtype(), default_dtype))
         stack.enter_context(_attention_by_products())
         stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled outside again
         stack.enter_context(_without_checkpointing())

@@ -6,15 +6,16 @@ import pytest
 import torch
 from support.counting import Notes
 from support.networks import mlp
+from torch import nn
 
-from lightning_hessian import ConfigurationError
+from lightning_hessian import ConfigurationError, input_hessian, input_hessian_operator
 from lightning_hessian.model.function import ModelFunction
 from lightning_hessian.model.prepare import prepare, usable_dtype
 
 F32, F64 = torch.float32, torch.float64
 
 
-class SinglePrecision(torch.nn.Module):
+class SinglePrecision(nn.Module):
     """Casts its input to float32 and counts its calls outside of itself."""
 
     calls = Notes()
@@ -81,3 +82,53 @@ def test_float64_where_the_forward_accepts_the_whole_batch_only():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert usable_dtype(ModelFunction(InThrees()), torch.randn(3, 6, dtype=F64)) == F64
+
+
+class SeededFeatures(nn.Module):
+    """Draws its first layer in every forward, always from the same seed, in torch's default dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x):
+        weight = torch.randn(x.shape[1], 16, generator=torch.Generator().manual_seed(0))
+        return self.out(torch.cos(x @ weight.to(x.dtype)))
+
+
+def own_hessian(model, x):
+    """By torch alone, as the model is used."""
+    return torch.stack([torch.autograd.functional.hessian(lambda one: model(one[None])[0, 0], sample) for sample in x])
+
+
+def test_a_function_that_is_another_one_in_float64_is_announced():
+    """From the same seed, torch draws other numbers in float64."""
+    model, x = SeededFeatures(), torch.randn(3, 5)
+    with pytest.warns(UserWarning, match=r"outputs differ by \d+% from those in float32: .* torch\.randn"):
+        found = input_hessian(model, x, 0, dtype=F64)[:, 0]
+    assert not torch.allclose(found, own_hessian(model, x).double(), rtol=0.1)
+    torch.testing.assert_close(input_hessian(model, x, 0)[:, 0], own_hessian(model, x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_in_float64_keeps_the_default_dtype_that_it_is_used_with():
+    model, x = SeededFeatures().double(), torch.randn(3, 5, dtype=F64)
+    torch.testing.assert_close(input_hessian(model, x, 0)[:, 0], own_hessian(model, x))
+    with input_hessian_operator(model, x, 0) as operator:
+        v = torch.randn(5, dtype=F64)
+        torch.testing.assert_close((operator @ v)[:, 0], own_hessian(model, x) @ v)
+
+
+@pytest.mark.parametrize("default", [torch.float16, torch.bfloat16])
+def test_new_tensors_have_no_less_precision_than_the_measurement(default):
+    seen = []
+
+    def model(x):
+        seen.append(torch.zeros(1).dtype)
+        return x.pow(3)
+
+    torch.set_default_dtype(default)
+    try:
+        input_hessian(model, torch.randn(2, 3, dtype=F32), 0)
+    finally:
+        torch.set_default_dtype(F32)
+    assert set(seen) == {F32}
