@@ -26,6 +26,7 @@ from lightning_hessian.curvature.checks.step_dependence import (
     pooled,
     slope_scale,
 )
+from lightning_hessian.curvature.checks.step_sizes import FIRST_STEP, MOST_STEPS, StepSizes
 from lightning_hessian.curvature.checks.zero import root_mean_square
 from lightning_hessian.curvature.target_batch import TargetBatch
 
@@ -33,15 +34,6 @@ Outcome = Literal["certified", "contradicted", "kink", "jump", "curvature_jump",
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 BLUR = 3e-2  # relative, of differences that are sharp enough to tell
-FIRST_STEP = 1e-2  # along a unit vector, in root mean squares of the sample's entries
-FACTOR = 10.0  # between two steps
-# Exponents of the factor after the first step, in the order in which steps are tried: shorter ones down to 1e-6, where
-# values hold no second difference any more. The last one is tried where all others showed noise.
-SHORTER = (-1, -2, -3, -4, -5, 1)
-NOISY = (-2, 1, 2, -1, -3, -4)  # values as noisy as float32: one that is short enough for most kinks, and longer ones
-LOOKED_NOISY = (-2, -1, -3, -4, -5, 1)  # as noisy at first, but that shrank with the step, as it does at kinks
-TOO_LONG = (0, -1, -2, 1, -3, -4)  # after a first step that was far too long
-ORDERS = (SHORTER, NOISY, LOOKED_NOISY, TOO_LONG)
 KINK_SHOWN = 3  # steps after the first, from which on a sample that shows a kink is left alone
 # Relative to the value: noise between these may come from a forward that computes in float32.
 FLOAT32, LOW_PRECISION = 3e-8, 1e-6
@@ -165,26 +157,21 @@ def compare(
     ignored = ~(p.spectral_norm.isfinite() & p.slope.isfinite())
     is_noisy = steps[0].noise >= FLOAT32 * steps[0].size
     agreed = _agrees(_sharpened(steps[0], ~is_noisy), p, tolerance, size, torch.full_like(p.slope, torch.inf)) | ignored
-    if steps[0].size.isnan().all() and not _evaluates(batch):
+    if agreed.all() or (steps[0].size.isnan().all() and not _evaluates(batch)):
         return _certificate(steps, agreed, p, tolerance, size, first)
-    is_low_precision = ((steps[0].noise <= max(LOW_PRECISION, MARGIN * precision) * steps[0].size) | agreed).all(dim=1)
-    base = FIRST_STEP * _length(steps[0], p)
-    is_short = base < first / FACTOR
-    base = base.where(is_short, first)
-    orders = torch.tensor(ORDERS, device=first.device)
-    order = orders[torch.where(is_short, ORDERS.index(TOO_LONG), is_low_precision.long())]
-    for i in range(len(SHORTER)):
+    looks_noisy = ((steps[0].noise <= max(LOW_PRECISION, MARGIN * precision) * steps[0].size) | agreed).all(dim=1)
+    sizes = StepSizes(first, steps[0], p, looks_noisy)
+    for i in range(MOST_STEPS):
         left = ~agreed
         if i >= KINK_SHOWN and left.any():
             left &= ~has_kink(by_step(steps))
-        is_last = i == len(SHORTER) - 1
+        is_last = i == MOST_STEPS - 1
         if is_last and left.any():
             left &= _certificate(steps, agreed, p, tolerance, size, last).is_outcome("noise")
         active = left.any(dim=1).nonzero().flatten()
         if len(active) == 0:
             break
-        exponent = order[active, i]
-        step = base[active] * FACTOR ** exponent.to(first)
+        step = sizes.of(active, i)
         last = last.index_copy(0, active, step)
         steps = pooled([*steps, differences(active, step)])
         seen = torch.stack([_beyond_noise(step) for step in steps]).amin(dim=0)
@@ -193,24 +180,11 @@ def compare(
         agreed &= ~changed  # by chance, a random forward may agree
         if is_last:  # nor may much noise be hidden that is random
             steps[-1] = masked(steps[-1], ~changed)
-        if i == 0:  # noise does not depend on the step
-            shrank = (steps[1].noise < steps[0].noise * last.unsqueeze(1) / first.unsqueeze(1) * FACTOR).all(dim=1)
-            order[is_low_precision & ~is_short & shrank] = orders[ORDERS.index(LOOKED_NOISY)]
+        if i == 0:
+            sizes.compare_noise(*steps)
     if precision and len(steps) > 1:
         steps = floored(steps)
     return _certificate(steps, agreed, p, tolerance, size, last)
-
-
-def _length(found: Differences, p: Prediction) -> Tensor:
-    """``[N]``, over which gradient or value change by themselves, as the derivatives say.
-
-    It is short beside the input where entries are in units that are far apart, or far from zero.
-    """
-    if p.slope_only:
-        lengths = found.size / p.gradient_norm
-    else:  # without values there, the first alone
-        lengths = torch.fmax(p.gradient_norm / p.spectral_norm, (found.size / p.spectral_norm).sqrt())
-    return lengths.nan_to_num(torch.inf).amin(dim=1)
 
 
 def _sharpened(found: Differences, where: Tensor) -> Differences:
@@ -291,18 +265,7 @@ def _certificate(
     allowed = torch.minimum(tolerance32 * p.spectral_norm + MARGIN * sharpest.blur, LARGEST_ERROR * p.spectral_norm)
     partly &= sharpest.error <= allowed * p.share
     agreed = agreed | (partly & (sharpest.slope_error <= tolerance32 * p.share * scale + MARGIN * sharpest.slope_blur))
-    is_kink = has_kink(every)
-    wrong_at_kink = is_kink & contradicts_both_sides(every, p)
-    outcome = torch.full_like(agreed, OUTCOMES.index("unverifiable"), dtype=torch.long)
-    for name, chosen in (
-        ("noise", every.second.isfinite().any(dim=0)),
-        ("contradicted", contradicts(every, p, tolerance) | wrong_at_kink),
-        ("curvature_jump", has_curvature_jump(every)),
-        ("jump", has_jump(every)),
-        ("kink", is_kink & ~wrong_at_kink),
-        ("certified", agreed),
-    ):
-        outcome = outcome.where(~chosen, OUTCOMES.index(name))
+    outcome, wrong_at_kink = _outcomes(every, agreed, p, tolerance)
     # A curvature that is zero is compared with one that would change the slope by its own size over that of the input.
     norm = p.spectral_norm.where(p.spectral_norm > 0, p.gradient_norm / size)
     norm = norm.where(norm > 0, sharpest.size / size**2)
@@ -316,3 +279,22 @@ def _certificate(
         noise=noise,
         step=last,
     )
+
+
+def _outcomes(every: Differences, agreed: Tensor, p: Prediction, tolerance: Tensor) -> tuple[Tensor, Tensor]:
+    """How all entries ended, and which have a curvature that is wrong at a kink."""
+    if agreed.all() and len(every.step) == 1:  # and a kink takes three steps
+        return torch.full_like(agreed, OUTCOMES.index("certified"), dtype=torch.long), ~agreed
+    is_kink = has_kink(every)
+    wrong_at_kink = is_kink & contradicts_both_sides(every, p)
+    outcome = torch.full_like(agreed, OUTCOMES.index("unverifiable"), dtype=torch.long)
+    for name, chosen in (
+        ("noise", every.second.isfinite().any(dim=0)),
+        ("contradicted", contradicts(every, p, tolerance) | wrong_at_kink),
+        ("curvature_jump", has_curvature_jump(every)),
+        ("jump", has_jump(every)),
+        ("kink", is_kink & ~wrong_at_kink),
+        ("certified", agreed),
+    ):
+        outcome = outcome.where(~chosen, OUTCOMES.index(name))
+    return outcome, wrong_at_kink

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from lightning_hessian.curvature.batching import attempted, combine
-from lightning_hessian.curvature.checks.certificate import FIRST_STEP, Certificate, certify
+from lightning_hessian.curvature.checks.certificate import Certificate, certify
 from lightning_hessian.curvature.checks.diagnosis import Finding, about_some
 from lightning_hessian.curvature.checks.explanation import Explanation, explain, not_a_function
 from lightning_hessian.curvature.checks.prediction import Prediction
 from lightning_hessian.curvature.checks.second_look import compare_beside, in_company
+from lightning_hessian.curvature.checks.step_sizes import FIRST_STEP
 from lightning_hessian.curvature.checks.through_outputs import compare_through_outputs
 from lightning_hessian.curvature.checks.verdict import PreviousChecks, Verdict, unexplained
 from lightning_hessian.curvature.checks.zero import root_mean_square
