@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lightning_hessian.curvature.batching import attempted
 from lightning_hessian.curvature.checks.certificate import Certificate, Outcome, certify
 from lightning_hessian.curvature.checks.diagnosis import Finding
 from lightning_hessian.curvature.checks.prediction import LARGEST_ERROR, Prediction, unit
-from lightning_hessian.curvature.checks.second_look import compare_along, compare_beside, gives, in_company
+from lightning_hessian.curvature.checks.second_look import compare_along, compare_beside, gives, in_company, vanishes
 from lightning_hessian.curvature.checks.zero import (
     changes_with_last_digits,
     is_rounding,
@@ -106,8 +107,23 @@ class CauseSearch:
             few, along = self.batch.select(samples), self.prediction.direction[samples]
             changes = changes_with_last_digits(few, along, self.group_size, self.generator, slope_only=self.slope_only)
             found &= zero | self._at(samples, changes)
+        allowed = torch.maximum(slope_limit, self.prediction.tolerance * slope)
+        found &= ~(self.certificate.slope_difference.to(x) > allowed)
+        found |= self._vanishing()
         self.open = self.open & ~found
         return found
+
+    def _vanishing(self) -> Tensor:
+        """Open entries of which next to nothing is left in float64, in derivatives and in differences of values.
+
+        Float32 leaves them where terms cancel in the target itself, so that it is no larger than they are.
+        """
+        samples = self._samples()
+        if self.batch.x.dtype == torch.float64 or len(samples) == 0:
+            return torch.zeros_like(self.open)
+        few, reported = self.batch.select(samples), self.prediction.select(samples)
+        found = attempted(lambda: vanishes(few.to(torch.float64), reported, self.group_size))
+        return torch.zeros_like(self.open) if found is None else self._at(samples, found) & self.open
 
     def judge_by_precision(self, dtype: torch.dtype) -> None:
         """Entries of a forward that computes in half precision: noise as large as that is no contradiction."""

@@ -53,6 +53,7 @@ class Certificate:
         difference: ``[N, K]``, the same, relative to nothing.
         curvature: ``[N, K]``, t″, at the same step.
         slope_error: ``[N, K]``, |gᵀw − t′| relative to ‖g‖, at the same step; 0 where a curvature is wrong at a kink.
+        slope_difference: ``[N, K]``, the same, relative to nothing.
         size: ``[N, K]``, the largest |t| seen.
         noise: ``[N, K]``, standard deviation of the noise in the values that the differences show, at most.
         step: ``[N]``, h of the last comparison.
@@ -63,6 +64,7 @@ class Certificate:
     difference: Tensor
     curvature: Tensor
     slope_error: Tensor
+    slope_difference: Tensor
     size: Tensor
     noise: Tensor
     step: Tensor
@@ -269,12 +271,14 @@ def _certificate(
     # A curvature that is zero is compared with one that would change the slope by its own size over that of the input.
     norm = p.spectral_norm.where(p.spectral_norm > 0, p.gradient_norm / size)
     norm = norm.where(norm > 0, sharpest.size / size**2)
+    slope_difference = sharpest.slope_error.where(~wrong_at_kink, 0)
     return Certificate(
         outcome,
         error=sharpest.error / norm.where(norm > 0, 1),
         difference=sharpest.error,
         curvature=sharpest.second,
-        slope_error=(sharpest.slope_error / scale.where(scale > 0, 1)).where(~wrong_at_kink, 0),
+        slope_error=slope_difference / scale.where(scale > 0, 1),
+        slope_difference=slope_difference,
         size=size_of_values,
         noise=noise,
         step=last,

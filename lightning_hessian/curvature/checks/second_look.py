@@ -11,7 +11,9 @@ from torch.utils._pytree import tree_map_only
 
 from lightning_hessian.curvature.batching import attempted, concatenate, in_groups
 from lightning_hessian.curvature.checks.certificate import OUTCOMES, Certificate, certify
-from lightning_hessian.curvature.checks.prediction import Prediction, predict_along, unit
+from lightning_hessian.curvature.checks.differences import differences_at
+from lightning_hessian.curvature.checks.prediction import LARGEST_ERROR, Prediction, predict_along, unit
+from lightning_hessian.curvature.checks.step_sizes import FIRST_STEP
 from lightning_hessian.curvature.checks.zero import root_mean_square
 from lightning_hessian.curvature.operators.autodiff import ReverseOverReverse
 from lightning_hessian.curvature.target_batch import TargetBatch
@@ -19,6 +21,7 @@ from lightning_hessian.curvature.target_batch import TargetBatch
 # How far from a kink derivatives are checked, in root mean squares of the sample's entries; the shorter distances where
 # the forward accepts no longer one.
 NEIGHBORS = (0.1, 1e-2, 1e-3)
+VANISHES = 1e-7  # relative: what is left in float64 of nothing but rounding in float32
 NEIGHBOR_STEP = 1e-3  # h there, in distances: below that to the kink
 
 
@@ -92,11 +95,7 @@ def compare_beside(
 
 def gives(batch: TargetBatch, reported: Prediction, group_size: int) -> Tensor:
     """Where reverse_over_reverse gives what is reported, up to the tolerance of its precision, ``[N, K]``."""
-
-    def work(few: slice) -> Prediction:
-        return predicted_along(batch.select(few), reported.direction[few], reported.slope_only)
-
-    other = concatenate([found for _, found in in_groups(batch.num_samples, group_size, work)])
+    other = _of_groups(batch, reported, group_size)
 
     def close(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
         return (a - b).abs() <= reported.tolerance * torch.maximum(scale, torch.maximum(a.abs(), b.abs()))
@@ -105,6 +104,42 @@ def gives(batch: TargetBatch, reported: Prediction, group_size: int) -> Tensor:
     if reported.slope_only:
         return same
     return same & close(reported.curvature, other.curvature, reported.spectral_norm)
+
+
+def vanishes(exact: TargetBatch, reported: Prediction, group_size: int) -> Tensor:
+    """Where next to nothing is left in float64 of what is ``reported`` in float32, ``[N, K]``.
+
+    Neither in derivatives nor in differences of values, at the first step. The slope may be right instead. Rounding is
+    as large at one sample as at another, where it may have left exact zeros.
+
+    Cost: a gradient, an HVP and five values.
+    """
+    p, size = reported.to(exact.x), root_mean_square(exact.x)
+    left = _of_groups(exact, p, group_size)
+    values = differences_at(exact, p, torch.arange(len(size), device=size.device), FIRST_STEP * size, group_size)
+    size = size.unsqueeze(1)
+
+    def nothing_of(norm: Tensor, slope: Tensor) -> Tensor:
+        no_slope = (left.gradient_norm <= VANISHES * slope) & (values.slope_error <= 2 * slope)
+        if p.slope_only:
+            return no_slope
+        no_curvature = (left.spectral_norm <= VANISHES * norm) & (values.second.abs() <= LARGEST_ERROR * norm)
+        return no_curvature & (no_slope | (values.slope_error <= reported.tolerance * p.gradient_norm))
+
+    norm = p.spectral_norm.where(p.spectral_norm > 0, p.gradient_norm / size)
+    slope = torch.maximum(p.gradient_norm, norm * size)
+    found = nothing_of(norm, slope)
+    at_most = [numbers.where(found, 0).amax(dim=0).expand_as(norm) for numbers in (norm, slope)]
+    return found | (nothing_of(*at_most) & (norm <= at_most[0]) & (slope <= at_most[1]))
+
+
+def _of_groups(batch: TargetBatch, reported: Prediction, group_size: int) -> Prediction:
+    """What reverse_over_reverse says of the same."""
+
+    def work(few: slice) -> Prediction:
+        return predicted_along(batch.select(few), reported.direction[few], reported.slope_only)
+
+    return concatenate([found for _, found in in_groups(batch.num_samples, group_size, work)])
 
 
 def predicted_along(batch: TargetBatch, direction: Tensor, slope_only: bool) -> Prediction:
