@@ -227,7 +227,10 @@ def main() -> None:
     print(conclusions(found, rows, target))
     path = Path(args.log_dir) / "curvature_and_errors.png"
     draw(found, rows, path)
-    print(f"\nPicture: {path}\nEvery digit: tensorboard --logdir {args.log_dir}, then open the tab Input Hessian")
+    print(
+        f"\nPicture: {path}\n"
+        f"Every digit: .venv/bin/tensorboard --logdir {args.log_dir}, then open the tab Input Hessian"
+    )
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def main() -> None:
         down, up, radius = record.lambda_min.mean(), record.lambda_max.mean(), record.linear_radius.mean()
         print(f"Step {record.step:3}: eigenvalues from {down:6.2f} to {up:.2f}, linear radius {radius:.2f} (means)")
     print(f"Held-out accuracy: {trainer.callback_metrics['val_accuracy']:.1%}")
-    print(f"To see the results: tensorboard --logdir {args.log_dir}, then open the address that it prints")
+    print(f"To see the results: .venv/bin/tensorboard --logdir {args.log_dir}, then open the address that it prints")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def main() -> None:
             f"{name:14}{trainer.current_epoch:3} epochs. Held-out accuracy: {accuracy:.1%} ± {error:.1%}, "
             f"linear radius {record.linear_radius.mean():.2f}, max |λ| {record.spectral_norm.mean():.1f}"
         )
-    print(f"To see the results: tensorboard --logdir {args.log_dir}, then open the address that it prints")
+    print(f"To see the results: .venv/bin/tensorboard --logdir {args.log_dir}, then open the address that it prints")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def main() -> None:
             recorder.measure(network, step, epoch=epoch)
     images, labels = (t.to(fabric.device) for t in held_out)
     print(f"Held-out accuracy: {(network(images).argmax(1) == labels).float().mean():.1%}")
-    print(f"To see the results: tensorboard --logdir {args.log_dir}, then open the address that it prints")
+    print(f"To see the results: .venv/bin/tensorboard --logdir {args.log_dir}, then open the address that it prints")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ def main() -> None:
         print(f"{tag} {metrics[tag]:.4g}")
     print(f"Held-out accuracy: {metrics['val_accuracy']:.1%}")
     print(
-        f"To see the results: tensorboard --logdir {cli.trainer.logger.save_dir}, then open the address that it prints"
+        f"To see the results: .venv/bin/tensorboard --logdir {cli.trainer.logger.save_dir}, then open the address that "
+        f"it prints"
     )
 
 

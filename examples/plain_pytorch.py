@@ -48,7 +48,7 @@ def main() -> None:
                 )
     x, y = held_out.tensors
     print(f"Held-out accuracy: {(network(x).argmax(1) == y).float().mean():.1%}")
-    print(f"To see the results: tensorboard --logdir {args.log_dir}, then open the address that it prints")
+    print(f"To see the results: .venv/bin/tensorboard --logdir {args.log_dir}, then open the address that it prints")
 
 
 if __name__ == "__main__":

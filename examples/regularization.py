@@ -197,7 +197,9 @@ def main() -> None:
     print(table(results))
     path = Path(args.log_dir) / "regularization.png"
     draw(results, path)
-    print(f"\nPicture: {path}\nEvery run: tensorboard --logdir {args.log_dir}, then open the tab Input Hessian")
+    print(
+        f"\nPicture: {path}\nEvery run: .venv/bin/tensorboard --logdir {args.log_dir}, then open the tab Input Hessian"
+    )
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def main() -> None:
     print(
         f"\n{int((~out).sum())} passages to train on. Held-out accuracy: {trainer.callback_metrics['val_accuracy']:.1%}"
     )
-    print(f"To see the results: tensorboard --logdir {args.log_dir}, then open the address that it prints")
+    print(f"To see the results: .venv/bin/tensorboard --logdir {args.log_dir}, then open the address that it prints")
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def main() -> None:
         trainer.train()
         predicted = torch.tensor(trainer.predict(held_out).predictions).argmax(1)
     print(f"Held-out accuracy: {(predicted == held_out.y).float().mean():.1%}")
-    print(f"To see the results: tensorboard --logdir {args.log_dir}, then open the address that it prints")
+    print(f"To see the results: .venv/bin/tensorboard --logdir {args.log_dir}, then open the address that it prints")
 
 
 if __name__ == "__main__":

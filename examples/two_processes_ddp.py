@@ -53,7 +53,7 @@ def main() -> None:
     print(f"{len(record.x)} samples on {trainer.world_size} processes, {alone.shape[-1]} eigenvalues each.")
     print(f"Largest difference to one process, of the largest eigenvalue: {difference:.1e}")
     print(f"Held-out accuracy: {trainer.callback_metrics['val_accuracy']:.1%}")
-    print(f"To see the results: tensorboard --logdir {args.log_dir}, then open the address that it prints")
+    print(f"To see the results: .venv/bin/tensorboard --logdir {args.log_dir}, then open the address that it prints")
 
 
 if __name__ == "__main__":

@@ -161,19 +161,19 @@ def _add_measure(parser: argparse.ArgumentParser) -> None:
     add(
         "--heatmap-samples", type=int, metavar="N", help="number of samples whose whole matrices are drawn (default: 1)"
     )
-    add("--method", choices=["auto", "dense", "low_rank", "lanczos"])
-    add("--num-eigenvalues", type=int, metavar="N", help="default: 10")
-    add("--density-vectors", type=int, metavar="N", help="default: 0")
-    add("--dtype", choices=["float32", "float64"])
+    add("--method", choices=["auto", "dense", "low_rank", "lanczos"], help="how spectra are computed (default: auto)")
+    add("--num-eigenvalues", type=int, metavar="N", help="number of eigenvectors, those of largest |λ| (default: 10)")
+    add("--density-vectors", type=int, metavar="N", help="random vectors for the density of eigenvalues (default: 0)")
+    add("--dtype", choices=["float32", "float64"], help="precision of the measurement (default: float32)")
     add(
         "--wrt",
         metavar="NAME",
         help="the variable: one of several inputs, by name or position, or a submodule",
     )
-    add("--max-memory", type=int, metavar="BYTES")
+    add("--max-memory", type=int, metavar="BYTES", help="memory that may be used (default: half of what is free)")
     add("--max-seconds", type=float, metavar="SECONDS", help="time limit of each measurement")
-    add("--class-names", nargs="+", metavar="NAME")
-    add("--seed", type=int)
+    add("--class-names", nargs="+", metavar="NAME", help="a name for every output, shown in place of its number")
+    add("--seed", type=int, help="of all random vectors (default: 0)")
     add("--name", help="in tags and folders; with --samples checkpoint, the name of the monitor")
 
 

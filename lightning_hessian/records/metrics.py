@@ -189,7 +189,7 @@ _ROWS = (
         "(Σ |λ|)² / Σ λ²",
         "how many directions share the curvature",
         needs_all=True,
-        reading=lambda value: f"It is as if {value:.2g} directions shared it equally.",
+        reading=lambda value: f"The curvature is as concentrated as if {value:.3g} directions shared it equally.",
     ),
     Metric(
         "gradient_curvature",
@@ -287,9 +287,9 @@ Where the metrics are defined in the code:
 
 `record.finite_difference_error` `[samples, classes]` is the relative error of a Hessian: the difference between its
 curvature along one direction and a central difference of values at the sample itself, divided by max |λ| (not divided
-for a zero Hessian). It is NaN if the sample was not checked at this measurement: later measurements check only some
-of the samples, in rotation. Up to {AGREEMENT:g} counts as agreement; if rounding is the only error, it is far
-smaller.
+for a zero Hessian). It is NaN if the sample was not checked at this measurement (later measurements check only some
+of the samples, in rotation), or could not be confirmed. The tab and the texts call up to {AGREEMENT:g} agreement, the
+largest error that is [accepted anywhere](concepts/checks.md); if rounding is the only error, it is far smaller.
 
 `record.valid` `[samples, classes]` is False where the Hessian is wrong or not finite, and `record.message` says at
 which samples and why. All numbers of such a sample and class are NaN, none of its eigenvalues count as converged, and

@@ -48,7 +48,7 @@ def about_validity(finite_difference_error: Array, valid: Array) -> str:
 
     Example:
         >>> about_validity(np.array([[3e-7], [np.nan], [0.4]]), np.array([[True], [True], [False]]))
-        'Agrees with finite differences to 3e-7 (1 of 3 samples checked). 1 of 3 samples has no valid Hessian and is \
+        'Agrees with finite differences to 3e-7 (at 1 of 3 samples). 1 of 3 samples has no valid Hessian and is \
 excluded from means; the diagnosis says why.'
     """
     valid = valid.astype(bool)
@@ -63,7 +63,7 @@ def _about_agreement(errors: Array, valid: Array) -> str:
     largest = float(errors[checked].max())
     verb = "Agrees with finite differences to" if largest <= AGREEMENT else "Differs from finite differences by up to"
     number = f"{largest:.1g}".replace("e-0", "e-")
-    return f"{verb} {number} ({int(checked.any(axis=1).sum())} of {len(valid)} samples checked)."
+    return f"{verb} {number} (at {int(checked.any(axis=1).sum())} of {len(valid)} samples)."
 
 
 def _about_invalid(valid: Array) -> str:

@@ -45,6 +45,7 @@ def find_inputs(batch: Any, wrt: str | int | None, input_fn: InputFunction | Non
             raise ConfigurationError(f"The input was not found in the batch: {structure(batch)}. {helps}")
         return found
     returned = input_fn(batch)
+    check_pair(returned, "The input_fn returned")
     found = _returned(returned)
     if found is None:
         raise ConfigurationError(
@@ -53,6 +54,15 @@ def find_inputs(batch: Any, wrt: str | int | None, input_fn: InputFunction | Non
             f"differentiate."
         )
     return found
+
+
+def check_pair(pair: Any, what: str) -> None:
+    """Raises a ConfigurationError where ``pair`` is (x, labels) with labels of other samples; ``what`` says whose."""
+    if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+        return
+    x, labels = pair
+    if isinstance(x, Tensor) and x.dim() > 1 and are_labels(labels) and len(x) != len(labels):
+        raise ConfigurationError(f"{what} {len(x)} samples and {len(labels)} labels: pass one label for each sample.")
 
 
 def _is_found(batch: Any, wrt: str | int) -> bool:

@@ -45,13 +45,14 @@ def places_of(trainer: Any) -> Places:
     return Places(os.fspath(folder), log_dir)
 
 
-def where_to_look(places: Places, loggers: Sequence[Any]) -> str:
-    """What shows the measurements: a command, or an expression in Python."""
+def where_to_look(places: Places, loggers: Sequence[Any], name: str | None = None) -> str:
+    """What shows the measurements of the monitor ``name``: a command, or an expression in Python."""
+    named = "" if name is None else f", name={name!r}"
     if is_in_memory(places.folder):
-        return f"load_records({places.log_dir!r}), until this process ends"
+        return f"load_records({places.log_dir!r}{named}), until this process ends"
     if tensorboard_loggers(loggers):
         return f"tensorboard --logdir {shlex.quote(places.folder.rstrip(os.sep))}"
-    return f"load_records({places.folder!r})"
+    return f"load_records({places.folder!r}{named})"
 
 
 def writes_files(trainer: Any) -> bool:

@@ -137,6 +137,7 @@ class MonitoringRun:
             self.state.measured_step = at.step
             return None
         published = None
+        name = self.settings.measurement.name
         try:
             with self.budget.measuring(), self._undisturbed():
                 self.group.on_first(lambda: self.output.open(loggers))
@@ -149,7 +150,7 @@ class MonitoringRun:
                     stage=stage,
                     group=self.group,
                     progress=progress,
-                    expect=lambda expected: self.output.expect(expected, where_to_look(places, loggers)),
+                    expect=lambda expected: self.output.expect(expected, where_to_look(places, loggers, name)),
                 )
                 self.num_records += 1
                 if record is not None:

@@ -17,7 +17,7 @@ from lightning_hessian.errors import ConfigurationError, store_whole_numbers, wh
 from lightning_hessian.model.function import Inputs
 from lightning_hessian.model.isolation import frozen_random_streams
 from lightning_hessian.model.state_snapshot import unchanged
-from lightning_hessian.training.batch import InputFunction, find_inputs
+from lightning_hessian.training.batch import InputFunction, check_pair, find_inputs
 from lightning_hessian.training.batch_structure import structure
 
 LARGEST_COPY = 2**30  # bytes of an in-memory dataset that may be copied temporarily
@@ -76,7 +76,10 @@ class SampleSource:
         if isinstance(source, DataLoader):
             raise ConfigurationError("samples is a DataLoader. Give its dataset, samples=loader.dataset, or a batch.")
         if isinstance(source, (Tensor, list, tuple, Mapping)) or not hasattr(source, "__getitem__"):
-            return self.select_from_batch(tree_map_only(np.ndarray, torch.as_tensor, source))
+            source = tree_map_only(np.ndarray, torch.as_tensor, source)
+            if self.input_fn is None:
+                check_pair(source, "samples= holds")
+            return self.select_from_batch(source)
         if not hasattr(source, "__len__"):
             raise ConfigurationError(
                 "The samples must be a map-style dataset with a length; give a tensor or (x, labels)."

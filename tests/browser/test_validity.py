@@ -42,7 +42,10 @@ def cells(tab, key: str) -> list[str]:
 def test_a_sample_that_is_not_valid(tab, runs, request):
     tab.run("sample")
     tab.choose(sample=2, class_id=3)
-    assert cells(tab, "validity") == ["agrees to 3e−7"] * 4 + ["not valid: differs by 0.4"] * 2 + ["not checked"] * 2
+    assert (
+        cells(tab, "validity")
+        == ["agrees to 3e−7"] * 4 + ["not valid: differs by 0.4"] * 2 + ["not confirmed at this step"] * 2
+    )
     known = runs[1][2].lambda_max
     shown = cells(tab, "lambda_max")
     assert shown[4:6] == ["not valid"] * 2
@@ -54,7 +57,7 @@ def test_a_sample_that_is_not_valid(tab, runs, request):
     expect(tab.get("map-gradient")).to_have_count(0)
     assert "only the input is shown" in tab.words("maps")
     assert len(tab.traces("evolution")[0]["x"]) == 3
-    assert "Agrees with finite differences to 3e-7 (2 of 4 samples checked). 1 of 4 samples has no valid" in (
+    assert "Agrees with finite differences to 3e-7 (at 2 of 4 samples). 1 of 4 samples has no valid" in (
         tab.get("cost").inner_text()
     )
     assert MESSAGE in tab.get("cost").inner_text()

@@ -135,8 +135,8 @@ def test_what_is_not_valid_is_left_out():
     np.testing.assert_array_equal(arrays["lambda_max_all_converged"], [[1], [1]])
     np.testing.assert_array_equal(arrays["lambda_max_num_finite"], [[2], [1]])
     assert meta["validity"] == [
-        "Agrees with finite differences to 3e-7 (1 of 2 samples checked).",
-        "Agrees with finite differences to 3e-7 (1 of 2 samples checked). 1 of 2 samples has no valid Hessian and is "
+        "Agrees with finite differences to 3e-7 (at 1 of 2 samples).",
+        "Agrees with finite differences to 3e-7 (at 1 of 2 samples). 1 of 2 samples has no valid Hessian and is "
         "excluded from means; the diagnosis says why.",
     ]
     assert meta["agreement"] == 0.01

@@ -44,7 +44,9 @@ def test_numbers_known_in_closed_form():
     assert "A step of 2.3 input units along the most curved" in line_after(text, "normalized curvature")  # 7 / 3
     assert " 4.67 (4.67 to 4.67). Within a tenth of it, 0.47 input units" in line_after(text, "linear radius")
     assert " 0.333 (0.333 to 0.333). About 33 % of the curvature" in line_after(text, "negative share")
-    assert " 2.57 (2.57 to 2.57). It is as if 2.6 directions" in line_after(text, "effective rank")  # 36 / 14
+    assert " 2.57 (2.57 to 2.57). The curvature is as concentrated as if 2.57 directions" in line_after(
+        text, "effective rank"
+    )  # 36 / 14
     assert "About 0 % comes from the target over the outputs, and 100 %" in line_after(text, "Gauss–Newton share")
     assert "Agrees with finite differences to" in text
     assert "Method dense (" in text

@@ -199,20 +199,20 @@ NAN = np.nan
 @pytest.mark.parametrize(
     ("error", "valid", "words"),
     [
-        ([[3e-7], [2e-7]], [[1], [1]], "Agrees with finite differences to 3e-7 (2 of 2 samples checked)."),
+        ([[3e-7], [2e-7]], [[1], [1]], "Agrees with finite differences to 3e-7 (at 2 of 2 samples)."),
         (
             [[NAN, 0.004], [NAN, NAN]],
             [[1, 1], [1, 1]],
-            "Agrees with finite differences to 0.004 (1 of 2 samples checked).",
+            "Agrees with finite differences to 0.004 (at 1 of 2 samples).",
         ),
-        ([[0.0]], [[1]], "Agrees with finite differences to 0 (1 of 1 samples checked)."),
-        ([[3e-12]], [[1]], "Agrees with finite differences to 3e-12 (1 of 1 samples checked)."),
-        ([[0.5]], [[1]], "Differs from finite differences by up to 0.5 (1 of 1 samples checked)."),
+        ([[0.0]], [[1]], "Agrees with finite differences to 0 (at 1 of 1 samples)."),
+        ([[3e-12]], [[1]], "Agrees with finite differences to 3e-12 (at 1 of 1 samples)."),
+        ([[0.5]], [[1]], "Differs from finite differences by up to 0.5 (at 1 of 1 samples)."),
         ([[NAN]], [[1]], "Not compared with finite differences at this step."),
         (
             [[NAN], [0.4], [3e-7]],
             [[1], [0], [1]],
-            "Agrees with finite differences to 3e-7 (1 of 3 samples checked). 1 of 3 samples has no valid Hessian and "
+            "Agrees with finite differences to 3e-7 (at 1 of 3 samples). 1 of 3 samples has no valid Hessian and "
             "is excluded from means; the diagnosis says why.",
         ),
         (
@@ -224,13 +224,13 @@ NAN = np.nan
         (
             [[3e-7, 0.4], [3e-7, 3e-7]],
             [[1, 0], [1, 1]],
-            "Agrees with finite differences to 3e-7 (2 of 2 samples checked). 1 of 4 Hessians (2 samples × 2 classes) "
+            "Agrees with finite differences to 3e-7 (at 2 of 2 samples). 1 of 4 Hessians (2 samples × 2 classes) "
             "is not valid and is excluded from means; the diagnosis says why.",
         ),
         (
             [[0.4, 0.4], [3e-7, 0.4]],
             [[0, 0], [1, 0]],
-            "Agrees with finite differences to 3e-7 (1 of 2 samples checked). 3 of 4 Hessians (2 samples × 2 classes) "
+            "Agrees with finite differences to 3e-7 (at 1 of 2 samples). 3 of 4 Hessians (2 samples × 2 classes) "
             "are not valid and are excluded from means; the diagnosis says why.",
         ),
         ([[0.4], [NAN]], [[0], [0]], "No Hessian is valid, so there are no numbers; the diagnosis says why."),

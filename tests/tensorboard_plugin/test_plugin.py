@@ -359,7 +359,7 @@ def test_what_is_not_valid_has_no_numbers_and_no_matrix_and_says_why(case, activ
         np.testing.assert_allclose(arrays["trace_mean"][2, k], mean, rtol=1e-5)
     assert meta["message"][2] == MESSAGE
     assert meta["validity"][0].startswith("Agrees with finite differences to ")
-    assert meta["validity"][0].endswith(" (4 of 4 samples checked).")
+    assert meta["validity"][0].endswith(" (at 4 of 4 samples).")
     assert meta["validity"][2].endswith("; the diagnosis says why.")
     for n, k in np.ndindex(4, 2):
         at = {**which, "step": 19, "sample": n, "class_id": (1, 3)[k]}

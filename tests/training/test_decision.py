@@ -10,7 +10,7 @@ from support.networks import mlp
 from support.training import Classifier, fit, small_monitor
 from torch import nn
 
-from lightning_hessian import InputHessianRecorder
+from lightning_hessian import InputHessianRecorder, load_records
 from lightning_hessian.curvature import analysis
 from lightning_hessian.curvature.analysis import differentiate
 from lightning_hessian.curvature.checks.diagnosis import Diagnosis
@@ -88,3 +88,10 @@ def test_without_a_tensorboard_logger_the_records_are_named(tmp_path, caplog):
     with caplog.at_level("INFO"), pytest.warns(UserWarning, match="No TensorBoard logger"):
         fit(tmp_path, small_monitor(), logger=False, max_epochs=1)
     assert f"To see the results: load_records({str(tmp_path)!r})" in shown(caplog)[0]
+
+
+def test_the_records_of_a_named_monitor_are_named(tmp_path, caplog):
+    with caplog.at_level("INFO"), pytest.warns(UserWarning, match="No TensorBoard logger"):
+        fit(tmp_path, small_monitor(name="aux"), logger=False, max_epochs=1)
+    assert f"To see the results: load_records({str(tmp_path)!r}, name='aux')" in shown(caplog)[0]
+    assert load_records(str(tmp_path), name="aux")

@@ -112,6 +112,15 @@ def test_labels_are_integers_one_per_sample():
     assert samples_from(X, 2).labels is None
 
 
+def test_labels_of_other_samples_are_refused():
+    """Whether they were given or made by an input_fn; a batch of a loader may hold other integers, such as lengths."""
+    with pytest.raises(ConfigurationError, match=r"samples= holds 10 samples and 4 labels"):
+        samples_from((X, Y[:4]), 2)
+    with pytest.raises(ConfigurationError, match=r"input_fn returned 10 samples and 4 labels"):
+        samples_from(X, 2, input_fn=lambda x: (x, Y[:4]))
+    assert SampleSource(num_samples=2).select_from_batch((X, Y[:4])).labels is None
+
+
 @pytest.mark.parametrize(
     "batch",
     [

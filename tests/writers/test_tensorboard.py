@@ -160,7 +160,7 @@ def test_the_text_says_what_is_not_valid_and_how_far_the_rest_agrees():
     text = diagnosis_text(invalidated(record, FOUR_SAMPLES["one sample"]))
     assert MESSAGE in text
     assert (
-        "Agrees with finite differences to 3e-7 (2 of 4 samples checked). 1 of 4 samples has no valid Hessian and is "
+        "Agrees with finite differences to 3e-7 (at 2 of 4 samples). 1 of 4 samples has no valid Hessian and is "
         "excluded from means; the diagnosis says why."
     ) in text
     cell = cells_of(text, 2)[0]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_hessian.curvature.batching import attempted, combine
 from lightning_hessian.curvature.checks.certificate import Certificate, certify
-from lightning_hessian.curvature.checks.diagnosis import Finding, about_some
+from lightning_hessian.curvature.checks.diagnosis import Finding, about_some, joined
 from lightning_hessian.curvature.checks.explanation import Explanation, explain, not_a_function
 from lightning_hessian.curvature.checks.prediction import Prediction
 from lightning_hessian.curvature.checks.second_look import compare_beside, in_company
@@ -95,11 +95,11 @@ class _Checks:
 
     def of_some(self, previous: PreviousChecks, due: Tensor) -> Verdict | None:
         """Of samples that are due, about which the rest is known; None where one is not as it was."""
-        on_kink = previous.on_kink.to(due.device)
+        was_on_kink = on_kink = previous.on_kink.to(due.device)
         error = torch.full_like(self.prediction.slope, torch.nan)
         steps, findings = previous.steps.to(self.first_steps), previous.findings
         unconfirmed = {number for finding in findings for number in finding.samples}
-        if len(chosen := due[~on_kink[due]]):
+        if len(chosen := due[~was_on_kink[due]]):
             found = self._certified(chosen, steps)
             certified = found.is_outcome("certified").all(dim=1)
             steps = steps.index_copy(0, chosen, found.step.to(steps).where(certified, self.first_steps[chosen]))
@@ -112,10 +112,14 @@ class _Checks:
                 if not (why.trusted and why.valid.all()) or why.again.any():
                     return None
                 errors = errors.index_copy(0, (~certified).nonzero().flatten(), why.error)
+                again = {self.numbers[i] for i in failed.tolist()}
+                kept = about_some(findings, lambda number: number not in again)
+                findings = joined([*kept, *(finding for finding in why.findings if finding.lasts)])
+                on_kink = on_kink.index_copy(0, failed, why.on_kink)
             error = error.index_copy(0, chosen, errors)
             confirmed = {self.numbers[i] for i in chosen[certified].tolist()}
             findings = about_some(findings, lambda number: number not in confirmed)
-        if len(beside := due[on_kink[due]]):
+        if len(beside := due[was_on_kink[due]]):
             few, predicted, _ = self._few(beside)
             at_neighbors, reported = compare_beside(few, predicted, self.settings.group_size, self._generator())
             if not reported.all() or (at_neighbors is not None and at_neighbors.is_outcome("contradicted").any()):

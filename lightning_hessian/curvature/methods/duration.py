@@ -122,13 +122,14 @@ def check_pace(given: MethodInput, pace: Pace, columns: int, num_matrices: int =
     if late is None or limit is None:
         return
     expected, had = late
-    fitting = int(num_samples * had / expected)
-    fewer = f"Measure {fitting} sample{'s' if fitting > 1 else ''} at a time, or use" if fitting else "Use"
+    fitting = max(0, int(num_samples * had / expected))
+    fewer = f"Measure {fitting} sample{'s' if fitting > 1 else ''} at a time, use" if fitting else "Use"
     raise TimeLimitError(
         f"The whole Hessians of {num_samples} sample{'s' if num_samples > 1 else ''} ({num_classes} "
         f"class{'es' if num_classes > 1 else ''}, D = {num_inputs}) are expected to take {duration(expected)}, and "
-        f"max_seconds={limit:g} leaves {duration(max(0.0, had))} for them. {fewer} input_spectrum with "
-        f"method='lanczos', or allow max_seconds={_rounded_up(limit - had + expected)}."
+        f"max_seconds={limit:g} leaves {duration(max(0.0, had))} for them. {fewer} "
+        f"method='lanczos' (of input_spectrum or the callback), or allow "
+        f"max_seconds={_rounded_up(limit - had + expected)}."
     )
 
 

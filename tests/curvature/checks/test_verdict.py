@@ -327,6 +327,30 @@ def test_what_could_not_be_confirmed_in_float32_is_looked_at_again():
     assert all("could not confirm" in record.message for record in records)
 
 
+def test_what_is_said_of_a_sample_is_what_was_found_when_it_was_last_checked():
+    """At first, values are too noisy; then every sample is seen to lie on a kink, beside which it is confirmed."""
+
+    class Settles(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.noise = nn.Parameter(torch.ones(4, dtype=F64)), 1e-2
+
+        def forward(self, x):
+            smooth = (self.weight * x).sin().sum(1) + (x[:, 0] - x[:, 1]).abs()
+            return smooth + self.noise * (1e12 * x.detach()).sin().sum(1)
+
+    model, x = Settles(), random(3, 4)
+    x[:, 1] = x[:, 0]
+    measurer = Measurer(0, "logit", "float64", Options(), heatmap_samples=0)
+    records = [quietly(measurer.measure, model, Samples(x, None), step=0)]
+    assert "could not confirm the numbers at samples 0, 1 and 2" in records[0].message
+    model.noise = 0.0
+    records = [quietly(measurer.measure, model, Samples(x, None), step=step) for step in range(1, 5)]
+    assert "kink at samples 0, 1 and 2" in records[-1].message
+    assert "could not confirm" not in records[-1].message
+    assert records[-1].valid.all()
+
+
 @pytest.mark.parametrize("num_samples", [2, 4])
 @pytest.mark.parametrize(
     "model",

@@ -178,6 +178,15 @@ def test_whole_matrices_that_were_asked_for_raise_early(case, clock, function):
     function(*case, max_seconds=enough)
 
 
+def test_no_number_of_samples_fits_a_limit_that_is_over(case, clock):
+    def slow(x):
+        clock.now += 1
+        return case[0](x)
+
+    with pytest.raises(MeasurementError, match=r"leaves 0 s for them\. Use method='lanczos' \(of input_spectrum or"):
+        input_hessian(slow, case[1].repeat(999, 1), case[2], max_seconds=0.5)
+
+
 def record(case, **options):
     monitor = Measurer([1], "logit", "float64", Options(**SPECTRUM, **options), heatmap_samples=1)
     return monitor.measure(case[0], Samples(case[1], None))

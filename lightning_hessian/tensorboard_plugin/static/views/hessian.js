@@ -15,7 +15,7 @@ export function hessian({ state, source, charts }) {
   const frame = panel(
     "hessian",
     "The Hessian, entry by entry",
-    "Red is positive, blue is negative. Use the wheel or drag a square to zoom, double-click to see all. Point at a pixel of the input: the map beside it shows that pixel's row of the Hessian, that is, which other pixels it interacts with. Click to pin it. By keyboard, in the heatmap or the input: arrow keys move (with Shift by ten), Enter pins; in the heatmap, + and − zoom, and 0 shows all.",
+    "Red is positive, blue is negative. Use the wheel or drag a square to zoom, double-click to see all. Point at an entry of the input, such as a pixel: the map beside it shows that entry's row of the Hessian, that is, which other entries it interacts with. Click to pin it. By keyboard, in the heatmap or the input: arrow keys move (with Shift by ten), Enter pins; in the heatmap, + and − zoom, and 0 shows all.",
   );
   const readout = el("p", { className: "readout", role: "status", ...named("heatmap-readout") });
   const byKeys = { role: "application", className: "exact", "aria-describedby": readout.id }; // arrow keys reach it
@@ -25,7 +25,7 @@ export function hessian({ state, source, charts }) {
   const channel = el("select", { ...named("channel-select"), onchange: () => drawInput() });
   const channelChoice = el("label", { className: "choice" }, el("span", {}, "channel"), channel);
   const rowTitle = el("figcaption", { ...named("row-title") });
-  const inputFigure = el("figure", {}, el("figcaption", {}, "input: point at a pixel"), channelChoice, input);
+  const inputFigure = el("figure", {}, el("figcaption", {}, "input: point at an entry"), channelChoice, input);
   const rowFigure = el("figure", {}, rowTitle, row);
   frame.body.append(
     el(

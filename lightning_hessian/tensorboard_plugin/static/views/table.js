@@ -17,7 +17,7 @@ const metricCell = {
 };
 const validity = {
   cell: ({ error, isValid, agreement }) => {
-    if (Number.isNaN(error)) return isValid ? "not checked" : NOT_VALID;
+    if (Number.isNaN(error)) return isValid ? "not confirmed at this step" : NOT_VALID;
     const words = `${error <= agreement ? "agrees to" : "differs by"} ${short(error, 1)}`;
     return isValid ? words : `${NOT_VALID}: ${words}`;
   },
