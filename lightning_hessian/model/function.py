@@ -64,6 +64,11 @@ class ModelFunction:
         self._needs_graph = self._parameters_require_grad = False
 
     @property
+    def parts(self) -> list[object]:
+        """What may hold modules, and what an evaluation may write to."""
+        return [self.model, self.forward_fn, self.output_fn]
+
+    @property
     def device(self) -> torch.device | None:
         """Where the model's parameters are, or None for a callable or a module without any."""
         tensors = [] if self._caller is None else [*self._caller.parameters(), *self._caller.buffers()]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import random
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -30,8 +29,8 @@ ONE_AT_A_TIME = threading.RLock()  # what is changed and put back belongs to the
 
 
 @contextmanager
-def isolated(model: object, device: torch.device, default_dtype: torch.dtype) -> Iterator[None]:
-    """Makes exact second derivatives of ``model`` possible, and restores everything afterwards.
+def isolated(parts: Sequence[object], device: torch.device, default_dtype: torch.dtype) -> Iterator[None]:
+    """Makes exact second derivatives of a model possible, and restores everything afterwards.
 
     Inside: ``exact_settings``, eval mode, cuDNN off if the model contains RNNs, backward hooks and ``self.log`` off,
     no conversion of the model, no wrapper of Fabric or DDP around it, no hooks of FSDP2 and tensor parallelism; and no
@@ -39,34 +38,20 @@ def isolated(model: object, device: torch.device, default_dtype: torch.dtype) ->
     NumPy and torch (CPU and ``device``), every module's ``training`` flag, ``.grad`` and ``requires_grad``, and
     whatever a forward or its hooks wrote to: attributes, containers, generators, closures.
 
-    ``model`` is a module, or a function: then the modules that it refers to or is bound to are isolated. Other threads
-    wait until it is closed.
+    ``parts`` are what the model is made of: modules, and functions and other objects, which are treated as the modules
+    that they refer to. Other threads wait until it is closed.
     """
     with ExitStack() as stack:
         stack.enter_context(ONE_AT_A_TIME)
         stack.enter_context(quiet())
         stack.enter_context(frozen_random_streams(device))
         stack.enter_context(exact_settings(device, default_dtype))
-        for module in modules_behind(model):
-            inside = stack.enter_context(preserved(module))
-            if any(isinstance(inner, nn.RNNBase) for inner in inside):
-                stack.enter_context(without_cudnn())
-            for each in inside:  # directly: ``eval()`` and ``train()`` may be overridden, and cannot be undone
-                stack.enter_context(replaced(each, training=False))
+        inside = stack.enter_context(preserved(*parts))
+        if any(isinstance(module, nn.RNNBase) for module in inside):
+            stack.enter_context(without_cudnn())
+        for module in inside:  # directly: ``eval()`` and ``train()`` may be overridden, and cannot be undone
+            stack.enter_context(replaced(module, training=False))
         yield
-
-
-def modules_behind(model: object) -> list[nn.Module]:
-    """The modules a model consists of: itself, the one a method is bound to, or those a function refers to."""
-    if isinstance(model, nn.Module):
-        return [model]
-    owner = getattr(model, "__self__", None)
-    if isinstance(owner, nn.Module):
-        return [owner]
-    if not inspect.isfunction(model):
-        return []
-    names = inspect.getclosurevars(model)
-    return [v for v in (*names.nonlocals.values(), *names.globals.values()) if isinstance(v, nn.Module)]
 
 
 @contextmanager
@@ -84,9 +69,9 @@ def frozen_random_streams(device: torch.device | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[list[nn.Module]]:
-    """Restores what the model's own code may write to; yields all its modules, unregistered ones too."""
-    snapshot = StateSnapshot.take(model)
+def preserved(*parts: object) -> Iterator[list[nn.Module]]:
+    """Restores what a model's own code may write to; yields all its modules, unregistered ones too."""
+    snapshot = StateSnapshot.take(*parts)
     flags = [(p, p.requires_grad, p.grad) for module in snapshot.modules for p in module.parameters(recurse=False)]
     for module in snapshot.modules:  # restored with the snapshot
         _without_collectives(module)

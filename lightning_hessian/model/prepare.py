@@ -99,7 +99,7 @@ def prepare(
     meter = Meter(device)
     dtype = resolve_dtype(dtype, leaves)
     default = _default_dtype(network.own_dtype(leaves), dtype)
-    with kept_pages(device), isolated(network.model, device, default):
+    with kept_pages(device), isolated([*network.parts, target], device, default):
         x, fixed = network.split(_moved(inputs, device, dtype), dtype)
         check_input(x)
         memory = max_memory or available_memory(device)
@@ -135,7 +135,8 @@ class ModelAccess:
             yield self.prepared
             return
         x = self.prepared.batch.x
-        with isolated(self._network.model, x.device, self.prepared.default_dtype), explained_derivatives():
+        parts = [*self._network.parts, self.prepared.batch.target]
+        with isolated(parts, x.device, self.prepared.default_dtype), explained_derivatives():
             yield replace(self.prepared, meter=Meter(x.device))
 
 
@@ -161,7 +162,7 @@ def usable_dtype(network: ModelFunction, inputs: Inputs, dtype: torch.dtype | No
 
     def outputs(samples: slice, dtype: torch.dtype) -> Tensor:
         few = tree_map_only(Tensor, lambda t: t[samples], inputs)
-        with isolated(network.model, device, _default_dtype(own_dtype, dtype)), torch.no_grad():
+        with isolated(network.parts, device, _default_dtype(own_dtype, dtype)), torch.no_grad():
             return network(*network.split(_moved(few, device, dtype), dtype))
 
     try:

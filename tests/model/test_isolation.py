@@ -1,5 +1,6 @@
 """What a forward of any kind of model writes comes back, and its Hessians are right."""
 
+import functools
 import random
 import warnings
 
@@ -10,7 +11,7 @@ from support.finite_differences import finite_differences
 from support.networks import mlp
 from torch import nn
 
-from lightning_hessian import input_hessian, input_spectrum
+from lightning_hessian import input_gradient, input_hessian, input_spectrum
 
 X = torch.randn(3, 6, generator=torch.Generator().manual_seed(2))
 CPU = torch.device("cpu")
@@ -235,3 +236,76 @@ def test_what_lies_three_containers_deep_is_put_back():
     model = Deep()
     input_hessian(model, X, 0)
     assert float(model.counts[0]["all"][0]) == 0
+
+
+def batch_norm_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(), nn.Linear(6, 3))
+
+
+class Wrapper:
+    """Not a module."""
+
+    def __init__(self, net):
+        self.parts = {"net": net}
+
+    def __call__(self, x):
+        return self.parts["net"](x)
+
+    def method(self, x):
+        return self.parts["net"](x)
+
+
+def outer(net):
+    def inner(x):
+        return net(x)
+
+    return lambda x: inner(x)
+
+
+BEHIND = {
+    "list": lambda net: (lambda nets: lambda x: nets[0](x))([net]),
+    "callable object": Wrapper,
+    "method": lambda net: Wrapper(net).method,
+    "partial": lambda net: functools.partial(lambda net, x: net(x), net),
+    "nested function": outer,
+}
+
+
+@pytest.mark.parametrize("name", BEHIND)
+def test_modules_that_a_callable_refers_to_are_in_eval_mode_and_restored(name):
+    """Batch norm would count batches and mix samples, and dropout would make the function random."""
+    net, x = batch_norm_network().train(), torch.randn(3, 4)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    found = input_hessian(BEHIND[name](net), x, 0, "prob")
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert all(module.training for module in net.modules())
+    torch.testing.assert_close(found, input_hessian(net, x, 0, "prob"))
+
+
+@pytest.mark.parametrize("argument", ["forward_fn", "output_fn", "target"])
+def test_modules_of_other_functions_are_in_eval_mode_and_restored(argument):
+    net, x, plain = batch_norm_network().train(), torch.randn(3, 4), nn.Linear(4, 4)
+    whole = nn.Sequential(plain, net)
+    given = {
+        "forward_fn": {"forward_fn": lambda model, x: net(model(x))},
+        "output_fn": {"output_fn": lambda output: net(output)},
+        "target": {"target": lambda z, classes: net(z).gather(1, classes)},
+    }[argument]
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    found = input_gradient(plain, x, 0, **given)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert all(module.training for module in net.modules())
+    torch.testing.assert_close(found, input_gradient(whole, x, 0))
+
+
+def test_a_callable_leaves_what_it_writes_to():
+    seen, calls = [], {"number": 0}
+
+    def model(x):
+        seen.append(x)
+        calls["number"] += 1
+        return x.pow(3).sum(1)
+
+    input_hessian(model, torch.randn(2, 3), 0)
+    assert (seen, calls) == ([], {"number": 0})

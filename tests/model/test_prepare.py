@@ -120,7 +120,7 @@ def test_a_model_in_float64_keeps_the_default_dtype_that_it_is_used_with():
 
 @pytest.mark.parametrize("default", [torch.float16, torch.bfloat16])
 def test_new_tensors_have_no_less_precision_than_the_measurement(default):
-    seen = []
+    seen = Notes()
 
     def model(x):
         seen.append(torch.zeros(1).dtype)

@@ -58,7 +58,7 @@ def _surroundings(request):
 def test_flags_are_set_inside_and_come_back(fail):
     before = flags()
     try:
-        with isolated(nn.LSTM(2, 2), CPU, torch.float32):
+        with isolated([nn.LSTM(2, 2)], CPU, torch.float32):
             inside = flags()
             if fail:
                 raise KeyError
@@ -74,7 +74,7 @@ def test_flags_are_set_inside_and_come_back(fail):
 @pytest.mark.parametrize("user", [True, False])
 def test_cudnn_is_off_for_recurrent_networks_only(model, off, user, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "enabled", user)
-    with isolated(nn.Sequential(model), CPU, torch.float32):
+    with isolated([nn.Sequential(model)], CPU, torch.float32):
         assert torch.backends.cudnn.enabled == (user and not off)
     assert torch.backends.cudnn.enabled == user
 
@@ -83,7 +83,7 @@ def test_tf32_is_off_inside_and_comes_back():
     torch.set_float32_matmul_precision("high")
     try:
         before = torch.backends.cuda.matmul.allow_tf32
-        with isolated(mlp(), CPU, torch.float32):
+        with isolated([mlp()], CPU, torch.float32):
             assert not torch.backends.cuda.matmul.allow_tf32
             assert not torch.backends.cudnn.allow_tf32
         assert torch.backends.cuda.matmul.allow_tf32 == before is True
@@ -160,7 +160,7 @@ def test_the_names_of_other_versions_of_torch(monkeypatch):
     name = f"{CHECKPOINT_GENERATOR}_impl"
     monkeypatch.setattr(torch.utils.checkpoint, name, flags, raising=False)
     before = flags()
-    with isolated(nn.Linear(2, 2), CPU, torch.float32):
+    with isolated([nn.Linear(2, 2)], CPU, torch.float32):
         generator = getattr(torch.utils.checkpoint, name)(mlp(), (X,), {}, use_reentrant=False)
         assert next(generator) is None
         assert next(generator, "end") == "end"
