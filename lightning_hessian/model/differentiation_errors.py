@@ -16,6 +16,8 @@ PACKAGE = __name__.partition(".")[0]
 AUTOGRAD = ("torch.autograd", "torch._functorch", "torch.func")
 BACKWARD = "torch.autograd.function"  # calls the backward of custom functions
 REFUSALS = (RuntimeError, ValueError, AssertionError)  # PyTorch's, and those of a forward that checks its input
+# For up to 25 rows, torch.cdist by default chooses an algorithm without a second derivative.
+REPLACEMENTS = {"cdist": "Pass compute_mode='use_mm_for_euclid_dist' to torch.cdist"}
 REMEDY = "or name a layer behind it with wrt."
 
 
@@ -51,7 +53,8 @@ def _sentence(error: Exception) -> str:
         twice = (
             "twice, which the model or the target uses" if operation != name else "as the model or the target uses it"
         )
-        return f"PyTorch cannot differentiate {operation} {twice}. Replace it by an operation that can be, {REMEDY}"
+        remedy = REPLACEMENTS.get(operation, "Replace it by an operation that can be")
+        return f"PyTorch cannot differentiate {operation} {twice}. {remedy}, {REMEDY}"
     no_kernel = isinstance(error, NotImplementedError) and any(name.startswith(AUTOGRAD) for name in modules)
     if no_kernel or modules[-1].startswith(AUTOGRAD):
         return (

@@ -1,6 +1,7 @@
 """What PyTorch cannot differentiate is a sentence that names the operation; other errors stay what they are."""
 
 import gc
+import re
 import weakref
 
 import pytest
@@ -157,3 +158,18 @@ def test_errors_of_other_code_pass():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as raised:
         input_spectrum(torch.nn.Linear(3, 2), x, 0)
     assert type(raised.value) is RuntimeError
+
+
+def test_the_advice_on_cdist_works():
+    centers, x = torch.randn(5, 4), torch.randn(3, 4)
+
+    def model(x, **mode):
+        return torch.exp(-(torch.cdist(x, centers, **mode) ** 2))
+
+    with pytest.raises(MeasurementError, match=r"cdist twice.* Pass compute_mode='(\w+)' to torch\.cdist, or") as error:
+        input_hessian(model, x, 0)
+    mode = re.search(r"compute_mode='(\w+)'", str(error.value)).group(1)
+    found = input_hessian(lambda x: model(x, compute_mode=mode), x, 0)[:, 0]
+    away = x - centers[0]
+    outer = 4 * away[:, :, None] * away[:, None] - 2 * torch.eye(4)
+    torch.testing.assert_close(found, outer * (-away.square().sum(1)).exp()[:, None, None], rtol=1e-3, atol=1e-4)

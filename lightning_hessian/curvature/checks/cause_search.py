@@ -13,6 +13,7 @@ from lightning_hessian.curvature.checks.certificate import Certificate, Outcome,
 from lightning_hessian.curvature.checks.diagnosis import Finding
 from lightning_hessian.curvature.checks.prediction import LARGEST_ERROR, Prediction, unit
 from lightning_hessian.curvature.checks.second_look import compare_along, compare_beside, gives, in_company, vanishes
+from lightning_hessian.curvature.checks.step_dependence import STEADY
 from lightning_hessian.curvature.checks.zero import (
     changes_with_last_digits,
     is_rounding,
@@ -257,11 +258,12 @@ class CauseSearch:
         if len(samples) == 0:
             return self.wrong
         found, _ = self._beside(samples)
-        return (
-            torch.zeros_like(self.wrong)
-            if found is None
-            else self._at(samples, found.is_outcome("certified")) & self.wrong
-        )
+        if found is None:
+            return torch.zeros_like(self.wrong)
+        # An error that is almost as large there has not vanished: it is tolerated by a narrow margin.
+        beside, here = (of.error.fmax(of.slope_error) for of in (found, self.certificate))
+        right = found.is_outcome("certified") & (beside <= STEADY * here[samples].to(beside))
+        return self._at(samples, right) & self.wrong
 
     def _compare(self, samples: Tensor, batch: TargetBatch, direction: Tensor | None = None) -> Certificate | None:
         """How derivatives of ``batch``, along one direction of each of ``samples``, compare with its values."""

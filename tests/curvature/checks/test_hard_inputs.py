@@ -187,6 +187,25 @@ def test_derivatives_that_are_wrong_at_the_sample_alone_are_not_blamed_on_a_cust
     assert "custom" not in message
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_term_that_is_missing_everywhere_is_not_said_to_be_missing_at_the_samples_alone(seed):
+    """Beside some of these samples, the error is small enough to be tolerated along one direction."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(40, 16), nn.Tanh(), nn.Linear(16, 3))
+
+    class Detached(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return self.net(torch.cat([x[:, :-1], x[:, -1:].detach()], 1))
+
+    _, message = told(input_gradient, Detached(), torch.randn(3, 40), 0)
+    assert "Finite differences contradict the gradient" in message
+    assert "though not beside" not in message
+
+
 class CachedTanh(torch.autograd.Function):
     """tanh, whose derivative is right and is not itself differentiated."""
 
