@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 from lightning_hessian.errors import ConfigurationError
 from lightning_hessian.model.isolation import wrapped_module
 from lightning_hessian.model.outputs import OutputFunction, outputs_of
+from lightning_hessian.model.state_snapshot import StateSnapshot
 from lightning_hessian.model.torch_settings import keeping_graphs
 
 ForwardFunction = Callable[[Any, Any], Any]
@@ -32,7 +33,8 @@ class ModelFunction:
     A model may return a tensor ``[N, C]`` or ``[N]``, or an object or dict that holds such a tensor as ``logits``.
 
     Floating-point parameters and buffers are cast to the dtype of x (bfloat16 weights are measured in float32, for
-    example), complex ones to the complex dtype of its precision. Parameters are copied once and detached: a forward
+    example), complex ones to the complex dtype of its precision; also those of modules that a callable refers to.
+    Parameters are copied once and detached: a forward
     that writes to them (a max-norm constraint) writes to the copy, and nothing is ever accumulated into ``.grad``.
     Buffers and inputs are copied inside each call, since a forward may write to them.
 
@@ -58,7 +60,10 @@ class ModelFunction:
     def __post_init__(self) -> None:
         self._layer: nn.Module | None = None
         self._call = self.forward_fn or _call
-        self._caller = _Caller(self.model, self._call) if isinstance(self.model, nn.Module) else None
+        is_module = isinstance(self.model, nn.Module)
+        functions = [function for function in (self.model, self.forward_fn) if function is not None]
+        others = _modules_behind(functions[1:] if is_module else functions, self.model)
+        self._caller = _Caller(self.model, others, self._call) if is_module or others else None
         self._replacements = {f"module.{name}": tensor for name, tensor in (self.tensors or {}).items()}
         self._cast: dict[torch.dtype, dict[str, Tensor]] = {}
         self._needs_graph = self._parameters_require_grad = False
@@ -177,19 +182,30 @@ class ModelFunction:
 
 
 class _Caller(nn.Module):
-    """Wraps a function that calls a module, so that ``functional_call`` can swap the module's tensors."""
+    """Wraps a function that calls modules, so that ``functional_call`` can swap their tensors."""
 
-    def __init__(self, module: nn.Module, call: ForwardFunction) -> None:
+    def __init__(self, model: Callable[..., Any], others: Sequence[nn.Module], call: ForwardFunction) -> None:
         super().__init__()
-        self.module = module
+        self.module = model  # registered only if it is one
+        self.others = nn.ModuleList(others)
         self.call = call
         self.is_tied = any(
             len(list(named())) < len(list(named(remove_duplicate=False)))
-            for named in (module.named_parameters, module.named_buffers)
+            for named in (self.named_parameters, self.named_buffers)
         )
 
     def forward(self, inputs: Inputs) -> Any:
         return self.call(self.module, inputs)
+
+
+def _modules_behind(functions: Sequence[object], model: object) -> list[nn.Module]:
+    """The modules that functions refer to, without those inside of others or of ``model``."""
+    snapshot = StateSnapshot.take(*functions)
+    snapshot.restore()
+    inside = {id(part) for part in model.modules()} if isinstance(model, nn.Module) else set()
+    for module in snapshot.modules:
+        inside.update(id(part) for part in module.modules() if part is not module)
+    return [module for module in snapshot.modules if id(module) not in inside]
 
 
 def copied(inputs: Any, dtype: torch.dtype) -> Any:

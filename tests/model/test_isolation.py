@@ -309,3 +309,35 @@ def test_a_callable_leaves_what_it_writes_to():
 
     input_hessian(model, torch.randn(2, 3), 0)
     assert (seen, calls) == ([], {"number": 0})
+
+
+@pytest.mark.parametrize("name", BEHIND)
+def test_modules_that_a_callable_refers_to_are_cast(name):
+    """Their parameters are left as they are."""
+    net, x = batch_norm_network(), torch.randn(3, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = input_hessian(BEHIND[name](net), x, 0, "prob", dtype=torch.float64)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, input_hessian(net, x, 0, "prob", dtype=torch.float64))
+    assert all(parameter.dtype == torch.float32 for parameter in net.parameters())
+
+
+def test_modules_that_forward_fn_refers_to_are_cast():
+    net, first, x = batch_norm_network().eval(), nn.Linear(4, 4), torch.randn(3, 4)
+    found = input_hessian(first, x, 0, "prob", dtype=torch.float64, forward_fn=lambda model, x: net(model(x)))
+    torch.testing.assert_close(found, input_hessian(nn.Sequential(first, net), x, 0, "prob", dtype=torch.float64))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_missing_term_of_a_function_around_a_network_is_found(seed):
+    """In float64, as for a module: in float32, differences of values are not sharp enough."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(40, 16), nn.Tanh(), nn.Linear(16, 3))
+
+    def model(x):
+        return net(torch.cat([x[:, :-1], x[:, -1:].detach()], 1))
+
+    for function in (input_gradient, input_hessian):
+        with pytest.warns(UserWarning, match="of 3 of 3 samples cannot be trusted"):
+            function(model, torch.randn(3, 40), 0)

@@ -124,7 +124,9 @@ def vanishes(exact: TargetBatch, reported: Prediction, group_size: int) -> Tenso
         if p.slope_only:
             return no_slope
         no_curvature = (left.spectral_norm <= VANISHES * norm) & (values.second.abs() <= LARGEST_ERROR * norm)
-        return no_curvature & (no_slope | (values.slope_error <= reported.tolerance * p.gradient_norm))
+        # Beside a slope that is right, a Hessian that is exactly zero may be wrong.
+        right_slope = (p.spectral_norm > 0) & (values.slope_error <= reported.tolerance * p.gradient_norm)
+        return no_curvature & (no_slope | right_slope)
 
     norm = p.spectral_norm.where(p.spectral_norm > 0, p.gradient_norm / size)
     slope = torch.maximum(p.gradient_norm, norm * size)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from support.networks import custom_function
 from support.warned import told
 
 from lightning_hessian import input_gradient, input_hessian, input_spectrum
@@ -67,3 +68,11 @@ def test_curvature_that_float64_sees_below_the_rounding_of_float32_is_not_called
     assert not spectrum.valid.any()
     assert "measure in float64" in message
     assert told(input_spectrum, model, samples(0, F64), 0)[1] == ""
+
+
+def test_a_hessian_that_is_wrongly_zero_beside_a_steep_slope_is_not_called_rounding():
+    """Its curvature is small beside the gradient, which is right."""
+    once = custom_function(torch.sin, torch.cos, once=True)
+    spectrum, message = told(input_spectrum, lambda x: (100 * x + once(x)).sum(1), samples(0), 0)
+    assert not spectrum.valid.any()
+    assert "Finite differences contradict the Hessian" in message
