@@ -254,7 +254,7 @@ with InputHessianRecorder(sys.argv[1], samples, classes=[0, 2], heatmap_samples=
     record = recorder.measure(wrapped, 4)
 assert (record is None) == (dist.get_rank() > 0)
 dist.destroy_process_group()
-leave()
+leave()  # what would go wrong later, in the interpreter's exit, is not seen
 """
 
 

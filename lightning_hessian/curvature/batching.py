@@ -49,6 +49,7 @@ def in_groups(num_samples: int, size: int, work: Callable[[slice], Result]) -> I
                 ) from error
             continue
         yield samples, result
+        del result  # so that the next one has its memory
         start = samples.stop
 
 

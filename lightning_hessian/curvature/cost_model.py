@@ -170,7 +170,7 @@ class ModelCosts:
 
     @property
     def copied_matrix_bytes(self) -> int:
-        """The K matrices of one sample, as they are computed and where they are kept."""
+        """The K matrices of one sample, as columns and as rows."""
         return 2 * self.matrix_bytes
 
     @property

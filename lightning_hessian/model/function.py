@@ -80,7 +80,7 @@ class ModelFunction:
         return tensors[0].device if tensors else None
 
     def own_dtype(self, inputs: list[Tensor]) -> torch.dtype:
-        """In which the model is used: float32, unless its parameters and ``inputs`` are all in float64."""
+        """That of the model and its inputs by themselves: float32, unless all of them are in float64."""
         tensors = [*inputs, *(() if self._caller is None else self._caller.parameters())]
         dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
         return torch.float64 if dtypes == {torch.float64} else torch.float32

@@ -47,7 +47,6 @@ class PreparedModel:
         forward: what a forward pass has shown.
         meter: what preparing has cost so far.
         memory: bytes that may be used.
-        default_dtype: torch's, while the model is measured.
     """
 
     batch: TargetBatch
@@ -56,7 +55,6 @@ class PreparedModel:
     forward: ForwardPass
     meter: Meter
     memory: int
-    default_dtype: torch.dtype
 
     @property
     def num_outputs(self) -> int:
@@ -98,8 +96,7 @@ def prepare(
     device = network.device or leaves[0].device
     meter = Meter(device)
     dtype = resolve_dtype(dtype, leaves)
-    default = _default_dtype(network.own_dtype(leaves), dtype)
-    with kept_pages(device), isolated([*network.parts, target], device, default):
+    with kept_pages(device), isolated([*network.parts, target], device, dtype):
         x, fixed = network.split(_moved(inputs, device, dtype), dtype)
         check_input(x)
         memory = max_memory or available_memory(device)
@@ -110,7 +107,7 @@ def prepare(
         _check_target(function, target_name(target), outputs, resolved)
         batch = TargetBatch(network, function, x, resolved, fixed)
         with explained_derivatives():
-            yield PreparedModel(batch, target_name(target), predicted, forward, meter, memory, default)
+            yield PreparedModel(batch, target_name(target), predicted, forward, meter, memory)
 
 
 class ModelAccess:
@@ -136,7 +133,7 @@ class ModelAccess:
             return
         x = self.prepared.batch.x
         parts = [*self._network.parts, self.prepared.batch.target]
-        with isolated(parts, x.device, self.prepared.default_dtype), explained_derivatives():
+        with isolated(parts, x.device, x.dtype), explained_derivatives():
             yield replace(self.prepared, meter=Meter(x.device))
 
 
@@ -158,46 +155,41 @@ def usable_dtype(network: ModelFunction, inputs: Inputs, dtype: torch.dtype | No
     network = replace(network)  # with copies of the parameters of its own: those of a measurement count as its cost
     device = network.device or leaves[0].device
 
-    own_dtype = network.own_dtype(leaves)
-
-    def outputs(samples: slice, dtype: torch.dtype) -> Tensor:
+    def outputs(samples: slice, dtype: torch.dtype, default: torch.dtype) -> Tensor:
         few = tree_map_only(Tensor, lambda t: t[samples], inputs)
-        with isolated(network.parts, device, _default_dtype(own_dtype, dtype)), torch.no_grad():
+        with isolated(network.parts, device, default), torch.no_grad():
             return network(*network.split(_moved(few, device, dtype), dtype))
 
     try:
         count = _first_group(len(leaves[0]))
-        samples, found = next(in_groups(count, count, lambda few: outputs(few, dtype)))
+        samples, found = next(in_groups(count, count, lambda few: outputs(few, dtype, dtype)))
     except (ConfigurationError, MeasurementError):  # MeasurementError: a single sample does not fit the memory
         raise
     except Exception as error:  # x.float() in a forward, a device without float64
         reason = (str(error).splitlines() or [type(error).__name__])[0]
     else:
         if found.dtype == dtype:
-            if own_dtype != dtype:
-                _compare_outputs(found, attempted(lambda: outputs(samples, own_dtype)))
+            own = network.own_dtype(leaves), torch.get_default_dtype()
+            if own != (dtype, dtype):
+                _compare_outputs(found, attempted(lambda: outputs(samples, *own)))
             return dtype
         reason = "its outputs are not float64"
     warn(f"The model cannot be evaluated in float64 ({reason}): measured in float32.")
     return torch.float32
 
 
-def _default_dtype(own: torch.dtype, dtype: torch.dtype) -> torch.dtype:
-    """Torch's, for a model of dtype ``own``: ``dtype`` where the model is cast to it, else what it is anyway."""
-    default = torch.get_default_dtype()
-    return default if own == dtype and default in (torch.float32, torch.float64) else dtype
-
-
 def _compare_outputs(found: Tensor, own: Tensor | None) -> None:
-    """Warns where outputs in float64 are not the model's own, as far as those are known."""
+    """Warns where outputs in float64 are not those that the model has by itself, as far as these are known."""
     if own is None:
         return
-    difference = float((found - own).abs().max() / torch.maximum(found.abs(), own.abs()).max())
-    if difference > VISIBLE:
+    finite = found.isfinite() & own.isfinite()
+    found, own = found[finite], own[finite]
+    if len(own) and (found - own).abs().max() > VISIBLE * torch.maximum(found.abs(), own.abs()).max():
+        # Without a number, which would make it another sentence at every measurement.
         warn(
-            f"In float64, the model's outputs differ by {difference:.0%} from those in float32: either rounding in "
-            f"float32 is that large, or the forward makes other numbers in float64, as torch.randn does from the same "
-            f"seed. The function in float64 is measured; for the model as it is trained, measure in float32."
+            "In float64, the model's outputs are not those that it has by itself: the forward makes other numbers "
+            "where torch's default dtype is float64, as torch.randn does from the same seed, or rounding in float32 is "
+            "more than a hundredth of them. The function in float64 is measured."
         )
 
 

@@ -12,9 +12,16 @@ from lightning_hessian.curvature.batching import attempted
 from lightning_hessian.curvature.checks.certificate import Certificate, Outcome, certify
 from lightning_hessian.curvature.checks.diagnosis import Finding
 from lightning_hessian.curvature.checks.prediction import LARGEST_ERROR, Prediction, unit
-from lightning_hessian.curvature.checks.second_look import compare_along, compare_beside, gives, in_company, vanishes
+from lightning_hessian.curvature.checks.second_look import (
+    compare_along,
+    compare_beside,
+    gives,
+    in_company,
+    is_rounding_alone,
+)
 from lightning_hessian.curvature.checks.step_dependence import STEADY
 from lightning_hessian.curvature.checks.zero import (
+    changes_nearby,
     changes_with_last_digits,
     is_rounding,
     root_mean_square,
@@ -89,42 +96,50 @@ class CauseSearch:
 
     def rounding(self) -> Tensor:
         """Second derivatives no larger than what rounding leaves of terms that cancel, as by values."""
-        x, norm, by_values = self.batch.x, self.prediction.spectral_norm, self.certificate.difference
-        limit = rounding_of_curvature(self.batch, self.certificate.size.to(x))
+        found = self._rounding_of_float32()
+        if found is None:
+            found = self._rounding_of_values()
+        self.open = self.open & ~found
+        return found
+
+    def _rounding_of_float32(self) -> Tensor | None:
+        """Open entries that float64 leaves next to nothing of, and that change nearby; None where it cannot tell."""
+        samples = self._samples()
+        if self.batch.x.dtype == torch.float64 or len(samples) == 0:
+            return None
+        few, reported = self.batch.select(samples), self.prediction.select(samples)
+        found = attempted(lambda: is_rounding_alone(few.to(torch.float64), reported, self.group_size))
+        if found is None:
+            return None
+        rounding = found.any(dim=1).nonzero().flatten()
+        if len(rounding):
+            some, along = few.select(rounding), reported.direction[rounding]
+            changes = changes_nearby(some, along, self.group_size, self.generator, slope_only=self.slope_only)
+            found = found & torch.zeros_like(found).index_copy(0, rounding, changes)
+        return self._at(samples, found) & self.open
+
+    def _rounding_of_values(self) -> Tensor:
+        """Open entries no larger than what rounding of values as large as the target's leaves: a heuristic."""
+        x, of, norm = self.batch.x, self.certificate, self.prediction.spectral_norm
+        by_values = of.difference
+        limit = rounding_of_curvature(self.batch, of.size.to(x))
         slope, slope_limit = self.prediction.gradient_norm, limit * root_mean_square(x).unsqueeze(1)
         found = is_rounding(slope, slope_limit)
         if self.slope_only:
-            by_values = self.certificate.slope_error * slope.where(slope > 0, 1)
-            norm, limit = slope, slope_limit
+            by_values, norm, limit = of.slope_difference, slope, slope_limit
         else:
             found |= is_rounding(norm, limit)
         found &= self.open & (norm <= limit) & ~(by_values.to(x) > limit)
         # In float64, the values of what is really zero are not curved either.
         in_float64 = limit * (torch.finfo(torch.float64).eps / torch.finfo(x.dtype).eps)
-        zero = self.certificate.is_outcome("contradicted") & (self.certificate.curvature.to(x).abs() <= in_float64)
-        zero &= not self.slope_only
+        zero = of.is_outcome("contradicted") & (of.curvature.to(x).abs() <= in_float64) & (not self.slope_only)
         samples = (found & ~zero).any(dim=1).nonzero().flatten()
         if len(samples):
             few, along = self.batch.select(samples), self.prediction.direction[samples]
             changes = changes_with_last_digits(few, along, self.group_size, self.generator, slope_only=self.slope_only)
             found &= zero | self._at(samples, changes)
         allowed = torch.maximum(slope_limit, self.prediction.tolerance * slope)
-        found &= ~(self.certificate.slope_difference.to(x) > allowed)
-        found |= self._vanishing()
-        self.open = self.open & ~found
-        return found
-
-    def _vanishing(self) -> Tensor:
-        """Open entries of which next to nothing is left in float64, in derivatives and in differences of values.
-
-        Float32 leaves them where terms cancel in the target itself, so that it is no larger than they are.
-        """
-        samples = self._samples()
-        if self.batch.x.dtype == torch.float64 or len(samples) == 0:
-            return torch.zeros_like(self.open)
-        few, reported = self.batch.select(samples), self.prediction.select(samples)
-        found = attempted(lambda: vanishes(few.to(torch.float64), reported, self.group_size))
-        return torch.zeros_like(self.open) if found is None else self._at(samples, found) & self.open
+        return found & ~(of.slope_difference.to(x) > allowed)
 
     def judge_by_precision(self, dtype: torch.dtype) -> None:
         """Entries of a forward that computes in half precision: noise as large as that is no contradiction."""

@@ -287,8 +287,8 @@ def _certificate(
 
 def _outcomes(every: Differences, agreed: Tensor, p: Prediction, tolerance: Tensor) -> tuple[Tensor, Tensor]:
     """How all entries ended, and which have a curvature that is wrong at a kink."""
-    if agreed.all() and len(every.step) == 1:  # and a kink takes three steps
-        return torch.full_like(agreed, OUTCOMES.index("certified"), dtype=torch.long), ~agreed
+    if agreed.all() and len(every.step) == 1:  # a kink needs three steps
+        return torch.full_like(agreed, OUTCOMES.index("certified"), dtype=torch.long), torch.zeros_like(agreed)
     is_kink = has_kink(every)
     wrong_at_kink = is_kink & contradicts_both_sides(every, p)
     outcome = torch.full_like(agreed, OUTCOMES.index("unverifiable"), dtype=torch.long)

@@ -95,7 +95,8 @@ class _Checks:
 
     def of_some(self, previous: PreviousChecks, due: Tensor) -> Verdict | None:
         """Of samples that are due, about which the rest is known; None where one is not as it was."""
-        was_on_kink = on_kink = previous.on_kink.to(due.device)
+        was_on_kink = previous.on_kink.to(due.device)
+        on_kink = was_on_kink
         error = torch.full_like(self.prediction.slope, torch.nan)
         steps, findings = previous.steps.to(self.first_steps), previous.findings
         unconfirmed = {number for finding in findings for number in finding.samples}

@@ -19,6 +19,7 @@ SCALES = (1.0, 10.0)  # of the moves to other inputs, in standard deviations of 
 NUM_DRAWS = 4  # random outputs, or moves of the input, at which a target is looked at
 ROUNDING = 1000.0  # multiples of eps·max |t| per squared rms of the input
 LAST_DIGITS, STABLE = 4, 0.1  # a move in multiples of eps, and the relative change after it of what is not rounding
+NEARBY = 1e-2  # another, relative
 LEAST_ROUNDING = 1e-7  # of that: what is smaller yet is no rounding
 AT_ONCE = 8  # samples that are looked at in float64
 SMALLER = (1e-2, 1e-4)  # where the forward accepts no input so far away
@@ -159,9 +160,22 @@ def changes_with_last_digits(
     return _changes(batch, direction, group_size, generator, slope_only) if found is None else found
 
 
-def _changes(
-    batch: TargetBatch, direction: Tensor, group_size: int, generator: torch.Generator, slope_only: bool
+def changes_nearby(
+    batch: TargetBatch, direction: Tensor, group_size: int, generator: torch.Generator, *, slope_only: bool
 ) -> Tensor:
+    """The same if x moves by a hundredth, in the precision of the batch: what is no more than its rounding does."""
+    return _changes(batch, direction, group_size, generator, slope_only, NEARBY)
+
+
+def _changes(
+    batch: TargetBatch,
+    direction: Tensor,
+    group_size: int,
+    generator: torch.Generator,
+    slope_only: bool,
+    move: float | None = None,
+) -> Tensor:
+    move = LAST_DIGITS * torch.finfo(batch.x.dtype).eps if move is None else move
     each = direction.to(batch.x).unsqueeze(1).expand(batch.shape)
     signs = [
         torch.randn(batch.x.shape, generator=generator, dtype=torch.float64).sign().to(batch.x)
@@ -171,7 +185,7 @@ def _changes(
     def work(few: slice) -> Tensor:
         group = batch.select(few)
         size = root_mean_square(group.x).view(-1, *[1] * (group.x.dim() - 1))
-        step = LAST_DIGITS * torch.finfo(group.x.dtype).eps * group.x.abs().where(group.x != 0, size)
+        step = move * group.x.abs().where(group.x != 0, size)
 
         def derivative(x: Tensor) -> Tensor:
             autodiff = ReverseOverReverse(replace(group, x=x))

@@ -87,7 +87,8 @@ def whole_hessians(given: MethodInput) -> WholeHessians:
         if matrices is None:
             matrices = found.matrices.new_empty(*given.batch.shape, given.batch.num_inputs)
         matrices[samples] = found.matrices
-        groups.append(replace(found, matrices=found.asymmetry))  # the matrices are freed
+        groups.append(replace(found, matrices=found.asymmetry))
+        del found  # the matrices
         return_pages(given.memory_budget)
     assert matrices is not None
     num_columns = sum((found.num_columns for found in groups), Counter[AutodiffMode]())
@@ -142,7 +143,8 @@ def _group_size(given: MethodInput, num_bytes: Callable[[ModelCosts], int]) -> i
     costs, memory_budget = given.costs, given.memory_budget
     if _as_gauss_newton(given):
         return memory_budget // gauss_newton_hessian_bytes(costs)
-    per_sample = num_bytes(costs) if num_bytes(costs) <= memory_budget else hessian_bytes(costs)
+    wanted = num_bytes(costs)
+    per_sample = wanted if wanted <= memory_budget else min(wanted, hessian_bytes(costs))
     what = f"The whole Hessians ({given.batch.num_classes} classes, D = {given.batch.num_inputs})"
     return group_size(given.batch, per_sample, memory_budget, what)
 

@@ -317,7 +317,7 @@ def test_a_block_of_columns_has_the_memory_that_the_matrices_leave(given, monkey
     for total in totals:
         dense.whole_hessians(replace(method_input(given), memory_budget=total))
     dense.dense_spectrum(replace(method_input(given), memory_budget=10**9))
-    beside = 3 * 2 * costs.matrix_bytes  # where they are computed, and where they are kept
+    beside = 3 * 2 * costs.matrix_bytes  # as columns and as rows
     assert budgets == [*(total - beside for total in totals), 10**9 - 3 * costs.eigendecomposition_bytes]
 
 
