@@ -200,6 +200,8 @@ class _Caller(nn.Module):
 
 def _modules_behind(functions: Sequence[object], model: object) -> list[nn.Module]:
     """The modules that functions refer to, without those inside of others or of ``model``."""
+    if not functions:
+        return []
     snapshot = StateSnapshot.take(*functions)
     snapshot.restore()
     inside = {id(part) for part in model.modules()} if isinstance(model, nn.Module) else set()
