@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
 from lightning_hessian.errors import ConfigurationError
-from lightning_hessian.model.isolation import wrapped_module
+from lightning_hessian.model.isolation import ONE_AT_A_TIME, wrapped_module
 from lightning_hessian.model.outputs import OutputFunction, outputs_of
 from lightning_hessian.model.state_snapshot import StateSnapshot
 from lightning_hessian.model.torch_settings import keeping_graphs
@@ -34,9 +34,9 @@ class ModelFunction:
 
     Floating-point parameters and buffers are cast to the dtype of x (bfloat16 weights are measured in float32, for
     example), complex ones to the complex dtype of its precision; also those of modules that a callable refers to.
-    Parameters are copied once and detached: a forward
-    that writes to them (a max-norm constraint) writes to the copy, and nothing is ever accumulated into ``.grad``.
-    Buffers and inputs are copied inside each call, since a forward may write to them.
+    Parameters are copied once and detached: a forward that writes to them (a max-norm constraint) writes to the copy,
+    and nothing is ever accumulated into ``.grad``. Buffers and inputs are copied inside each call, since a forward may
+    write to them.
 
     Without gradients, values are computed without a graph, unless the forward needs one: where it returns the forces
     of an energy, for example. The copies of the parameters require gradients only where the forward asks for theirs.
@@ -202,8 +202,9 @@ def _modules_behind(functions: Sequence[object], model: object) -> list[nn.Modul
     """The modules that functions refer to, without those inside of others or of ``model``."""
     if not functions:
         return []
-    snapshot = StateSnapshot.take(*functions)
-    snapshot.restore()
+    with ONE_AT_A_TIME:  # what another thread has changed for a measurement must not be taken for their state
+        snapshot = StateSnapshot.take(*functions)
+        snapshot.restore()
     inside = {id(part) for part in model.modules()} if isinstance(model, nn.Module) else set()
     for module in snapshot.modules:
         inside.update(id(part) for part in module.modules() if part is not module)

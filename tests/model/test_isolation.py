@@ -7,11 +7,15 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from support.counting import Notes
 from support.finite_differences import finite_differences
 from support.networks import mlp
 from torch import nn
 
 from lightning_hessian import input_gradient, input_hessian, input_spectrum
+from lightning_hessian.model.function import ModelFunction
+from lightning_hessian.model.isolation import ONE_AT_A_TIME
+from lightning_hessian.model.state_snapshot import StateSnapshot
 
 X = torch.randn(3, 6, generator=torch.Generator().manual_seed(2))
 CPU = torch.device("cpu")
@@ -341,3 +345,17 @@ def test_a_missing_term_of_a_function_around_a_network_is_found(seed):
     for function in (input_gradient, input_hessian):
         with pytest.warns(UserWarning, match="of 3 of 3 samples cannot be trusted"):
             function(model, torch.randn(3, 40), 0)
+
+
+def test_modules_behind_a_function_are_looked_for_while_no_other_thread_measures(monkeypatch):
+    """Which would put them back into train mode meanwhile, and be undone."""
+    owned, take = Notes(), StateSnapshot.take
+
+    def noting(*owners):
+        owned.append(ONE_AT_A_TIME._is_owned())
+        return take(*owners)
+
+    monkeypatch.setattr(StateSnapshot, "take", noting)
+    net = batch_norm_network()
+    ModelFunction(lambda x: net(x))
+    assert list(owned) == [True]

@@ -108,8 +108,8 @@ def gives(batch: TargetBatch, reported: Prediction, group_size: int) -> Tensor:
 def is_rounding_alone(exact: TargetBatch, reported: Prediction, group_size: int) -> Tensor:
     """Where next to nothing is left in float64 of what is ``reported`` in float32, ``[N, K]``.
 
-    Neither in derivatives nor in differences of values, over the size of the input. Where the curvature is nothing
-    else, the slope may be right.
+    Neither of derivatives nor of differences of values, whose step is as long as the input is large. Where the
+    curvature is nothing but rounding, the slope may be right.
 
     Cost: a gradient, an HVP and five values.
     """

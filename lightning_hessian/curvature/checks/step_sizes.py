@@ -40,11 +40,11 @@ class StepSizes:
         self._order = self._orders[order.masked_fill(self._is_short, ORDERS.index(TOO_LONG))]
 
     def of(self, samples: Tensor, i: int) -> Tensor:
-        """Of some samples, after ``i`` others of these steps: h."""
+        """The step of some samples that follows ``i`` others of these."""
         return self._base[samples] * FACTOR ** self._order[samples, i].to(self._base)
 
     def compare_noise(self, first: Differences, second: Differences) -> None:
-        """Changes the order where the second differences show that the noise of the first was none.
+        """Changes the order where the second step shows that what looked like noise at the first was none.
 
         Noise does not depend on the step; what a step is too long for shrinks with it.
         """
